@@ -1,0 +1,190 @@
+"""The world of ranks: who am I, agreeing on things, waiting, and leaving.
+
+Works the same for one process and many, on GPUs (NCCL) and CPUs (gloo). Everything else in the package asks
+this module and never torch.distributed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+POLL_SECONDS = 0.1
+
+
+class World:
+    """The processes of this launch. Built once a process, by `connect`."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.rank: int = accelerator.process_index
+        self.size: int = accelerator.num_processes
+        self.local_rank: int = accelerator.local_process_index
+        self.device: torch.device = accelerator.device
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self._waits = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def threads(self) -> int:
+        """CPU cores for this rank alone."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+
+    # --- agreeing ------------------------------------------------------------------------------
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks (every rank gets it); the tensor itself on one rank."""
+        if self.size == 1:
+            return tensor
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(torch.tensor([int(flag)]))[0] > 0)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. For small control data of our own."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    # --- the shared counter and long waits --------------------------------------------------------
+
+    def store(self) -> dist.Store | None:
+        """The process group's key-value store: reachable without a collective, so without its time-out."""
+        return dist.distributed_c10d._get_default_store() if self.size > 1 else None
+
+    def counter(self, name: str) -> Callable[[], int]:
+        """A function giving 0, 1, 2, ... over all ranks, each number once. `name` must be new every time."""
+        store = self.store()
+        if store is None:
+            numbers = iter(range(sys.maxsize))
+            return lambda: next(numbers)
+        return lambda: store.add(f"dtrain/counter/{name}", 1) - 1
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Run `work` on the main rank while the others wait, however long it takes; every rank gets its result.
+
+        The result must survive JSON. An error on the main rank is raised on every rank, so that all leave together.
+        """
+        self._waits += 1
+        key = f"dtrain/main-first/{self._waits}"
+        store = self.store()
+        if store is None:
+            return work()
+        if self.is_main:
+            try:
+                result = work()
+            except DtrainError as error:
+                store.set(key, json.dumps({"code": error.exit_code}))
+                raise
+            except BaseException:
+                store.set(key, json.dumps({"code": EXIT_FAILED}))
+                raise
+            store.set(key, json.dumps({"code": EXIT_DONE, "result": result}))
+            return result
+        while not store.check([key]):
+            time.sleep(POLL_SECONDS)
+        answer = json.loads(store.get(key))
+        if answer["code"] != EXIT_DONE:
+            error = DtrainError([])  # the main rank tells the user
+            error.exit_code = answer["code"]
+            raise error
+        return answer["result"]
+
+    def wait_for_all(self, name: str) -> None:
+        """A barrier without a time-out, for after work of very different length on each rank."""
+        store = self.store()
+        if store is None:
+            return
+        self._waits += 1
+        key = f"dtrain/wait/{self._waits}/{name}"
+        store.add(key, 1)
+        while store.add(key, 0) < self.size:
+            time.sleep(POLL_SECONDS)
+
+
+def connect(precision: str = "no") -> World:
+    """Join the launch this process belongs to (one process when there was no launcher).
+
+    Raises:
+        DtrainError: where the formed world is not the one that was asked for.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    cpu = not torch.cuda.is_available()
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    handlers = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(minutes=30))]
+    # Without cpu=True Accelerate leaves CPU ranks unconnected, each believing to be alone.
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers if asked > 1 else None)
+    world = World(accelerator)
+    if world.size != asked:
+        raise DtrainError(f"{asked} processes were asked for, but a world of {world.size} formed")
+    if world.size > 1 and not dist.is_initialized():
+        raise DtrainError(f"{world.size} processes were started, but they are not connected")
+    torch.set_num_threads(world.threads)
+    return world
+
+
+@contextmanager
+def inference_threads() -> Iterator[None]:
+    """One thread a matrix product on CPU: its rounding then is the same for any number of ranks and cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def leave(code: int) -> None:
+    """End this process with `code`, without the interpreter's own shutdown.
+
+    With gloo that shutdown aborts about one time in eight ("terminate called without an active exception").
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextmanager
+def leave_together(world: World) -> Iterator[None]:
+    """Let a problem that every rank meets be told once, and let the launcher end ranks that wait for a lost one."""
+    try:
+        yield
+    except DtrainError as error:
+        store = world.store()
+        if store is not None and error.problems:
+            first = store.add("dtrain/problem/" + "|".join(error.problems), 1) == 1
+            if not first:
+                error.problems = []
+        raise

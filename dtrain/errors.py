@@ -1,0 +1,32 @@
+"""The ways a command can end short of success, and the exit code of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler may requeue
+
+
+class DtrainError(Exception):
+    """A failure that is told to the user in plain lines, without a traceback."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class InputError(DtrainError):
+    """Bad input: each problem names a file and line, or the recipe's key, and what is allowed."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class Stopped(DtrainError):
+    """Stopped on request after a complete checkpoint."""
+
+    exit_code = EXIT_STOPPED

@@ -1,0 +1,183 @@
+"""`dtrain run`: group the stages by how they are started, and start `accelerate launch` for each group.
+
+The launcher runs inside this process, so that its workers' exit codes and the user's signals pass through
+unchanged: a worker that ends with 2 or 75 ends the command with 2 or 75, and a signal reaches the workers
+at once, who then write a checkpoint, instead of being killed by the launcher's own shutdown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
+from dtrain.log import say
+from dtrain.recipe.schema import Recipe
+
+STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a group of stages is started."""
+
+    processes: int
+    config: Path | None  # None: one process, no launcher
+
+
+def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
+    """Consecutive stages that are started alike share a launch: starting costs seconds, once."""
+    found: list[tuple[Way, list[str]]] = []
+    for stage in stages:
+        way = way_of(recipe, stage)
+        if found and found[-1][0] == way:
+            found[-1][1].append(stage)
+        else:
+            found.append((way, [stage]))
+    return found
+
+
+def way_of(recipe: Recipe, stage: str) -> Way:
+    """Processes and accelerate config of a stage: the recipe's `launch`, overridden by `launch.stages`."""
+    special = recipe.launch.stages.get(stage)  # type: ignore[call-overload]
+    wanted = (special and special.processes) or recipe.launch.processes
+    processes = _every_device() if wanted == "auto" else int(wanted)
+    config = find_config((special and special.accelerate_config) or recipe.launch.accelerate_config)
+    return Way(processes, config if processes > 1 else None)
+
+
+def find_config(name: str) -> Path:
+    """An accelerate config by its name in `accelerate_configs/`, or by path.
+
+    Raises:
+        InputError: naming the key and the configs there are.
+    """
+    folder = configs_folder()
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise InputError(f"launch.accelerate_config: no config {name!r} (allowed: a path, or one of {names})")
+
+
+def configs_folder() -> Path:
+    """`accelerate_configs/` of a checkout, or the copy installed with the package."""
+    package = Path(__file__).parent
+    beside = package.parent / "accelerate_configs"
+    return beside if beside.is_dir() else package / "accelerate_configs"
+
+
+def _every_device() -> int:
+    """Every GPU, else 2 CPU processes. The driver is asked, so that torch need not be imported."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        found = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
+    else:
+        try:
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
+            found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+        except (OSError, subprocess.SubprocessError):
+            found = []
+    return len(found) or 2
+
+
+def launch(way: Way, arguments: list[str]) -> int:
+    """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code."""
+    forward = _ForwardSignals()
+    try:
+        if way.config is None:
+            return _alone(arguments)
+        return _accelerate(way, arguments)
+    finally:
+        forward.restore()
+
+
+def _alone(arguments: list[str]) -> int:
+    process = subprocess.Popen([sys.executable, "-m", "dtrain", *arguments], start_new_session=True)
+    return _exit_code([process.wait()])
+
+
+def _accelerate(way: Way, arguments: list[str]) -> int:
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = [
+        "--config_file",
+        str(way.config),
+        "--num_processes",
+        str(way.processes),
+        "--main_process_port",
+        "0",
+    ]
+    parsed = launch_command_parser().parse_args([*options, "-m", "dtrain", *arguments])
+    # Its own handlers would turn a signal into a shutdown of 30 s at most; ours pass it on and wait.
+    parsed.signals_to_handle = "SIGQUIT"
+    try:
+        launch_command(parsed)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        killed = [(rank, -f.exitcode) for rank, f in error.failures.items() if f.exitcode < 0]
+        first_rank, first = error.get_first_failure()
+        if first.exitcode < 0:
+            name = signal.Signals(-first.exitcode).name
+            print(
+                f"rank {first_rank} was killed by {name}; `dtrain run` again continues",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif killed and first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
+            codes = [first.exitcode]  # the launcher itself killed the others after this one had left
+        return _exit_code([first.exitcode, *codes])
+    return EXIT_DONE
+
+
+def _exit_code(codes: list[int]) -> int:
+    for code in (EXIT_BAD_INPUT, EXIT_STOPPED):
+        if code in codes:
+            return code
+    return EXIT_DONE if all(code == 0 for code in codes) else EXIT_FAILED
+
+
+class _ForwardSignals:
+    """Pass the user's and the scheduler's signals on to the workers while they run."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {number: signal.signal(number, self._forward) for number in FORWARDED}
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        import psutil
+
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def run_everything(recipe: Recipe, stages: list[str], recipe_argument: str, overrides: list[str]) -> int:
+    """Every stage that is not done, in order, in as few launches as the recipe allows; the exit code."""
+    from dtrain.plan import Plan
+
+    plan = Plan(recipe)
+    ways = groups(recipe, stages)
+    if all(plan.stage_done(stage) for stage in stages):
+        say(f"{plan.folder.root}: nothing to do, every stage is complete ({', '.join(stages)})")
+        return EXIT_DONE
+    for way, group in ways:
+        if all(Plan(recipe).stage_done(stage) for stage in group):
+            say(f"{', '.join(group)}: complete, nothing to do")
+            continue
+        code = launch(way, ["run", recipe_argument, *overrides, "--stages", ",".join(group), "--here"])
+        if code != EXIT_DONE:
+            return code
+    return EXIT_DONE

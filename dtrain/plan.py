@@ -1,0 +1,158 @@
+"""What a recipe will produce, as fingerprints: the identity of every output, known before it exists.
+
+An output is up to date when its folder says it is complete for the fingerprint computed here. Fingerprints
+follow from the recipe and the bytes of the files it names, never from file dates. What cannot change a
+result (names of run folders, checkpoints, number of processes) stays out of them. No torch in here:
+a finished run is recognised in well under a second.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dtrain.recipe.schema import BertSpec, Recipe, Student, Teacher
+from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
+
+FORMAT = 1  # raise when a stage's output changes meaning
+_NO_EFFECT = {"name", "checkpoint_every", "grid"}
+
+
+class Plan:
+    """Fingerprints of one recipe's outputs."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._files: dict[Path, str] = {}
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.recipe.output_dir) / self.recipe.name)
+
+    @cached_property
+    def data(self) -> str:
+        """Rows: their source files, columns, labels, splits and normalisation."""
+        from dtrain.data import source_files
+
+        data = self.recipe.data
+        section = data.model_dump(mode="json", exclude={"vocabulary", "max_length", "workers"})
+        files = [self._file(path) for path in source_files(data)]
+        return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
+
+    def tokenizer(self, name: str) -> str:
+        """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
+        data = self.recipe.data
+        if name == "students":
+            vocabulary = data.vocabulary.model_dump(mode="json")
+            file = self._file(Path(data.vocabulary.file)) if data.vocabulary.file else None
+            return fingerprint("tokenizer", self.data, data.max_length, vocabulary, file)
+        spec = self._member(name).model
+        assert isinstance(spec, BertSpec)
+        parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
+        return fingerprint("tokenizer", self.data, data.max_length, parts)
+
+    def model(self, kind: str, name: str) -> str:
+        """A trained teacher or student (`kind` is 'teachers' or 'students')."""
+        from dtrain.data import tokenizer_name
+
+        member = next(m for m in getattr(self.recipe, kind) if m.name == name)
+        section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})
+        teachers = sorted((t, self.knowledge(t)) for t in getattr(member, "teachers", None) or [])
+        return fingerprint(
+            kind,
+            FORMAT,
+            self.tokenizer(tokenizer_name(member)),
+            section,
+            self._outside(member.model),
+            teachers,
+        )
+
+    def knowledge(self, teacher: str) -> str:
+        """A teacher's stored outputs. The token budget stays in: it decides the rounding of a product."""
+        section = self.recipe.knowledge.model_dump(mode="json")
+        return fingerprint("knowledge", FORMAT, self.model("teachers", teacher), section)
+
+    def evaluation(self, kind: str, name: str) -> str:
+        return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits)
+
+    @cached_property
+    def report(self) -> str:
+        members = [self.evaluation(kind, member.name) for kind, member in self.members()]
+        return fingerprint("report", FORMAT, self.recipe.report.model_dump(mode="json"), self.recipe.name, members)
+
+    def members(self) -> list[tuple[str, Teacher | Student]]:
+        """Every model of the recipe as (kind, member), teachers first."""
+        return [("teachers", t) for t in self.recipe.teachers] + [("students", s) for s in self.recipe.students]
+
+    def needed_teachers(self) -> list[str]:
+        """Teachers whose outputs some student learns from, in recipe order."""
+        used = {name for student in self.recipe.students for name in student.teachers or []}
+        return [teacher.name for teacher in self.recipe.teachers if teacher.name in used]
+
+    def stage_done(self, stage: str) -> bool:
+        """Whether everything that `stage` would write is there for exactly these inputs."""
+        from dtrain.data import tokenizer_name
+
+        folder = self.folder
+        if stage == "prepare":
+            names = {tokenizer_name(member) for _, member in self.members()}
+            encoded = folder.data / "encoded"
+            return is_done(folder.data / "rows", self.data) and all(
+                is_done(encoded / name, self.tokenizer(name)) for name in names
+            )
+        if stage in ("finetune", "distill"):
+            kind = "teachers" if stage == "finetune" else "students"
+            return all(
+                is_done(folder.model(kind, m.name), self.model(kind, m.name))
+                or (kind == "students" and self.diverged(m.name))
+                for m in getattr(self.recipe, kind)
+            )
+        if stage == "precompute":
+            return all(is_done(folder.knowledge(name), self.knowledge(name)) for name in self.needed_teachers())
+        if stage == "evaluate":
+            return all(self.evaluated(kind, m.name) for kind, m in self.members())
+        if stage == "report":
+            return is_done(folder.report, self.report)
+        raise ValueError(stage)
+
+    def diverged(self, student: str) -> bool:
+        """Whether this student ended without a model for a reason that a second try would meet again."""
+        record = _read(self.folder.model("students", student) / "failed.json")
+        return (
+            bool(record) and record.get("fingerprint") == self.model("students", student) and bool(record.get("final"))
+        )
+
+    def evaluated(self, kind: str, name: str) -> bool:
+        if kind == "students" and self.diverged(name):
+            return True
+        record = _read(self.folder.model(kind, name) / "evaluation.json")
+        return bool(record) and record.get("fingerprint") == self.evaluation(kind, name)
+
+    def _member(self, name: str) -> Teacher | Student:
+        return next(member for _, member in self.members() if member.name == name)
+
+    def _file(self, path: Path) -> str:
+        if path not in self._files:
+            self._files[path] = file_fingerprint(path)
+        return self._files[path]
+
+    def _outside(self, spec: Any) -> list[str]:
+        """Bytes of the files that a model section names; a hub name stands for itself."""
+        found: list[str] = []
+        for name in (getattr(spec, "pretrained", None), getattr(spec, "vocabulary", None)):
+            path = Path(name) if name else None
+            if path is None or not path.exists():
+                continue
+            files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+            found += [f"{p.name}:{self._file(p)}" for p in files]
+        return found
+
+
+def _read(path: Path) -> Any:
+    from dtrain.runfolder import read_json
+
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None

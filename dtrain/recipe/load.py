@@ -1,0 +1,436 @@
+"""From a file and `key.path=value` overrides to a checked Recipe, with errors that name line and key.
+
+YAML text -> nodes (for lines) + plain values -> overrides -> schema -> grid expansion -> cross checks
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dtrain.errors import InputError
+from dtrain.recipe.schema import LossSpec, ModelSpec, Recipe, Student, Teacher
+
+Key = tuple[str | int, ...]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with the package."""
+    folder = Path(str(resources.files("dtrain") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of RECIPE: a path, or a shipped name. Raises InputError naming the shipped ones."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder, not a recipe file")
+    near = difflib.get_close_matches(name, shipped, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name}: no such file, and no shipped recipe of that name{hint} (shipped: {', '.join(shipped)})")
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read, override, check and expand RECIPE.
+
+    Raises:
+        InputError: one line per problem, each naming the file with its line, or the override, and the key.
+    """
+    path = find_recipe(name)
+    values, lines = _read_yaml(path)
+    overridden = [_apply_override(values, text) for text in overrides or []]
+
+    def place(key: Key) -> str:
+        for number, changed in enumerate(overridden):
+            if key[: len(changed)] == changed:
+                return f"override {(overrides or [])[number]!r}"
+        line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
+        return f"{path}:{line}"
+
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError([_explain(problem, values, place) for problem in _without_echoes(error)]) from None
+    problems: list[str] = []
+    teachers = list(_expand(recipe.teachers, "teachers", place, problems))
+    students = list(_expand(recipe.students, "students", place, problems))
+    recipe.teachers = [teacher for _, teacher in teachers]
+    recipe.students = [student for _, student in students]
+    if not problems:
+        _resolve(recipe, [index for index, _ in students], place, problems)
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))  # members of a grid share their problems
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; loading it again gives an equal Recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, reading 1e-3 as a number (YAML 1.2), where YAML 1.1 wants 1.0e-3."""
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+
+
+# --- YAML with the line of every key ---------------------------------------------------------------
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not valid UTF-8 (byte {error.object[error.start]:#04x})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        values = _parse(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        # A ValueError comes from a scalar that looks like a date but is none.
+        raise InputError(f"{path}:1: not valid YAML: {' '.join(str(error).split())}") from None
+    if root is None or values is None:
+        raise InputError(f"{path}:1: the recipe is empty")
+    if not isinstance(values, dict):
+        raise InputError(f"{path}:1: a recipe is a mapping of keys, found {_kind(values)}")
+    lines: dict[Key, int] = {}
+    _collect_lines(root, (), lines, path)
+    return values, lines
+
+
+def _collect_lines(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode):
+                raise InputError(f"{path}:{line}: a key must be a plain word")
+            if name.value in seen:
+                where = ".".join(map(str, (*key, name.value)))
+                raise InputError(f"{path}:{line}: {where}: given twice (first in line {seen[name.value]})")
+            seen[name.value] = line
+            lines[(*key, name.value)] = line
+            _collect_lines(value, (*key, name.value), lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _collect_lines(item, (*key, index), lines, path)
+
+
+# --- overrides -------------------------------------------------------------------------------------
+
+
+def _apply_override(values: dict[str, Any], text: str) -> Key:
+    """Set one `key.path=value` in place and return the key; list members go by number or by name."""
+    path, equals, raw = text.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"override {text!r}: must have the form key.path=value")
+    try:
+        value = _parse(raw)
+    except (yaml.YAMLError, ValueError):
+        raise InputError(f"override {text!r}: the value is not valid YAML") from None
+    node: Any = values
+    key: list[str | int] = []
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            index = _member(node, part)
+            if index is None:
+                names = [m["name"] for m in node if isinstance(m, dict) and "name" in m]
+                allowed = ", ".join(map(str, names)) if names else "none"
+                numbers = f" or a number under {len(node)}" if node else ""
+                raise InputError(
+                    f"override {text!r}: {'.'.join(map(str, key))} has no member {part!r} (allowed: {allowed}{numbers})"
+                )
+            key.append(index)
+            if last:
+                node[index] = value
+            else:
+                node = node[index]
+        elif isinstance(node, dict):
+            # `grid` keys and `optimizer.modules` keys hold dots themselves: the rest of the path is one key.
+            if part in ("grid", "modules") and not last:
+                inner = node.setdefault(part, {})
+                rest = ".".join(parts[depth + 1 :])
+                if not isinstance(inner, dict):
+                    raise InputError(f"override {text!r}: {part} is not a mapping in the recipe")
+                inner[rest] = value
+                return (*key, part, rest)
+            key.append(part)
+            if last:
+                node[part] = value
+            else:
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+        else:
+            raise InputError(f"override {text!r}: {'.'.join(map(str, key))} is {_kind(node)} and has no keys")
+    return tuple(key)
+
+
+def _member(items: list[Any], part: str) -> int | None:
+    if re.fullmatch(r"[0-9]+", part):
+        return int(part) if int(part) < len(items) else None
+    return next((i for i, m in enumerate(items) if isinstance(m, dict) and m.get("name") == part), None)
+
+
+# --- explaining the schema's errors ----------------------------------------------------------------
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true/false", type(None): "nothing"}
+    return names.get(type(value), f"{value!r}")
+
+
+def _without_echoes(error: ValidationError) -> Iterator[dict[str, Any]]:
+    """One problem per place: a union (a number or a word) reports every alternative that it tried."""
+    by_place: dict[Key, list[dict[str, Any]]] = {}
+    for problem in error.errors():
+        key = tuple(part for part in problem["loc"] if not _is_tag(part))
+        by_place.setdefault(key, []).append({**problem, "loc": key})
+    for key, group in by_place.items():
+        first = group[0]
+        if len(group) > 1 and len({p["msg"] for p in group}) > 1:
+            first["msg"] = ", or ".join(p["msg"][0].lower() + p["msg"][1:] for p in group)
+        yield {**first, "loc": key}
+
+
+_TAGS = {
+    "bert",
+    "bilstm",
+    "textcnn",
+    "int",
+    "str",
+    "constrained-int",
+    "constrained-str",
+    "list[str]",
+    "float",
+}
+
+
+def _is_tag(part: Any) -> bool:
+    """Pydantic puts the chosen alternative of a union into the path; it is no key of the recipe."""
+    return isinstance(part, str) and (part in _TAGS or "[" in part)
+
+
+def _fields_at(key: Key, root: Any) -> list[str]:
+    """The keys that the schema of `root` allows at a place."""
+    model: Any = root
+    for part in key:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        model = _section(annotation)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [s for s in map(_section, get_args(annotation)) if s is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _explain(problem: dict[str, Any], values: Any, place: Any, root: Any = Recipe) -> str:
+    key: Key = problem["loc"]
+    dotted = ".".join(map(str, key)) or "recipe"
+    kind, message, found = problem["type"], problem["msg"], problem.get("input")
+    context = problem.get("ctx", {})
+    shown = f", found {found!r}" if isinstance(found, str | int | float) else f", found {_kind(found)}"
+    if kind == "extra_forbidden":
+        allowed = _fields_at(key[:-1], root) or _spec_fields(values, key[:-1])
+        near = difflib.get_close_matches(str(key[-1]), allowed, 1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        text = f"unknown key{hint} (allowed: {', '.join(allowed)})"
+    elif kind == "missing":
+        text = "is missing"
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        dotted += ".type"
+        allowed_types = context.get("expected_tags", ", ".join(map(repr, sorted(model_types()))))
+        found_type = context.get("tag")
+        near = difflib.get_close_matches(str(found_type), model_types(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        text = f"allowed: {allowed_types}" + (f", found {found_type!r}{hint}" if found_type else ", found nothing")
+    elif kind == "literal_error":
+        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", context.get("expected", "")), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        text = f"allowed: {context.get('expected')}{shown}{hint}"
+    elif kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        # A check over several keys names its key itself.
+        name, colon, rest = text.partition(": ")
+        if colon and re.fullmatch(r"[a-z_.]+", name):
+            dotted, text = f"{dotted}.{name}", rest
+            key = (*key, *name.split("."))
+    else:
+        text = message[0].lower() + message[1:] + shown
+    return f"{place(key)}: {dotted}: {text}"
+
+
+def model_types() -> dict[str, type[BaseModel]]:
+    """`model.type` names and their schema sections."""
+    union = get_args(get_args(ModelSpec)[0])
+    return {get_args(spec.model_fields["type"].annotation)[0]: spec for spec in union}
+
+
+def _spec_fields(values: Any, key: Key) -> list[str]:
+    """The keys of a model section, which depend on its `type`."""
+    node = values
+    for part in key:
+        node = node[part]
+    spec = model_types().get(node.get("type")) if isinstance(node, dict) else None
+    return list(spec.model_fields) if spec else []
+
+
+# --- grid expansion and checks across sections -----------------------------------------------------
+
+
+def _expand(members: list[Any], section: str, place: Any, problems: list[str]) -> Iterator[tuple[int, Any]]:
+    """Every member of a section with the number it has in the file."""
+    seen: dict[str, int] = {}
+    for index, member in enumerate(members):
+        for expanded in _grid(member, (section, index), place, problems):
+            if expanded.name in seen:
+                where = f"{place((section, index, 'name'))}: {section}.{index}.name"
+                problems.append(f"{where}: {expanded.name!r} is already the name of {section}.{seen[expanded.name]}")
+                continue
+            seen[expanded.name] = index
+            yield index, expanded
+
+
+def _grid(member: Any, key: Key, place: Any, problems: list[str]) -> Iterator[Any]:
+    if not member.grid:
+        yield member
+        return
+    axes = list(member.grid.items())
+    short = [axis.split(".")[-1] for axis, _ in axes]
+    labels = [s if short.count(s) == 1 else axis for s, (axis, _) in zip(short, axes, strict=True)]
+    base = member.model_dump(mode="json", exclude={"grid"}, exclude_unset=True)
+    for number, chosen in enumerate(itertools.product(*(choices for _, choices in axes))):
+        values = copy.deepcopy(base)
+        parts = []
+        for (axis, _), label, value in zip(axes, labels, chosen, strict=True):
+            dotted = ".".join(map(str, (*key, "grid", axis)))
+            if axis in ("name", "grid"):
+                problems.append(f"{place((*key, 'grid', axis))}: {dotted}: cannot vary {axis!r}")
+                return
+            try:
+                _apply_override(
+                    values,
+                    f"{axis}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10))}",
+                )
+            except InputError as error:
+                problems.append(f"{place((*key, 'grid', axis))}: {dotted}: {error.problems[0].split(': ', 1)[1]}")
+                return
+            parts.append(f"{label}{_word(value)}")
+        values["name"] = "-".join([member.name, *parts])[:120]
+        try:
+            yield type(member).model_validate(values)
+        except ValidationError as error:
+            for problem in _without_echoes(error):
+                line = _explain(problem, values, lambda k: place((*key, "grid")), type(member))
+                where, dotted, text = line.split(": ", 2)
+                problems.append(f"{where}: {'.'.join(map(str, key))}.grid (member {number}): {dotted}: {text}")
+            return
+
+
+def _word(value: Any) -> str:
+    """A grid value as a part of a folder name."""
+    if isinstance(value, float | int | str):
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True)
+    return re.sub(r"[^A-Za-z0-9._+]+", "_", text).strip("_") or "empty"
+
+
+def _resolve(recipe: Recipe, numbers: list[int], place: Any, problems: list[str]) -> None:
+    """Fill what depends on other sections, and check it."""
+    names = [teacher.name for teacher in recipe.teachers]
+    members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
+    for member in members:
+        member.seed = recipe.seed if member.seed is None else member.seed
+        if member.batch_size is None and member.batch_tokens is None:
+            member.batch_size = 32
+    for index, student in zip(numbers, recipe.students, strict=True):
+        key: Key = ("students", index)
+        dotted = f"students.{index}"
+        known = len(problems)
+        student.teachers = _chosen(student.teachers, names, f"{place((*key, 'teachers'))}: {dotted}.teachers", problems)
+        if student.losses is None:
+            hard = LossSpec(type="cross_entropy", weight=0.5 if student.teachers else 1.0)
+            soft = LossSpec.model_validate({"type": "soft_targets", "weight": 0.5, "temperature": 2.0})
+            student.losses = [hard, soft] if student.teachers else [hard]
+        if student.rows is None:
+            student.rows = ["train", "transfer"] if student.teachers and recipe.data.transfer else ["train"]
+        if "transfer" in student.rows and not recipe.data.transfer:
+            problems.append(f"{place((*key, 'rows'))}: {dotted}.rows: 'transfer' needs data.transfer")
+        if len(problems) == known:
+            _check_losses(student, key, dotted, place, problems)
+
+
+def _chosen(patterns: list[str] | None, names: list[str], where: str, problems: list[str]) -> list[str]:
+    if patterns is None:
+        return list(names)
+    chosen: list[str] = []
+    for pattern in patterns:
+        # A teacher with a grid is also known by the name it had before the expansion.
+        matched = [n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(pattern + "-")]
+        if not matched:
+            near = difflib.get_close_matches(pattern, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(
+                f"{where}: no teacher {pattern!r}{hint} (allowed: {', '.join(names) or 'none are defined'})"
+            )
+        chosen += [n for n in matched if n not in chosen]
+    return chosen
+
+
+def _check_losses(student: Student, key: Key, dotted: str, place: Any, problems: list[str]) -> None:
+    from dtrain.losses import needs_teachers
+
+    assert student.losses is not None and student.teachers is not None
+    if all(loss.weight == 0 for loss in student.losses):
+        problems.append(f"{place((*key, 'losses'))}: {dotted}.losses: every weight is 0")
+    for number, loss in enumerate(student.losses):
+        where = f"{place((*key, 'losses', number))}: {dotted}.losses.{number} ({loss.type})"
+        if not needs_teachers(loss.type):
+            if loss.teachers:
+                problems.append(f"{where}: takes no teachers")
+        elif not student.teachers:
+            problems.append(f"{where}: needs a teacher, and the student has none")
+        else:
+            loss.teachers = _chosen(loss.teachers, student.teachers, f"{where}.teachers", problems)
+    if student.rows == ["transfer"] and not any(needs_teachers(loss.type) for loss in student.losses):
+        problems.append(
+            f"{place((*key, 'rows'))}: {dotted}.rows: transfer rows have no labels for {student.losses[0].type}"
+        )

@@ -1,0 +1,298 @@
+"""The recipe's closed schema: every key, its type, its range and its default.
+
+Only what a key *is* lives here; reading files and overrides is `load.py`. Nothing heavy is imported,
+except that the parameters of losses are checked against the functions that implement them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
+Paths = list[str]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
+
+
+class Closed(BaseModel):
+    """A section in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
+
+
+def check_name(name: str) -> str:
+    if not NAME.fullmatch(name) or len(name) > 120:
+        raise ValueError(
+            "must be at most 120 letters, digits, '.', '_', '-', '=', '+', starting with a letter or digit"
+        )
+    return name
+
+
+class Columns(Closed):
+    """Where a row's parts are: names (JSON keys, header names) or numbers from 0 (no header)."""
+
+    text: Column = "text"
+    text_b: Column | None = None
+    label: Column = "label"
+    id: Column | None = None
+
+
+class Split(Closed):
+    """Shares cut off the training rows, stratified by label, for each part that has no file."""
+
+    valid: Share = 0.1
+    test: Share = 0.0
+
+    @model_validator(mode="after")
+    def leaves_something(self) -> Split:
+        if self.valid + self.test >= 1.0:
+            raise ValueError(f"valid + test is {self.valid + self.test:g}; it must leave training rows (be under 1)")
+        return self
+
+
+class Normalization(Closed):
+    """What is done to every text, in this order; part of the identity of data and stores."""
+
+    simplify: bool = True  # traditional -> simplified Chinese
+    half_width: bool = True  # full-width -> half-width forms
+    control: bool = True  # drop control and zero-width characters
+    whitespace: bool = True  # runs of white space -> one space, ends stripped
+    lower: bool = True
+
+
+class Vocabulary(Closed):
+    """The students' vocabulary, counted on training and transfer text or given as a file."""
+
+    unit: Literal["character", "word"] = "character"
+    min_count: PositiveInt = 3
+    max_size: Annotated[int, Field(ge=8)] | None = None
+    file: str | None = None
+
+
+class Data(Closed):
+    task: Literal["classification", "pairs"] = "classification"
+    train: Paths
+    valid: Paths = []
+    test: Paths = []
+    transfer: Paths = []  # unlabelled rows for students to learn the teachers' outputs on
+    format: Literal["auto", "jsonl", "tsv", "csv", "lines", "dataset"] = "auto"
+    header: bool = True
+    columns: Columns = Columns()
+    labels: list[str] | str | None = None  # the label map in order: a list, or a file of one a line
+    split: Split = Split()
+    normalize: Normalization = Normalization()
+    vocabulary: Vocabulary = Vocabulary()
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    workers: PositiveInt | Literal["auto"] = "auto"
+
+    @field_validator("train", "valid", "test", "transfer", mode="before")
+    @classmethod
+    def one_or_many(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def labels_differ(cls, value: list[str] | str | None) -> list[str] | str | None:
+        if isinstance(value, list):
+            if len(value) < 2:
+                raise ValueError(f"{len(value)} label(s) given; classification needs at least 2")
+            twice = sorted({label for label in value if value.count(label) > 1})
+            if twice:
+                raise ValueError(f"label {twice[0]!r} is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def consistent(self) -> Data:
+        if not self.train:
+            raise ValueError("train: no file given")
+        if self.task == "pairs" and self.columns.text_b is None:
+            raise ValueError("columns.text_b: must name the second text for task 'pairs'")
+        if self.task != "pairs" and self.columns.text_b is not None:
+            raise ValueError("columns.text_b: is only for task 'pairs'")
+        return self
+
+
+class BertSpec(Closed):
+    """BERT: `pretrained` (a folder or a hub name), or from scratch by `size` or by explicit shape."""
+
+    type: Literal["bert"]
+    pretrained: str | None = None
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "mini"
+    hidden: PositiveInt | None = None
+    layers: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    intermediate: PositiveInt | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    vocabulary: str | None = None  # vocab.txt; else WordPiece is trained on the training text
+    vocabulary_size: Annotated[int, Field(ge=100)] = 8000
+
+    @model_validator(mode="after")
+    def scratch_or_pretrained(self) -> BertSpec:
+        given = [
+            k
+            for k in ("size", "hidden", "layers", "heads", "intermediate", "vocabulary", "vocabulary_size")
+            if k in self.model_fields_set
+        ]
+        if self.pretrained and given:
+            raise ValueError(f"pretrained and {given[0]} exclude each other: a pretrained model brings its own")
+        return self
+
+
+class BiLSTMSpec(Closed):
+    """Embedding -> bidirectional LSTM -> tanh of the two final states (or pooled states) -> linear."""
+
+    type: Literal["bilstm"]
+    embedding: PositiveInt = 512
+    hidden: PositiveInt = 512
+    layers: PositiveInt = 1
+    pooling: Literal["final", "max", "mean"] = "final"
+    dropout: Share = 0.0
+
+
+class TextCNNSpec(Closed):
+    """Kim 2014: embedding -> convolutions of several widths -> max over time -> dropout -> linear."""
+
+    type: Literal["textcnn"]
+    embedding: PositiveInt = 300
+    filters: PositiveInt = 256
+    widths: Annotated[list[PositiveInt], Field(min_length=1)] = [2, 3, 4]
+    dropout: Share = 0.5
+
+
+ModelSpec = Annotated[BertSpec | BiLSTMSpec | TextCNNSpec, Field(discriminator="type")]
+
+
+class OptimizerSpec(Closed):
+    """`modules` gives parameters whose name starts with a prefix a rate of their own."""
+
+    type: Literal["adamw", "lamb", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Positive | None = None  # default: 1e-8, lamb 1e-6
+    weight_decay: NonNegative = 0.01
+    momentum: Probability = 0.9  # sgd only
+    modules: dict[str, Positive] = {}
+
+
+class ScheduleSpec(Closed):
+    """Warm-up (a share of all steps when under 1, else steps), then the named decay to `floor` x lr."""
+
+    type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: NonNegative = 0.1
+    floor: Probability = 0.0
+
+
+class LossSpec(BaseModel):
+    """One term of a weighted sum; keys beyond these are the loss function's own parameters."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    type: str
+    weight: NonNegative = 1.0
+    teachers: Annotated[list[str], Field(min_length=1)] | None = None  # default: all of the student's
+
+    @model_validator(mode="after")
+    def known_loss(self) -> LossSpec:
+        from dtrain.losses import check_loss, coerce_parameters
+
+        check_loss(self.type, self.model_extra or {})
+        self.__pydantic_extra__ = coerce_parameters(self.type, self.model_extra or {})
+        return self
+
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TrainSpec(Closed):
+    """What teachers and students share: how a model is trained."""
+
+    name: str
+    model: ModelSpec
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # default: the recipe's
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks; default 32
+    batch_tokens: PositiveInt | None = None  # or padded tokens per step over all ranks
+    accumulation: PositiveInt = 1  # micro-batches a rank per step
+    clip: Positive | None = 1.0  # global gradient norm
+    precision: Precision = "auto"
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    evaluate_every: PositiveInt | None = None  # steps; default: once an epoch
+    metric: Literal["accuracy", "f1", "f1_weighted", "loss"] = "accuracy"
+    patience: PositiveInt | None = None  # evaluations without a better score
+    checkpoint_every: PositiveInt | None = None  # steps; default: once an epoch
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    _name = field_validator("name")(check_name)
+
+    @model_validator(mode="after")
+    def one_batch_size(self) -> TrainSpec:
+        if self.batch_size and self.batch_tokens:
+            raise ValueError("batch_size and batch_tokens exclude each other")
+        return self
+
+
+class Teacher(TrainSpec):
+    """A model trained on the labels; its outputs become the knowledge."""
+
+    label_smoothing: Share = 0.0
+
+
+class Student(TrainSpec):
+    """A model trained on labels and teachers' outputs; without teachers it is a from-scratch baseline."""
+
+    teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None  # names or patterns; default all; [] none
+    rows: Annotated[list[Literal["train", "transfer"]], Field(min_length=1)] | None = None
+    losses: Annotated[list[LossSpec], Field(min_length=1)] | None = None
+
+
+class Knowledge(Closed):
+    """What of the teachers' outputs is stored, and how it is computed."""
+
+    outputs: Annotated[list[Literal["logits"]], Field(min_length=1)] = ["logits"]
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "auto"
+    shard_rows: PositiveInt = 4096
+    batch_tokens: PositiveInt = 4096
+
+
+class StageLaunch(Closed):
+    processes: PositiveInt | Literal["auto"] | None = None
+    accelerate_config: str | None = None
+
+
+class Launch(Closed):
+    """How `dtrain run` starts processes; `stages` overrides it for single stages."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"  # auto: every GPU, else 2 CPU processes
+    accelerate_config: str = "ddp"  # a file of accelerate_configs/ by name, or a path
+    stages: dict[Literal["prepare", "finetune", "precompute", "distill", "evaluate", "report"], StageLaunch] = {}
+
+
+class Report(Closed):
+    latency: bool = True  # rows a second at batch 1 and 64
+    splits: Annotated[list[Literal["valid", "test"]], Field(min_length=1)] = ["valid", "test"]
+
+
+class Recipe(Closed):
+    """A whole experiment, from raw text to distilled students."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    output_dir: str = "runs"
+    data: Data
+    teachers: list[Teacher] = []
+    knowledge: Knowledge = Knowledge()
+    students: list[Student] = []
+    launch: Launch = Launch()
+    report: Report = Report()
+
+    _name = field_validator("name")(check_name)

@@ -1,0 +1,153 @@
+"""The run folder: where things are, and how they get their final names.
+
+A file or folder under its final name is complete: it is written aside, flushed and renamed. What a crash
+leaves has a name starting with `.tmp-` and is removed by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ASIDE = ".tmp-"
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run (`<output_dir>/<name>/`)."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    def model(self, kind: str, name: str) -> Path:
+        """`kind` is 'teachers' or 'students'."""
+        return self.root / kind / name
+
+    def knowledge(self, teacher: str) -> Path:
+        return self.root / "knowledge" / teacher
+
+    def tensorboard(self, *parts: str) -> Path:
+        return self.root.joinpath("tensorboard", *parts)
+
+    def checkpoints(self, *parts: str) -> Path:
+        return self.root.joinpath("checkpoints", *parts)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[Any]:
+    """Open a file that appears under `path` only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{ASIDE}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def publish_folder(final: Path) -> Iterator[Path]:
+    """Fill a folder aside; when the block ends without an error it replaces `final` as a whole."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f"{ASIDE}{final.name}-{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        yield aside
+        fsync_tree(aside)
+        if final.exists():
+            # Two renames: between them the folder is absent, never half-written.
+            old = final.with_name(f"{ASIDE}old-{final.name}-{uuid.uuid4().hex[:8]}")
+            final.rename(old)
+            aside.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            aside.rename(final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    fsync_folder(final.parent)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what an earlier crash left aside anywhere under `root`."""
+    for path in sorted(root.rglob(f"{ASIDE}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def fingerprint(*values: Any) -> str:
+    """sha256 (first 32 hex digits) of JSON-able values; equal values give equal fingerprints anywhere."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mark_done(folder: Path, identity: str, files: list[str] | None = None) -> None:
+    """Record in `folder` that it is complete for the inputs named by `identity`; written last."""
+    names = files if files is not None else [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    sizes = {name: (folder / name).stat().st_size for name in sorted(names) if name != DONE}
+    write_json(folder / DONE, {"fingerprint": identity, "files": sizes})
+
+
+def is_done(folder: Path, identity: str) -> bool:
+    """Whether `folder` is complete for exactly these inputs: same fingerprint, every file there in full size."""
+    try:
+        record = read_json(folder / DONE)
+        return record["fingerprint"] == identity and all(
+            (folder / name).stat().st_size == size for name, size in record["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
