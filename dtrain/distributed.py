@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from dtrain.training.stop import StopRequest
+
 T = TypeVar("T")
 POLL_SECONDS = 0.1
 
@@ -39,6 +41,7 @@ class World:
         self.local_rank: int = accelerator.local_process_index
         self.device: torch.device = accelerator.device
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self.stop: StopRequest | None = None  # set by who runs stages
         self._waits = 0
 
     @property
@@ -71,9 +74,9 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop; no collective, so ranks may learn of it at different times."""
+        return self.stop is not None and self.stop.anywhere()
 
     # --- the shared counter and long waits --------------------------------------------------------
 
@@ -114,9 +117,9 @@ class World:
             time.sleep(POLL_SECONDS)
         answer = json.loads(store.get(key))
         if answer["code"] != EXIT_DONE:
-            error = DtrainError([])  # the main rank tells the user
-            error.exit_code = answer["code"]
-            raise error
+            followed = DtrainError([])  # the main rank tells the user
+            followed.exit_code = answer["code"]
+            raise followed
         return answer["result"]
 
     def wait_for_all(self, name: str) -> None:

@@ -42,10 +42,12 @@ class Plan:
 
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
+        from dtrain.data import resolve_path
+
         data = self.recipe.data
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
-            file = self._file(Path(data.vocabulary.file)) if data.vocabulary.file else None
+            file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
             return fingerprint("tokenizer", self.data, data.max_length, vocabulary, file)
         spec = self._member(name).model
         assert isinstance(spec, BertSpec)
@@ -139,9 +141,11 @@ class Plan:
 
     def _outside(self, spec: Any) -> list[str]:
         """Bytes of the files that a model section names; a hub name stands for itself."""
+        from dtrain.data import resolve_path
+
         found: list[str] = []
         for name in (getattr(spec, "pretrained", None), getattr(spec, "vocabulary", None)):
-            path = Path(name) if name else None
+            path = resolve_path(name) if name else None
             if path is None or not path.exists():
                 continue
             files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]

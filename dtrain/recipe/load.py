@@ -92,7 +92,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    return yaml.load(text, Loader=_Loader)  # a safe loader
 
 
 # --- YAML with the line of every key ---------------------------------------------------------------
@@ -308,7 +308,7 @@ def _spec_fields(values: Any, key: Key) -> list[str]:
     node = values
     for part in key:
         node = node[part]
-    spec = model_types().get(node.get("type")) if isinstance(node, dict) else None
+    spec = model_types().get(str(node.get("type"))) if isinstance(node, dict) else None
     return list(spec.model_fields) if spec else []
 
 

@@ -1,0 +1,70 @@
+"""From files of text to rows with ids, and from rows to batches of token ids.
+
+    files -> records -> sources -> labels, splits -> corpus      read and checked whole, before anything is written
+    corpus -> normalize -> rows/ -> tokenizers -> encode -> encoded/<tokenizer>/         (stages/prepare.py)
+    encoded/ -> dataset.Part -> batching -> tensors                                      (training, inference)
+
+What is on disk under `<run>/data/`:
+
+    rows/<part>/                 id, key, text, (text_b,) label, file, line; parts are train, valid, test, transfer
+    rows/data.json               labels in order, rows and labels per part, files, normalisation, fingerprint
+    tokenizers/<tokenizer>/      a Hugging Face tokenizer folder
+    encoded/<tokenizer>/<part>/  id, input_ids (, token_type_ids)
+    encoded/<tokenizer>/encoded.json   vocabulary size, pad id, max_length, rows cut, fingerprints
+
+`rows/done.json` vouches for the rows, `encoded/<tokenizer>/done.json` for the encoded parts and their tokenizer,
+so that a change of one tokenizer re-encodes for that one alone.
+
+Importing this package or its readers needs no torch: the launching process checks sources with them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dtrain.data.batching import inference_batches, share_of, training_batches
+    from dtrain.data.corpus import check_sources
+    from dtrain.data.dataset import Part, PreparedData, encode_texts
+    from dtrain.data.files import resolve_path, source_files
+    from dtrain.data.normalize import Normalizer
+    from dtrain.data.tokenizers import check_tokenizers, tokenizer_name
+
+_HOMES = {
+    "inference_batches": "batching",
+    "share_of": "batching",
+    "training_batches": "batching",
+    "check_sources": "corpus",
+    "Part": "dataset",
+    "PreparedData": "dataset",
+    "encode_texts": "dataset",
+    "resolve_path": "files",
+    "source_files": "files",
+    "Normalizer": "normalize",
+    "check_tokenizers": "tokenizers",
+    "tokenizer_name": "tokenizers",
+}
+
+__all__ = [
+    "Normalizer",
+    "Part",
+    "PreparedData",
+    "check_sources",
+    "check_tokenizers",
+    "encode_texts",
+    "inference_batches",
+    "resolve_path",
+    "share_of",
+    "source_files",
+    "tokenizer_name",
+    "training_batches",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for and nothing else: `dtrain check` starts in a blink."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

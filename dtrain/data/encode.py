@@ -1,0 +1,46 @@
+"""Texts to token ids: truncated, with a tokenizer's own special tokens, never padded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass
+class Encoded:
+    """A batch: token ids and token types (None where the model takes none) a row; whether a row was cut."""
+
+    ids: list[list[int]]
+    types: list[list[int]] | None
+    cut: list[bool]
+
+
+class Encoder:
+    """Calls as `encoder(texts, texts_b) -> Encoded`; can be sent to worker processes.
+
+    Pairs are truncated longest first to `max_length` tokens in all. Special tokens are never read from text: a
+    title that spells "[SEP]" stays a title. A row without any token becomes one [UNK], so that none is empty.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int, pairs: bool) -> None:
+        from tokenizers import Tokenizer
+
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_padding()
+        self.backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+        self.unknown: int = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
+        self.types = pairs and "token_type_ids" in tokenizer.model_input_names
+
+    def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> Encoded:
+        # Set here, because it does not survive the way to a worker process.
+        self.backend.encode_special_tokens = True
+        batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
+        encodings = self.backend.encode_batch(batch)
+        return Encoded(
+            ids=[encoding.ids or [self.unknown] for encoding in encodings],
+            types=[encoding.type_ids or [0] for encoding in encodings] if self.types else None,
+            cut=[bool(encoding.overflowing) for encoding in encodings],
+        )

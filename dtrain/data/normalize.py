@@ -1,0 +1,60 @@
+"""Normalisation of text: the same for training rows, transfer rows and new text to predict."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from functools import cache
+
+import opencc
+
+from dtrain.recipe.schema import Normalization
+
+# Full-width ASCII forms, the ideographic space, and the full-width signs that have a half-width twin.
+HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+HALF_WIDTH |= dict(zip(range(0xFFE0, 0xFFE7), map(ord, "¢£¬¯¦¥₩"), strict=True))
+SPACES = re.compile(r"\s+")
+
+
+class Normalizer:
+    """Calls as `normalizer(text) -> str`; the steps and their order are those of the recipe's section."""
+
+    def __init__(self, spec: Normalization) -> None:
+        self.spec = spec
+        table: dict[int, int | None] = {}
+        if spec.half_width:
+            table |= HALF_WIDTH
+        if spec.control:
+            table |= dict.fromkeys(_invisible())
+        self.table = table
+
+    def __call__(self, text: str) -> str:
+        spec = self.spec
+        if spec.simplify:
+            text = _converter().convert(text)
+        if self.table:
+            text = text.translate(self.table)
+        if spec.whitespace:
+            text = SPACES.sub(" ", text).strip()
+        return text.lower() if spec.lower else text
+
+
+@cache
+def _converter() -> opencc.OpenCC:
+    # One a process, and never part of a Normalizer's state: it cannot be sent to worker processes.
+    return opencc.OpenCC("t2s")
+
+
+@cache
+def _invisible() -> tuple[int, ...]:
+    """Control and format characters (zero-width, direction, soft hyphen, byte-order mark) and variation selectors.
+
+    Controls that are white space (tab, line feed, ...) are left to the white-space step.
+    """
+    hidden = [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        if unicodedata.category(character) in ("Cc", "Cf") and not character.isspace():
+            hidden.append(code)
+    return tuple(hidden)

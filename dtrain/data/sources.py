@@ -1,0 +1,172 @@
+"""From records to rows: every text and label is looked at once, before anything is written."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from dtrain.data.files import Source
+from dtrain.data.problems import Problems
+from dtrain.data.records import Record, kind_of, missing_column, read_records
+from dtrain.recipe.schema import Column, Data
+
+
+@dataclass
+class Rows:
+    """The rows of one part, a list a column. `label` is None where a row has none; `key` is the user's id."""
+
+    text: list[str] = field(default_factory=list)
+    text_b: list[str] = field(default_factory=list)  # pairs only, else empty
+    label: list[str | None] = field(default_factory=list)
+    key: list[str] = field(default_factory=list)
+    file: array[int] = field(default_factory=lambda: array("i"))
+    line: array[int] = field(default_factory=lambda: array("i"))
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def take(self, index: list[int]) -> Rows:
+        """The rows at `index`, in that order."""
+        return Rows(
+            text=[self.text[i] for i in index],
+            text_b=[self.text_b[i] for i in index] if self.text_b else [],
+            label=[self.label[i] for i in index],
+            key=[self.key[i] for i in index],
+            file=array("i", [self.file[i] for i in index]),
+            line=array("i", [self.line[i] for i in index]),
+        )
+
+
+def read_rows(data: Data, sources: list[Source], files: list[str], problems: Problems) -> dict[str, Rows]:
+    """Every source's rows by part; `file` counts in `files`. Problems with rows are collected.
+
+    Raises:
+        InputError: where a column's name or number does not fit a file's format, or a file holds no rows.
+    """
+    for source in sources:
+        _check_columns(data, source, problems)
+    problems.raise_if_any()
+    parts: dict[str, Rows] = {}
+    seen: dict[str, dict[str, str]] = {}
+    has_id = False
+    for source in sources:
+        rows = parts.setdefault(source.part, Rows())
+        reader = _Reader(data, source, files.index(source.name), rows, seen.setdefault(source.part, {}), problems)
+        reader.read()
+        has_id |= bool(reader.has_id)
+    if data.columns.id is not None and not has_id and not problems.lines:
+        problems.add(f"data.columns.id: no file has a column {data.columns.id!r}")
+    return parts
+
+
+def _check_columns(data: Data, source: Source, problems: Problems) -> None:
+    """Numbers go with tables without a header, names with everything else."""
+    if source.format == "lines":
+        if data.task == "pairs":
+            problems.add(f"{source.key}: {source.name}: plain lines hold one text, and task 'pairs' needs two")
+        return
+    numbered = source.format in ("tsv", "csv") and not data.header
+    needed = ["text", "text_b", "id"] if source.part == "transfer" else ["text", "text_b", "label", "id"]
+    for name in needed:
+        column: Column | None = getattr(data.columns, name)
+        if column is None or isinstance(column, int) == numbered:
+            continue
+        if numbered:
+            reason = (
+                f"{column!r} is a name, but {source.name} has no header (data.header is false): give a number from 0"
+            )
+        elif source.format in ("tsv", "csv"):
+            reason = f"{column} is a number, but {source.name} has a header: give a name, or set data.header to false"
+        else:
+            reason = f"{column} is a number, but the columns of {source.name} have names: give a name"
+        problems.add(f"data.columns.{name}: {reason}")
+
+
+class _Reader:
+    """Reads one source into `rows`."""
+
+    def __init__(
+        self, data: Data, source: Source, number: int, rows: Rows, seen: dict[str, str], problems: Problems
+    ) -> None:
+        self.data, self.source, self.number, self.rows, self.seen = data, source, number, rows, seen
+        self.problems = problems
+        columns = data.columns
+        self.label_needed = source.part in ("train", "valid")
+        self.label_allowed = source.part != "transfer"
+        self.text, self.text_b, self.label, self.id = columns.text, columns.text_b, columns.label, columns.id
+        self.has_id: bool | None = None  # settled by the first row: all rows of a file have an id, or none
+
+    def read(self) -> None:
+        before, problems_before = len(self.rows), len(self.problems.lines)
+        for line, record in read_records(self.source, self.data.header, self.text, self.problems):
+            try:
+                self._add(line, record)
+            except ValueError as error:
+                self.problems.add(f"{self.source.name}:{line}: {error}")
+        if len(self.rows) == before and len(self.problems.lines) == problems_before:
+            self.problems.add(f"{self.source.key}: {self.source.name}: holds no rows")
+
+    def _add(self, line: int, record: Record) -> None:
+        """Append one record as a row; raises ValueError, in the user's words, where it is none."""
+        text = _text(record, self.text)
+        text_b = _text(record, self.text_b) if self.text_b is not None else None
+        label = self._label(record) if self.label_allowed else None
+        key = self._key(line, record) if self.id is not None else None
+        rows = self.rows
+        rows.text.append(text)
+        if text_b is not None:
+            rows.text_b.append(text_b)
+        rows.label.append(label)
+        rows.key.append(key if key is not None else f"{self.number}:{line}")
+        rows.file.append(self.number)
+        rows.line.append(line)
+
+    def _label(self, record: Record) -> str | None:
+        if self.label not in record:
+            if self.label_needed:
+                raise ValueError(missing_column(self.label, record))
+            return None
+        value = record[self.label]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{self.label!r} must be a text or a whole number, found {kind_of(value)}")
+        label = value.strip() if value else None
+        if not label and self.label_needed:
+            raise ValueError(f"{self.label!r} is empty: a row for training or validation needs a label")
+        return label or None
+
+    def _key(self, line: int, record: Record) -> str | None:
+        """The user's id. Files without the column are let be: often only a test file has ids."""
+        assert self.id is not None
+        if self.has_id is None:
+            self.has_id = self.id in record
+        if not self.has_id and self.id not in record:
+            return None
+        if self.id not in record:
+            raise ValueError(missing_column(self.id, record))
+        value = record[self.id]
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            found = "an empty text" if value == "" else kind_of(value)
+            raise ValueError(f"{self.id!r} must be a text or a whole number, found {found}")
+        key, place = str(value), f"{self.source.name}:{line}"
+        if key in self.seen:
+            raise ValueError(f"id {key!r} is already that of {self.seen[key]}")
+        self.seen[key] = place
+        return key
+
+
+def _text(record: Record, column: Column) -> str:
+    try:
+        value = record[column]
+    except KeyError:
+        raise ValueError(missing_column(column, record)) from None
+    if not isinstance(value, str):
+        raise ValueError(f"{column!r} must be a text, found {kind_of(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # JSON can spell half of a surrogate pair; no tokenizer or Arrow column takes it.
+            raise ValueError(f"{column!r} holds half a character (\\u{ord(value[error.start]):04x})") from None
+    return value

@@ -1,0 +1,183 @@
+"""Tokenizers: one for all students counted on the text, one of its own for every transformer.
+
+Students read characters (or words between white space) without [CLS] and [SEP], pairs as `a [SEP] b`.
+A transformer brings its tokenizer (pretrained), is given vocab.txt, or gets a WordPiece vocabulary of the text in
+which Chinese characters stay single. All are saved as Hugging Face folders that AutoTokenizer loads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtrain.data.files import existing_file, numbered_lines
+from dtrain.data.problems import Problems
+from dtrain.data.wordpiece import train_wordpiece
+from dtrain.errors import InputError
+from dtrain.recipe.schema import BertSpec, BiLSTMSpec, Recipe, Student, Teacher, TextCNNSpec, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+STUDENTS = "students"
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def tokenizer_name(member: Teacher | Student) -> str:
+    """The tokenizer a model reads with: `students` for BiLSTM and TextCNN, else the member's own by its name."""
+    return STUDENTS if isinstance(member.model, BiLSTMSpec | TextCNNSpec) else member.name
+
+
+def tokenizer_specs(recipe: Recipe) -> dict[str, BertSpec | None]:
+    """Every tokenizer that the recipe needs: name -> the transformer's model section, None for the students'.
+
+    Raises InputError where two different ones would have the same name.
+    """
+    problems = Problems()
+    specs: dict[str, BertSpec | None] = {}
+    teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
+    for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
+        name = tokenizer_name(member)
+        spec = None if isinstance(member.model, BiLSTMSpec | TextCNNSpec) else member.model
+        if spec is not None and name == STUDENTS:
+            problems.add(f"{key}.name: {name!r} is what the students' tokenizer is called; choose another name")
+        elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):
+            problems.add(f"{key}.name: {name!r} is also a teacher, with another tokenizer; choose another name")
+        else:
+            specs.setdefault(name, spec)
+    problems.raise_if_any()
+    return specs
+
+
+def identity_of(spec: BertSpec | None) -> tuple[object, ...]:
+    """What of a model section decides its tokenizer; members with the same share one."""
+    return (spec.pretrained, spec.vocabulary, spec.vocabulary_size) if spec else (None,)
+
+
+def check_tokenizers(recipe: Recipe) -> None:
+    """Names and vocabulary files; raises InputError. Needs no torch (loading a pretrained tokenizer would)."""
+    for name, spec in tokenizer_specs(recipe).items():
+        if spec is None and recipe.data.vocabulary.file:
+            read_vocabulary(recipe.data.vocabulary.file, "data.vocabulary.file")
+        elif spec is not None and spec.vocabulary:
+            _bert_vocabulary(spec.vocabulary, name)
+
+
+def read_vocabulary(name: str, key: str) -> list[str]:
+    """Tokens of a vocabulary file, one a line, in order; raises InputError naming the line."""
+    problems = Problems()
+    seen: dict[str, int] = {}
+    for number, token in numbered_lines(existing_file(name, key), name, problems):
+        if not token:
+            problems.add(f"{name}:{number}: a token is missing (empty line)")
+        elif token in seen:
+            problems.add(f"{name}:{number}: token {token!r} is already in line {seen[token]}")
+        else:
+            seen[token] = number
+    problems.raise_if_any()
+    if not seen:
+        raise InputError(f"{key}: {name}: the file is empty")
+    return list(seen)
+
+
+def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> PreTrainedTokenizerFast:
+    """Characters or words seen `min_count` times in batches of `texts`, most frequent first; or those of a file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    if vocabulary.file:
+        tokens = read_vocabulary(vocabulary.file, "data.vocabulary.file")
+    else:
+        counts = Counter[str]()
+        for batch in texts:
+            counts.update("".join(batch) if vocabulary.unit == "character" else " ".join(batch).split())
+        tokens = [token for token, count in counts.items() if count >= vocabulary.min_count]
+        tokens.sort(key=lambda token: (-counts[token], token))
+        if vocabulary.max_size:
+            tokens = tokens[: vocabulary.max_size - len(SPECIALS)]
+    tokens = [special for special in SPECIALS if special not in tokens] + tokens
+    numbers = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+    by_character = vocabulary.unit == "character"
+    backend.pre_tokenizer = pre_tokenizers.FixedLength(1) if by_character else pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A:0 [SEP]:0 $B:1", special_tokens=[("[SEP]", numbers["[SEP]"])]
+    )
+    return _wrap(backend, ["input_ids", "attention_mask"])
+
+
+def given_tokenizer(name: str, spec: BertSpec, max_length: int, lower: bool) -> PreTrainedTokenizerFast | None:
+    """A transformer's pretrained tokenizer or that of its vocab.txt; None where one is to be trained.
+
+    Raises InputError where it cannot be loaded, or takes less than `data.max_length` tokens.
+    """
+    if spec.pretrained is None:
+        return _wordpiece(_bert_vocabulary(spec.vocabulary, name), lower) if spec.vocabulary else None
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    key = f"{name}: model.pretrained: {spec.pretrained}"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.pretrained, trust_remote_code=False)
+    except Exception as error:
+        # A missing folder, a damaged file, a hub out of reach: transformers raises many kinds.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{key}: no tokenizer can be loaded: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{key}: its tokenizer has no fast form ({type(tokenizer).__name__})")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{key}: its tokenizer has no padding token")
+    if max_length > tokenizer.model_max_length:
+        raise InputError(f"data.max_length: {max_length} is more than {name} takes ({tokenizer.model_max_length})")
+    return tokenizer
+
+
+def trained_tokenizer(spec: BertSpec, texts: Iterable[list[str]], lower: bool) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with `vocabulary_size` tokens (fewer on little text) of batches of `texts`."""
+    splitter = _wordpiece(SPECIALS, lower).backend_tokenizer
+    words = Counter[str]()
+    for batch in texts:
+        text = splitter.normalizer.normalize_str("\n".join(batch))
+        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text))
+    return _wordpiece(SPECIALS + train_wordpiece(words, spec.vocabulary_size - len(SPECIALS)), lower)
+
+
+def _bert_vocabulary(file: str, name: str) -> list[str]:
+    tokens = read_vocabulary(file, f"{name}: model.vocabulary")
+    missing = [special for special in SPECIALS if special not in tokens]
+    if missing:
+        raise InputError(f"{name}: model.vocabulary: {file}: has no {', '.join(missing)}")
+    return tokens
+
+
+def _wordpiece(tokens: list[str], lower: bool) -> PreTrainedTokenizerFast:
+    """BERT's tokenizer over `tokens`: Chinese characters apart, [CLS] a [SEP] b [SEP], token types."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    numbers = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", numbers["[CLS]"]), ("[SEP]", numbers["[SEP]"])],
+    )
+    return _wrap(backend, ["input_ids", "token_type_ids", "attention_mask"])
+
+
+def _wrap(backend: Tokenizer, inputs: list[str]) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    names = {f"{special[1:-1].lower()}_token": special for special in SPECIALS}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in `folder`, from its files alone."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)  # prepare saves no other
+    return tokenizer

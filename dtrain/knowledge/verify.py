@@ -1,0 +1,83 @@
+"""Is a store whole? The checks behind opening one and behind `dtrain check --store`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dtrain.knowledge.format import Manifest, StoreError, read_manifest, shard_name
+from dtrain.knowledge.shard import ForeignShard, Rows, ShardProblem, read_shard
+from dtrain.runfolder import file_fingerprint
+
+
+def verify(path: Path) -> Manifest:
+    """Check every byte of the store in `path`: checksums, every id once, finite values.
+
+    Raises:
+        StoreError: one problem a line.
+    """
+    manifest = read_manifest(path)
+    problems = []
+    for number, rows in enumerate(checked_shards(path, manifest, checksums=True)):
+        wrong = ~np.isfinite(rows.logits).all(axis=1)
+        if wrong.any():
+            problems.append(
+                f"{path / shard_name(number)}: NaN or infinity, first in the row with id {rows.ids[wrong][0]}"
+            )
+    if problems:
+        raise StoreError(problems)
+    return manifest
+
+
+def checked_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[Rows]:
+    """The shards that the manifest lists, memory-mapped and checked against it.
+
+    Args:
+        checksums: compare the sha256 of every file; without, sizes, headers, row counts and ids only.
+
+    Raises:
+        StoreError: one problem a line, each with the file and the reason.
+    """
+    problems = [
+        f"{path / name}: is not in the manifest"
+        for name in sorted({file.name for file in path.glob("shard-*")} - {shard.file for shard in manifest.shards})
+    ]
+    shards = []
+    for number in range(manifest.shard_count):
+        try:
+            shards.append(_checked_shard(path, number, manifest, checksums))
+        except ShardProblem as problem:
+            problems.append(f"{path / shard_name(number)}: {problem}")
+    if problems:
+        raise StoreError(problems)
+    return shards
+
+
+def _checked_shard(path: Path, number: int, manifest: Manifest, checksums: bool) -> Rows:
+    expected = manifest.shards[number]
+    file = path / expected.file
+    if not file.is_file():
+        raise ShardProblem("missing")
+    try:
+        rows: Rows | ShardProblem = read_shard(path, number, manifest, contents=False)
+    except ForeignShard:
+        raise  # whose it is tells the user more than its size does
+    except ShardProblem as problem:
+        rows = problem
+    size = file.stat().st_size
+    if size < expected.bytes:
+        raise ShardProblem(f"damaged: truncated to {size} of {expected.bytes} bytes")
+    if size > expected.bytes:
+        raise ShardProblem(f"damaged: {size} bytes, expected {expected.bytes}")
+    if isinstance(rows, ShardProblem):
+        raise rows
+    if checksums and (found := file_fingerprint(file)) != expected.sha256:
+        raise ShardProblem(f"damaged: its sha256 is {found}, expected {expected.sha256}")
+    if (rows.ids[0], rows.ids[-1]) != (expected.first_id, expected.last_id):
+        ids = f"{rows.ids[0]} to {rows.ids[-1]}"
+        raise ShardProblem(f"damaged: ids {ids}, expected {expected.first_id} to {expected.last_id}")
+    twice = np.flatnonzero(np.diff(rows.ids) <= 0)
+    if len(twice):
+        raise ShardProblem(f"ids do not ascend after id {rows.ids[twice[0]]}: a row twice or out of order")
+    return rows

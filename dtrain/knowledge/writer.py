@@ -1,0 +1,138 @@
+"""Writing a store: shards in any order, by any number of processes, in any number of attempts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from dtrain.errors import DtrainError
+from dtrain.knowledge.format import (
+    IDENTITY_FILE,
+    MANIFEST_FILE,
+    Layout,
+    Manifest,
+    Shard,
+    new_manifest,
+    shard_name,
+)
+from dtrain.knowledge.shard import ShardProblem, read_shard, write_shard
+from dtrain.runfolder import file_fingerprint, read_json, remove_leftovers, write_json
+
+_SHOWN = 10
+
+
+class StoreWriter:
+    """One store being filled.
+
+    Args:
+        path: the store's folder.
+        layout: what it shall be.
+        ids: int64 [rows], ascending: the id of every row.
+    """
+
+    def __init__(self, path: Path, layout: Layout, ids: np.ndarray) -> None:
+        if len(ids) != layout.rows or np.any(np.diff(ids) <= 0):
+            raise DtrainError(f"{path}: row ids must ascend and be {layout.rows}; found {len(ids)}")
+        self.path = path
+        self.layout = layout
+        self.ids = ids
+
+    def prepare(self) -> int:
+        """Make the folder ready and return how many whole shards of an earlier attempt it keeps.
+
+        One process calls it before any writes. Shards are kept only where the folder was begun for this
+        very layout, and each only after its rows were read and compared with its checksum.
+        """
+        if self._begun_for() != self.layout:
+            shutil.rmtree(self.path, ignore_errors=True)
+            write_json(self.path / IDENTITY_FILE, self.layout.model_dump(mode="json"))
+            return 0
+        remove_leftovers(self.path)
+        # From here to `publish` the store is unfinished, whatever it was.
+        (self.path / MANIFEST_FILE).unlink(missing_ok=True)
+        kept = 0
+        for number in range(self.layout.shard_count):
+            try:
+                self._check(number)
+                kept += 1
+            except ShardProblem:
+                (self.path / shard_name(number)).unlink(missing_ok=True)
+        return kept
+
+    def has(self, number: int) -> bool:
+        return (self.path / shard_name(number)).exists()
+
+    def write(self, number: int, logits: torch.Tensor) -> None:
+        """Publish the rows of one shard.
+
+        Args:
+            logits: [N, C], any float dtype and device, in id order.
+
+        Raises:
+            DtrainError: NaN or infinity, or a value beyond the stored dtype, naming the first row ids;
+                the shard is not written.
+        """
+        rows = self.layout.shard_range(number)
+        ids = self.ids[rows.start : rows.stop]
+        values = logits.cpu()
+        stored = values.to(getattr(torch, self.layout.outputs.logits.dtype))
+        wrong = ~torch.isfinite(stored).all(dim=1)
+        if wrong.any():
+            self._refuse(ids[wrong.numpy()], values[wrong])
+        write_shard(self.path, number, self.layout, ids, stored.numpy())
+
+    def publish(self) -> Manifest:
+        """Read every shard back and write the manifest. One process calls it, after all shards are written.
+
+        Raises:
+            DtrainError: a shard is missing or not what was written.
+        """
+        shards = []
+        for number in range(self.layout.shard_count):
+            path = self.path / shard_name(number)
+            try:
+                self._check(number)
+            except ShardProblem as problem:
+                raise DtrainError(f"{path}: {problem}") from None
+            rows = self.layout.shard_range(number)
+            shards.append(
+                Shard(
+                    file=path.name,
+                    first_row=rows.start,
+                    rows=len(rows),
+                    first_id=int(self.ids[rows.start]),
+                    last_id=int(self.ids[rows.stop - 1]),
+                    bytes=path.stat().st_size,
+                    sha256=file_fingerprint(path),
+                )
+            )
+        manifest = new_manifest(self.layout, shards)
+        write_json(self.path / MANIFEST_FILE, manifest.model_dump(mode="json"))
+        return manifest
+
+    def _begun_for(self) -> Layout | None:
+        try:
+            return Layout.model_validate(read_json(self.path / IDENTITY_FILE))
+        except (OSError, ValueError, ValidationError):
+            return None
+
+    def _check(self, number: int) -> None:
+        rows = self.layout.shard_range(number)
+        found = read_shard(self.path, number, self.layout, contents=True).ids
+        if not np.array_equal(found, self.ids[rows.start : rows.stop]):
+            raise ShardProblem("holds other rows than it should")
+
+    def _refuse(self, ids: np.ndarray, values: torch.Tensor) -> None:
+        shown = ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+        if torch.isfinite(values).all():
+            largest = float(values.abs().max())
+            raise DtrainError(
+                f"{self.path}: logits up to {largest:.4g} do not fit float16 (rows with id {shown}): "
+                "set knowledge.dtype: float32"
+            )
+        hint = "; fp16 overflows in some models, bf16 and fp32 do not" if self.layout.precision == "fp16" else ""
+        raise DtrainError(f"{self.path}: NaN or infinity in the teacher's outputs, rows with id {shown}{hint}")

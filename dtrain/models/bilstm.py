@@ -1,0 +1,88 @@
+"""A bidirectional LSTM classifier, the student of Tang et al. 2019 (1903.12136) for single texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from dtrain.models.output import ClassifierOutput
+
+POOLINGS = ("final", "max", "mean")
+
+
+class BiLSTM(nn.Module):
+    """Embedding -> bidirectional LSTM -> pooling -> dropout -> linear.
+
+    Args:
+        vocab_size: number of token ids.
+        classes: C.
+        pad_token_id: its embedding is zero and stays so.
+        embedding: size of a token's vector.
+        hidden: size of the state of one direction.
+        layers: of the LSTM.
+        pooling: 'final' is tanh of the two final states of the last layer; 'max' and 'mean' go over tokens.
+        dropout: on the features only.
+    """
+
+    config: dict[str, Any]
+    SHAPE = ("embedding", "hidden", "layers", "pooling", "dropout")
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        classes: int,
+        pad_token_id: int,
+        embedding: int,
+        hidden: int,
+        layers: int,
+        pooling: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling: unknown {pooling!r} (allowed: {', '.join(POOLINGS)})")
+        self.pooling = pooling
+        self.pad_token_id = pad_token_id
+        self.embedding = nn.Embedding(vocab_size, embedding, padding_idx=pad_token_id)
+        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(2 * hidden, classes)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> ClassifierOutput:
+        """Classify texts padded on the right; a text without tokens counts as one padding token.
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: [B, L], 1 for tokens and 0 for padding.
+            token_type_ids: taken for the sake of a common call, and not used.
+        """
+        lengths = attention_mask.sum(1).clamp(min=1)
+        ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
+        if ids.shape[1] == 0:
+            ids = functional.pad(ids, (0, 1), value=self.pad_token_id)
+        # Ids are packed, not vectors: what is sorted and copied is then 1 number a token, and padding is
+        # never embedded.
+        packed = pack_padded_sequence(ids, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        embedded = PackedSequence(
+            self.embedding(packed.data), packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        )
+        states, (final, _) = self.lstm(embedded)
+        if self.pooling == "final":
+            features = torch.cat([final[-2], final[-1]], dim=1).tanh()
+        else:
+            features = self._over_tokens(states, lengths)
+        return ClassifierOutput(self.classifier(self.dropout(features)), features)
+
+    def _over_tokens(self, states: PackedSequence, lengths: Tensor) -> Tensor:
+        if self.pooling == "max":
+            padded, _ = pad_packed_sequence(states, batch_first=True, padding_value=-torch.inf)
+            return padded.amax(1)
+        padded, _ = pad_packed_sequence(states, batch_first=True)
+        return padded.sum(1) / lengths[:, None]

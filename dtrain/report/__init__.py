@@ -1,0 +1,1 @@
+"""The report of a run: gathered numbers, measured speed, tables, plots, and the pages that show them."""

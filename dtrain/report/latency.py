@@ -1,0 +1,110 @@
+"""Rows a second of several models, measured side by side in one process.
+
+Only the forward pass from token ids is timed. The models take turns, repeat by repeat, so that what else the
+machine does falls on all of them alike; the median of the repeats counts.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dtrain.data import Part
+
+ROWS = 256
+REPEATS = 5
+PASS_SECONDS = 2.0  # the slowest model's share of a repeat; fewer rows are timed where it would take longer
+
+
+def measure(models: dict[str, nn.Module], parts: dict[str, Part], device: torch.device, batch: int) -> dict[str, Any]:
+    """Time `models` on the same rows in batches of `batch`, in file order, padded to the longest of a batch.
+
+    Args:
+        models: by name, in eval mode; moved to `device` for their turn of timing and left there.
+        parts: the rows as each model reads them, by the same names; the same rows in the same order.
+
+    Returns:
+        `rows_per_second` by name, and `rows`, the number of rows timed in each repeat.
+    """
+    rows = min(ROWS, min(map(len, parts.values())))
+    chosen = np.linspace(0, min(map(len, parts.values())) - 1, rows).astype(np.int64)
+    batches = {name: _batches(parts[name], chosen, batch, device) for name in models}
+    with _one_thread(), torch.inference_mode():
+        passes = {name: _pass(model.to(device).eval(), batches[name], device) for name, model in models.items()}
+        # The first batches are slow (allocations, choice of kernels); after them, one tells how many can be afforded.
+        slowest = max(min(one(1) for _ in range(3)) for one in passes.values())
+        count = max(1, min(len(next(iter(batches.values()))), int(PASS_SECONDS / slowest)))
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(REPEATS):
+            for name, one in passes.items():
+                seconds[name].append(one(count))
+    timed = min(rows, count * batch)
+    return {
+        "rows_per_second": {name: timed / statistics.median(values) for name, values in seconds.items()},
+        "rows": timed,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the timings were taken on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "repeats": REPEATS,
+    }
+
+
+def _batches(part: Part, rows: np.ndarray, batch: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
+    cuts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    return [{key: value.to(device) for key, value in part.collate(cut).items()} for cut in cuts]
+
+
+def _pass(model: nn.Module, batches: list[dict[str, torch.Tensor]], device: torch.device) -> Callable[[int], float]:
+    """A function that runs the first `count` batches and gives the seconds that it took."""
+
+    def run(count: int) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        for inputs in batches[:count]:
+            model(**inputs)
+        _wait(device)
+        return time.perf_counter() - start
+
+    return run
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: comparable between machines, and not at the mercy of what the other cores do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

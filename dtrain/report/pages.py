@@ -1,0 +1,76 @@
+"""The report as pages: Markdown that points to the plots, and one HTML file that holds everything itself."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dtrain.report import tables
+
+
+def markdown(results: dict[str, Any], plots: dict[str, str]) -> str:
+    """The report in GitHub's Markdown; `plots` gives the file name of each plot that was drawn."""
+    text = _environment(escape=False).get_template("report.md.j2").render(**_context(results, plots))
+    return text.rstrip("\n") + "\n"
+
+
+def html(results: dict[str, Any], plots: dict[str, Path], recipe: str) -> str:
+    """The report as one page without outside resources: styles and images are inside.
+
+    Args:
+        plots: the file of each plot that was drawn.
+        recipe: the resolved recipe as YAML.
+    """
+    images = {
+        name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for name, path in plots.items()
+    }
+    return _environment(escape=True).get_template("report.html.j2").render(**_context(results, images), recipe=recipe)
+
+
+def _environment(escape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("dtrain.report"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+    environment.globals.update(plain=tables.plain, percent=tables.percent, large=tables.large, times=tables.times)
+    return environment
+
+
+def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
+    by_name = {(model["kind"], model["name"]): model for model in results["models"]}
+    details = results["details"]
+    return {
+        "results": results,
+        "teacher": by_name.get(("teachers", results["teacher"])),
+        "student": by_name.get(("students", results["student"])),
+        "summary": tables.summary(results),
+        "models": tables.every_model(results),
+        "classes": tables.classes(details["per_class"]) if details else None,
+        "conditions": conditions(results["speed"]),
+        "plots": plots,
+    }
+
+
+def conditions(speed: dict[str, Any] | None) -> str | None:
+    """One sentence on how speed was measured, so that the numbers can be judged and repeated."""
+    if speed is None:
+        return None
+    machine = speed["machine"]
+    devices = f"{machine['cpu']} ({machine['cores']} cores), one thread"
+    if machine["gpu"]:
+        devices += f"; {machine['gpu']}"
+    rows = ", ".join(f"{count} rows ({name.replace('_', ', batch ').upper().replace('BATCH', 'batch')})"
+                     for name, count in speed["rows"].items())  # fmt: skip
+    return (
+        f"Measured on {devices}; torch {machine['torch']}, float32, the forward pass from token ids on {rows} of "
+        f"{speed['part']} in file order, models in turn in one process, median of {machine['repeats']} repeats. "
+        "Models of one structure share a measurement."
+    )

@@ -1,0 +1,171 @@
+"""What is known of every model of a run, as plain numbers under the names of the field.
+
+model folders (metrics.json, evaluation.json) + measured speed -> results.json
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from dtrain.plan import Plan
+from dtrain.recipe.schema import Recipe, Student, Teacher
+from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
+
+SCORES = ("accuracy", "precision", "recall", "f1", "f1_weighted", "loss")
+TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")
+COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression")
+_OWN = {"name", "seed", "grid", "checkpoint_every"}  # what may differ within a group
+
+
+def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any] | None) -> dict[str, Any]:
+    """Everything the report shows (`results.json`).
+
+    Args:
+        speed: what `dtrain.report.speed.measure_run` gave, or None where speed was not to be measured.
+
+    Returns:
+        Plain values: `name`, `part` (the part whose scores stand at the top level of a model), `rows` a part, `also_in_train`
+        (rows of a part whose text is in training, too),
+        `teacher` and `student` (the most accurate ones' names), `models`, `groups` (members that differ in their
+        seed alone), `failed`, `details` (classes and confusion of the best student), `speed` (how it was measured),
+        `versions`. Scores on a further part are a mapping under that part's name.
+    """
+    members = trained_members(plan)
+    models = [_model(kind, member, folder) for kind, member in members]
+    for model in models:
+        for name, rates in (speed["rows_per_second"] if speed else {}).items():
+            model[f"rows_per_second_{name}"] = rates[f"{model['kind']}/{model['name']}"]
+    teacher, student = best(models, "teachers"), best(models, "students")
+    for model in models:
+        _compare(model, teacher)
+    data = read_json(folder.data / "rows" / "data.json")
+    return {
+        "name": recipe.name,
+        "part": evaluated_part(folder, *members[0]) if members else None,
+        "rows": data["rows"],
+        "also_in_train": data["also_in_train"],
+        "teacher": teacher["name"] if teacher else None,
+        "student": student["name"] if student else None,
+        "models": models,
+        "groups": _groups(members, models),
+        "failed": [
+            {"kind": kind, "name": member.name, "reason": _failure(folder, kind, member.name)}
+            for kind, member in plan.members()
+            if (kind, member) not in members
+        ],
+        "details": _details(folder, student or teacher),
+        "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
+        "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
+    }
+
+
+def trained_members(plan: Plan) -> list[tuple[str, Teacher | Student]]:
+    """The members that have a model, trained and evaluated for exactly this recipe."""
+    return [
+        (kind, member)
+        for kind, member in plan.members()
+        if is_done(plan.folder.model(kind, member.name), plan.model(kind, member.name))
+        and plan.evaluated(kind, member.name)
+    ]
+
+
+def evaluated_part(folder: RunFolder, kind: str, member: Teacher | Student) -> str:
+    """The part whose scores come first (of `report.splits` those that have labels)."""
+    return next(iter(_evaluation(folder, kind, member.name)["parts"]))
+
+
+def best(models: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """The most accurate model of a kind; of equal ones the smallest, then the first."""
+    own = [model for model in models if model["kind"] == kind]
+    return max(own, key=lambda m: (m["accuracy"], -m["parameters"]), default=None)
+
+
+def _model(kind: str, member: Teacher | Student, folder: RunFolder) -> dict[str, Any]:
+    trained = read_json(folder.model(kind, member.name) / "metrics.json")
+    model = {
+        "kind": kind,
+        "name": member.name,
+        "type": member.model.type,
+        "seed": member.seed,
+        "teachers": list(getattr(member, "teachers", None) or []),
+    }
+    (_, first), *others = _evaluation(folder, kind, member.name)["parts"].items()
+    return {
+        **model,
+        **first["scores"],
+        **{part: record["scores"] for part, record in others},
+        **{key: trained[key] for key in TRAINED},
+    }
+
+
+def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
+    return read_json(folder.model(kind, name) / "evaluation.json")
+
+
+def _details(folder: RunFolder, model: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Classes and confusion of one model on the first part."""
+    if model is None:
+        return None
+    record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
+    return {
+        "kind": model["kind"],
+        "name": model["name"],
+        **{key: record[key] for key in ("per_class", "confusion")},
+    }
+
+
+def _failure(folder: RunFolder, kind: str, name: str) -> str:
+    """Why a member ended without a model."""
+    for path in (folder.model(kind, name), folder.checkpoints(kind, name)):
+        if (path / "failed.json").exists():
+            return str(read_json(path / "failed.json")["reason"])
+    return "not trained and evaluated yet"
+
+
+def _compare(model: dict[str, Any], teacher: dict[str, Any] | None) -> None:
+    """Ratios against the best teacher: parameters, and measured speed."""
+    if teacher is None:
+        return
+    model["compression"] = teacher["parameters"] / model["parameters"]
+    for key in [key for key in model if key.startswith("rows_per_second_") and key in teacher]:
+        model[key.replace("rows_per_second", "speedup")] = model[key] / teacher[key]
+
+
+def _groups(members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Models that differ in name and seed alone, with mean and sample standard deviation of their scores."""
+    together: dict[str, list[dict[str, Any]]] = {}
+    for (kind, member), model in zip(members, models, strict=True):
+        same = member.model_dump(mode="json", exclude=_OWN)
+        together.setdefault(fingerprint(kind, same), []).append(model)
+    groups = []
+    for own in together.values():
+        first = own[0]
+        parts = [key for key, value in first.items() if isinstance(value, dict)]
+        costs = [key for key in first if key in COSTS or key.startswith(("rows_per_second_", "speedup_"))]
+        groups.append(
+            {
+                **{key: first[key] for key in ("kind", "type", "teachers")},
+                "name": _shared_name([model["name"] for model in own]),
+                "members": [model["name"] for model in own],
+                "seeds": [model["seed"] for model in own],
+                **{key: _spread([model[key] for model in own]) for key in SCORES},
+                **{p: {key: _spread([model[p][key] for model in own]) for key in SCORES} for p in parts},
+                **{key: statistics.fmean(model[key] for model in own) for key in costs},
+            }
+        )
+    return groups
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation (null for a single value)."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def _shared_name(names: list[str]) -> str:
+    """What the names of a group's members have in common, word by word: bilstm-seed1, bilstm-seed2 -> bilstm."""
+    if len(names) == 1:
+        return names[0]
+    words = [name.split("-") for name in names]
+    same = [column[0] for column in zip(*words, strict=False) if len(set(column)) == 1]
+    return "-".join(same) or names[0]

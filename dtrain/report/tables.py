@@ -1,0 +1,180 @@
+"""The report's tables as text: what stands in which column, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers, rows of text of the same width, and the numbers of the rows to point out."""
+
+    headers: list[str]
+    rows: list[list[str]]
+    marked: frozenset[int] = frozenset()
+
+
+def summary(results: dict[str, Any]) -> Table:
+    """Teachers and students side by side, one row a group of seeds. Columns without any value are left out."""
+    groups = results["groups"]
+    marked = {i for i, group in enumerate(groups) if results["student"] in group["members"]}
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("model", lambda g: g["name"]),
+        ("kind", lambda g: kind(g)),
+        ("seeds", lambda g: str(len(g["seeds"]))),
+        *_score_columns(results, lambda spread: spread_text(spread)),
+        *_cost_columns(results),
+    ]
+    if all(len(group["seeds"]) == 1 for group in groups):
+        del columns[2]
+    return _table(columns, groups, marked)
+
+
+def every_model(results: dict[str, Any]) -> Table:
+    """One row a trained model."""
+    models = results["models"]
+    marked = {i for i, model in enumerate(models) if model["name"] in (results["student"], results["teacher"])}
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("model", lambda m: m["name"]),
+        ("kind", lambda m: kind(m)),
+        ("seed", lambda m: str(m["seed"])),
+        *_score_columns(results, percent),
+        (f"loss, {results['part']}", lambda m: f"{m['loss']:.4f}"),
+        ("best epoch", lambda m: plain(m.get("best_epoch"))),
+        ("steps", lambda m: plain(m.get("steps"))),
+        ("s / epoch", lambda m: significant(m.get("seconds_per_epoch"))),
+        ("rows/s in training", lambda m: significant(m.get("rows_per_second"))),
+    ]
+    return _table(columns, models, marked)
+
+
+def classes(table: list[dict[str, Any]]) -> Table:
+    """Scores of every class of one model."""
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("#", lambda r: str(r["number"])),
+        ("class", lambda r: r["label"]),
+        ("precision", lambda r: percent(r["precision"])),
+        ("recall", lambda r: percent(r["recall"])),
+        ("f1", lambda r: percent(r["f1"])),
+        ("rows", lambda r: plain(r["rows"])),
+    ]
+    return _table(columns, [{"number": number, **row} for number, row in enumerate(table)], set())
+
+
+def brief(results: dict[str, Any]) -> list[str]:
+    """One line a group for the terminal."""
+    lines = []
+    for group in results["groups"]:
+        line = f"{group['name']} ({kind(group)}): accuracy {spread_text(group['accuracy'])} %, macro F1 {spread_text(group['f1'])} %"
+        line += f", {large(group['parameters'])} parameters{_ratio(group, 'compression')}"
+        if "rows_per_second_cpu_64" in group:
+            line += f", {_rate(group, 'cpu_64')} rows/s on CPU"
+        lines.append(line)
+    return lines + [f"{failure['name']}: no result: {failure['reason']}" for failure in results["failed"]]
+
+
+def kind(row: Row) -> str:
+    if row["kind"] == "teachers":
+        return "teacher"
+    teachers = row["teachers"]
+    if not teachers:
+        return "student, from scratch"
+    return f"student of {', '.join(teachers) if len(teachers) < 3 else f'{len(teachers)} teachers'}"
+
+
+# --- how numbers are written -------------------------------------------------------------------------
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def spread_text(spread: dict[str, float | None]) -> str:
+    """Mean ± sample standard deviation, in percent."""
+    deviation = "" if spread["std"] is None else f" ± {percent(spread['std'])}"
+    return percent(spread["mean"]) + deviation
+
+
+def plain(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, never an exponent."""
+    if value is None:
+        return ""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def large(value: float | None, unit: str = "") -> str:
+    """Three significant digits with k, M or G (powers of 1000)."""
+    if value is None:
+        return ""
+    rounded = float(f"{value:.3g}")
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if rounded >= factor:
+            return f"{significant(rounded / factor)} {prefix}{unit}"
+    return f"{rounded:g} {unit}".strip()
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"{significant(value)}×"
+
+
+# --- columns -----------------------------------------------------------------------------------------
+
+
+def _score_columns(results: Row, write: Callable[[Any], str]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Accuracy and macro F1 on every evaluated part; the first part's stand at the top level."""
+    first = results["models"][0] if results["models"] else {}
+    parts = [key for key, value in first.items() if isinstance(value, dict)]
+    columns: list[tuple[str, Callable[[Row], str]]] = []
+    for score, title in (("accuracy", "accuracy"), ("f1", "macro F1")):
+        columns.append((f"{title}, {results['part']} (%)", partial(_score, write, score)))
+    for part in parts:
+        for score, title in (("accuracy", "accuracy"), ("f1", "macro F1")):
+            columns.append((f"{title}, {part} (%)", partial(_score, write, score, part=part)))
+    return columns
+
+
+def _score(write: Callable[[Any], str], score: str, row: Row, part: str | None = None) -> str:
+    return write(row[part][score] if part else row[score])
+
+
+def _cost_columns(results: Row) -> list[tuple[str, Callable[[Row], str]]]:
+    compared = results["teacher"] is not None
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        (
+            "parameters" + " (compression)" * compared,
+            lambda g: large(g["parameters"]) + _ratio(g, "compression"),
+        ),
+        ("on disk", lambda g: large(g["bytes"], "B")),
+    ]
+    for device in ("cpu", "gpu"):
+        for batch in (1, 64):
+            title = f"rows/s, {device.upper()}, batch {batch}" + " (speed-up)" * compared
+            columns.append((title, partial(_rate, key=f"{device}_{batch}")))
+    columns.append(("s / epoch", lambda g: significant(g.get("seconds_per_epoch"))))
+    return columns
+
+
+def _rate(row: Row, key: str) -> str:
+    return significant(row.get(f"rows_per_second_{key}")) + _ratio(row, f"speedup_{key}")
+
+
+def _ratio(row: Row, key: str) -> str:
+    return f" ({times(row[key])})" if key in row else ""
+
+
+def _table(columns: list[tuple[str, Callable[[Row], str]]], rows: list[Row], marked: set[int]) -> Table:
+    cells = [[write(row) for _, write in columns] for row in rows]
+    kept = [c for c in range(len(columns)) if any(row[c] for row in cells) or not rows]
+    return Table([columns[c][0] for c in kept], [[row[c] for c in kept] for row in cells], frozenset(marked))

@@ -1,0 +1,68 @@
+"""check: is everything the recipe names there and well-formed? Nothing is trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dtrain.errors import EXIT_DONE, InputError
+from dtrain.log import say
+from dtrain.plan import Plan
+from dtrain.recipe import Recipe, dump_recipe
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Files, rows, folders and launch settings that the recipe names; raises InputError with every problem.
+
+    Rows that were prepared already, from the same bytes by the same settings, are not read again.
+    """
+    from dtrain.data import check_sources, check_tokenizers
+    from dtrain.launch import STAGES, way_of
+
+    problems: list[str] = []
+    try:
+        check_tokenizers(recipe)
+    except InputError as error:
+        problems += error.problems
+    for section in (recipe.teachers, recipe.students):
+        for member in section:
+            problems += _missing_model_files(member.name, member.model)
+    try:
+        for stage in STAGES:
+            way_of(recipe, stage)
+    except InputError as error:
+        problems += error.problems
+    root = Path(recipe.output_dir)
+    if root.exists() and not root.is_dir():
+        problems.append(f"output_dir: {root} is a file, not a folder")
+    try:
+        if not Plan(recipe).stage_done("prepare"):
+            check_sources(recipe.data)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+
+
+def _missing_model_files(name: str, spec: object) -> list[str]:
+    problems = []
+    pretrained = getattr(spec, "pretrained", None)
+    if pretrained:
+        path = Path(pretrained)
+        if path.is_dir() and not (path / "config.json").is_file():
+            problems.append(f"{name}: model.pretrained: {path} holds no config.json")
+        elif not path.exists() and (path.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1):
+            problems.append(f"{name}: model.pretrained: no such folder {path}")
+    return problems
+
+
+def run(recipe: Recipe, store: bool) -> int:
+    """Print the resolved recipe; with `store`, verify checksums, coverage and values of every knowledge store."""
+    if store:
+        from dtrain.knowledge import verify
+        plan = Plan(recipe)
+        for teacher in plan.needed_teachers():
+            verify(plan.folder.knowledge(teacher))
+            say(f"{plan.folder.knowledge(teacher)}: whole")
+        return EXIT_DONE
+    say(dump_recipe(recipe).rstrip())
+    return EXIT_DONE

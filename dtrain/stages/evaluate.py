@@ -1,0 +1,100 @@
+"""evaluate: score every teacher and student, each row once over all ranks."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from dtrain.data import PreparedData, tokenizer_name
+from dtrain.distributed import World
+from dtrain.errors import InputError
+from dtrain.log import say
+from dtrain.metrics import per_class, scores
+from dtrain.models import load
+from dtrain.plan import Plan
+from dtrain.recipe import Recipe, Student, Teacher
+from dtrain.runfolder import RunFolder, is_done, write_json
+from dtrain.training.engine import resolve_precision
+from dtrain.training.evaluation import count_part
+
+
+def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
+    """Read the model folders, write `evaluation.json` into each that has none for exactly this model.
+
+    A student that failed is passed over; the report tells why.
+
+    Raises:
+        InputError: a model is not trained yet, or no part to be reported has labels.
+    """
+    plan = Plan(recipe)
+    data = PreparedData.open(folder)
+    parts = _labelled_parts(recipe, data)
+    waiting = world.main_first(lambda: _waiting(plan))
+    for kind, member in plan.members():
+        if [kind, member.name] not in waiting:
+            continue
+        record = _evaluate(kind, member, parts, recipe, data, world, folder)
+        record = {"fingerprint": plan.evaluation(kind, member.name), **record}
+        path = folder.model(kind, member.name) / "evaluation.json"
+        world.main_first(functools.partial(write_json, path, record))
+        for part, found in record["parts"].items():
+            score = found["scores"]
+            say(
+                f"{kind[:-1]} {member.name}: {part}: accuracy {score['accuracy']:.4f}, f1 {score['f1']:.4f}, "
+                f"loss {score['loss']:.4f} on {score['rows']:,} rows"
+            )
+
+
+def _evaluate(
+    kind: str,
+    member: Teacher | Student,
+    parts: list[str],
+    recipe: Recipe,
+    data: PreparedData,
+    world: World,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """What `evaluation.json` holds of one model, but for the fingerprint."""
+    precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
+    model = load(folder.model(kind, member.name))
+    record: dict[str, Any] = {"labels": data.labels, "precision": precision, "parts": {}}
+    for part in parts:
+        confusion, loss = count_part(
+            model,
+            data.part(part, tokenizer_name(member)),
+            world,
+            classes=len(data.labels),
+            precision=precision,
+            batch_tokens=recipe.knowledge.batch_tokens,
+        )
+        record["parts"][part] = {
+            "scores": {**scores(confusion), "loss": loss},
+            "per_class": per_class(confusion, data.labels),
+            "confusion": confusion.counts.tolist(),
+        }
+    return record
+
+
+def _labelled_parts(recipe: Recipe, data: PreparedData) -> list[str]:
+    """The parts of `report.splits` that have labels, in the recipe's order."""
+    found: list[str] = [part for part in recipe.report.splits if part in data.info["label_counts"]]
+    if not found:
+        raise InputError(f"report.splits: none of {', '.join(recipe.report.splits)} has labelled rows")
+    return found
+
+
+def _waiting(plan: Plan) -> list[list[str]]:
+    """Models to score, as [kind, name]."""
+    waiting, missing = [], []
+    for kind, member in plan.members():
+        place = plan.folder.model(kind, member.name)
+        if plan.evaluated(kind, member.name):
+            say(f"{kind[:-1]} {member.name}: evaluated, nothing to do")
+        elif is_done(place, plan.model(kind, member.name)):
+            waiting.append([kind, member.name])
+        elif not (place / "failed.json").exists():
+            stage = "finetune" if kind == "teachers" else "distill"
+            missing.append(f"{place}: not trained yet for this recipe; run the stage `{stage}` first")
+    if missing:
+        raise InputError(missing)
+    return waiting

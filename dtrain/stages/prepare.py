@@ -1,0 +1,164 @@
+"""prepare: from source files to rows, tokenizers and encoded rows under `<run>/data/`.
+
+Everything is read and checked before anything is written. The main rank works, the others wait.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from dtrain.data import PreparedData
+from dtrain.data.corpus import read_corpus
+from dtrain.data.problems import shown
+from dtrain.data.tokenizers import (
+    check_tokenizers,
+    given_tokenizer,
+    student_tokenizer,
+    tokenizer_specs,
+    trained_tokenizer,
+)
+from dtrain.data.write import write_encoded, write_rows
+from dtrain.log import say, warn
+from dtrain.recipe.schema import Recipe
+from dtrain.runfolder import (
+    RunFolder,
+    file_fingerprint,
+    fingerprint,
+    is_done,
+    mark_done,
+    publish_folder,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from dtrain.distributed import World
+
+
+def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
+    """Prepare the recipe's data unless it is there; only what changed is done again.
+
+    Raises InputError for bad sources, before anything is written.
+    """
+    from dtrain.plan import Plan
+
+    plan = Plan(recipe)
+    world.main_first(lambda: prepare(recipe, folder, plan.data, plan.tokenizer))
+
+
+def prepare(recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Callable[[str], str]) -> None:
+    """The work of one process.
+
+    Args:
+        rows_identity: fingerprint of the rows that the recipe asks for.
+        identity: gives the fingerprint of a tokenizer with its encoded rows, by the tokenizer's name.
+    """
+    started = time.perf_counter()
+    datasets.disable_progress_bars()
+    # The tokenizers' threads and forked workers do not mix; the workers are the parallelism.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    check_tokenizers(recipe)
+    specs = tokenizer_specs(recipe)
+    missing = [name for name in specs if not is_done(folder.data / "encoded" / name, identity(name))]
+    rows_there = is_done(folder.data / "rows", rows_identity)
+    if rows_there and not missing:
+        say("prepare: the data is there already")
+        return
+    given = _given_tokenizers(recipe, missing)
+    if not rows_there:
+        corpus = read_corpus(recipe.data, recipe.seed)
+        with publish_folder(folder.data / "rows") as aside:
+            write_rows(corpus, recipe.data, aside)
+            mark_done(aside, rows_identity)
+    data = PreparedData.open(folder)
+    if not rows_there:
+        _remark(data.info)
+    told = [_rows_in_words(data.info)]
+    for name in missing:
+        tokenizer = given.get(name) or _counted_tokenizer(recipe, data, name)
+        encoding = _encode(recipe, data, name, tokenizer, identity(name))
+        cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
+        told.append(f"{name} {len(tokenizer):,} tokens ({cut:.1%} of rows cut at {recipe.data.max_length})")
+    say(f"prepare: {'; '.join(told)}; {time.perf_counter() - started:.1f} s")
+
+
+# --- tokenizers and what they encode ---------------------------------------------------------------
+
+
+def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedTokenizerFast]:
+    """Pretrained tokenizers and those of a vocabulary file; loaded first, since they may be bad input."""
+    given = {}
+    for name, spec in tokenizer_specs(recipe).items():
+        if name in names and spec is not None:
+            tokenizer = given_tokenizer(name, spec, recipe.data.max_length, recipe.data.normalize.lower)
+            if tokenizer is not None:
+                given[name] = tokenizer
+    return given
+
+
+def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary comes from the training and transfer rows."""
+    spec = tokenizer_specs(recipe)[name]
+    if spec is None:
+        return student_tokenizer(recipe.data.vocabulary, _training_texts(data))
+    return trained_tokenizer(spec, _training_texts(data), recipe.data.normalize.lower)
+
+
+def _training_texts(data: PreparedData) -> Iterator[list[str]]:
+    for part in ("train", "transfer"):
+        if part in data.parts:
+            rows = data.rows(part)
+            for column in ("text", "text_b"):
+                if column in rows.column_names:
+                    for batch in rows.select_columns([column]).iter(1000):
+                        yield batch[column]
+
+
+def _encode(
+    recipe: Recipe, data: PreparedData, name: str, tokenizer: PreTrainedTokenizerFast, identity: str
+) -> dict[str, Any]:
+    """Publish a tokenizer, then the parts that it encodes, with a record that vouches for both."""
+    with publish_folder(data.tokenizer_path(name)) as aside:
+        tokenizer.save_pretrained(aside)
+    files = sorted(data.tokenizer_path(name).iterdir())
+    with publish_folder(data.folder / "encoded" / name) as aside:
+        cut = write_encoded(tokenizer, data.folder / "rows", data.parts, recipe.data, aside)
+        encoding = {
+            "rows": data.fingerprint,
+            "tokenizer": fingerprint(recipe.data.max_length, [(path.name, file_fingerprint(path)) for path in files]),
+            "vocabulary": len(tokenizer),
+            "pad_id": tokenizer.pad_token_id,
+            "max_length": recipe.data.max_length,
+            "cut": cut,
+        }
+        write_json(aside / "encoded.json", encoding)
+        inside = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
+        mark_done(aside, identity, inside + [f"../../tokenizers/{name}/{path.name}" for path in files])
+    return encoding
+
+
+# --- words for the user ----------------------------------------------------------------------------
+
+
+def _rows_in_words(info: dict[str, Any]) -> str:
+    parts = ", ".join(f"{part} {count:,}" for part, count in info["rows"].items())
+    return f"{parts} rows; {len(info['labels'])} labels"
+
+
+def _remark(info: dict[str, Any]) -> None:
+    """Say what is worth knowing about the rows without being an error."""
+    unseen = [label for label, count in info["label_counts"]["train"].items() if not count]
+    if unseen:
+        warn(f"no training row has label {shown(map(repr, unseen))}")
+    for part, count in info["empty_texts"].items():
+        if count:
+            warn(f"{part}: {count:,} row(s) with an empty text; kept, as the unknown token")
+    for part, count in info["also_in_train"].items():
+        if count:
+            say(f"prepare: {count:,} of {info['rows'][part]:,} {part} rows have a text that is in training, too")

@@ -1,0 +1,82 @@
+"""report: one page that compares teachers and students, with the numbers and plots it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dtrain.distributed import World
+from dtrain.errors import InputError
+from dtrain.log import say
+from dtrain.plan import Plan
+from dtrain.recipe import Recipe, dump_recipe
+from dtrain.report import pages, plots
+from dtrain.report.results import collect, evaluated_part, trained_members
+from dtrain.report.speed import measure_run
+from dtrain.report.tables import brief
+from dtrain.runfolder import RunFolder, atomic_write, mark_done, publish_folder, read_json, write_json
+
+
+def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
+    """Read the model folders and their scores, write `report/`. The main rank works, the others wait.
+
+    Raises:
+        InputError: a model that did not fail is not evaluated yet.
+    """
+    world.main_first(lambda: _write(recipe, folder))
+
+
+def _write(recipe: Recipe, folder: RunFolder) -> None:
+    plan = Plan(recipe)
+    members = trained_members(plan)
+    _check_complete(plan)
+    speed = None
+    if recipe.report.latency and members:
+        say("report: measuring the models' speed on this machine")
+        speed = measure_run(members, evaluated_part(folder, *members[0]), folder)
+    results = collect(recipe, plan, folder, speed)
+    with publish_folder(folder.report) as aside:
+        write_json(aside / "results.json", results)
+        drawn = _draw(results, folder, aside)
+        with atomic_write(aside / "report.md") as file:
+            file.write(pages.markdown(results, {name: path.name for name, path in drawn.items()}))
+        with atomic_write(aside / "report.html") as file:
+            file.write(pages.html(results, drawn, dump_recipe(recipe)))
+        # A student that failed by accident is tried again by the next run; its report is written anew then.
+        if all(plan.stage_done(stage) for stage in ("finetune", "distill", "evaluate")):
+            mark_done(aside, plan.report)
+    for line in brief(results):
+        say(line)
+    say(f"report: {folder.report / 'report.html'}")
+
+
+def _check_complete(plan: Plan) -> None:
+    problems = []
+    for kind, member in plan.members():
+        place = plan.folder.model(kind, member.name)
+        if not plan.evaluated(kind, member.name) and not (place / "failed.json").exists():
+            problems.append(f"{place}: not evaluated yet for this recipe; run the stage `evaluate` first")
+    if problems:
+        raise InputError(problems)
+
+
+def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str, Path]:
+    """Draw what there is to draw; the plots' files by name."""
+    paths = {
+        name: target / f"{name}.png" for name in ("accuracy_parameters", "accuracy_latency", "curves", "confusion")
+    }
+    groups = sorted(results["groups"], key=lambda group: -group["accuracy"]["mean"])
+    histories = [
+        (
+            group["name"],
+            [read_json(folder.model(group["kind"], name) / "history.json") for name in group["members"]],
+        )
+        for group in groups
+    ]
+    plots.accuracy_against(results, "parameters", paths["accuracy_parameters"])
+    plots.accuracy_against(results, "milliseconds", paths["accuracy_latency"])
+    plots.training_curves(histories, "valid", paths["curves"])
+    if results["details"]:
+        labels = [row["label"] for row in results["details"]["per_class"]]
+        plots.confusion(results["details"]["confusion"], labels, paths["confusion"])
+    return {name: path for name, path in paths.items() if path.exists()}

@@ -1,0 +1,185 @@
+"""Answers of a model for many rows: what precomputing and evaluation share.
+
+    batches of rows -> collated and copied ahead -> model -> float32 logits, in the order of the batches
+
+On a CPU every product runs on one thread, and cores are used by several batches at a time: so an answer is a
+function of its batch alone, bit for bit, whatever the number of ranks, cores or threads. (A product shared by
+two threads may add in another order.) On a GPU threads collate and copy ahead, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dtrain.data import Part, inference_batches
+from dtrain.errors import DtrainError
+from dtrain.log import say_anywhere
+from dtrain.training.engine import autocast
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Batch = dict[str, Tensor]
+
+
+def forward_logits(
+    model: nn.Module,
+    part: Part,
+    indices: np.ndarray,
+    *,
+    device: torch.device,
+    batch_tokens: int,
+    precision: str,
+    threads: int,
+) -> Tensor:
+    """Logits of the rows `indices` [N] of a part, float32 [N, C] on `device`, in their order.
+
+    They are batched among themselves; scores that must not depend on a split of the rows come from
+    `forward_batches` over a split of the batches.
+    """
+    batches = inference_batches(part.lengths[indices], batch_tokens)
+    answers = list(
+        forward_batches(
+            model,
+            part,
+            (indices[batch] for batch in batches),
+            device=device,
+            precision=precision,
+            threads=threads,
+        )
+    )
+    if not answers:
+        return torch.empty(0, 0, device=device)
+    return in_order(batches, answers)
+
+
+def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """Keep the weights of linear layers and convolutions in autocast's type, for a model that is not trained further.
+
+    The answers are the same bits: autocast would cast these weights again for every batch, which takes a tenth of
+    the time of BERT-base on a CPU with batches of 2,048 tokens.
+    """
+    if precision != "fp32":
+        with autocast(precision, device):
+            dtype = torch.get_autocast_dtype(device.type)
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                module.to(dtype)
+    return model
+
+
+def in_order(batches: list[np.ndarray], answers: list[Tensor]) -> Tensor:
+    """One tensor [N, C] from the answers [B, C] of batches that hold each of 0 .. N-1 once."""
+    place = np.empty(sum(map(len, batches)), dtype=np.int64)
+    place[np.concatenate(batches)] = np.arange(len(place))
+    return torch.cat(answers)[torch.from_numpy(place).to(answers[0].device)]
+
+
+def forward_batches(
+    model: nn.Module,
+    part: Part,
+    batches: Iterable[np.ndarray],
+    *,
+    device: torch.device,
+    precision: str,
+    threads: int,
+) -> Iterator[Tensor]:
+    """Logits float32 [B, C] on `device` for each batch of row numbers of `part`, in the order of `batches`.
+
+    Batches may come from a generator; it is asked for a few more than have been answered. The model is moved to
+    `device`, answers in eval mode, and gets its mode back in the end. A batch that does not fit into memory is
+    answered in halves, and so is every later one of its size: rounding then may differ in the last digit.
+
+    Args:
+        precision: 'fp32', or the autocast type 'bf16' or 'fp16'.
+        threads: CPU cores to use.
+
+    Raises:
+        DtrainError: a single row does not fit into memory.
+    """
+    forward = _Forward(model.to(device), device, precision)
+    training = model.training
+    model.eval()
+    try:
+        if device.type == "cpu":
+            yield from in_threads(lambda rows: forward(part.collate(rows)), batches, threads)
+        else:
+            # Two threads collate ahead; more would only contend for the interpreter.
+            for batch in in_threads(lambda rows: _pinned(part.collate(rows)), batches, min(2, threads)):
+                yield forward({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
+    finally:
+        model.train(training)
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 2) -> Iterator[Result]:
+    """Results of `work` in the order of `items`, computed by `threads` threads that run a little ahead.
+
+    `items` is asked for the next one by the calling thread; at most `threads` x `ahead` results wait.
+    """
+    # OpenMP's number of threads belongs to the thread that sets it: each worker does, and the caller's stays.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= threads * ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+class _Forward:
+    """The model on one collated batch, in as many pieces as memory makes necessary."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.limit: float = float("inf")  # padded tokens in one call
+
+    def __call__(self, batch: Batch) -> Tensor:
+        # Both modes belong to the thread.
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            return self._answer(batch)
+
+    def _answer(self, batch: Batch) -> Tensor:
+        rows, length = batch["input_ids"].shape
+        if rows == 1 or rows * length <= self.limit:
+            try:
+                return self.model(**batch).logits.float()
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise DtrainError(
+                        f"one row of {length} tokens does not fit into the memory of {self.device}"
+                    ) from None
+            # Outside of the handler, which keeps the failed attempt's tensors alive.
+            self._lower_limit(rows * length // 2)
+        half = (rows + 1) // 2
+        pieces = ({name: t[part] for name, t in batch.items()} for part in (slice(half), slice(half, None)))
+        return torch.cat([self._answer(piece) for piece in pieces])
+
+    def _lower_limit(self, tokens: int) -> None:
+        if self.limit == float("inf"):
+            say_anywhere(f"out of memory on {self.device}: going on with at most {tokens} tokens a batch")
+        self.limit = min(self.limit, tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,272 @@
+"""The one training loop: teachers over all ranks, students on one rank each.
+
+A step is one *global* batch: a list of rows that depends on (seed, epoch, position) alone. Each rank takes
+its share, in `accumulation` micro-batches; the loss is a sum over rows divided by the global number of rows.
+So neither the number of ranks nor the micro-batch changes what is computed, and continuing after a stop is
+setting a position.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dtrain.data import Part, share_of, training_batches
+from dtrain.errors import DtrainError, Stopped
+from dtrain.recipe.schema import TrainSpec
+from dtrain.runfolder import fingerprint
+from dtrain.training.checkpoint import load_checkpoint, save_checkpoint
+from dtrain.training.engine import Engine
+from dtrain.training.monitor import Monitor
+from dtrain.training.optim import rate
+from dtrain.training.stop import StopRequest
+
+LOG_EVERY = 20
+STOP_EVERY = 5  # steps between agreements on stopping
+MAX_SKIPPED = 50  # fp16 steps in a row
+
+# (model, rows of the part, their numbers) -> the weighted loss sum, and by term its unweighted sum and count
+LossFunction = Callable[
+    [torch.nn.Module, np.ndarray], tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+]
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+
+
+class Diverged(DtrainError):
+    """The loss is no number any more, or fp16 overflows without end."""
+
+
+@dataclass
+class Position:
+    """Everything a run needs to continue, besides tensors."""
+
+    step: int = 0  # optimizer steps tried so far
+    applied: int = 0  # steps not skipped by fp16 overflow; the schedule follows these
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    best_score: float | None = None
+    best_step: int = 0
+    best_epoch: float = 0.0
+    worse: int = 0  # evaluations since the best
+    skipped: int = 0
+    rows: int = 0
+    seconds: float = 0.0  # in training steps, evaluation not counted
+    finished: bool = False  # patience is over
+    running: dict[str, list[float]] = field(default_factory=dict)  # sum and count by term since the last evaluation
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def advance(self, rows: int, epoch_steps: int, applied: bool, seconds: float) -> bool:
+        """Count one step; whether it was the last of its epoch."""
+        self.step += 1
+        self.batch += 1
+        self.rows += rows
+        self.seconds += seconds
+        self.applied += applied
+        self.skipped = 0 if applied else self.skipped + 1
+        if self.batch < epoch_steps:
+            return False
+        self.epoch, self.batch = self.epoch + 1, 0
+        return True
+
+
+@dataclass
+class Fit:
+    """What `fit` trains, and where."""
+
+    title: str
+    spec: TrainSpec
+    engine: Engine
+    rows: Part
+    loss: LossFunction
+    evaluate: Evaluate
+    checkpoints: Path
+    tensorboard: Path
+    identity: str
+    stop: StopRequest
+
+
+def fit(job: Fit) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
+    """Train to the end, or until patience ends it.
+
+    Returns:
+        The best weights (on the CPU; empty on ranks that do not write), the final position, and the open monitor.
+
+    Raises:
+        Stopped: after a complete checkpoint, when asked to stop.
+        Diverged: when the loss is not finite.
+    """
+    spec, engine, world = job.spec, job.engine, job.engine.world
+    writes = engine.rank == 0
+    identity = fingerprint(job.identity, engine.precision)
+    position = Position()
+    best: dict[str, torch.Tensor] = {}
+    base = [group["lr"] for group in engine.optimizer.param_groups]
+    found = load_checkpoint(job.checkpoints, identity, world.device)
+    if found:
+        state, tensors, best = found
+        engine.load_state(tensors)
+        position = Position(**state["position"])
+
+    total = sum(len(_batches(job, epoch)) for epoch in range(spec.epochs))
+    factor = rate(spec.schedule, total)
+    monitor = Monitor(job.title, job.tensorboard, total, position.step, speaks=writes)
+    window = _Window(engine, job.title, position.running)
+    batches = _batches(job, position.epoch)
+
+    while position.step < total and not position.finished:
+        begin = time.perf_counter()
+        batch = batches[position.batch]
+        for group, lr in zip(engine.optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * factor(position.applied)
+        norm, applied = _train_step(job, batch, position.step, window)
+        epoch_ends = position.advance(len(batch), len(batches), applied, time.perf_counter() - begin)
+        if position.skipped > MAX_SKIPPED:
+            raise Diverged(
+                f"{job.title}: fp16 overflowed in {position.skipped} steps in a row, to step {position.step}"
+            )
+
+        if position.step % LOG_EVERY == 0 or epoch_ends:
+            means, rows = window.flush(position.step)
+            watched = {"lr": engine.optimizer.param_groups[0]["lr"], "gradient_norm": float(norm)}
+            monitor.training(position.step, means | watched, rows, world.device)
+        if position.step % spec.evaluate_every == 0 if spec.evaluate_every else epoch_ends:
+            window.flush(position.step)
+            if _evaluate(job, position, len(batches), monitor) and writes:
+                best = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in engine.bare.state_dict().items()}
+        ends = position.finished or position.step == total
+        asked = not ends and position.step % STOP_EVERY == 0 and _asked_to_stop(job)
+        due = position.step % spec.checkpoint_every == 0 if spec.checkpoint_every else epoch_ends
+        if asked or (due and not ends):
+            window.flush(position.step)
+            if writes:
+                save_checkpoint(
+                    job.checkpoints,
+                    position.step,
+                    identity,
+                    {"position": asdict(position)},
+                    engine.state(),
+                    best,
+                )
+        if asked:
+            monitor.close()
+            if engine.together:
+                world.wait_for_all("checkpoint")  # nobody leaves before it is whole
+            reason = f"stopped on request ({job.stop.reason}) at step {position.step} of {total}"
+            raise Stopped(f"{job.title}: {reason}; the same command continues")
+        if epoch_ends and not ends:
+            batches = _batches(job, position.epoch)
+    if position.best_score is None:  # evaluate_every is longer than the training
+        window.flush(position.step)
+        _evaluate(job, position, len(batches), monitor)
+        best = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in engine.bare.state_dict().items()}
+    return best, position, monitor
+
+
+def _train_step(job: Fit, batch: np.ndarray, step: int, window: _Window) -> tuple[torch.Tensor, bool]:
+    """One optimizer step on a global batch; the gradient norm, and whether it was applied."""
+    engine = job.engine
+    shares = share_of(batch, engine.rank, engine.ranks, job.spec.accumulation, step)
+    # Dropout is a function of (seed, rank, step): no random state to keep.
+    torch.manual_seed(int(fingerprint(job.spec.seed, engine.rank, step)[:15], 16))
+    engine.model.train()
+    for number, share in enumerate(shares):
+        with engine.synchronise_when(number == len(shares) - 1):
+            # A rank without rows still takes part, with a row that counts nothing.
+            rows = share if len(share) else batch[:1]
+            with engine.autocast():
+                total, sums, counts = job.loss(engine.model, rows)
+            engine.backward(total * (1.0 / len(batch) if len(share) else 0.0))
+            window.add(total, sums, counts, len(share))
+    norm = engine.clip(job.spec.clip)
+    return norm, engine.step()
+
+
+def _batches(job: Fit, epoch: int) -> list[np.ndarray]:
+    spec = job.spec
+    assert spec.seed is not None
+    return training_batches(
+        job.rows.lengths, spec.seed, epoch, batch_size=spec.batch_size, batch_tokens=spec.batch_tokens
+    )
+
+
+def _asked_to_stop(job: Fit) -> bool:
+    return job.stop.agreed() if job.engine.together else job.stop.anywhere()
+
+
+def _evaluate(job: Fit, position: Position, epoch_steps: int, monitor: Monitor) -> bool:
+    """Score the model as it is; whether it is the best so far. Sets `finished` when patience is over."""
+    spec = job.spec
+    scores = job.evaluate(job.engine.bare)
+    score = -scores["loss"] if spec.metric == "loss" else scores[spec.metric]
+    if not math.isfinite(scores["loss"]):
+        raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
+    epoch = round(position.epoch + position.batch / epoch_steps, 4)
+    better = position.best_score is None or score > position.best_score
+    if better:
+        position.best_score, position.best_step, position.best_epoch, position.worse = (
+            score,
+            position.step,
+            epoch,
+            0,
+        )
+    else:
+        position.worse += 1
+        position.finished = spec.patience is not None and position.worse >= spec.patience
+    means = {name: sum_ / count if count else 0.0 for name, (sum_, count) in position.running.items()}
+    position.running.clear()
+    position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
+    position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
+    monitor.evaluation(position.step, epoch, scores, better, means.get("loss", math.nan), position.seconds)
+    return better
+
+
+class _Window:
+    """Sums of loss terms on the device between two looks at them, so that steps do not wait for the host."""
+
+    def __init__(self, engine: Engine, title: str, running: dict[str, list[float]]) -> None:
+        self.engine, self.title, self.running = engine, title, running
+        self._pending: dict[str, torch.Tensor] = {}
+
+    def add(
+        self, total: torch.Tensor, sums: dict[str, torch.Tensor], counts: dict[str, torch.Tensor], rows: int
+    ) -> None:
+        """Take in a micro-batch; one without rows (of a rank that only took part) adds zeros."""
+        share = float(rows > 0)
+        whole = torch.tensor(float(rows), device=total.device)
+        for name, sum_, count in [("loss", total.detach(), whole), *((n, sums[n], counts[n]) for n in sums)]:
+            pair = (
+                torch.stack([sum_.double(), count.double()])
+                if share
+                else torch.zeros(2, dtype=torch.float64, device=total.device)
+            )
+            self._pending[name] = self._pending[name] + pair if name in self._pending else pair
+
+    def flush(self, step: int) -> tuple[dict[str, float], int]:
+        """Means over all ranks since the last flush, unweighted, by term; and the rows they stand for.
+
+        Raises:
+            Diverged: when one is not finite.
+        """
+        if not self._pending:
+            return {}, 0
+        pairs = torch.stack(list(self._pending.values()))
+        if self.engine.together:
+            pairs = self.engine.world.sum(pairs)
+        means = {}
+        for name, (sum_, count) in zip(self._pending, pairs.tolist(), strict=True):
+            if not math.isfinite(sum_):
+                raise Diverged(f"{self.title}: {name} is {sum_} at step {step}")
+            kept = self.running.setdefault(name, [0.0, 0.0])
+            kept[0] += sum_
+            kept[1] += count
+            means[name] = sum_ / count if count else 0.0
+        rows = int(pairs[0, 1])
+        self._pending = {}
+        return means, rows

@@ -1,0 +1,171 @@
+"""Where DeepSpeed ZeRO keeps each parameter, read from a built engine, so that LAMB stays exact under it.
+
+Stages 1 and 2 (and BF16_Optimizer) concatenate a group's parameters into one buffer and cut it into equal
+partitions, through the middle of tensors. Stage 3 cuts every parameter into ceil(numel / world) slices, the
+last one padded with whatever was in memory, and concatenates slices by sub-group. The optimizer is handed
+this rank's partition as one flat float32 tensor. None of the attributes read here is documented API, so all
+that is read is checked against the values of the weights on every rank, and any doubt is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dtrain.training.lamb import Lamb
+from dtrain.training.shard_layout import Layout, Part, ShardingError
+
+
+@dataclass
+class _Buffer:
+    """One flat partition, with each parameter's part and this rank's current values of it."""
+
+    flat: Tensor
+    parts: list[Part]
+    values: list[Tensor]
+    group: dist.ProcessGroup
+
+
+def attach_zero(optimizer: Lamb, engine: Any) -> None:
+    """Tell `optimizer` which parameters lie where in the buffers that `engine` steps it with.
+
+    Call it on every rank after `deepspeed.initialize` or `accelerator.prepare`, before the first step. It
+    stays right when a checkpoint is loaded into the same engine. An engine that steps the parameters
+    themselves (stage 0 in float32) needs nothing, and nothing is done.
+
+    Args:
+        optimizer: the LAMB that the engine was built with.
+        engine: a `DeepSpeedEngine` of ZeRO stage 0, 1, 2 or 3, in float32, float16 or bfloat16, with or
+            without CPU offload (`zero_force_ds_cpu_optimizer: false`).
+
+    Raises:
+        ShardingError: the engine steps another optimizer, splits tensors in ways that LAMB cannot follow,
+            or has a layout that cannot be read, with DeepSpeed's version.
+    """
+    zero = engine.optimizer
+    if zero is optimizer:
+        return
+    _refuse_unsupported(optimizer, engine, zero)
+    device = torch.device(engine.device)
+    try:
+        buffers = list(_read(zero))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise _unreadable(zero, f"{type(error).__name__}: {error}") from error
+    for index, buffer in enumerate(buffers):
+        _verify(zero, index, buffer, device)
+        optimizer.attach_layout(buffer.flat, Layout(tuple(buffer.parts), (buffer.group,), device))
+
+
+def _refuse_unsupported(optimizer: Lamb, engine: Any, zero: Any) -> None:
+    stepped = getattr(zero, "optimizer", None)
+    if stepped is not optimizer:
+        raise ShardingError(
+            f"DeepSpeed steps a {type(stepped).__name__}, not the LAMB given: with CPU offload Accelerate "
+            "replaces the optimizer unless the DeepSpeed config says "
+            '"zero_force_ds_cpu_optimizer": false'
+        )
+    if getattr(zero, "zenflow", False):
+        raise ShardingError('LAMB does not run under ZenFlow: remove "zenflow" from the DeepSpeed config')
+    if getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False):
+        raise ShardingError(
+            'LAMB does not run with NVMe offload: set "device" to "cpu" or "none" in the DeepSpeed config\'s '
+            '"offload_optimizer" and "offload_param"'
+        )
+    mpu = getattr(engine, "mpu", None)
+    for name in ("get_tensor_model_parallel_world_size", "get_model_parallel_world_size"):
+        if mpu is not None and hasattr(mpu, name) and getattr(mpu, name)() > 1:
+            raise ShardingError(
+                "LAMB was given tensor-parallel slices under ZeRO, whose whole norms it cannot take: set "
+                '"autotp_size" to 1, or use FSDP2 with DTensor parameters'
+            )
+
+
+def _read(zero: Any) -> Iterator[_Buffer]:
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        return _stage3(zero)
+    groups = zero.real_dp_process_group
+    if hasattr(zero, "single_partition_of_fp32_groups"):
+        return _stage12(
+            zero.single_partition_of_fp32_groups, zero.bit16_groups_flat, zero.bit16_groups, groups
+        )
+    # BF16_Optimizer, which stage 1 in bfloat16 with float32 accumulation gets
+    return _stage12(zero.fp32_groups_flat_partition, zero.bf16_groups_flat, zero.bf16_groups, groups)
+
+
+def _stage12(
+    partitions: list[Tensor],
+    model_buffers: list[Tensor],
+    model_groups: list[list[Tensor]],
+    process_groups: list[dist.ProcessGroup],
+) -> Iterator[_Buffer]:
+    """A parameter's place is where its storage lies in the group's buffer.
+
+    DeepSpeed's own `_hp_mapping` says so too, but wrongly under round_robin_gradients (0.19.8).
+    """
+    for flat, buffer, params, group in zip(
+        partitions, model_buffers, model_groups, process_groups, strict=True
+    ):
+        if flat.numel() * dist.get_world_size(group) != buffer.numel():
+            raise ValueError(f"a partition of {flat.numel()} elements of a buffer of {buffer.numel()}")
+        first = dist.get_rank(group) * flat.numel()
+        parts, values = [], []
+        for p in params:
+            offset, rest = divmod(p.data_ptr() - buffer.data_ptr(), p.element_size())
+            if rest or not 0 <= offset <= buffer.numel() - p.numel():
+                raise ValueError("a parameter lies outside of its group's buffer")
+            start = min(max(offset, first), first + flat.numel())
+            length = max(min(offset + p.numel(), first + flat.numel()) - start, 0)
+            parts.append(Part(p.shape, start - first, length))
+            values.append(p.detach().reshape(-1)[start - offset :][:length] if length else p.new_empty(0))
+        yield _Buffer(flat, parts, values, group)
+
+
+def _stage3(zero: Any) -> Iterator[_Buffer]:
+    for index, (flat, params, group) in enumerate(
+        zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, zero.sub_group_process_groups, strict=True)
+    ):
+        parts, values = [], []
+        for p in params:
+            sub_group, start, slice_numel = zero.grad_position[zero.get_param_id(p)]
+            if sub_group != index:
+                raise ValueError(f"grad_position puts a parameter of sub-group {index} into {sub_group}")
+            # What is left of the parameter for this rank; the rest of its slice is padding.
+            length = min(max(p.ds_numel - dist.get_rank(group) * slice_numel, 0), slice_numel)
+            parts.append(Part(torch.Size(p.ds_shape), start, length))
+            values.append(p.ds_tensor.detach().reshape(-1)[:length])
+        yield _Buffer(flat, parts, values, group)
+
+
+def _verify(zero: Any, index: int, buffer: _Buffer, device: torch.device) -> None:
+    """All ranks together: every element is in one part, and every part holds its parameter's values."""
+    wrong = 0
+    for part, value in zip(buffer.parts, buffer.values, strict=True):
+        held = buffer.flat.detach()[part.start : part.start + part.length]
+        wrong += not torch.equal(held.to(value.device, value.dtype), value)
+    counts = torch.tensor([wrong, *(part.length for part in buffer.parts)], device=device)
+    dist.all_reduce(counts, group=buffer.group)
+    wrong, *lengths = counts.tolist()
+    partial = sum(n != part.shape.numel() for n, part in zip(lengths, buffer.parts, strict=True))
+    if wrong or partial:
+        raise _unreadable(
+            zero,
+            f"in buffer {index}, {wrong} parts do not hold their parameter's values and {partial} of "
+            f"{len(lengths)} parameters are not covered exactly once",
+        )
+
+
+def _unreadable(zero: Any, why: str) -> ShardingError:
+    try:
+        version = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of unknown version"
+    return ShardingError(
+        f"LAMB cannot tell where the parameters lie in the buffers of {type(zero).__name__} of DeepSpeed "
+        f"{version} (written against 0.19.8): {why}. Use that version, DDP or FSDP2, or another optimizer"
+    )

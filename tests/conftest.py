@@ -1,0 +1,45 @@
+"""What all tests share: one thread, no network, the markers that follow from where a test is, the real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch or transformers are imported, and inherited by every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tests start their own launches; what a launcher around pytest says is not for them.
+for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+BY_FOLDER = {"distributed": "distributed", "slurm": "slurm"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by folder and by the fixtures they ask for; skip GPU tests where there is none."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in BY_FOLDER:
+            item.add_marker(BY_FOLDER[folder])
+        if "data_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The real data sets (tnews/, thucnews/, sst2/, ...), beside the checkout; absent for most people."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data is not here (../shared/data from the repository's root)")
+    return folder

@@ -1,0 +1,326 @@
+"""The whole pipeline in real processes: `dtrain run`, which starts `accelerate launch`, on 1, 2 and 3 ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrain.runfolder import file_fingerprint
+
+pytestmark = pytest.mark.distributed
+
+RECIPE = """\
+name: tiny
+seed: 5
+output_dir: {folder}/runs
+data:
+  train: {folder}/train.jsonl
+  test: {folder}/test.jsonl
+  transfer: {folder}/more.txt
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - name: cnn
+    model: {{type: textcnn, embedding: 12, filters: 8, dropout: 0.1}}
+    epochs: 3
+    batch_size: 16
+    optimizer: {{lr: 0.01}}
+  - name: bert
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 200}}
+    epochs: 2
+    batch_size: 16
+knowledge: {{shard_rows: 64, batch_tokens: 256}}
+students:
+  - name: lstm
+    model: {{type: bilstm, embedding: 8, hidden: 8}}
+    epochs: 2
+    batch_size: 16
+    losses: [{{type: soft_targets, temperature: 2.0}}, {{type: cross_entropy}}]
+    grid: {{seed: [1, 2]}}
+  - name: scratch
+    model: {{type: bilstm, embedding: 8, hidden: 8}}
+    epochs: 2
+    batch_size: 16
+    teachers: []
+launch: {{processes: {processes}}}
+report: {{latency: false}}
+"""
+TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅", "money": "股票基金银行利率"}
+
+
+def write_data(folder: Path) -> None:
+    draw = random.Random(0)
+
+    def row(topic: str) -> str:
+        return "".join(draw.choice(TOPICS[topic] + "的了是在我") for _ in range(draw.randint(3, 14)))
+
+    for name, count in (("train", 240), ("test", 61)):
+        rows = [{"text": row(topic), "label": topic} for topic in draw.choices(list(TOPICS), k=count)]
+        text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    more = "".join(row(topic) + "\n" for topic in draw.choices(list(TOPICS), k=100))
+    (folder / "more.txt").write_text(more, encoding="utf-8")
+
+
+def write_recipe(folder: Path, processes: int) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=folder, processes=processes), encoding="utf-8")
+    return path
+
+
+def dtrain(*arguments: str | Path, code: int = 0) -> str:
+    command = [sys.executable, "-m", "dtrain", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a run of the whole recipe on two ranks."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_data(folder)
+    dtrain("run", write_recipe(folder, 2))
+    return folder
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def outputs(run: Path) -> dict[str, str]:
+    """Bytes of everything that says what was computed."""
+    shards = {str(p.relative_to(run)): file_fingerprint(p) for p in sorted((run / "knowledge").rglob("*.arrow"))}
+    scores = {str(p.relative_to(run)): p.read_text() for p in sorted(run.rglob("evaluation.json"))}
+    assert shards
+    assert scores
+    return shards | scores
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_scores_and_knowledge_do_not_depend_on_the_world_size(finished: Path, tmp_path: Path, processes: int) -> None:
+    """The same models, evaluated and precomputed by another number of ranks: the same bytes."""
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished / "runs" / "tiny", run)
+    expected = outputs(run)
+    shutil.rmtree(run / "knowledge")
+    for path in run.rglob("evaluation.json"):
+        path.unlink()
+    recipe = finished / "recipe.yaml"
+    dtrain(
+        "run", recipe, f"output_dir={tmp_path}/runs", f"launch.processes={processes}", "--stages", "precompute,evaluate"
+    )
+    assert outputs(run) == expected
+
+
+def test_every_row_is_evaluated_once(finished: Path) -> None:
+    run = finished / "runs" / "tiny"
+    for path in run.rglob("evaluation.json"):
+        parts = read(path)["parts"]
+        assert parts["valid"]["scores"]["rows"] == 48
+        assert parts["test"]["scores"]["rows"] == 61
+
+
+def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
+    begin = time.perf_counter()
+    assert "nothing to do" in dtrain("run", finished / "recipe.yaml")
+    assert time.perf_counter() - begin < 10
+    assert before == {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
+
+
+def models(run: Path) -> dict[str, int]:
+    return {f"{p.parent.parent.name}/{p.parent.name}": p.stat().st_mtime_ns for p in run.rglob("model.safetensors")}
+
+
+def test_a_changed_student_is_done_again_alone(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished / "runs" / "tiny", run)
+    before = models(run)
+    dtrain("run", finished / "recipe.yaml", f"output_dir={tmp_path}/runs", "students.scratch.epochs=1")
+    assert {name for name, time in models(run).items() if before[name] != time} == {"students/scratch"}
+    assert len(read(run / "report" / "results.json")["models"]) == 5
+
+
+def test_changed_data_does_everything_again(finished: Path, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    recipe = write_recipe(tmp_path, 1)
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    before = models(tmp_path / "runs" / "tiny")
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": "新的比赛", "label": "sport"}, ensure_ascii=False) + "\n")
+    dtrain("run", recipe)
+    after = models(tmp_path / "runs" / "tiny")
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
+
+
+def test_everything_written_is_loaded_back(finished: Path) -> None:
+    import torch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import dtrain as package
+
+    run = finished / "runs" / "tiny"
+    names = ["teachers/cnn", "teachers/bert", "students/lstm-seed1", "students/lstm-seed2", "students/scratch"]
+    for name in names:
+        folder = run / name
+        model = package.load(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        batch = tokenizer(["球队比赛进球", "好吃的火锅火锅"], return_tensors="pt", padding=True)
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        assert logits.shape == (2, 3)
+        assert not model.training
+        metrics = read(folder / "metrics.json")
+        assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+        assert metrics["bytes"] == (folder / "model.safetensors").stat().st_size
+        events = EventAccumulator(str(run / "tensorboard" / name)).Reload()
+        tags = set(events.Tags()["scalars"])
+        assert {"train/loss", "train/lr", "train/gradient_norm", "speed/rows_per_second", "speed/memory_gib"} <= tags
+        assert events.Scalars("valid/accuracy")[-1].step == metrics["steps"]
+        best = max(s.value for s in events.Scalars("valid/accuracy"))
+        assert best == pytest.approx(metrics["accuracy"])
+    loaded = AutoModelForSequenceClassification.from_pretrained(run / "teachers" / "bert")
+    assert loaded.config.id2label == {0: "food", 1: "money", 2: "sport"}
+    assert not (run / "checkpoints").exists()
+    assert not list(run.rglob(".tmp-*"))
+    assert not [p for p in run.rglob("*") if p.suffix in (".pkl", ".pt", ".bin")]
+
+
+def test_report_has_every_model(finished: Path) -> None:
+    results = read(finished / "runs" / "tiny" / "report" / "results.json")
+    assert {m["name"] for m in results["models"]} == {"cnn", "bert", "lstm-seed1", "lstm-seed2", "scratch"}
+    for name in ("report.md", "report.html"):
+        text = (finished / "runs" / "tiny" / "report" / name).read_text(encoding="utf-8")
+        assert "lstm" in text
+
+
+def test_predict_from_stdin(finished: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "dtrain",
+        "predict",
+        str(finished / "recipe.yaml"),
+        "--model",
+        "cnn",
+        "--input",
+        "-",
+    ]
+    done = subprocess.run(command, input="球队比赛进球\n好吃的火锅火锅\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["label"] for row in rows] == ["sport", "food"]
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["teachers", "students"])
+def test_stopped_by_signal_and_continued_equals_undisturbed(finished: Path, tmp_path: Path, kind: str) -> None:
+    """SIGTERM to the launcher: 75, a whole checkpoint; the next run ends with the same weights, bit for bit."""
+    recipe = finished / "recipe.yaml"
+    longer = [f"output_dir={tmp_path}/runs", "teachers.0.epochs=40", "students.scratch.epochs=40"]
+    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *longer]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "tiny"
+    name = "cnn" if kind == "teachers" else "scratch"
+    wait_for(lambda: list((run / "checkpoints" / kind / name).glob("step-*")))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, out + err
+    assert "stopped on request (SIGTERM)" in err
+    assert "Traceback" not in err
+    assert (run / "checkpoints").exists()
+    dtrain("run", recipe, *longer)
+    undisturbed = tmp_path / "undisturbed"
+    longer[0] = f"output_dir={undisturbed}"
+    dtrain("run", recipe, *longer)
+    for path in sorted(run.rglob("model.safetensors")):
+        assert file_fingerprint(path) == file_fingerprint(undisturbed / "tiny" / path.relative_to(run)), path
+
+
+def test_a_killed_rank_ends_the_run_and_the_next_one_continues(finished: Path, tmp_path: Path) -> None:
+    import psutil
+
+    recipe = finished / "recipe.yaml"
+    changes = [f"output_dir={tmp_path}/runs", "teachers.0.epochs=60"]
+    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *changes, "--stages", "prepare,finetune"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "tiny"
+    wait_for(lambda: list((run / "checkpoints" / "teachers" / "cnn").glob("step-*")))
+    workers = [c for c in psutil.Process(process.pid).children(recursive=True) if "dtrain" in " ".join(c.cmdline())]
+    workers[-1].kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "killed by SIGKILL" in err
+    dtrain("run", recipe, *changes, "--stages", "prepare,finetune")
+    assert (run / "teachers" / "cnn" / "model.safetensors").exists()
+
+
+def test_one_diverging_student_is_its_own_failure(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished / "runs" / "tiny", run)
+    before = models(run)
+    changes = [
+        f"output_dir={tmp_path}/runs",
+        "students.scratch.optimizer={type: sgd, lr: 1e30}",
+        "students.scratch.clip=",
+    ]
+    told = dtrain("run", finished / "recipe.yaml", *changes)
+    assert "student scratch: FAILED" in told
+    results = read(run / "report" / "results.json")
+    (failed,) = results["failed"]
+    assert failed["name"] == "scratch"
+    assert "nan" in failed["reason"] or "inf" in failed["reason"]
+    assert len(results["models"]) == 4
+    after = models(run)
+    assert after == {name: time for name, time in before.items() if name != "students/scratch"}
+    assert "nothing to do" in dtrain("run", finished / "recipe.yaml", *changes)
+
+
+def test_two_runs_do_not_share_a_folder(finished: Path, tmp_path: Path) -> None:
+    recipe = finished / "recipe.yaml"
+    changes = [f"output_dir={tmp_path}/runs", "teachers.0.epochs=200", "launch.processes=1"]
+    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *changes, "--stages", "prepare,finetune", "--here"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: list((tmp_path / "runs" / "tiny" / "checkpoints").rglob("step-*")))
+        told = dtrain("prepare", recipe, *changes, code=1)
+        assert "another run is at work here" in told
+    finally:
+        process.kill()
+        process.communicate()
+    dtrain("prepare", recipe, *changes)
+
+
+def test_a_stop_file_ends_any_stage(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished / "runs" / "tiny", run)
+    shutil.rmtree(run / "knowledge")
+    (run / "STOP").touch()
+    told = dtrain("precompute", finished / "recipe.yaml", f"output_dir={tmp_path}/runs", code=75)
+    assert "stopped on request" in told
+    (run / "STOP").unlink()
+    dtrain("precompute", finished / "recipe.yaml", f"output_dir={tmp_path}/runs")
+    shards = sorted((run / "knowledge").rglob("*.arrow"))
+    assert [file_fingerprint(p) for p in shards] == [
+        file_fingerprint(finished / "runs" / "tiny" / p.relative_to(run)) for p in shards
+    ]

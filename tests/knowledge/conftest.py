@@ -1,0 +1,221 @@
+"""Made-up rows and teachers, and ranks that are threads of this process."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dtrain.data import Part
+from dtrain.errors import DtrainError
+from dtrain.knowledge import Identity, Layout, StoreWriter, new_layout
+from dtrain.models import ClassifierOutput
+from dtrain.runfolder import file_fingerprint
+from dtrain.stages.precompute import fill
+
+VOCABULARY = 60
+CLASSES = 5
+
+
+class MadeUpTeacher(nn.Module):
+    """Attention over a few tokens: products whose shapes depend on batch and length, and no padding effect.
+
+    With `tell_shape` its answers also depend on the batch's shape, far beyond rounding.
+    """
+
+    def __init__(self, seed: int = 0, tell_shape: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.embedding = nn.Embedding(VOCABULARY, 48)
+            self.encoder = nn.TransformerEncoderLayer(48, 4, 96, dropout=0.5, batch_first=True)
+            self.classifier = nn.Linear(48, CLASSES)
+        self.tell_shape = tell_shape
+        self.seen = 0  # rows
+        self._lock = threading.Lock()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> ClassifierOutput:
+        with self._lock:
+            self.seen += len(input_ids)
+        states = self.embedding(input_ids)
+        states = self.encoder(states, src_key_padding_mask=attention_mask == 0)
+        weights = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
+        features = (states * weights).sum(1)
+        logits = self.classifier(features)
+        if self.tell_shape:
+            logits = logits + input_ids.shape[0] + input_ids.shape[1] / 32
+        return ClassifierOutput(logits, features)
+
+
+def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None) -> Part:
+    """Rows of 1 to 20 tokens, a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 21, rows)
+    texts = [random.integers(1, VOCABULARY, length).astype(np.int32) for length in lengths]
+    for row in range(1, rows):
+        if random.random() < 0.25:
+            texts[row] = texts[random.integers(row)]
+    ids = np.arange(rows, dtype=np.int64)
+    if gap_at is not None:
+        ids[gap_at:] += 1000
+
+    def no_rows() -> Any:
+        raise AssertionError("the text itself is not needed")
+
+    return Part(
+        ids=ids,
+        labels=np.full(rows, -1, dtype=np.int64),
+        tokens=np.concatenate(texts),
+        types=None,
+        offsets=np.cumsum([0, *map(len, texts)]),
+        pad_id=0,
+        load_rows=no_rows,
+    )
+
+
+class _Shared:
+    """What ranks of one world have in common."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size)
+        self.counters: dict[str, itertools.count[int]] = {}
+        self.lock = threading.Lock()
+        self.slots: list[Any] = [None] * size
+
+
+class ThreadWorld:
+    """A rank that is a thread; the interface of `dtrain.distributed.World` as far as the store needs it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, shared: _Shared, threads: int) -> None:
+        self.rank, self.size, self.threads = rank, len(shared.slots), threads
+        self._shared = shared
+
+    def asked_to_stop(self) -> bool:
+        return False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def counter(self, name: str) -> Callable[[], int]:
+        def take() -> int:
+            with self._shared.lock:
+                return next(self._shared.counters.setdefault(name, itertools.count()))
+
+        return take
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        self._shared.slots[self.rank] = value
+        self._shared.barrier.wait()
+        values = list(self._shared.slots)
+        self._shared.barrier.wait()
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.gather_objects(tensor)).sum(0)
+
+    def main_first(self, work: Callable[[], Any]) -> Any:
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = work()
+            except Exception as error:
+                outcome = error
+        outcome = self.gather_objects(outcome)[0]
+        if isinstance(outcome, Exception):
+            raise outcome if self.is_main else DtrainError([])
+        return outcome
+
+    def wait_for_all(self, name: str) -> None:
+        self._shared.barrier.wait()
+
+
+def run_ranks(ranks: int, work: Callable[[Any], None], threads: int = 1) -> list[Exception | None]:
+    """Run `work(world)` on every rank of a new world; each rank's error, if any."""
+    shared = _Shared(ranks)
+
+    def one(rank: int) -> Exception | None:
+        try:
+            work(ThreadWorld(rank, shared, threads))
+        except Exception as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(one, range(ranks)))
+
+
+@dataclass
+class Job:
+    """A store to be made: its rows, teacher and settings."""
+
+    rows: int = 300
+    seed: int = 0  # of the teacher
+    tell_shape: bool = False
+    shard_rows: int = 40
+    batch_tokens: int = 200
+    dtype: str = "float16"
+    precision: str = "fp32"
+    gap_at: int | None = 250
+    part: Part = field(init=False)
+    teacher: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.part = made_up_part(self.rows, gap_at=self.gap_at)
+        self.teacher = MadeUpTeacher(
+            self.seed, self.tell_shape
+        ).eval()  # shared by rank threads, so nobody may switch it
+
+    @property
+    def layout(self) -> Layout:
+        identity = Identity(teacher=f"{self.seed:032x}", tokenizer="b" * 32, data="c" * 32)
+        return new_layout(
+            identity,
+            rows=self.rows,
+            classes=CLASSES,
+            dtype=self.dtype,
+            precision=self.precision,
+            batch_tokens=self.batch_tokens,
+            shard_rows=self.shard_rows,
+        )
+
+    def fill(self, path: Path, world: Any) -> None:
+        fill(StoreWriter(path, self.layout, self.part.ids), self.teacher, self.part, world, title="made-up")
+
+    def make(self, path: Path, ranks: int = 1, threads: int = 1) -> Path:
+        """Fill the store with so many ranks; raises the main rank's error."""
+        errors = run_ranks(ranks, lambda world: self.fill(path, world), threads)
+        assert len({type(error) for error in errors}) == 1, errors
+        if errors[0]:
+            raise errors[0]
+        return path
+
+
+def hashes(store: Path) -> dict[str, str]:
+    return {path.name: file_fingerprint(path) for path in sorted(store.iterdir())}
+
+
+@pytest.fixture(scope="session")
+def job() -> type[Job]:
+    return Job
+
+
+@pytest.fixture(scope="session")
+def hashes_of() -> Callable[[Path], dict[str, str]]:
+    return hashes
+
+
+@pytest.fixture(scope="session")
+def on_ranks() -> Callable[..., list[Exception | None]]:
+    return run_ranks

@@ -1,0 +1,74 @@
+"""Fill a store again and again, each time killed with SIGKILL at a random moment; the last time it may finish.
+
+    python killed_fills.py STORE KILLS      prints the number of whole shards at each kill
+
+Children are forked before torch has any thread, so that the imports are paid once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from conftest import Job, MadeUpTeacher, run_ranks
+
+PAUSE = 0.01  # seconds a batch, so that writing falls into every part of the work
+BATCHES = 30  # at most before a kill; a whole fill takes about 50, so several lives share the work
+
+
+class TellingTeacher(MadeUpTeacher):
+    """Writes a byte for every batch, so that a kill hits the work and not the start of a busy machine."""
+
+    told: int
+
+    def forward(self, input_ids, attention_mask):  # type: ignore[no-untyped-def]
+        os.write(self.told, b".")
+        time.sleep(PAUSE)
+        return super().forward(input_ids, attention_mask)
+
+
+def fill(store: Path, told: int) -> None:
+    job = Job()
+    teacher = TellingTeacher().eval()
+    teacher.told = told
+    job.teacher = teacher
+    run_ranks(2, lambda world: job.fill(store, world))
+
+
+def killed_fill(store: Path) -> bool:
+    """Whether the fill was killed before it was done."""
+    listen, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(listen)
+        fill(store, told)
+        os._exit(0)
+    os.close(told)
+    wanted = random.randrange(BATCHES)
+    while wanted > 0 and (seen := os.read(listen, 1)):
+        wanted -= len(seen)
+    time.sleep(random.uniform(0, 2 * PAUSE))
+    os.kill(child, signal.SIGKILL)
+    os.close(listen)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    store, kills = Path(sys.argv[1]), int(sys.argv[2])
+    shards: list[int] = []
+    while len(shards) < kills:
+        if killed_fill(store):
+            shards.append(len(list(store.glob("shard-*"))))
+        else:
+            for path in store.glob("shard-*"):
+                path.unlink()  # done: gives the next kills something to hit
+    fill(store, os.open(os.devnull, os.O_WRONLY))
+    print(*shards)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Filling a store: the same bytes whoever computes what, in however many attempts; failures on one rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dtrain
+from dtrain.errors import DtrainError
+from dtrain.knowledge import StoreReader, read_manifest, verify
+from dtrain.stages.precompute import distinct_texts
+
+
+def naive_logits(job, row):
+    """One row alone, unpadded, in the plainest way."""
+    tokens = job.part.tokens[job.part.offsets[row] : job.part.offsets[row + 1]].astype(np.int64)
+    ids = torch.from_numpy(tokens)[None]
+    with torch.no_grad():
+        return job.teacher.eval()(ids, torch.ones_like(ids)).logits[0]
+
+
+def test_rows_hold_the_teachers_answers(job, tmp_path):
+    made = job(dtype="float32")
+    made.make(tmp_path / "store")
+    reader = StoreReader.open(tmp_path / "store")
+    expected = torch.stack([naive_logits(made, row) for row in range(made.rows)])
+    torch.testing.assert_close(reader.logits(made.part.ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "float32"}, {"dtype": "float32", "precision": "bf16"}, {"tell_shape": True}]
+)
+def test_bytes_do_not_depend_on_ranks_or_threads(job, tmp_path, hashes_of, settings):
+    made = job(**settings)
+    expected = hashes_of(made.make(tmp_path / "one"))
+    assert len(expected) == 8 + 2
+    for ranks, threads in ((1, 2), (2, 1), (3, 1), (3, 2), (5, 1), (11, 1)):
+        store = made.make(tmp_path / f"{ranks}x{threads}", ranks, threads)
+        assert hashes_of(store) == expected, (ranks, threads)
+
+
+def test_restart_computes_what_is_missing(job, tmp_path, hashes_of):
+    made = job()
+    store = made.make(tmp_path / "store", ranks=2)
+    expected = hashes_of(store)
+    row = StoreReader.open(store).take(made.part.ids[130:131])
+    for name in ("manifest.json", "shard-00001.arrow", "shard-00006.arrow"):
+        (store / name).unlink()
+    (store / ".tmp-shard-00001.arrow-0123").write_bytes(b"half")
+    damaged = store / "shard-00003.arrow"
+    content = bytearray(damaged.read_bytes())
+    content[content.index(row.tobytes())] ^= 1
+    damaged.write_bytes(content)
+    made.teacher.seen = 0
+    made.make(store, ranks=3)
+    assert hashes_of(store) == expected
+    ranges = [made.layout.shard_range(number) for number in (1, 3, 6)]
+    assert made.teacher.seen == sum(len(distinct_texts(made.part, np.array(rows))[0]) for rows in ranges)
+
+
+def test_shards_of_another_layout_are_not_kept(job, tmp_path, hashes_of):
+    store = job().make(tmp_path / "store")
+    old = hashes_of(store)
+    (store / "manifest.json").unlink()
+    other = job(seed=1)
+    other.make(store)
+    assert other.teacher.seen > 0
+    assert hashes_of(store) == hashes_of(job(seed=1).make(tmp_path / "fresh"))
+    assert all(hashes_of(store)[name] != old[name] for name in old)
+    # The same shards, but no word on what they were begun for.
+    (store / "identity.json").unlink()
+    other.teacher.seen = 0
+    other.make(store)
+    assert other.teacher.seen > 0
+
+
+def test_equal_texts_are_computed_once(job, tmp_path):
+    made = job(shard_rows=300)
+    made.make(tmp_path / "store")
+    texts = {made.part.tokens[a:b].tobytes() for a, b in zip(made.part.offsets, made.part.offsets[1:], strict=False)}
+    assert len(texts) < 250
+    assert made.teacher.seen == len(texts)
+
+
+def test_distinct_texts_by_hand(job):
+    made = job(rows=4, gap_at=None)
+    part = made.part
+    object.__setattr__(part, "tokens", np.array([7, 7, 8, 7, 7, 9], dtype=np.int32))
+    object.__setattr__(part, "offsets", np.array([0, 1, 3, 4, 6]))  # [7] [7 8] [7] [7 9]
+    rows, inverse = distinct_texts(part, np.array([0, 1, 2, 3]))
+    assert rows.tolist() == [0, 1, 3] and inverse.tolist() == [0, 1, 0, 2]
+    object.__setattr__(part, "types", np.array([0, 0, 0, 1, 0, 0], dtype=np.int8))
+    rows, inverse = distinct_texts(part, np.array([0, 1, 2, 3]))
+    assert rows.tolist() == [0, 1, 2, 3] and inverse.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_nan_names_the_rows_and_leaves_whole_shards(job, tmp_path, on_ranks, ranks):
+    made = job()
+    token = made.part.tokens[made.part.offsets[90]]
+    with torch.no_grad():
+        made.teacher.embedding.weight[token] = float("nan")
+    ids = [
+        int(made.part.ids[row])
+        for row in range(made.rows)
+        if token in made.part.tokens[made.part.offsets[row] : made.part.offsets[row + 1]]
+    ]
+    store = tmp_path / "store"
+    errors = on_ranks(ranks, lambda world: made.fill(store, world))
+    assert all(isinstance(error, DtrainError) for error in errors)
+    text = str(errors[0])
+    assert "NaN or infinity" in text and any(f"id {i}" in text for i in ids)
+    assert all(not error.problems for error in errors[1:])
+    assert not (store / "manifest.json").exists()
+    names = {path.name for path in store.iterdir()}
+    assert not any(name.startswith(".tmp") for name in names)
+    bad_shards = {np.searchsorted(made.part.ids, i) // 40 for i in ids}
+    assert not names & {f"shard-{number:05d}.arrow" for number in bad_shards}
+
+
+def test_values_beyond_float16_are_refused_with_the_way_out(job, tmp_path):
+    made = job()
+    with torch.no_grad():
+        made.teacher.classifier.bias.fill_(1e5)
+    with pytest.raises(DtrainError, match=r"do not fit float16 \(rows with id 0, 1, .*knowledge.dtype: float32"):
+        made.make(tmp_path / "store")
+    wide = job(dtype="float32")
+    wide.teacher.load_state_dict(made.teacher.state_dict())
+    wide.make(tmp_path / "store")
+    verify(tmp_path / "store")
+
+
+def test_disk_trouble_on_one_rank_ends_all(job, tmp_path, on_ranks, monkeypatch):
+    import dtrain.knowledge.writer as writer
+
+    def full(folder, number, *rest):
+        if number == 2:
+            raise OSError(28, "No space left on device")
+        return real(folder, number, *rest)
+
+    real = writer.write_shard
+    monkeypatch.setattr(writer, "write_shard", full)
+    made = job()
+    errors = on_ranks(3, lambda world: made.fill(tmp_path / "store", world))
+    assert [isinstance(error, DtrainError) for error in errors] == [True] * 3
+    assert "No space left" in str(errors[0])
+    monkeypatch.undo()
+    made.make(tmp_path / "store", ranks=2)
+    verify(tmp_path / "store")
+
+
+def test_manifest_tells_what_the_contract_says(job, tmp_path):
+    made = job()
+    manifest = read_manifest(made.make(tmp_path / "store"))
+    assert manifest.rows == 300 and manifest.outputs.logits.shape == [5]
+    assert [(s.first_row, s.rows) for s in manifest.shards] == [(i * 40, 40) for i in range(7)] + [(280, 20)]
+    assert (manifest.shards[-1].first_id, manifest.shards[-1].last_id) == (1280, 1299)
+    assert all((tmp_path / "store" / s.file).stat().st_size == s.bytes for s in manifest.shards)
+
+
+def _killed_and_continued(store: Path, kills: int) -> list[int]:
+    worker = Path(__file__).parent / "killed_fills.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(dtrain.__file__).parents[1])}
+    command = [sys.executable, worker, store, str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.splitlines()[-1].split()]
+
+
+def test_killed_and_continued_gives_the_same_bytes(job, tmp_path, hashes_of):
+    shards_at_kill = _killed_and_continued(tmp_path / "killed", 3)
+    assert len(shards_at_kill) == 3
+    assert hashes_of(tmp_path / "killed") == hashes_of(job().make(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_fifty_kills_give_the_same_bytes(job, tmp_path, hashes_of):
+    expected = hashes_of(job().make(tmp_path / "whole"))
+    seen = []
+    for run in range(10):
+        seen += _killed_and_continued(tmp_path / f"killed{run}", 5)
+        assert hashes_of(tmp_path / f"killed{run}") == expected
+    assert len(seen) == 50 and len(set(seen)) > 3  # killed at many different places

@@ -1,0 +1,114 @@
+"""The registry: which losses and parameters are allowed, and that asking needs no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from dtrain.losses import check_loss, coerce_parameters, loss_names, needs_teachers, registry
+from dtrain.recipe.schema import LossSpec
+
+
+def test_names_and_needs() -> None:
+    assert {"cross_entropy", "logit_regression", "soft_targets"} <= set(loss_names())
+    assert not needs_teachers("cross_entropy")
+    assert needs_teachers("soft_targets") and needs_teachers("logit_regression")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("soft_target", {}, r"^type: unknown loss 'soft_target'; did you mean 'soft_targets'\? \(allowed: "),
+        ("xyzzy", {}, r"^type: unknown loss 'xyzzy' \(allowed: cross_entropy, "),
+        ("soft_targets", {"temprature": 2}, r"^temprature: unknown key; did you mean 'temperature'\?"),
+        ("soft_targets", {"nil": 2}, r"^nil: unknown key \(allowed: type, weight, teachers, temperature\)$"),
+        ("cross_entropy", {"wieght": 2}, r"did you mean 'weight'"),
+        ("logit_regression", {"temperature": 2}, r"^temperature: unknown key \(allowed: type, weight, tea"),
+        ("soft_targets", {"temperature": 0}, r"^temperature: input should be greater than 0, found 0$"),
+        ("soft_targets", {"temperature": float("inf")}, r"^temperature: input should be a finite number"),
+        ("soft_targets", {"temperature": float("nan")}, r"^temperature: "),
+        ("soft_targets", {"temperature": "hot"}, r"^temperature: input should be a valid n.*found 'hot'$"),
+        ("cross_entropy", {"label_smoothing": 1}, r"^label_smoothing: input should be less than 1, found 1$"),
+        ("cross_entropy", {"label_smoothing": -0.1}, r"^label_smoothing: .*greater than or equal to 0"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(name: str, parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_loss(name, parameters)
+
+
+def test_unknown_loss_is_refused_by_needs_teachers() -> None:
+    with pytest.raises(ValueError, match="unknown loss 'nil'"):
+        needs_teachers("nil")
+
+
+def test_parameters_are_converted_and_completed() -> None:
+    assert coerce_parameters("soft_targets", {"temperature": "1e-3"}) == {"temperature": 0.001}
+    assert coerce_parameters("soft_targets", {"temperature": 3}) == {"temperature": 3.0}
+    assert coerce_parameters("soft_targets", {}) == {"temperature": 2.0}
+    assert coerce_parameters("cross_entropy", {}) == {"label_smoothing": 0.0}
+    assert coerce_parameters("logit_regression", {}) == {}
+
+
+def test_a_recipe_is_checked_by_it() -> None:
+    assert LossSpec.model_validate({"type": "soft_targets", "temperature": 4}).parameters() == {
+        "temperature": 4
+    }
+    with pytest.raises(ValueError, match="did you mean 'temperature'"):
+        LossSpec.model_validate({"type": "soft_targets", "temperatur": 4})
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+    yield
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_a_new_loss_is_a_function_and_a_line() -> None:
+    @registry.register(needs=("labels", "teachers"))
+    def hinge(
+        student_logits: NotImportedHere,  # type: ignore[name-defined]  # noqa: F821
+        labels: NotImportedHere,  # type: ignore[name-defined]  # noqa: F821
+        teacher_logits: NotImportedHere,  # type: ignore[name-defined]  # noqa: F821
+        *,
+        margin: Annotated[float, Field(gt=0)] = 1.0,
+        power: int,
+    ) -> None: ...
+
+    assert needs_teachers("hinge")
+    assert coerce_parameters("hinge", {"power": "2"}) == {"margin": 1.0, "power": 2}
+    with pytest.raises(ValueError, match="^power: field required"):
+        check_loss("hinge", {})
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_registration_mistakes_are_refused() -> None:
+    def cross_entropy(student_logits: object, labels: object) -> None: ...
+
+    def typed(student_logits: object, *, weight: float = 1.0) -> None: ...
+
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register(needs=("labels",))(cross_entropy)
+    with pytest.raises(ValueError, match="'weight' is a key of every loss"):
+        registry.register(needs=())(typed)
+    with pytest.raises(ValueError, match=r"needs 'label' \(allowed: labels, teachers\)"):
+        registry.register(needs=("label",))(typed)
+
+
+def test_checking_recipes_imports_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from dtrain.losses import build_losses, check_loss, needs_teachers\n"
+        "from dtrain.recipe.schema import LossSpec\n"
+        "spec = LossSpec.model_validate({'type': 'soft_targets', 'temperature': 3})\n"
+        "build_losses([spec]); needs_teachers('soft_targets')\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

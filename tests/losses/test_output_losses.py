@@ -1,0 +1,177 @@
+"""Losses on outputs: hand-worked numbers, numpy in float64 and torch's own functions as references."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from dtrain.losses.outputs import cross_entropy, logit_regression, soft_targets
+
+
+def np_softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.fixture
+def logits() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(5, 4, generator=generator), 3 * torch.randn(2, 5, 4, generator=generator)
+
+
+def test_cross_entropy_by_hand() -> None:
+    # softmax([0, ln 3]) = [1/4, 3/4]
+    student = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
+    labels = torch.tensor([1, 0])
+    torch.testing.assert_close(
+        cross_entropy(student, labels), torch.tensor([math.log(4 / 3), math.log(4)]), rtol=1e-6, atol=0
+    )
+    # q = [0.1, 0.9] for the first row, [0.9, 0.1] for the second
+    smoothed = torch.tensor(
+        [0.1 * math.log(4) + 0.9 * math.log(4 / 3), 0.9 * math.log(4) + 0.1 * math.log(4 / 3)]
+    )
+    torch.testing.assert_close(cross_entropy(student, labels, label_smoothing=0.2), smoothed)
+
+
+def test_soft_targets_by_hand() -> None:
+    # At T = 2 the teacher's [0, 2 ln 3] softens to [1/4, 3/4]; the student is uniform.
+    # KL = 1/4 ln(1/2) + 3/4 ln(3/2), times T^2 = 4: ln(1/2) + 3 ln(3/2) = ln(27/16)
+    student = torch.zeros(1, 2)
+    teacher = torch.tensor([[0.0, 2 * math.log(3)]])
+    assert soft_targets(student, teacher, temperature=2.0).item() == pytest.approx(
+        math.log(27 / 16), rel=1e-6
+    )
+
+
+def test_soft_targets_of_two_teachers_by_hand() -> None:
+    # [1/4, 3/4] and [3/4, 1/4] have the mean [1/2, 1/2]: a uniform student is perfect. The mean of the two
+    # losses would be ln 2 - H(1/4) > 0.
+    teachers = torch.tensor([[[0.0, math.log(3)]], [[math.log(3), 0.0]]])
+    assert soft_targets(torch.zeros(1, 2), teachers, temperature=1.0).item() == pytest.approx(0.0, abs=1e-7)
+    student = torch.tensor([[0.0, math.log(3)]])  # KL([1/2, 1/2] || [1/4, 3/4]) = ln(2 / sqrt 3)
+    assert soft_targets(student, teachers, temperature=1.0).item() == pytest.approx(
+        math.log(2 / math.sqrt(3)), rel=1e-6
+    )
+
+
+def test_logit_regression_by_hand() -> None:
+    student = torch.tensor([[1.0, 2.0, 3.0]])
+    assert logit_regression(student, torch.tensor([[0.0, 4.0, 1.0]])).tolist() == [1 + 4 + 4]
+    teachers = torch.tensor([[[0.0, 4.0, 1.0]], [[4.0, 0.0, 1.0]]])  # mean [2, 2, 1]
+    assert logit_regression(student, teachers).tolist() == [1 + 0 + 4]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 20.0])
+def test_soft_targets_against_numpy(logits: tuple[torch.Tensor, torch.Tensor], temperature: float) -> None:
+    student, teachers = logits
+    p = np_softmax(teachers.double().numpy() / temperature).mean(0)
+    q = np_softmax(student.double().numpy() / temperature)
+    expected = temperature**2 * (p * (np.log(p) - np.log(q))).sum(-1)
+    np.testing.assert_allclose(
+        soft_targets(student.double(), teachers.double(), temperature=temperature), expected, rtol=1e-12
+    )
+    # The logarithms' differences cancel in float32, and T^2 scales what is left of their rounding.
+    np.testing.assert_allclose(
+        soft_targets(student, teachers, temperature=temperature),
+        expected,
+        rtol=1e-5,
+        atol=1e-6 * temperature**2,
+    )
+
+
+def test_against_torch(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    student, (teacher, _) = logits
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    torch.testing.assert_close(
+        cross_entropy(student, labels).mean(), functional.cross_entropy(student, labels)
+    )
+    torch.testing.assert_close(
+        soft_targets(student, teacher, temperature=3.0).mean(),
+        9
+        * functional.kl_div((student / 3).log_softmax(-1), (teacher / 3).softmax(-1), reduction="batchmean"),
+    )
+    torch.testing.assert_close(
+        logit_regression(student, teacher).mean() / 4, functional.mse_loss(student, teacher)
+    )
+
+
+def test_one_teacher_stacked_is_one_teacher(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    student, (teacher, _) = logits
+    for loss in (soft_targets, logit_regression):
+        assert torch.equal(loss(student, teacher), loss(student, teacher[None]))
+
+
+def test_gradients(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    student, teachers = (tensor.double() for tensor in logits)
+    student.requires_grad_()
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, labels, label_smoothing=0.1), student)
+    assert torch.autograd.gradcheck(lambda z: soft_targets(z, teachers, temperature=3.0), student)
+    assert torch.autograd.gradcheck(lambda z: logit_regression(z, teachers), student)
+
+
+def test_gradient_of_soft_targets_at_high_temperature_is_that_of_regression() -> None:
+    # Hinton et al., section 2.1: for zero-mean logits, T^2 dKL/dz -> (z_s - z_t) / C.
+    student = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[-0.5, 2.0, -1.5]], dtype=torch.float64)
+    # dKL/dz_s = (q - p) / T, so T^2 KL has the gradient T (q - p) -> (z_s - z_t) / C.
+    soft_targets(student, teacher, temperature=1e4).sum().backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, (student.detach() - teacher) / 3, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_logits_are_computed_with_in_float32(
+    logits: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
+) -> None:
+    student, teachers = (tensor.to(dtype) for tensor in logits)
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    calls = [
+        lambda s, t: cross_entropy(s, labels, label_smoothing=0.1),
+        lambda s, t: soft_targets(s, t),
+        lambda s, t: logit_regression(s * 100, t),
+    ]
+    for call in calls:
+        expected = call(student.float(), teachers.float())
+        with torch.autocast("cpu", dtype):
+            values = call(student.float(), teachers)
+            from_half = call(student, teachers) if call is not calls[2] else values
+        assert values.dtype == from_half.dtype == torch.float32
+        assert torch.equal(values, expected)
+        assert torch.equal(from_half, expected)
+
+
+def test_float16_does_not_overflow() -> None:
+    student = torch.tensor([[300.0, -300.0]], dtype=torch.float16)
+    assert logit_regression(student, -student).item() == 2 * 600.0**2  # beyond float16's 65504
+
+
+def test_probability_zero_is_no_nan() -> None:
+    student = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    values = soft_targets(student, torch.tensor([[0.0, 1e4]]), temperature=1.0)
+    values.sum().backward()
+    assert values.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
+    assert student.grad is not None and student.grad.isfinite().all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(2, 9), st.integers(1, 3), st.floats(0.5, 20))
+def test_properties(seed: int, rows: int, classes: int, teachers: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(teachers, rows, classes, generator=generator, dtype=torch.float64)
+    order, shuffle = torch.randperm(classes, generator=generator), torch.randperm(rows, generator=generator)
+    for loss in (lambda s, t: soft_targets(s, t, temperature=temperature), logit_regression):
+        values = loss(student, teacher)
+        assert values.shape == (rows,)
+        assert (values >= -1e-9).all()
+        torch.testing.assert_close(values[shuffle], loss(student[shuffle], teacher[:, shuffle]))
+        torch.testing.assert_close(values, loss(student[:, order], teacher[:, :, order]))
+        torch.testing.assert_close(values, loss(student, teacher.flip(0)))
+        torch.testing.assert_close(loss(student, student), torch.zeros(rows, dtype=torch.float64))

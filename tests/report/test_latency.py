@@ -1,0 +1,58 @@
+"""Measured speed: ratios of models whose cost is known."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dtrain.data import Part
+from dtrain.report.latency import machine, measure
+
+
+class Sleeper(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.shapes = seconds, []
+
+    def forward(self, input_ids, attention_mask):
+        self.shapes.append(input_ids.shape)
+        assert not self.training and torch.is_inference_mode_enabled()
+        time.sleep(self.seconds)
+        return SimpleNamespace(logits=torch.zeros(len(input_ids), 2))
+
+
+def part(rows):
+    return Part(
+        ids=np.arange(rows),
+        labels=np.zeros(rows, dtype=np.int64),
+        tokens=np.ones(2 * rows, dtype=np.int32),
+        types=None,
+        offsets=np.arange(rows + 1) * 2,
+        pad_id=0,
+        load_rows=lambda: None,
+    )
+
+
+def test_ratio_and_rows():
+    models = {"fast": Sleeper(0.004), "slow": Sleeper(0.02)}
+    found = measure(models, dict.fromkeys(models, part(20)), torch.device("cpu"), batch=8)
+    assert found["rows"] == 20  # 8 + 8 + 4
+    assert [shape[0] for shape in models["slow"].shapes[-3:]] == [8, 8, 4]
+    speed = found["rows_per_second"]
+    assert speed["slow"] == pytest.approx(20 / 0.06, rel=0.4)
+    assert speed["fast"] / speed["slow"] == pytest.approx(5, rel=0.4)
+
+
+def test_slow_models_are_timed_on_fewer_rows(monkeypatch):
+    monkeypatch.setattr("dtrain.report.latency.PASS_SECONDS", 0.05)
+    models = {"slow": Sleeper(0.02)}
+    found = measure(models, {"slow": part(100)}, torch.device("cpu"), batch=1)
+    assert 1 <= found["rows"] <= 2
+
+
+def test_machine_is_named():
+    found = machine()
+    assert found["cpu"] and found["cores"] >= 1 and found["torch"] == torch.__version__

@@ -1,0 +1,125 @@
+"""predict: rows in, labels out, by the same path as training."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from dtrain.data import tokenizer_name
+from dtrain.errors import InputError
+from dtrain.models import load
+from dtrain.runfolder import write_json
+from dtrain.stages import predict
+
+
+def predicted(run, world, tmp_path, **options):
+    output = tmp_path / "predictions"
+    options = {"model": None, "input": None, "form": "jsonl", **options}
+    predict.run(run.recipe, world, run.folder, output=str(output), **options)
+    return output.read_text(encoding="utf-8").splitlines()
+
+
+def test_answers_are_the_models_own(run, world, tmp_path):
+    lines = [json.loads(line) for line in predicted(run, world, tmp_path, model="cnn-seed2")]
+    member = next(member for member in run.recipe.students if member.name == "cnn-seed2")
+    part, model = (
+        run.data.part("test", tokenizer_name(member)),
+        load(run.folder.model("students", "cnn-seed2")),
+    )
+    assert [line["id"] for line in lines] == list(range(500, 512))
+    assert [line["text"] for line in lines] == list(part.rows()["text"])
+    for position, line in enumerate(lines):
+        with torch.no_grad():
+            shares = model(**part.collate([position])).logits[0].softmax(0)
+        assert line["label"] == run.data.labels[int(shares.argmax())]
+        assert line["score"] == pytest.approx(float(shares.max()), abs=1e-5)
+        assert list(line["scores"]) == run.data.labels
+        assert sum(line["scores"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_file_gives_what_the_prepared_rows_give(run, world, tmp_path):
+    prepared = predicted(run, world, tmp_path, model="bert")
+    assert predicted(run, world, tmp_path, model="bert", input=run.recipe.data.test[0]) == prepared
+
+
+def test_plain_lines_are_normalised_as_in_training(run, world, tmp_path, monkeypatch):
+    (tmp_path / "plain.txt").write_text("电影ABC\n電影ＡＢＣ \n\n", encoding="utf-8")
+    lines = [json.loads(line) for line in predicted(run, world, tmp_path, input=str(tmp_path / "plain.txt"))]
+    assert [line["id"] for line in lines] == [0, 1, 2]
+    assert [line["text"] for line in lines] == ["电影ABC", "電影ＡＢＣ ", ""]  # as given
+    assert lines[0]["scores"] == lines[1]["scores"] != lines[2]["scores"]
+    monkeypatch.setattr(predict, "STDIN", str(tmp_path / "plain.txt"))
+    assert [json.loads(line) for line in predicted(run, world, tmp_path, input="-")] == lines
+
+
+def test_the_best_student_by_valid_is_taken(run, world, tmp_path):
+    # Their metrics.json say 0.31, 0.32, 0.33 for the seeds 1, 2, 3, and 0.30 for the one from scratch.
+    assert predicted(run, world, tmp_path) == predicted(run, world, tmp_path, model="cnn-seed3")
+
+
+def test_clue_submission(run, world, tmp_path):
+    lines = [json.loads(line) for line in predicted(run, world, tmp_path, form="clue", model="cnn-seed1")]
+    wanted = [json.loads(line)["label"] for line in predicted(run, world, tmp_path, model="cnn-seed1")]
+    assert lines == [
+        {"id": 500 + position, "label": label, "label_desc": f"news_{label}"} for position, label in enumerate(wanted)
+    ]
+
+
+def test_tab_separated(run, world, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"id": "a", "sentence": "电\\t影\\n"}\n{"id": "b", "sentence": "x"}\n', encoding="utf-8"
+    )
+    lines = predicted(run, world, tmp_path, form="tsv", input=str(tmp_path / "rows.jsonl"))
+    assert lines[0] == "id\tlabel\tscore\ttext"
+    assert [line.split("\t")[0] for line in lines[1:]] == ["a", "b"]
+    assert [line.split("\t")[3] for line in lines[1:]] == ["电 影", "x"]
+
+
+def test_stdout_holds_the_lines_alone(run, world, tmp_path, monkeypatch):
+    stdout = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stdout)
+    predict.run(run.recipe, world, run.folder, model="bert", input=None, output=None, form="jsonl")
+    assert len([json.loads(line) for line in stdout.getvalue().splitlines()]) == 12
+
+
+def test_a_model_folder_is_enough(run, world, tmp_path):
+    folder = run.folder.model("students", "cnn-seed1")
+    with pytest.raises(InputError, match="preprocessing.json: is missing"):
+        predict.classify(folder, ["电影"])
+    data = run.recipe.data
+    write_json(
+        folder / "preprocessing.json",
+        {"normalize": data.normalize.model_dump(mode="json"), "max_length": data.max_length},
+    )
+    try:
+        with open(run.recipe.data.test[0], encoding="utf-8") as file:
+            texts = [json.loads(line)["sentence"] for line in file]
+        lines = [json.loads(line) for line in predicted(run, world, tmp_path, model="cnn-seed1")]
+        assert [line["scores"] for line in lines] == [answer["scores"] for answer in predict.classify(folder, texts)]
+    finally:
+        (folder / "preprocessing.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model": "cnn-seed4"},
+            r"--model: no model 'cnn-seed4'; did you mean 'cnn-seed.'\? \(allowed: bert, ",
+        ),
+        ({"model": "broken"}, "--model: broken: not trained yet"),
+        ({"input": "absent.txt"}, "--input: absent.txt: no such file"),
+        ({"input": "bad.jsonl"}, "bad.jsonl:2: 'sentence' must be a text, found the number 3"),
+        ({"input": "other.jsonl"}, "other.jsonl:1: has no 'sentence'"),
+        ({"input": "empty.txt"}, "--input: .*empty.txt: the file is empty"),
+    ],
+)
+def test_bad_input_writes_nothing(run, world, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"sentence": "x"}\n{"sentence": 3}\n')
+    (tmp_path / "other.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(InputError, match=message):
+        predicted(run, world, tmp_path, **options)
+    assert not (tmp_path / "predictions").exists()

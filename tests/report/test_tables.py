@@ -1,0 +1,41 @@
+"""How numbers are written."""
+
+import pytest
+
+from dtrain.report import tables
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (tables.percent, 0.50678, "50.68"),
+        (tables.percent, 1.0, "100.00"),
+        (tables.large, 102_267_648, "102 M"),
+        (tables.large, 6_612_345, "6.61 M"),
+        (tables.large, 999, "999"),
+        (tables.large, 999_900, "1 M"),
+        (tables.large, 12_345, "12.3 k"),
+        (tables.significant, 1234.5, "1,234"),
+        (tables.significant, 99.96, "100"),
+        (tables.significant, 0.01234, "0.0123"),
+        (tables.significant, 0.0000123, "0.0000123"),
+        (tables.times, 15.49, "15.5×"),
+        (tables.plain, 53360, "53,360"),
+        (tables.plain, 2.5, "2.50"),
+    ],
+)
+def test_numbers(write, value, text):
+    assert write(value) == text
+
+
+def test_mean_and_deviation():
+    assert tables.spread_text({"mean": 0.5, "std": 0.00123}) == "50.00 ± 0.12"
+    assert tables.spread_text({"mean": 0.5, "std": None}) == "50.00"
+
+
+def test_kinds():
+    student = {"kind": "students", "teachers": []}
+    assert tables.kind({"kind": "teachers"}) == "teacher"
+    assert tables.kind(student) == "student, from scratch"
+    assert tables.kind({**student, "teachers": ["a", "b"]}) == "student of a, b"
+    assert tables.kind({**student, "teachers": ["a", "b", "c"]}) == "student of 3 teachers"

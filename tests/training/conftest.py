@@ -1,0 +1,33 @@
+"""A world of one process and small made-up rows, for tests of the training loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dtrain.data import Part
+from dtrain.distributed import World, connect
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    world = connect()
+    torch.set_num_threads(1)
+    return world
+
+
+@pytest.fixture
+def rows() -> Part:
+    """90 rows of 1 to 9 tokens; the label is the first token's parity, so that it can be learnt."""
+    random = np.random.default_rng(0)
+    texts = [random.integers(2, 30, random.integers(1, 10)) for _ in range(90)]
+    return Part(
+        ids=np.arange(90),
+        labels=np.array([int(text[0]) % 2 for text in texts]),
+        tokens=np.concatenate(texts).astype(np.int32),
+        types=None,
+        offsets=np.cumsum([0, *map(len, texts)]),
+        pad_id=0,
+        load_rows=lambda: pytest.fail("not needed"),
+    )

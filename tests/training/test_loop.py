@@ -1,0 +1,167 @@
+"""The training loop: what is computed does not depend on how it is cut, nor on being stopped."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtrain.data import Part
+from dtrain.distributed import World
+from dtrain.errors import Stopped
+from dtrain.losses import build_losses
+from dtrain.models import build
+from dtrain.recipe.schema import BiLSTMSpec, LossSpec, Student
+from dtrain.training.engine import Engine
+from dtrain.training.evaluation import evaluate_part
+from dtrain.training.loop import Diverged, Fit, Position, fit
+from dtrain.training.optim import build_optimizer
+from dtrain.training.stop import StopRequest
+
+
+class StopAt(StopRequest):
+    """Asks to stop at the n-th question."""
+
+    def __init__(self, questions: int | None) -> None:
+        self.questions = questions
+        self.reason = "test"
+
+    def anywhere(self) -> bool:
+        if self.questions is None:
+            return False
+        self.questions -= 1
+        return self.questions < 0
+
+
+def spec(**changes: Any) -> Student:
+    values = {"name": "s", "model": {"type": "bilstm", "embedding": 6, "hidden": 5, "dropout": 0.3}, "seed": 3,
+              "epochs": 4, "batch_size": 7, "optimizer": {"lr": 0.01}}  # fmt: skip
+    return Student.model_validate(values | changes)
+
+
+def train(
+    world: World, rows: Part, folder: Path, student: Student, stop_at: int | None = None, spoil_at: int | None = None
+) -> tuple[dict[str, torch.Tensor], Position]:
+    torch.manual_seed(student.seed or 0)
+    assert isinstance(student.model, BiLSTMSpec)
+    model = build(student.model, vocabulary=30, labels=["even", "odd"], pad_id=0)
+    engine = Engine(world, model, build_optimizer(model, student.optimizer), together=False, precision="fp32")
+    losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
+    calls = 0
+
+    def loss(model: torch.nn.Module, index: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        labels = torch.from_numpy(rows.labels[index])
+        total, sums, counts = losses(model(**rows.collate(index)).logits, labels, {})
+        return (total * math.nan if calls == spoil_at else total), sums, counts
+
+    job = Fit(
+        title="s", spec=student, engine=engine, rows=rows, loss=loss,
+        evaluate=lambda m: evaluate_part(m, rows, world, classes=2, precision="fp32", distributed=False),
+        checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=StopAt(stop_at),
+    )  # fmt: skip
+    best, position, monitor = fit(job)
+    monitor.close()
+    return best, position
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def without_times(position: Position) -> dict[str, Any]:
+    return {k: v for k, v in vars(position).items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("stops", [[0], [1, 0], [0, 0, 0, 0, 0], [3, 2]])
+@pytest.mark.parametrize("changes", [{}, {"batch_size": None, "batch_tokens": 40}, {"evaluate_every": 4}])
+def test_stopped_and_continued_is_bit_for_bit_undisturbed(
+    world: World, rows: Part, tmp_path: Path, stops: list[int], changes: dict[str, Any]
+) -> None:
+    """Dropout on; stopped in the middle of epochs and at their ends (every fifth step is asked)."""
+    expected, position = train(world, rows, tmp_path / "undisturbed", spec(**changes))
+    for stop in stops:
+        with pytest.raises(Stopped):
+            train(world, rows, tmp_path / "stopped", spec(**changes), stop_at=stop)
+    again, continued = train(world, rows, tmp_path / "stopped", spec(**changes))
+    assert_same(again, expected)
+    assert without_times(continued) == without_times(position)
+
+
+def test_it_learns(world: World, rows: Part, tmp_path: Path) -> None:
+    _, position = train(world, rows, tmp_path, spec(epochs=25))
+    valid = [h for h in position.history if h["split"] == "valid"]
+    assert valid[-1]["accuracy"] > 0.95 > valid[0]["accuracy"]
+
+
+def test_micro_batches_change_nothing_but_rounding(world: World, rows: Part, tmp_path: Path) -> None:
+    """Including micro-batches without rows: the last batch has 6 rows, and 8 are cut."""
+    plain = {"model": {"type": "bilstm", "embedding": 6, "hidden": 5}, "optimizer": {"type": "sgd", "lr": 0.1}}
+    whole, _ = train(world, rows, tmp_path / "1", spec(**plain))
+    cut, _ = train(world, rows, tmp_path / "8", spec(**plain, accumulation=8))
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_another_seed_is_another_run(world: World, rows: Part, tmp_path: Path) -> None:
+    a, _ = train(world, rows, tmp_path / "a", spec())
+    b, _ = train(world, rows, tmp_path / "b", spec(seed=4))
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_patience_ends_it_and_the_best_is_kept(world: World, rows: Part, tmp_path: Path) -> None:
+    best, position = train(world, rows, tmp_path, spec(epochs=60, patience=2, optimizer={"lr": 0.05}))
+    valid = [h for h in position.history if h["split"] == "valid"]
+    assert position.finished
+    assert len(valid) < 60
+    top = max(h["accuracy"] for h in valid)
+    assert position.best_score == top
+    assert position.best_step == next(h["step"] for h in valid if h["accuracy"] == top)
+    assert best
+
+
+def test_metric_loss_is_better_when_smaller(world: World, rows: Part, tmp_path: Path) -> None:
+    _, position = train(world, rows, tmp_path, spec(metric="loss", epochs=3))
+    valid = [h for h in position.history if h["split"] == "valid"]
+    assert -(position.best_score or 0.0) == min(h["loss"] for h in valid)
+
+
+def test_a_loss_that_is_no_number_ends_it(world: World, rows: Part, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="loss is nan at step 1"):
+        train(world, rows, tmp_path, spec(), spoil_at=9)
+
+
+def test_evaluated_once_even_when_asked_too_rarely(world: World, rows: Part, tmp_path: Path) -> None:
+    best, position = train(world, rows, tmp_path, spec(evaluate_every=10_000))
+    assert best
+    assert position.best_step == position.step
+
+
+def test_a_checkpoint_of_another_recipe_is_not_used(world: World, rows: Part, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(world, rows, tmp_path, spec(), stop_at=0)
+    from dtrain.training.checkpoint import load_checkpoint
+
+    assert load_checkpoint(tmp_path / "checkpoints", "another", torch.device("cpu")) is None
+
+
+def test_a_damaged_checkpoint_is_skipped(
+    world: World, rows: Part, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, _ = train(world, rows, tmp_path / "undisturbed", spec())
+    with pytest.raises(Stopped):
+        train(world, rows, tmp_path, spec(), stop_at=3)
+    (step,) = (tmp_path / "checkpoints").glob("step-*")
+    content = bytearray((step / "tensors.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (step / "tensors.pt").write_bytes(content)
+    again, _ = train(world, rows, tmp_path, spec())
+    assert "tensors.pt is damaged" in capsys.readouterr().err
+    assert_same(again, expected)
