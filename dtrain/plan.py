@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtrain.recipe.schema import BertSpec, Recipe, Student, Teacher
+from dtrain.recipe.schema import EncoderSpec, Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
 
 FORMAT = 1  # raise when a stage's output changes meaning
@@ -50,7 +50,7 @@ class Plan:
             file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
             return fingerprint("tokenizer", self.data, data.max_length, vocabulary, file)
         spec = self._member(name).model
-        assert isinstance(spec, BertSpec)
+        assert isinstance(spec, EncoderSpec)
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
         return fingerprint("tokenizer", self.data, data.max_length, parts)
 

@@ -16,7 +16,7 @@ from dtrain.data.files import existing_file, numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.wordpiece import train_wordpiece
 from dtrain.errors import InputError
-from dtrain.recipe.schema import BertSpec, BiLSTMSpec, Recipe, Student, Teacher, TextCNNSpec, Vocabulary
+from dtrain.recipe.schema import BiLSTMSpec, EncoderSpec, Recipe, Student, Teacher, TextCNNSpec, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,13 +31,13 @@ def tokenizer_name(member: Teacher | Student) -> str:
     return STUDENTS if isinstance(member.model, BiLSTMSpec | TextCNNSpec) else member.name
 
 
-def tokenizer_specs(recipe: Recipe) -> dict[str, BertSpec | None]:
+def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | None]:
     """Every tokenizer that the recipe needs: name -> the transformer's model section, None for the students'.
 
     Raises InputError where two different ones would have the same name.
     """
     problems = Problems()
-    specs: dict[str, BertSpec | None] = {}
+    specs: dict[str, EncoderSpec | None] = {}
     teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
         name = tokenizer_name(member)
@@ -52,7 +52,7 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, BertSpec | None]:
     return specs
 
 
-def identity_of(spec: BertSpec | None) -> tuple[object, ...]:
+def identity_of(spec: EncoderSpec | None) -> tuple[object, ...]:
     """What of a model section decides its tokenizer; members with the same share one."""
     return (spec.pretrained, spec.vocabulary, spec.vocabulary_size) if spec else (None,)
 
@@ -108,7 +108,7 @@ def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> Pre
     return _wrap(backend, ["input_ids", "attention_mask"])
 
 
-def given_tokenizer(name: str, spec: BertSpec, max_length: int, lower: bool) -> PreTrainedTokenizerFast | None:
+def given_tokenizer(name: str, spec: EncoderSpec, max_length: int, lower: bool) -> PreTrainedTokenizerFast | None:
     """A transformer's pretrained tokenizer or that of its vocab.txt; None where one is to be trained.
 
     Raises InputError where it cannot be loaded, or takes less than `data.max_length` tokens.
@@ -133,7 +133,7 @@ def given_tokenizer(name: str, spec: BertSpec, max_length: int, lower: bool) -> 
     return tokenizer
 
 
-def trained_tokenizer(spec: BertSpec, texts: Iterable[list[str]], lower: bool) -> PreTrainedTokenizerFast:
+def trained_tokenizer(spec: EncoderSpec, texts: Iterable[list[str]], lower: bool) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer with `vocabulary_size` tokens (fewer on little text) of batches of `texts`."""
     splitter = _wordpiece(SPECIALS, lower).backend_tokenizer
     words = Counter[str]()

@@ -7,16 +7,13 @@ something with `.logits` [B, C].
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from dtrain.models import own
 from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint
 from dtrain.models.output import ClassifierOutput
-
-if TYPE_CHECKING:
-    from dtrain.recipe.schema import ModelSpec
+from dtrain.recipe.schema import EncoderSpec, ModelSpec
 
 __all__ = ["ClassifierOutput", "build", "load", "parameter_count", "save_model", "weights_fingerprint"]
 
@@ -41,12 +38,12 @@ def build(
         max_length: longest text in tokens, for models with a limit.
 
     Raises:
-        InputError: naming the recipe's key; see `transformer.build_bert`.
+        InputError: naming the recipe's key; see `transformer.build_encoder`.
     """
-    if spec.type == "bert":
-        from dtrain.models.transformer import build_bert  # transformers takes 0.6 s; students need none of it
+    if isinstance(spec, EncoderSpec):
+        from dtrain.models.transformer import build_encoder  # transformers takes 0.6 s; students need none of it
 
-        model = build_bert(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
+        model = build_encoder(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
         return in_own_memory(model)
     shape = spec.model_dump(exclude={"type"})
     config = own.new_config(f"dtrain-{spec.type}", shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)

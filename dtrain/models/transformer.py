@@ -1,40 +1,28 @@
-"""BERT classifiers through transformers: from scratch (size or shape) or pretrained (folder or hub name)."""
+"""BERT and NEZHA classifiers through transformers: from scratch (size or shape) or pretrained (folder or hub name)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
-    BertForSequenceClassification,
     PreTrainedModel,
 )
 
 from dtrain.errors import InputError
 from dtrain.models.folder import quiet_transformers
+from dtrain.recipe.schema import EncoderSpec, NezhaSpec
 
-if TYPE_CHECKING:
-    from dtrain.recipe.schema import BertSpec
-
-# hidden size, layers, heads (Turc et al. 2019, 1908.08962, table 1; Devlin et al. for base and large)
-SIZES = {
-    "tiny": (128, 2, 2),
-    "mini": (256, 4, 4),
-    "small": (512, 4, 8),
-    "medium": (512, 8, 8),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-}
 POSITIONS = 512
 ATTENTION = "sdpa"
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
-def build_bert(
-    spec: BertSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None = None
+def build_encoder(
+    spec: EncoderSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None = None
 ) -> PreTrainedModel:
     """A classifier in training mode, float32; what is not pretrained is drawn from torch's generator.
 
@@ -45,38 +33,35 @@ def build_bert(
     if spec.pretrained:
         model = _pretrained(spec, vocabulary=vocabulary, labels=labels, max_length=max_length)
     else:
-        model = _from_scratch(
-            spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length
-        )
+        model = _from_scratch(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
     return model.train()
 
 
 def _from_scratch(
-    spec: BertSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None
+    spec: EncoderSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None
 ) -> PreTrainedModel:
-    hidden, layers, heads = SIZES[spec.size]
-    hidden, layers, heads = spec.hidden or hidden, spec.layers or layers, spec.heads or heads
-    if hidden % heads:
-        raise InputError(f"model.heads: {heads} heads do not divide a hidden size of {hidden}")
+    hidden, layers, heads = spec.shape()
     dropouts: dict[str, Any] = {} if spec.dropout is None else dict.fromkeys(DROPOUTS, spec.dropout)
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=spec.intermediate or 4 * hidden,
-        max_position_embeddings=max(POSITIONS, max_length or 0),
-        pad_token_id=pad_id,
-        architectures=[BertForSequenceClassification.__name__],
+    shape: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": spec.intermediate or 4 * hidden,
+        "max_position_embeddings": max(POSITIONS, max_length or 0),
+        "pad_token_id": pad_id,
         **_label_maps(labels),
         **dropouts,
-    )
+    }
+    if isinstance(spec, NezhaSpec):
+        config: Any = AutoConfig.for_model("nezha", max_relative_position=spec.max_relative_position, **shape)
+        config.architectures = ["NezhaForSequenceClassification"]
+    else:
+        config = BertConfig(architectures=["BertForSequenceClassification"], **shape)
     return AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
 
 
-def _pretrained(
-    spec: BertSpec, *, vocabulary: int, labels: list[str], max_length: int | None
-) -> PreTrainedModel:
+def _pretrained(spec: EncoderSpec, *, vocabulary: int, labels: list[str], max_length: int | None) -> PreTrainedModel:
     name = str(spec.pretrained)
     key = "model.pretrained"
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
@@ -84,9 +69,7 @@ def _pretrained(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_label_maps(labels))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{key}: {name!r} is neither a model folder nor a hub model: {_first_line(error)}"
-        ) from None
+        raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {_first_line(error)}") from None
     if spec.dropout is not None:
         _set_dropout(config, spec.dropout)
     _check_room(config, name, vocabulary, max_length)
@@ -131,7 +114,7 @@ def _check_room(config: Any, name: str, vocabulary: int, max_length: int | None)
             f"{vocabulary} tokens"
         )
     positions = getattr(config, "max_position_embeddings", None)
-    if max_length and positions and max_length > positions:
+    if max_length and positions and max_length > positions and config.model_type != "nezha":
         raise InputError(f"data.max_length: {max_length} is more than the {positions} positions of {name}")
 
 
@@ -141,9 +124,7 @@ def _check_encoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> 
     absent = [key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key]
     misfit = [key for key, *_ in info["mismatched_keys"] if key.startswith(prefix)]
     if absent:
-        raise InputError(
-            f"{where}: lacks {sorted(absent)[0]} and {len(absent) - 1} more weights of the encoder"
-        )
+        raise InputError(f"{where}: lacks {sorted(absent)[0]} and {len(absent) - 1} more weights of the encoder")
     if misfit:
         raise InputError(f"{where}: {sorted(misfit)[0]} has another shape than config.json says")
 

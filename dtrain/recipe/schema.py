@@ -7,7 +7,7 @@ except that the parameters of losses are checked against the functions that impl
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -121,10 +121,20 @@ class Data(Closed):
         return self
 
 
-class BertSpec(Closed):
-    """BERT: `pretrained` (a folder or a hub name), or from scratch by `size` or by explicit shape."""
+# hidden size, layers, heads (Turc et al. 2019, 1908.08962, table 1; Devlin et al. for base and large)
+ENCODER_SIZES = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 4, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
 
-    type: Literal["bert"]
+
+class EncoderSpec(Closed):
+    """A transformer: `pretrained` (a folder or a hub name), or from scratch by `size` or by explicit shape."""
+
     pretrained: str | None = None
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "mini"
     hidden: PositiveInt | None = None
@@ -136,15 +146,32 @@ class BertSpec(Closed):
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000
 
     @model_validator(mode="after")
-    def scratch_or_pretrained(self) -> BertSpec:
-        given = [
-            k
-            for k in ("size", "hidden", "layers", "heads", "intermediate", "vocabulary", "vocabulary_size")
-            if k in self.model_fields_set
-        ]
-        if self.pretrained and given:
-            raise ValueError(f"pretrained and {given[0]} exclude each other: a pretrained model brings its own")
+    def scratch_or_pretrained(self) -> Self:
+        shape = self.model_fields_set - {"type", "pretrained", "dropout"}
+        if self.pretrained and shape:
+            raise ValueError(f"pretrained and {min(shape)} exclude each other: a pretrained model brings its own")
+        hidden, _, heads = self.shape()
+        if not self.pretrained and hidden % heads:
+            raise ValueError(f"heads: {heads} heads do not divide a hidden size of {hidden}")
         return self
+
+    def shape(self) -> tuple[int, int, int]:
+        """Hidden size, layers and heads of a model from scratch."""
+        hidden, layers, heads = ENCODER_SIZES[self.size]
+        return self.hidden or hidden, self.layers or layers, self.heads or heads
+
+
+class BertSpec(EncoderSpec):
+    """BERT (Devlin et al. 2018)."""
+
+    type: Literal["bert"]
+
+
+class NezhaSpec(EncoderSpec):
+    """NEZHA (Wei et al. 2019): BERT with relative positions, alike beyond a distance."""
+
+    type: Literal["nezha"]
+    max_relative_position: PositiveInt = 64
 
 
 class BiLSTMSpec(Closed):
@@ -168,7 +195,7 @@ class TextCNNSpec(Closed):
     dropout: Share = 0.5
 
 
-ModelSpec = Annotated[BertSpec | BiLSTMSpec | TextCNNSpec, Field(discriminator="type")]
+ModelSpec = Annotated[BertSpec | NezhaSpec | BiLSTMSpec | TextCNNSpec, Field(discriminator="type")]
 
 
 class OptimizerSpec(Closed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from dtrain.errors import EXIT_DONE, InputError
@@ -34,8 +35,11 @@ def check_inputs(recipe: Recipe) -> None:
     root = Path(recipe.output_dir)
     if root.exists() and not root.is_dir():
         problems.append(f"output_dir: {root} is a file, not a folder")
+    prepared = False
+    with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
+        prepared = Plan(recipe).stage_done("prepare")
     try:
-        if not Plan(recipe).stage_done("prepare"):
+        if not prepared:
             check_sources(recipe.data)
     except InputError as error:
         problems += error.problems

@@ -21,11 +21,7 @@ def cost(student: Student, data: PreparedData) -> float:
         # The recurrence runs token after token: about three times as slow as its arithmetic (measured, 2 cores).
         per_token = 3 * 2 * 4 * spec.hidden * (spec.embedding + spec.hidden + (spec.layers - 1) * 3 * spec.hidden)
     else:
-        hidden = (
-            spec.hidden
-            or {"tiny": 128, "mini": 256, "small": 512, "medium": 512, "base": 768, "large": 1024}[spec.size]
-        )
-        layers = spec.layers or {"tiny": 2, "mini": 4, "small": 4, "medium": 8, "base": 12, "large": 24}[spec.size]
+        hidden, layers, _ = spec.shape()
         per_token = 12 * hidden * hidden * layers
     return tokens * per_token
 

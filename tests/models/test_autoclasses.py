@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-CHECK = "from transformers import AutoConfig, AutoModel; print(type(AutoModel.from_config(AutoConfig.for_model('nezha', hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=9))).__name__)"  # noqa: E501
+CHECK = "from transformers import AutoConfig, AutoModel; print(type(AutoModel.from_config(AutoConfig.for_model('nezha', hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=9))).__name__)"
 
 
 @pytest.mark.parametrize(
