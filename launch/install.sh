@@ -5,6 +5,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
 install_dtrain() {
+    # One at a time: two scripts started together would write over each other's files.
+    (
+        flock 9
+        install_alone "$@"
+    ) 9<"$root/launch"
+}
+
+install_alone() {
     local extra=${1:-} stamp=$root/.venv/.dtrain-installed${1:+-$1} identity versions
     identity=$(cat "$root/pyproject.toml" "$root/launch/constraints.txt" "$root/launch/install.sh" | sha256sum)
     if [[ -f $stamp && $(<"$stamp") == "$identity" ]]; then
@@ -18,7 +26,7 @@ install_dtrain() {
     pip_install -c "$versions" 'torch>=2.11'
     pip_install -c "$versions" -e "$root${extra:+[$extra]}"
     echo "$identity" >"$stamp"
-    echo "$identity" >"$root/.venv/.dtrain-installed"  # with the tests' packages come the plain ones
+    echo "$identity" >"$root/.venv/.dtrain-installed" # with the tests' packages come the plain ones
 }
 
 make_venv() {

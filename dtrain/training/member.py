@@ -101,7 +101,7 @@ def train_member(
     metrics = _metrics(position, parameters, len(train))
     if engine.rank == 0:
         model.load_state_dict(best)
-        _publish(member, model.cpu(), metrics, position, data, folder)
+        _publish(member, model.cpu(), metrics, position, recipe, data, folder)
         hyper = {
             "model": spec.model.type,
             "lr": spec.optimizer.lr,
@@ -159,6 +159,7 @@ def _publish(
     model: torch.nn.Module,
     metrics: dict[str, Any],
     position: Position,
+    recipe: Recipe,
     data: PreparedData,
     folder: RunFolder,
 ) -> None:
@@ -169,6 +170,9 @@ def _publish(
         metrics["bytes"] = (aside / "model.safetensors").stat().st_size
         write_json(aside / "metrics.json", metrics)
         write_json(aside / "history.json", position.history)
+        # With it the folder labels new text anywhere (`dtrain.stages.predict.classify`).
+        normalize = recipe.data.normalize.model_dump(mode="json")
+        write_json(aside / "preprocessing.json", {"normalize": normalize, "max_length": recipe.data.max_length})
         mark_done(aside, member.identity)
     scores = f"accuracy {metrics['accuracy']:.4f}, f1 {metrics['f1']:.4f}"
     line = f"{member.title}: best {spec.metric} at epoch {position.best_epoch:g}: {scores}"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
@@ -26,7 +26,7 @@ def count(rows, classes):
     return Confusion.of(gold, predicted, classes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(predictions())
 def test_scores_equal_scikit_learn_for_any_split(drawn):
     classes, rows, ranks = drawn
