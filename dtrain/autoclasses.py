@@ -49,7 +49,6 @@ def _register() -> None:
 
 def register_when_imported() -> None:
     """Register now if transformers' Auto classes are there already, else right after they are imported."""
+    sys.meta_path.insert(0, _Watch())  # also when some are there: the others may come later
     if AUTO & set(sys.modules):
         _register()
-    else:
-        sys.meta_path.insert(0, _Watch())

@@ -143,6 +143,9 @@ def connect(precision: str = "no") -> World:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     cpu = not torch.cuda.is_available()
+    if cpu:
+        # transformers imports DeepSpeed when it saves, which else warns that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     handlers = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(minutes=30))]
     # Without cpu=True Accelerate leaves CPU ranks unconnected, each believing to be alone.
@@ -154,17 +157,6 @@ def connect(precision: str = "no") -> World:
         raise DtrainError(f"{world.size} processes were started, but they are not connected")
     torch.set_num_threads(world.threads)
     return world
-
-
-@contextmanager
-def inference_threads() -> Iterator[None]:
-    """One thread a matrix product on CPU: its rounding then is the same for any number of ranks and cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def leave(code: int) -> None:

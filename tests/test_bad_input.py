@@ -166,6 +166,12 @@ def test_duplicate_ids(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     check_refused(capsys.readouterr().err, code, recipe.parent, "train.jsonl:12", "train.jsonl:1")
 
 
+@pytest.mark.parametrize("stage", ["finetune", "precompute", "distill", "evaluate"])
+def test_a_stage_without_the_ones_before_it(recipe: Path, capsys: pytest.CaptureFixture[str], stage: str) -> None:
+    code = main([stage, str(recipe)])
+    check_refused(capsys.readouterr().err, code, recipe.parent, stage, "`prepare` is not complete for this recipe")
+
+
 @pytest.mark.parametrize("arguments", [["run", "no/such.yaml"], ["run", "quickstrt"], ["check", "."]])
 def test_no_such_recipe(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(arguments)

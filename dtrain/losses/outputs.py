@@ -33,9 +33,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Sm
     """
     from torch.nn import functional
 
-    return functional.cross_entropy(
-        _full(student_logits), labels, reduction="none", label_smoothing=label_smoothing
-    )
+    return functional.cross_entropy(_full(student_logits), labels, reduction="none", label_smoothing=label_smoothing)
 
 
 @register(needs=("teachers",))

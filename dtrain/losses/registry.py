@@ -65,9 +65,7 @@ def loss_names() -> list[str]:
 def find_loss(name: str) -> Loss:
     """The registered loss; ValueError with the allowed names if there is none."""
     if name not in _LOSSES:
-        raise ValueError(
-            f"type: unknown loss {name!r}{_hint(name, loss_names())} (allowed: {', '.join(loss_names())})"
-        )
+        raise ValueError(f"type: unknown loss {name!r}{_hint(name, loss_names())} (allowed: {', '.join(loss_names())})")
     return _LOSSES[name]
 
 

@@ -99,9 +99,7 @@ def _stack(term: Term, teachers: Mapping[str, Tensor]) -> Tensor:
 
     names = term.teachers if term.teachers is not None else list(teachers)
     if missing := [name for name in names if name not in teachers]:
-        raise KeyError(
-            f"{term.name}: no logits of teacher {missing[0]!r} (given: {', '.join(teachers) or 'none'})"
-        )
+        raise KeyError(f"{term.name}: no logits of teacher {missing[0]!r} (given: {', '.join(teachers) or 'none'})")
     if not names:
         raise KeyError(f"{term.name}: needs the logits of a teacher, and none are given")
     return torch.stack([teachers[name] for name in names])

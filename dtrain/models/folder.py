@@ -132,8 +132,11 @@ def _save_pretrained(model: Any, folder: Path, state_dict: Mapping[str, Tensor] 
     """transformers' own writer, which knows the names that a checkpoint of each architecture has."""
     with _aside(folder) as aside, quiet_transformers():
         weights = None if state_dict is None else dict(state_dict)  # a copy: the writer empties it
+        # transformers writes on rank 0 only; a student belongs to the rank that trained it.
+        model.should_save_on_this_rank = lambda is_main_process: True
         # One file, whatever the size: readers and fingerprints then know its name.
         model.save_pretrained(aside, state_dict=weights, max_shard_size="1000GB")
+        del model.should_save_on_this_rank
         written = sorted(aside.iterdir(), key=lambda file: (file.name == CONFIG, file.name))
         for file in written:
             _move(file, folder / file.name)

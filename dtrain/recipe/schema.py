@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -154,6 +163,12 @@ class EncoderSpec(Closed):
         if not self.pretrained and hidden % heads:
             raise ValueError(f"heads: {heads} heads do not divide a hidden size of {hidden}")
         return self
+
+    @model_serializer(mode="wrap")
+    def without_shape_of_pretrained(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a pretrained model brings itself stays out of the resolved recipe, which is a recipe again."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if not self.pretrained or k in ("type", "pretrained", "dropout")}
 
     def shape(self) -> tuple[int, int, int]:
         """Hidden size, layers and heads of a model from scratch."""

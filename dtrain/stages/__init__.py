@@ -10,7 +10,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING
 
-from dtrain.errors import EXIT_DONE, DtrainError, Stopped
+from dtrain.errors import EXIT_DONE, DtrainError, InputError, Stopped
 from dtrain.log import say
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.runfolder import RunFolder, atomic_write, remove_leftovers, write_json
@@ -18,6 +18,12 @@ from dtrain.runfolder import RunFolder, atomic_write, remove_leftovers, write_js
 if TYPE_CHECKING:
     from dtrain.distributed import World
 
+REQUIRED = {
+    "finetune": ("prepare",),
+    "precompute": ("prepare", "finetune"),
+    "distill": ("prepare", "precompute"),
+    "evaluate": ("prepare",),  # and the models, which it names one by one
+}
 _locks: list[IO[str]] = []
 
 
@@ -37,6 +43,7 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
             names = ("model", "input", "output", "form")
             predict.run(recipe, world, folder, **{name: getattr(arguments, name) for name in names})
             return EXIT_DONE
+        world.main_first(lambda: _require_earlier(recipe, stages[0]))
         world.main_first(lambda: _open_folder(recipe, folder))
         world.stop = StopRequest(world, folder.root)
         for stage in stages:
@@ -50,6 +57,16 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
             module.run(recipe, world, folder)
             say(f"{stage}: done in {time.perf_counter() - begin:.1f} s")
     return EXIT_DONE
+
+
+def _require_earlier(recipe: Recipe, stage: str) -> None:
+    """A stage reads what earlier ones wrote for exactly this recipe and these files, and nothing older."""
+    from dtrain.plan import Plan
+
+    plan = Plan(recipe)
+    for earlier in REQUIRED.get(stage, ()):
+        if not plan.stage_done(earlier):
+            raise InputError(f"{stage}: {plan.folder.root}: `{earlier}` is not complete for this recipe; run it first")
 
 
 def _open_folder(recipe: Recipe, folder: RunFolder) -> None:

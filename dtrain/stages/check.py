@@ -63,6 +63,7 @@ def run(recipe: Recipe, store: bool) -> int:
     """Print the resolved recipe; with `store`, verify checksums, coverage and values of every knowledge store."""
     if store:
         from dtrain.knowledge import verify
+
         plan = Plan(recipe)
         for teacher in plan.needed_teachers():
             verify(plan.folder.knowledge(teacher))

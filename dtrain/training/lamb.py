@@ -128,9 +128,7 @@ class Lamb(Optimizer):
         if not all(0.0 <= beta < 1.0 for beta in options["betas"]):
             raise ValueError(f"betas = {options['betas']}: expected two numbers in [0, 1)")
         if options["max_trust_ratio"] is not None and not options["max_trust_ratio"] > 0.0:
-            raise ValueError(
-                f"max_trust_ratio = {options['max_trust_ratio']}: expected a number > 0, or None"
-            )
+            raise ValueError(f"max_trust_ratio = {options['max_trust_ratio']}: expected a number > 0, or None")
         super().add_param_group(param_group)
         self._remember(self.param_groups[-1]["params"])
 
@@ -225,9 +223,7 @@ class Lamb(Optimizer):
         """
         if not self._ratios:
             return {}
-        values = torch.cat(
-            [ratio.to(next(iter(self._ratios.values())).device) for ratio in self._ratios.values()]
-        )
+        values = torch.cat([ratio.to(next(iter(self._ratios.values())).device) for ratio in self._ratios.values()])
         return {"values": values, "min": values.min(), "median": values.median(), "max": values.max()}
 
     def _collect(self, masters: list[tuple[Tensor, Tensor]]) -> list[_Batch]:
@@ -238,9 +234,7 @@ class Lamb(Optimizer):
                 if p.grad is None:
                     continue
                 if p.grad.is_sparse:
-                    raise ValueError(
-                        "LAMB does not take sparse gradients: build the embedding with sparse=False"
-                    )
+                    raise ValueError("LAMB does not take sparse gradients: build the embedding with sparse=False")
                 layout = self._layout(p)
                 state = self.state[p]
                 if not state:
@@ -352,9 +346,7 @@ def _trust_ratios(batches: Sequence[_Batch]) -> dict[int, Tensor]:
         reductions.setdefault((batch.layout.groups, batch.layout.device, batch.device), []).append(batch)
     ratios = {}
     for (process_groups, device, home), alike in reductions.items():
-        squares = torch.cat(
-            [torch.stack((_squares(b, b.weights), _squares(b, b.updates))) for b in alike], dim=1
-        )
+        squares = torch.cat([torch.stack((_squares(b, b.weights), _squares(b, b.updates))) for b in alike], dim=1)
         if process_groups:
             squares = squares.to(device)
             for process_group in process_groups:

@@ -66,9 +66,7 @@ def dtensor_layout(p: DTensor) -> Layout:
             continue
         # _StridedShard (FSDP2 over tensor parallel) shards, too, but does not answer to is_shard().
         if not (placement.is_shard() or type(placement).__name__ == "_StridedShard"):
-            raise ShardingError(
-                f"a parameter placed as {placement} on a device mesh has no norm to be summed"
-            )
+            raise ShardingError(f"a parameter placed as {placement} on a device mesh has no norm to be summed")
         groups.append(p.device_mesh.get_group(mesh_dim))
     device = torch.device(p.device_mesh.device_type) if groups else None
     return Layout((Part(p.shape, 0, p.to_local().numel()),), tuple(groups), device)

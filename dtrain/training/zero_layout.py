@@ -91,9 +91,7 @@ def _read(zero: Any) -> Iterator[_Buffer]:
         return _stage3(zero)
     groups = zero.real_dp_process_group
     if hasattr(zero, "single_partition_of_fp32_groups"):
-        return _stage12(
-            zero.single_partition_of_fp32_groups, zero.bit16_groups_flat, zero.bit16_groups, groups
-        )
+        return _stage12(zero.single_partition_of_fp32_groups, zero.bit16_groups_flat, zero.bit16_groups, groups)
     # BF16_Optimizer, which stage 1 in bfloat16 with float32 accumulation gets
     return _stage12(zero.fp32_groups_flat_partition, zero.bf16_groups_flat, zero.bf16_groups, groups)
 
@@ -108,9 +106,7 @@ def _stage12(
 
     DeepSpeed's own `_hp_mapping` says so too, but wrongly under round_robin_gradients (0.19.8).
     """
-    for flat, buffer, params, group in zip(
-        partitions, model_buffers, model_groups, process_groups, strict=True
-    ):
+    for flat, buffer, params, group in zip(partitions, model_buffers, model_groups, process_groups, strict=True):
         if flat.numel() * dist.get_world_size(group) != buffer.numel():
             raise ValueError(f"a partition of {flat.numel()} elements of a buffer of {buffer.numel()}")
         first = dist.get_rank(group) * flat.numel()

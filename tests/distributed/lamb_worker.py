@@ -106,9 +106,7 @@ def run_torch(setting: dict[str, Any], dtype: torch.dtype) -> Outcome:
     else:
         mesh = None
         if setting.get("mesh") == "hybrid":
-            mesh = dist.init_device_mesh(
-                "cpu", (1, dist.get_world_size()), mesh_dim_names=("replicate", "shard")
-            )
+            mesh = dist.init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("replicate", "shard"))
         fully_shard(model.body, mesh=mesh)
         fully_shard(model, mesh=mesh)
     optimizer = build(setting.get("optimizer", "lamb"), groups(model, setting.get("groups", 3)))
@@ -184,9 +182,7 @@ def tamper(zero: Any) -> None:
 def start_engine(setting: dict[str, Any], dtype: torch.dtype) -> Any:
     model = Tiny(dtype)
     optimizer = build(setting.get("optimizer", "lamb"), groups(model, setting.get("groups", 3)))
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(setting, dtype)
-    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(setting, dtype))
     if setting.get("tamper"):
         tamper(engine.optimizer)
     if isinstance(optimizer, Lamb) and setting.get("attach", True):
@@ -233,9 +229,7 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
         weights, ratios = (run_zero if setting["way"] == "zero" else run_torch)(setting, dtype)
     except ShardingError as refusal:
         return {"refused": str(refusal)}
-    error = sum(
-        float((w.double() - e.double()).square().sum()) for w, e in zip(weights, expected, strict=True)
-    )
+    error = sum(float((w.double() - e.double()).square().sum()) for w, e in zip(weights, expected, strict=True))
     moved = sum(float((e.double() - s.double()).square().sum()) for e, s in zip(expected, start, strict=True))
     result = {"error": math.sqrt(error / moved)}
     if len(ratios) == len(expected_ratios):

@@ -52,6 +52,10 @@ students:
     epochs: 2
     batch_size: 16
     teachers: []
+  - name: small
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, layers: 1, vocabulary_size: 200}}
+    epochs: 1
+    batch_size: 16
 launch: {{processes: {processes}}}
 report: {{latency: false}}
 """
@@ -129,7 +133,9 @@ def test_training_does_not_depend_on_the_world_size(finished: Path, tmp_path: Pa
     from safetensors.torch import load_file
 
     changes = ["teachers.0.model.dropout=0", "teachers.0.optimizer={type: sgd, lr: 0.1}", "teachers.0.accumulation=2"]
-    changes.append("teachers.bert.model={type: bert, size: tiny, hidden: 16, heads: 2, dropout: 0, vocabulary_size: 200}")
+    changes.append(
+        "teachers.bert.model={type: bert, size: tiny, hidden: 16, heads: 2, dropout: 0, vocabulary_size: 200}"
+    )
     weights = []
     for processes in (1, 2, 3):
         where = [f"output_dir={tmp_path}/{processes}", f"launch.processes={processes}"]
@@ -170,7 +176,7 @@ def test_a_changed_student_is_done_again_alone(finished: Path, tmp_path: Path) -
     before = models(run)
     dtrain("run", finished / "recipe.yaml", f"output_dir={tmp_path}/runs", "students.scratch.epochs=1")
     assert {name for name, time in models(run).items() if before[name] != time} == {"students/scratch"}
-    assert len(read(run / "report" / "results.json")["models"]) == 5
+    assert len(read(run / "report" / "results.json")["models"]) == 6
 
 
 def test_changed_data_does_everything_again(finished: Path, tmp_path: Path) -> None:
@@ -194,7 +200,14 @@ def test_everything_written_is_loaded_back(finished: Path) -> None:
     import dtrain as package
 
     run = finished / "runs" / "tiny"
-    names = ["teachers/cnn", "teachers/bert", "students/lstm-seed1", "students/lstm-seed2", "students/scratch"]
+    names = [
+        "teachers/cnn",
+        "teachers/bert",
+        "students/lstm-seed1",
+        "students/lstm-seed2",
+        "students/scratch",
+        "students/small",
+    ]
     for name in names:
         folder = run / name
         model = package.load(folder)
@@ -215,7 +228,10 @@ def test_everything_written_is_loaded_back(finished: Path) -> None:
         assert best == pytest.approx(metrics["accuracy"])
     from dtrain.stages.predict import classify
 
-    assert [row["label"] for row in classify(run / "teachers" / "cnn", ["球队比赛进球", "好吃的火锅火锅"])] == ["sport", "food"]
+    assert [row["label"] for row in classify(run / "teachers" / "cnn", ["球队比赛进球", "好吃的火锅火锅"])] == [
+        "sport",
+        "food",
+    ]
     loaded = AutoModelForSequenceClassification.from_pretrained(run / "teachers" / "bert")
     assert loaded.config.id2label == {0: "food", 1: "money", 2: "sport"}
     assert not (run / "checkpoints").exists()
@@ -225,7 +241,7 @@ def test_everything_written_is_loaded_back(finished: Path) -> None:
 
 def test_report_has_every_model(finished: Path) -> None:
     results = read(finished / "runs" / "tiny" / "report" / "results.json")
-    assert {m["name"] for m in results["models"]} == {"cnn", "bert", "lstm-seed1", "lstm-seed2", "scratch"}
+    assert {m["name"] for m in results["models"]} == {"cnn", "bert", "lstm-seed1", "lstm-seed2", "scratch", "small"}
     for name in ("report.md", "report.html"):
         text = (finished / "runs" / "tiny" / "report" / name).read_text(encoding="utf-8")
         assert "lstm" in text
@@ -313,7 +329,7 @@ def test_one_diverging_student_is_its_own_failure(finished: Path, tmp_path: Path
     (failed,) = results["failed"]
     assert failed["name"] == "scratch"
     assert "nan" in failed["reason"] or "inf" in failed["reason"]
-    assert len(results["models"]) == 4
+    assert len(results["models"]) == 5
     after = models(run)
     assert after == {name: time for name, time in before.items() if name != "students/scratch"}
     assert "nothing to do" in dtrain("run", finished / "recipe.yaml", *changes)

@@ -56,9 +56,7 @@ def test_parameters_are_converted_and_completed() -> None:
 
 
 def test_a_recipe_is_checked_by_it() -> None:
-    assert LossSpec.model_validate({"type": "soft_targets", "temperature": 4}).parameters() == {
-        "temperature": 4
-    }
+    assert LossSpec.model_validate({"type": "soft_targets", "temperature": 4}).parameters() == {"temperature": 4}
     with pytest.raises(ValueError, match="did you mean 'temperature'"):
         LossSpec.model_validate({"type": "soft_targets", "temperatur": 4})
 

@@ -33,9 +33,7 @@ def test_cross_entropy_by_hand() -> None:
         cross_entropy(student, labels), torch.tensor([math.log(4 / 3), math.log(4)]), rtol=1e-6, atol=0
     )
     # q = [0.1, 0.9] for the first row, [0.9, 0.1] for the second
-    smoothed = torch.tensor(
-        [0.1 * math.log(4) + 0.9 * math.log(4 / 3), 0.9 * math.log(4) + 0.1 * math.log(4 / 3)]
-    )
+    smoothed = torch.tensor([0.1 * math.log(4) + 0.9 * math.log(4 / 3), 0.9 * math.log(4) + 0.1 * math.log(4 / 3)])
     torch.testing.assert_close(cross_entropy(student, labels, label_smoothing=0.2), smoothed)
 
 
@@ -44,9 +42,7 @@ def test_soft_targets_by_hand() -> None:
     # KL = 1/4 ln(1/2) + 3/4 ln(3/2), times T^2 = 4: ln(1/2) + 3 ln(3/2) = ln(27/16)
     student = torch.zeros(1, 2)
     teacher = torch.tensor([[0.0, 2 * math.log(3)]])
-    assert soft_targets(student, teacher, temperature=2.0).item() == pytest.approx(
-        math.log(27 / 16), rel=1e-6
-    )
+    assert soft_targets(student, teacher, temperature=2.0).item() == pytest.approx(math.log(27 / 16), rel=1e-6)
 
 
 def test_soft_targets_of_two_teachers_by_hand() -> None:
@@ -88,17 +84,12 @@ def test_soft_targets_against_numpy(logits: tuple[torch.Tensor, torch.Tensor], t
 def test_against_torch(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
     student, (teacher, _) = logits
     labels = torch.tensor([0, 3, 1, 1, 2])
-    torch.testing.assert_close(
-        cross_entropy(student, labels).mean(), functional.cross_entropy(student, labels)
-    )
+    torch.testing.assert_close(cross_entropy(student, labels).mean(), functional.cross_entropy(student, labels))
     torch.testing.assert_close(
         soft_targets(student, teacher, temperature=3.0).mean(),
-        9
-        * functional.kl_div((student / 3).log_softmax(-1), (teacher / 3).softmax(-1), reduction="batchmean"),
+        9 * functional.kl_div((student / 3).log_softmax(-1), (teacher / 3).softmax(-1), reduction="batchmean"),
     )
-    torch.testing.assert_close(
-        logit_regression(student, teacher).mean() / 4, functional.mse_loss(student, teacher)
-    )
+    torch.testing.assert_close(logit_regression(student, teacher).mean() / 4, functional.mse_loss(student, teacher))
 
 
 def test_one_teacher_stacked_is_one_teacher(logits: tuple[torch.Tensor, torch.Tensor]) -> None:

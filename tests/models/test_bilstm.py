@@ -67,9 +67,7 @@ def test_equals_each_text_alone(pooling: str, layers: int) -> None:
     extra=st.integers(0, 12),
     fill=st.integers(0, 19),
 )
-def test_padding_and_order_change_nothing(
-    pooling: str, texts: list[list[int]], extra: int, fill: int
-) -> None:
+def test_padding_and_order_change_nothing(pooling: str, texts: list[list[int]], extra: int, fill: int) -> None:
     lstm = model(pooling).eval()
     with torch.no_grad():
         tight = lstm(**padded(texts)).logits

@@ -103,8 +103,7 @@ def test_transformers_loads_a_bert_folder(tmp_path: Path) -> None:
 def test_gathered_weights_are_written_instead(kind: str, tmp_path: Path) -> None:
     model = make(kind)
     gathered = {
-        name: tensor + 1 if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
+        name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
     save_model(model, tmp_path, None, "card", state_dict=gathered)
     assert weights_fingerprint(load(tmp_path)) == weights_fingerprint(gathered)
@@ -206,3 +205,17 @@ def test_parameter_count_takes_shared_weights_once() -> None:
     assert parameter_count(model) == 24
     model[1].weight = model[0].weight
     assert parameter_count(model) == 15
+
+
+def test_a_transformer_is_written_by_whichever_rank_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers writes on rank 0 only."""
+    from transformers.distributed import mixin
+
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    spec = BertSpec.model_validate({"type": "bert", "hidden": 8, "layers": 1, "heads": 2})
+    model = build(spec, vocabulary=20, labels=["a", "b"], pad_id=0)
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    save_model(model, tmp_path / "m", tokenizer, "card")
+    assert weights_fingerprint(load(tmp_path / "m")) == weights_fingerprint(model)

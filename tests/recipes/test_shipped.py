@@ -42,9 +42,7 @@ def test_quickstart_finds_its_data_from_anywhere(tmp_path, monkeypatch):
 
 def test_tnews_recipes_fit_the_real_files(data_folder):
     for name in ("tnews", "tnews_ensemble"):
-        parts = {
-            part: getattr(load_recipe(name).data, part) for part in ("train", "valid", "test", "transfer")
-        }
+        parts = {part: getattr(load_recipe(name).data, part) for part in ("train", "valid", "test", "transfer")}
         moved = [f"data.{part}={data_folder.parent / paths[0]}" for part, paths in parts.items() if paths]
         check_inputs(load_recipe(name, moved))
 
@@ -57,9 +55,7 @@ def test_quickstart_compares_a_student_with_its_like_from_scratch():
     assert taught.model_dump(exclude=differing) == alone.model_dump(exclude=differing)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_takes_the_config(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -85,9 +81,7 @@ def test_pins_are_within_the_ranges_of_the_package():
 
 def test_source_archive_and_wheel_hold_what_is_read_at_run_time(tmp_path):
     """The wheel is built from the archive, so that what is missing there is missing here."""
-    build = (
-        "import sys, setuptools.build_meta as backend; getattr(backend, 'build_' + sys.argv[1])(sys.argv[2])"
-    )
+    build = "import sys, setuptools.build_meta as backend; getattr(backend, 'build_' + sys.argv[1])(sys.argv[2])"
     run = [sys.executable, "-c", build]
     subprocess.run([*run, "sdist", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:

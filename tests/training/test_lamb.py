@@ -99,9 +99,7 @@ def test_follows_the_paper_in_float64(options, adapted, bias_correction, foreach
             ratios += [ratio] if adapt else []
         optimizer.step()
         if ratios:
-            torch.testing.assert_close(
-                optimizer.trust_ratios()["values"], torch.tensor(ratios, dtype=torch.float64)
-            )
+            torch.testing.assert_close(optimizer.trust_ratios()["values"], torch.tensor(ratios, dtype=torch.float64))
         else:
             assert optimizer.trust_ratios() == {}
     for w, p in zip(expected, params, strict=True):
@@ -148,9 +146,7 @@ def test_equals_timm(bias_correction):
 
 def distance(params: Sequence[Tensor], others: Sequence[Tensor], start: Sequence[Tensor]) -> float:
     """‖w − w_ref‖ / ‖w_ref − w_start‖ over all parameters."""
-    flat = [
-        torch.cat([t.detach().double().reshape(-1) for t in tensors]) for tensors in (params, others, start)
-    ]
+    flat = [torch.cat([t.detach().double().reshape(-1) for t in tensors]) for tensors in (params, others, start)]
     return float((flat[0] - flat[1]).norm() / (flat[1] - flat[2]).norm())
 
 
