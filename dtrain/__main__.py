@@ -119,7 +119,8 @@ def _command(arguments: argparse.Namespace) -> int:
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         stages = _stages(arguments)
-        if not launched and not getattr(arguments, "here", False):
+        # Ranks of a launch let the main one read the files, once they are connected.
+        if arguments.command == "check" or not (launched or getattr(arguments, "here", False)):
             _check_inputs(recipe)
     except InputError as error:
         # Every rank finds the same; the launcher ends the others when the first one leaves.

@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import functools
 import importlib
+import os
 import sys
 import time
 from typing import IO, TYPE_CHECKING
@@ -31,11 +32,14 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
     """Run `stages` in order in this process, one rank of however many were launched."""
     from dtrain.distributed import connect, leave_together
     from dtrain.plan import Plan
+    from dtrain.stages.check import check_inputs
     from dtrain.training.stop import StopRequest
 
     world = connect()
     folder = Plan(recipe).folder
     with leave_together(world):
+        if "LOCAL_RANK" in os.environ and not getattr(arguments, "here", False):
+            world.main_first(lambda: check_inputs(recipe))  # who was started by `dtrain run` was checked by it
         _check_precisions(recipe, world, stages)
         if stages == ["predict"]:
             from dtrain.stages import predict

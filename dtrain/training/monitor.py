@@ -73,7 +73,7 @@ class Monitor:
         """The row of this model in TensorBoard's hparams table."""
         if self.speaks:
             simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
-            self.writer.add_hparams(simple, {f"best/{k}": v for k, v in scores.items()}, run_name=".")
+            self.writer.add_hparams(simple, {f"valid_best/{k}": v for k, v in scores.items()}, run_name=".")
 
     def close(self) -> None:
         if self.speaks:
