@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from dtrain import __version__
@@ -136,8 +137,11 @@ def _command(arguments: argparse.Namespace) -> int:
         from dtrain.launch import run_everything
 
         return run_everything(recipe, stages, arguments.recipe, arguments.overrides)
+    from dtrain import signals
     from dtrain.stages import run_stages
 
+    if arguments.command != "predict":
+        signals.listen()
     return run_stages(recipe, stages, arguments)
 
 
@@ -168,7 +172,11 @@ def _let_main_speak() -> None:
 
 def entry() -> None:
     """The console script."""
-    code = main()
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILED
     if "torch" in sys.modules:
         from dtrain.distributed import leave
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
 from dtrain.log import say
 from dtrain.recipe.schema import Recipe
+from dtrain.signals import SIGNALS
 
 STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Way:
     """How a group of stages is started."""
 
     processes: int
-    config: Path | None  # None: one process, no launcher
+    config: Path  # with one process there is no launcher, and only its precision counts
 
 
 def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
@@ -51,7 +53,7 @@ def way_of(recipe: Recipe, stage: str) -> Way:
     wanted = (special and special.processes) or recipe.launch.processes
     processes = _every_device() if wanted == "auto" else int(wanted)
     config = find_config((special and special.accelerate_config) or recipe.launch.accelerate_config)
-    return Way(processes, config if processes > 1 else None)
+    return Way(processes, config)
 
 
 def find_config(name: str) -> Path:
@@ -93,15 +95,18 @@ def launch(way: Way, arguments: list[str]) -> int:
     """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code."""
     forward = _ForwardSignals()
     try:
-        if way.config is None:
-            return _alone(arguments)
-        return _accelerate(way, arguments)
+        code = _alone(way, arguments) if way.processes == 1 else _accelerate(way, arguments)
     finally:
         forward.restore()
+    # A signal may come before there are workers, or as they end: nothing more is started then.
+    return EXIT_STOPPED if forward.received and code == EXIT_DONE else code
 
 
-def _alone(arguments: list[str]) -> int:
-    process = subprocess.Popen([sys.executable, "-m", "dtrain", *arguments], start_new_session=True)
+def _alone(way: Way, arguments: list[str]) -> int:
+    precision = yaml.safe_load(way.config.read_text(encoding="utf-8")).get("mixed_precision", "no")
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": str(precision)}
+    command = [sys.executable, "-m", "dtrain", *arguments]
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
     return _exit_code([process.wait()])
 
 
@@ -151,13 +156,18 @@ class _ForwardSignals:
     """Pass the user's and the scheduler's signals on to the workers while they run."""
 
     def __init__(self) -> None:
-        self.before: dict[int, Any] = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        self.received = False
+        self.before: dict[int, Any] = {number: signal.signal(number, self._forward) for number in SIGNALS}
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         import psutil
 
-        for child in psutil.Process().children():
-            child.send_signal(number)
+        self.received = True
+        workers = psutil.Process().children()
+        for worker in workers:
+            worker.send_signal(number)
+        if not workers:
+            raise SystemExit(EXIT_STOPPED)
 
     def restore(self) -> None:
         for number, handler in self.before.items():

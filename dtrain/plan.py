@@ -71,16 +71,23 @@ class Plan:
         )
 
     def knowledge(self, teacher: str) -> str:
-        """A teacher's stored outputs. The token budget stays in: it decides the rounding of a product."""
+        """A teacher's stored outputs. The token budget stays in: it decides the rounding of a product.
+
+        So do the weights that are there: a teacher trained again has others where rounding or dropout differ.
+        """
         section = self.recipe.knowledge.model_dump(mode="json")
-        return fingerprint("knowledge", FORMAT, self.model("teachers", teacher), section)
+        weights = self.folder.model("teachers", teacher) / "model.safetensors"
+        made = self._file(weights) if weights.is_file() else None
+        return fingerprint("knowledge", FORMAT, self.model("teachers", teacher), made, section)
 
     def evaluation(self, kind: str, name: str) -> str:
         return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits)
 
     @cached_property
     def report(self) -> str:
-        members = [self.evaluation(kind, member.name) for kind, member in self.members()]
+        members = [
+            (kind, m.name, self.evaluation(kind, m.name), self._result(kind, m.name)) for kind, m in self.members()
+        ]
         return fingerprint("report", FORMAT, self.recipe.report.model_dump(mode="json"), self.recipe.name, members)
 
     def members(self) -> list[tuple[str, Teacher | Student]]:
@@ -118,18 +125,26 @@ class Plan:
             return is_done(folder.report, self.report)
         raise ValueError(stage)
 
+    def failure(self, student: str) -> dict[str, Any] | None:
+        """What is recorded of this very student's failure, if it failed."""
+        record = _read(self.folder.model("students", student) / "failed.json")
+        return record if record and record.get("fingerprint") == self.model("students", student) else None
+
     def diverged(self, student: str) -> bool:
         """Whether this student ended without a model for a reason that a second try would meet again."""
-        record = _read(self.folder.model("students", student) / "failed.json")
-        return (
-            bool(record) and record.get("fingerprint") == self.model("students", student) and bool(record.get("final"))
-        )
+        record = self.failure(student)
+        return record is not None and bool(record.get("final"))
 
     def evaluated(self, kind: str, name: str) -> bool:
         if kind == "students" and self.diverged(name):
             return True
         record = _read(self.folder.model(kind, name) / "evaluation.json")
         return bool(record) and record.get("fingerprint") == self.evaluation(kind, name)
+
+    def _result(self, kind: str, name: str) -> list[str]:
+        """Bytes of what the report tells of a model."""
+        files = [self.folder.model(kind, name) / file for file in ("evaluation.json", "metrics.json", "failed.json")]
+        return [file_fingerprint(file) for file in files if file.is_file()]
 
     def _member(self, name: str) -> Teacher | Student:
         return next(member for _, member in self.members() if member.name == name)

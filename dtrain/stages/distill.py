@@ -49,8 +49,6 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             train_member(member, recipe, data, world, folder, stop)
         except Stopped as reason:
             stopped = reason
-        except InputError:
-            raise
         except Exception as error:
             _record_failure(student, error, plan, folder)
             failed.append(student.name)
@@ -76,7 +74,7 @@ def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFol
 
 
 def _record_failure(student: Student, error: Exception, plan: Plan, folder: RunFolder) -> None:
-    """Leave the reason where the report finds it. Divergence is final; anything else is tried again by the next run."""
+    """Leave the reason where the report finds it. What would happen again is final; the rest the next run tries again."""
     known = isinstance(error, DtrainError)
     reason = "; ".join(error.problems) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
     say_anywhere(f"student {student.name}: FAILED: {reason}")
@@ -87,7 +85,7 @@ def _record_failure(student: Student, error: Exception, plan: Plan, folder: RunF
             aside / "failed.json",
             {
                 "reason": reason,
-                "final": isinstance(error, Diverged),
+                "final": isinstance(error, Diverged | InputError),
                 "fingerprint": plan.model("students", student.name),
             },
         )

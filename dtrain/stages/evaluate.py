@@ -92,7 +92,7 @@ def _waiting(plan: Plan) -> list[list[str]]:
             say(f"{kind[:-1]} {member.name}: evaluated, nothing to do")
         elif is_done(place, plan.model(kind, member.name)):
             waiting.append([kind, member.name])
-        elif not (place / "failed.json").exists():
+        elif kind == "teachers" or plan.failure(member.name) is None:
             stage = "finetune" if kind == "teachers" else "distill"
             missing.append(f"{place}: not trained yet for this recipe; run the stage `{stage}` first")
     if missing:

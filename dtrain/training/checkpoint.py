@@ -32,19 +32,21 @@ def save_checkpoint(
     tensors: dict[str, Any],
     best: dict[str, torch.Tensor],
 ) -> None:
-    """Write the checkpoint of `step` and then remove older ones."""
-    with publish_folder(folder / f"step-{step:08d}") as aside:
+    """Write the checkpoint of `step` and then remove all others, those of another recipe too."""
+    final = folder / f"step-{step:08d}"
+    with publish_folder(final) as aside:
         torch.save(tensors, aside / TENSORS)
         if best:
             save_file(best, aside / BEST)
         sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
         write_json(aside / STATE, {"identity": identity, "step": step, "sha256": sums, **state})
-    for older in _steps(folder)[1:]:
-        shutil.rmtree(older, ignore_errors=True)
+    for other in _steps(folder):
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def load_checkpoint(
-    folder: Path, identity: str, device: torch.device
+    folder: Path, identity: str
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]] | None:
     """The newest whole checkpoint of this very training as (state, tensors, best), or None.
 
@@ -58,7 +60,7 @@ def load_checkpoint(
             for name, sum_ in state["sha256"].items():
                 if file_fingerprint(path / name) != sum_:
                     raise ValueError(f"{name} is damaged")
-            tensors = torch.load(path / TENSORS, map_location=device, weights_only=True)
+            tensors = torch.load(path / TENSORS, map_location="cpu", weights_only=True)
             best = load_file(path / BEST) if (path / BEST).exists() else {}
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             warn(f"{path}: checkpoint skipped: {error}")

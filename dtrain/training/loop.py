@@ -62,12 +62,11 @@ class Position:
     running: dict[str, list[float]] = field(default_factory=dict)  # sum and count by term since the last evaluation
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def advance(self, rows: int, epoch_steps: int, applied: bool, seconds: float) -> bool:
+    def advance(self, rows: int, epoch_steps: int, applied: bool) -> bool:
         """Count one step; whether it was the last of its epoch."""
         self.step += 1
         self.batch += 1
         self.rows += rows
-        self.seconds += seconds
         self.applied += applied
         self.skipped = 0 if applied else self.skipped + 1
         if self.batch < epoch_steps:
@@ -102,71 +101,84 @@ def fit(job: Fit) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
         Stopped: after a complete checkpoint, when asked to stop.
         Diverged: when the loss is not finite.
     """
-    spec, engine, world = job.spec, job.engine, job.engine.world
-    writes = engine.rank == 0
+    spec, engine = job.spec, job.engine
     identity = fingerprint(job.identity, engine.precision)
     position = Position()
     best: dict[str, torch.Tensor] = {}
     base = [group["lr"] for group in engine.optimizer.param_groups]
-    found = load_checkpoint(job.checkpoints, identity, world.device)
+    found = load_checkpoint(job.checkpoints, identity)
     if found:
         state, tensors, best = found
         engine.load_state(tensors)
         position = Position(**state["position"])
+        del state, tensors
+    del found
 
     total = sum(len(_batches(job, epoch)) for epoch in range(spec.epochs))
+    monitor = Monitor(job.title, job.tensorboard, total, position.step, speaks=engine.rank == 0)
+    try:
+        best = _steps(job, position, best, base, total, identity, monitor)
+    except BaseException:
+        monitor.close()
+        raise
+    return best, position, monitor
+
+
+def _steps(
+    job: Fit,
+    position: Position,
+    best: dict[str, torch.Tensor],
+    base: list[float],
+    total: int,
+    identity: str,
+    monitor: Monitor,
+) -> dict[str, torch.Tensor]:
+    """Every step from `position` on; the best weights."""
+    spec, engine, world = job.spec, job.engine, job.engine.world
+    writes = engine.rank == 0
     factor = rate(spec.schedule, total)
-    monitor = Monitor(job.title, job.tensorboard, total, position.step, speaks=writes)
-    window = _Window(engine, job.title, position.running)
+    window = _Window(engine, job.title, position)
     batches = _batches(job, position.epoch)
+    window.restart_clock()
 
     while position.step < total and not position.finished:
-        begin = time.perf_counter()
         batch = batches[position.batch]
         for group, lr in zip(engine.optimizer.param_groups, base, strict=True):
             group["lr"] = lr * factor(position.applied)
         norm, applied = _train_step(job, batch, position.step, window)
-        epoch_ends = position.advance(len(batch), len(batches), applied, time.perf_counter() - begin)
+        epoch_ends = position.advance(len(batch), len(batches), applied)
         if position.skipped > MAX_SKIPPED:
             raise Diverged(
                 f"{job.title}: fp16 overflowed in {position.skipped} steps in a row, to step {position.step}"
             )
 
         if position.step % LOG_EVERY == 0 or epoch_ends:
-            means, rows = window.flush(position.step)
+            means, rows = window.flush()
             watched = {"lr": engine.optimizer.param_groups[0]["lr"], "gradient_norm": float(norm)}
             monitor.training(position.step, means | watched, rows, world.device)
-        if position.step % spec.evaluate_every == 0 if spec.evaluate_every else epoch_ends:
-            window.flush(position.step)
+        due = position.step % spec.evaluate_every == 0 if spec.evaluate_every else epoch_ends
+        if due or position.step == total:
+            window.flush()
             if _evaluate(job, position, len(batches), monitor) and writes:
                 best = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in engine.bare.state_dict().items()}
+            window.restart_clock()
         ends = position.finished or position.step == total
         asked = not ends and position.step % STOP_EVERY == 0 and _asked_to_stop(job)
         due = position.step % spec.checkpoint_every == 0 if spec.checkpoint_every else epoch_ends
         if asked or (due and not ends):
-            window.flush(position.step)
+            window.flush()
             if writes:
-                save_checkpoint(
-                    job.checkpoints,
-                    position.step,
-                    identity,
-                    {"position": asdict(position)},
-                    engine.state(),
-                    best,
-                )
+                state = {"position": asdict(position)}
+                save_checkpoint(job.checkpoints, position.step, identity, state, engine.state(), best)
+            window.restart_clock()
         if asked:
-            monitor.close()
             if engine.together:
                 world.wait_for_all("checkpoint")  # nobody leaves before it is whole
             reason = f"stopped on request ({job.stop.reason}) at step {position.step} of {total}"
             raise Stopped(f"{job.title}: {reason}; the same command continues")
         if epoch_ends and not ends:
             batches = _batches(job, position.epoch)
-    if position.best_score is None:  # evaluate_every is longer than the training
-        window.flush(position.step)
-        _evaluate(job, position, len(batches), monitor)
-        best = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in engine.bare.state_dict().items()}
-    return best, position, monitor
+    return best
 
 
 def _train_step(job: Fit, batch: np.ndarray, step: int, window: _Window) -> tuple[torch.Tensor, bool]:
@@ -230,9 +242,14 @@ def _evaluate(job: Fit, position: Position, epoch_steps: int, monitor: Monitor) 
 class _Window:
     """Sums of loss terms on the device between two looks at them, so that steps do not wait for the host."""
 
-    def __init__(self, engine: Engine, title: str, running: dict[str, list[float]]) -> None:
-        self.engine, self.title, self.running = engine, title, running
+    def __init__(self, engine: Engine, title: str, position: Position) -> None:
+        self.engine, self.title, self.position = engine, title, position
         self._pending: dict[str, torch.Tensor] = {}
+        self._clock = 0.0
+
+    def restart_clock(self) -> None:
+        """What came before (an evaluation, a checkpoint) is no training time."""
+        self._clock = time.perf_counter()
 
     def add(
         self, total: torch.Tensor, sums: dict[str, torch.Tensor], counts: dict[str, torch.Tensor], rows: int
@@ -248,8 +265,10 @@ class _Window:
             )
             self._pending[name] = self._pending[name] + pair if name in self._pending else pair
 
-    def flush(self, step: int) -> tuple[dict[str, float], int]:
+    def flush(self) -> tuple[dict[str, float], int]:
         """Means over all ranks since the last flush, unweighted, by term; and the rows they stand for.
+
+        It waits for the device: the time since the last flush is what its steps took, and is counted.
 
         Raises:
             Diverged: when one is not finite.
@@ -262,11 +281,14 @@ class _Window:
         means = {}
         for name, (sum_, count) in zip(self._pending, pairs.tolist(), strict=True):
             if not math.isfinite(sum_):
-                raise Diverged(f"{self.title}: {name} is {sum_} at step {step}")
-            kept = self.running.setdefault(name, [0.0, 0.0])
+                raise Diverged(f"{self.title}: {name} is {sum_} at step {self.position.step}")
+            kept = self.position.running.setdefault(name, [0.0, 0.0])
             kept[0] += sum_
             kept[1] += count
             means[name] = sum_ / count if count else 0.0
         rows = int(pairs[0, 1])
         self._pending = {}
+        now = time.perf_counter()
+        self.position.seconds += now - self._clock
+        self._clock = now
         return means, rows

@@ -113,6 +113,7 @@ def train_member(
     monitor.close()
     if together:
         world.wait_for_all("published")
+        world.accelerator.free_memory()  # it keeps every model it has prepared
     if engine.rank == 0:
         remove_checkpoints(job.checkpoints)
     return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ class Monitor:
         self.writer: Any = None
         if not speaks:
             return
+        if first_step == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # curves of an earlier training of this name
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 
+from dtrain import signals
 from dtrain.distributed import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 FILE_SECONDS = 1.0
 _KEY = "dtrain/stop"
 
@@ -18,22 +16,17 @@ class StopRequest:
     """Whether someone asked to stop. One a process; `agreed` and `anywhere` tell every rank."""
 
     def __init__(self, world: World, run_folder: Path) -> None:
-        """Take over the process's signals, from the main thread."""
+        """Listens to the process's signals, from the main thread."""
         self.world = world
         self.file = run_folder / "STOP"
         self.reason: str | None = None
         self._looked = 0.0
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None:
-            # Asked twice: the default action ends the process at once; files under final names stay whole.
-            signal.signal(number, signal.SIG_DFL)
-        self.reason = signal.Signals(number).name
+        signals.listen()
 
     def here(self) -> bool:
         """Asked on this rank; the file is looked for at most once a second."""
+        if self.reason is None and signals.received:
+            self.reason = signals.received[0]
         now = time.monotonic()
         if self.reason is None and now - self._looked > FILE_SECONDS:
             self._looked = now
@@ -43,7 +36,11 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Asked on any rank; a collective, so that all ranks stop at the same step."""
-        return self.world.any(self.here())
+        if not self.world.any(self.here()):
+            return False
+        # Every rank gives the same reason, which is then told once.
+        self.reason = next(reason for reason in self.world.gather_objects(self.reason) if reason)
+        return True
 
     def anywhere(self) -> bool:
         """Asked on any rank, without a collective: for ranks that each do work of their own."""

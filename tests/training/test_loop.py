@@ -149,7 +149,18 @@ def test_a_checkpoint_of_another_recipe_is_not_used(world: World, rows: Part, tm
         train(world, rows, tmp_path, spec(), stop_at=0)
     from dtrain.training.checkpoint import load_checkpoint
 
-    assert load_checkpoint(tmp_path / "checkpoints", "another", torch.device("cpu")) is None
+    assert load_checkpoint(tmp_path / "checkpoints", "another") is None
+
+
+def test_a_checkpoint_of_another_recipe_does_not_push_out_the_new_one(tmp_path: Path) -> None:
+    from dtrain.training.checkpoint import load_checkpoint, save_checkpoint
+
+    for identity, step in (("old", 500), ("new", 100)):
+        save_checkpoint(tmp_path, step, identity, {}, {"x": torch.ones(1)}, {})
+    found = load_checkpoint(tmp_path, "new")
+    assert found is not None
+    assert found[0]["step"] == 100
+    assert load_checkpoint(tmp_path, "old") is None
 
 
 def test_a_damaged_checkpoint_is_skipped(
