@@ -148,7 +148,7 @@ def _command(arguments: argparse.Namespace) -> int:
 def _stages(arguments: argparse.Namespace) -> list[str]:
     if arguments.command != "run":
         return [arguments.command]
-    if not arguments.stages:
+    if arguments.stages is None:
         return list(STAGES)
     asked = arguments.stages.split(",")
     for stage in asked:
@@ -174,8 +174,13 @@ def entry() -> None:
     """The console script."""
     try:
         code = main()
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        # When a rank dies, the others' collectives fail; the reason is that rank's to tell.
+        if "gloo" in str(error) or "NCCL" in str(error):
+            rank = os.environ.get("RANK", "0")
+            print(f"dtrain: rank {rank} lost the connection to another rank", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
         code = EXIT_FAILED
     if "torch" in sys.modules:
         from dtrain.distributed import leave

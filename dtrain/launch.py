@@ -24,6 +24,7 @@ from dtrain.log import say
 from dtrain.recipe.schema import Recipe
 from dtrain.signals import SIGNALS
 
+SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO")
 STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
 
 
@@ -65,6 +66,15 @@ def find_config(name: str) -> Path:
     folder = configs_folder()
     for path in (Path(name), folder / f"{name}.yaml"):
         if path.is_file():
+            try:
+                kind = yaml.safe_load(path.read_text(encoding="utf-8"))["distributed_type"]
+            except (yaml.YAMLError, ValueError, TypeError, KeyError):
+                raise InputError(f"launch.accelerate_config: {path}: is no accelerate config") from None
+            if kind not in SUPPORTED:
+                allowed = ", ".join(SUPPORTED)
+                raise InputError(
+                    f"launch.accelerate_config: {path}: distributed_type {kind!r} (allowed so far: {allowed})"
+                )
             return path
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise InputError(f"launch.accelerate_config: no config {name!r} (allowed: a path, or one of {names})")
@@ -130,18 +140,15 @@ def _accelerate(way: Way, arguments: list[str]) -> int:
         launch_command(parsed)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        killed = [(rank, -f.exitcode) for rank, f in error.failures.items() if f.exitcode < 0]
-        first_rank, first = error.get_first_failure()
-        if first.exitcode < 0:
-            name = signal.Signals(-first.exitcode).name
-            print(
-                f"rank {first_rank} was killed by {name}; `dtrain run` again continues",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif killed and first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
-            codes = [first.exitcode]  # the launcher itself killed the others after this one had left
-        return _exit_code([first.exitcode, *codes])
+        _, first = error.get_first_failure()
+        if first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
+            return first.exitcode  # the launcher itself ended the others after this one had left
+        for rank, failure in error.failures.items():
+            # SIGTERM is the launcher's own, to ranks that wait for the lost one.
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                name = signal.Signals(-failure.exitcode).name
+                print(f"rank {rank} was killed by {name}; `dtrain run` again continues", file=sys.stderr, flush=True)
+        return _exit_code(codes)
     return EXIT_DONE
 
 

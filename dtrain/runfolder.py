@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.errors import DtrainError
+
 ASIDE = ".tmp-"
 DONE = "done.json"
 
@@ -88,8 +90,16 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+class DamagedFile(DtrainError, ValueError):
+    """A file of ours that is no JSON any more."""
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` wrote; raises DamagedFile (and OSError where there is none)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"{path}: damaged: {error}; remove its folder and run again") from None
 
 
 @contextlib.contextmanager

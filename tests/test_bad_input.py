@@ -68,6 +68,12 @@ OVERRIDES = [
     ("name=../up", "name", "letters, digits"),
     ("data.task=tagg", "data.task", "'classification' or 'pairs'"),
     ("data.task=pairs", "data.columns.text_b", "second text"),
+    ("data.columns.label=text", "data.columns", "two roles"),
+    ("data.split.valid=1", "data.split.valid", "less than 1"),
+    ("teachers.0.optimizer.betas=[1.0, 1.0]", "teachers.0.optimizer.betas.0", "less than 1"),
+    ("teachers.0.model.filters=100000000000", "teachers.0.model.filters", "less than or equal to 65536"),
+    ("report.splits=[test]", "report.splits", "no test rows"),
+    ("launch={processes: 2, accelerate_config: ds_configs/none.yaml}", "launch.accelerate_config", "no config"),
     ("data.columns.text_b=x", "data.columns.text_b", "only for task 'pairs'"),
     ("data.train=", "data.train", "no file given"),
     ("data.train=missing.jsonl", "missing.jsonl", "no such file"),
@@ -112,10 +118,11 @@ OVERRIDES = [
     ("report.splits=[train]", "report.splits.0", "'valid' or 'test'"),
     ("no-equals-sign", "no-equals-sign", "key.path=value"),
     ("data.columns=[", "data.columns=[", "not valid YAML"),
+    ("teachers." + "9" * 5000 + ".epochs=1", "teachers has no member", "allowed: cnn"),
 ]
 
 
-@pytest.mark.parametrize(("override", "place", "reason"), OVERRIDES, ids=[o[0] for o in OVERRIDES])
+@pytest.mark.parametrize(("override", "place", "reason"), OVERRIDES, ids=[o[0][:60] for o in OVERRIDES])
 def test_recipe_key(recipe: Path, capsys: pytest.CaptureFixture[str], override: str, place: str, reason: str) -> None:
     if "=" in override:
         arguments = ["run", str(recipe), override]
@@ -133,6 +140,7 @@ def test_recipe_key(recipe: Path, capsys: pytest.CaptureFixture[str], override: 
 
 
 FILES: list[tuple[str, str, bytes, list[str]]] = [
+    ("recipe holds itself", "recipe.yaml", b"name: x\ndata: &d {train: *d}\n", ["recipe.yaml:1", "alias contains itself"]),
     ("recipe is empty", "recipe.yaml", b"", ["recipe.yaml:1", "empty"]),
     ("recipe is a list", "recipe.yaml", b"- a\n", ["recipe.yaml:1", "a mapping of keys"]),
     ("recipe is no YAML", "recipe.yaml", b"name: x\ndata: {train: [\n", ["recipe.yaml:3", "not valid YAML"]),
@@ -147,6 +155,7 @@ FILES: list[tuple[str, str, bytes, list[str]]] = [
     ("a row lacks its text", "train.jsonl", b'{"text": "a", "label": "a"}\n{"label": "b"}\n', ["train.jsonl:2", "text"]),
     ("a text is a number", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": 3, "label": "b"}\n', ["train.jsonl:2", "text"]),
     ("a row lacks its label", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b"}\n', ["train.jsonl:2", "label"]),
+    ("half a surrogate pair", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": "\\ud800", "label": "b"}\n', ["train.jsonl:2", "surrogate"]),
     ("train has one label", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b", "label": "a"}\n', ["label", "at least 2"]),
     ("valid has an unseen label", "valid.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b", "label": "z"}\n', ["valid.jsonl:2", "'z'", "never seen in training"]),
 ]  # fmt: skip
@@ -232,3 +241,19 @@ def test_run_under_two_processes_ends_with_two(recipe: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("fp16 needs a GPU") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_too_few_rows_to_cut_validation_rows_from(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(recipe.parent / "train.jsonl", ROWS[:2])
+    code = main(["run", str(recipe), "data.valid=[]"])
+    check_refused(capsys.readouterr().err, code, recipe.parent, "data.split", "2 training rows", "name data.valid")
+
+
+def test_stages_that_lack_one_between_them(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["run", str(recipe), "--stages", "prepare,distill", "--here"])
+    check_refused(capsys.readouterr().err, code, recipe.parent, "distill", "`precompute` is not complete")
+
+
+def test_report_before_anything(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused_code = main(["report", str(recipe)])
+    check_refused(capsys.readouterr().err, check_refused_code, recipe.parent, "report", "`prepare` is not complete")

@@ -26,7 +26,7 @@ def label_map(data: Data, train: Rows) -> list[str]:
     found = {label for label in train.label if label is not None}
     if len(found) < 2:
         raise InputError(f"data.train: only one label ({shown(map(repr, found))}); classification needs at least 2")
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in found):
+    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
         return sorted(found, key=lambda label: (int(label), label))
     return sorted(found)
 

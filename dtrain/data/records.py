@@ -48,11 +48,22 @@ def _json_lines(source: Source, problems: Problems) -> Records:
         except RecursionError:
             problems.add(f"{source.name}:{number}: not usable JSON: nested too deeply")
             continue
-        if isinstance(record, dict):
+        if "\\u" in line and not _is_text(record):
+            problems.add(f"{source.name}:{number}: holds half of a surrogate pair (an escape from \\ud800 to \\udfff)")
+        elif isinstance(record, dict):
             yield number, record
         else:
             hint = "; one object a line is read, not one array" if number == 1 and isinstance(record, list) else ""
             problems.add(f"{source.name}:{number}: must be a JSON object, found {kind_of(record)}{hint}")
+
+
+def _is_text(record: Any) -> bool:
+    """Whether every character is one; JSON's escapes can name halves, which no file can hold."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _table(source: Source, header: bool, problems: Problems) -> Records:

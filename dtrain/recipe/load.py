@@ -113,6 +113,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except RecursionError:
+        raise InputError(f"{path}:1: not usable YAML: an alias contains itself, or it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         # A ValueError comes from a scalar that looks like a date but is none.
         raise InputError(f"{path}:1: not valid YAML: {' '.join(str(error).split())}") from None
@@ -121,7 +123,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     if not isinstance(values, dict):
         raise InputError(f"{path}:1: a recipe is a mapping of keys, found {_kind(values)}")
     lines: dict[Key, int] = {}
-    _collect_lines(root, (), lines, path)
+    try:
+        _collect_lines(root, (), lines, path)
+    except RecursionError:
+        raise InputError(f"{path}:1: not usable YAML: an alias contains itself, or it is nested too deeply") from None
     return values, lines
 
 
@@ -197,7 +202,7 @@ def _apply_override(values: dict[str, Any], text: str) -> Key:
 
 
 def _member(items: list[Any], part: str) -> int | None:
-    if re.fullmatch(r"[0-9]+", part):
+    if re.fullmatch(r"[0-9]{1,9}", part):
         return int(part) if int(part) < len(items) else None
     return next((i for i, m in enumerate(items) if isinstance(m, dict) and m.get("name") == part), None)
 

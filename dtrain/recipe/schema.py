@@ -24,6 +24,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Size = Annotated[int, Field(gt=0, le=65536)]
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 Paths = list[str]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -53,6 +54,14 @@ class Columns(Closed):
     text_b: Column | None = None
     label: Column = "label"
     id: Column | None = None
+
+    @model_validator(mode="after")
+    def one_role_each(self) -> Columns:
+        given = [column for column in (self.text, self.text_b, self.label, self.id) if column is not None]
+        twice = [column for column in given if given.count(column) > 1]
+        if twice:
+            raise ValueError(f"column {twice[0]!r} is given two roles")
+        return self
 
 
 class Split(Closed):
@@ -146,10 +155,10 @@ class EncoderSpec(Closed):
 
     pretrained: str | None = None
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "mini"
-    hidden: PositiveInt | None = None
-    layers: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    intermediate: PositiveInt | None = None
+    hidden: Size | None = None
+    layers: Size | None = None
+    heads: Size | None = None
+    intermediate: Size | None = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     vocabulary: str | None = None  # vocab.txt; else WordPiece is trained on the training text
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000
@@ -186,16 +195,16 @@ class NezhaSpec(EncoderSpec):
     """NEZHA (Wei et al. 2019): BERT with relative positions, alike beyond a distance."""
 
     type: Literal["nezha"]
-    max_relative_position: PositiveInt = 64
+    max_relative_position: Size = 64
 
 
 class BiLSTMSpec(Closed):
     """Embedding -> bidirectional LSTM -> tanh of the two final states (or pooled states) -> linear."""
 
     type: Literal["bilstm"]
-    embedding: PositiveInt = 512
-    hidden: PositiveInt = 512
-    layers: PositiveInt = 1
+    embedding: Size = 512
+    hidden: Size = 512
+    layers: Size = 1
     pooling: Literal["final", "max", "mean"] = "final"
     dropout: Share = 0.0
 
@@ -204,9 +213,9 @@ class TextCNNSpec(Closed):
     """Kim 2014: embedding -> convolutions of several widths -> max over time -> dropout -> linear."""
 
     type: Literal["textcnn"]
-    embedding: PositiveInt = 300
-    filters: PositiveInt = 256
-    widths: Annotated[list[PositiveInt], Field(min_length=1)] = [2, 3, 4]
+    embedding: Size = 300
+    filters: Size = 256
+    widths: Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1)] = [2, 3, 4]
     dropout: Share = 0.5
 
 
@@ -218,7 +227,7 @@ class OptimizerSpec(Closed):
 
     type: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: Positive = 1e-3
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Positive | None = None  # default: 1e-8, lamb 1e-6
     weight_decay: NonNegative = 0.01
     momentum: Probability = 0.9  # sgd only
@@ -338,3 +347,10 @@ class Recipe(Closed):
     report: Report = Report()
 
     _name = field_validator("name")(check_name)
+
+    @field_validator("output_dir")
+    @classmethod
+    def a_path(cls, value: str) -> str:
+        if not value or "\0" in value:
+            raise ValueError(f"must be a folder's path, found {value!r}")
+        return value

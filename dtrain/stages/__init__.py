@@ -24,6 +24,7 @@ REQUIRED = {
     "precompute": ("prepare", "finetune"),
     "distill": ("prepare", "precompute"),
     "evaluate": ("prepare",),  # and the models, which it names one by one
+    "report": ("prepare",),  # likewise
 }
 _locks: list[IO[str]] = []
 
@@ -47,7 +48,7 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
             names = ("model", "input", "output", "form")
             predict.run(recipe, world, folder, **{name: getattr(arguments, name) for name in names})
             return EXIT_DONE
-        world.main_first(lambda: _require_earlier(recipe, stages[0]))
+        world.main_first(lambda: _require_earlier(recipe, stages))
         world.main_first(lambda: _open_folder(recipe, folder))
         world.stop = StopRequest(world, folder.root)
         for stage in stages:
@@ -63,14 +64,16 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
     return EXIT_DONE
 
 
-def _require_earlier(recipe: Recipe, stage: str) -> None:
+def _require_earlier(recipe: Recipe, stages: list[str]) -> None:
     """A stage reads what earlier ones wrote for exactly this recipe and these files, and nothing older."""
     from dtrain.plan import Plan
 
     plan = Plan(recipe)
-    for earlier in REQUIRED.get(stage, ()):
-        if not plan.stage_done(earlier):
-            raise InputError(f"{stage}: {plan.folder.root}: `{earlier}` is not complete for this recipe; run it first")
+    for stage in stages:
+        for earlier in REQUIRED.get(stage, ()):
+            if earlier not in stages and not plan.stage_done(earlier):
+                place = f"{stage}: {plan.folder.root}"
+                raise InputError(f"{place}: `{earlier}` is not complete for this recipe; run it first")
 
 
 def _open_folder(recipe: Recipe, folder: RunFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from dtrain.errors import EXIT_DONE, InputError
@@ -32,19 +33,39 @@ def check_inputs(recipe: Recipe) -> None:
             way_of(recipe, stage)
     except InputError as error:
         problems += error.problems
-    root = Path(recipe.output_dir)
-    if root.exists() and not root.is_dir():
-        problems.append(f"output_dir: {root} is a file, not a folder")
+    problems += _unusable_places(recipe)
+    if recipe.report.splits == ["test"] and not recipe.data.test and not recipe.data.split.test:
+        problems.append("report.splits: 'test' is all that is to be reported, and there are no test rows")
     prepared = False
     with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
         prepared = Plan(recipe).stage_done("prepare")
     try:
         if not prepared:
-            check_sources(recipe.data)
+            rows = check_sources(recipe.data)
+            if not rows.get("valid"):
+                few = f"no validation rows can be cut from {rows['train']} training rows"
+                problems.append(f"data.split: {few}; name data.valid, or cut more")
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(problems)
+
+
+def _unusable_places(recipe: Recipe) -> list[str]:
+    """Files where the run folder or one of its rooms must be, and a place that cannot be written to."""
+    root = Plan(recipe).folder.root
+    rooms = ("data", "teachers", "knowledge", "students", "report", "tensorboard", "checkpoints")
+    places = [*reversed(root.parents), root, *(root / room for room in rooms)]
+    try:
+        for place in places:
+            if place.exists() and not place.is_dir():
+                return [f"output_dir: {place} is a file, not a folder"]
+        nearest = next(place for place in (root, *root.parents) if place.is_dir())
+        if not os.access(nearest, os.W_OK) or nearest.is_relative_to("/proc"):
+            return [f"output_dir: {nearest} cannot be written to"]
+    except OSError as error:
+        return [f"output_dir: {root}: {error.strerror}"]
+    return []
 
 
 def _missing_model_files(name: str, spec: object) -> list[str]:

@@ -202,7 +202,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "label true": ({"train.jsonl": GOOD + lines({"text": "x", "label": True})}, {}, ["train.jsonl:3: 'label' must be", "found true/false"]),
     "text a number": ({"train.jsonl": GOOD + lines({"text": 5, "label": "a"})}, {}, ["train.jsonl:3: 'text' must be a text, found the number 5"]),
     "text null": ({"train.jsonl": GOOD + lines({"text": None, "label": "a"})}, {}, ["train.jsonl:3: 'text' must be a text, found nothing (null)"]),
-    "half a character": ({"train.jsonl": GOOD + '{"text": "a\\ud800", "label": "a"}\n'}, {}, ["train.jsonl:3: 'text' holds half a character (\\ud800)"]),
+    "half a character": ({"train.jsonl": GOOD + '{"text": "a\\ud800", "label": "a"}\n'}, {}, ["train.jsonl:3: holds half of a surrogate pair"]),
     "a column too many": ({"t.tsv": "text\tlabel\nx\ta\ny\tb\tc\n"}, {"train": "t.tsv"}, ["t.tsv:3: 3 column(s), but the header has 2"]),
     "a column too few": ({"t.csv": "x,a\ny\n"}, {"train": "t.csv", "header": False, "columns": {"text": 0, "label": 1}}, ["t.csv:2: 1 column(s), but line 1 has 2"]),
     "no such header": ({"t.tsv": "sentence\tlabel\nx\ta\n"}, {"train": "t.tsv"}, ["t.tsv:2: has no 'text'", "found: sentence, label"]),
