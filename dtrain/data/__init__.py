@@ -1,12 +1,14 @@
 """From files of text to rows with ids, and from rows to batches of token ids.
 
     files -> records -> sources -> labels, splits -> corpus      read and checked whole, before anything is written
+    files -> conll, records -> documents (schemes) -> corpus     the same for tagging; write cuts documents (pieces)
     corpus -> normalize -> rows/ -> tokenizers -> encode -> encoded/<tokenizer>/         (stages/prepare.py)
     encoded/ -> dataset.Part -> batching -> tensors                                      (training, inference)
 
 What is on disk under `<run>/data/`:
 
     rows/<part>/                 id, key, text, (text_b,) label, file, line; parts are train, valid, test, transfer
+                                 tagging: id, key, text (a piece), tags, label, document, start, file, line
     rows/data.json               labels in order, rows and labels per part, files, normalisation, fingerprint
     tokenizers/<tokenizer>/      a Hugging Face tokenizer folder
     encoded/<tokenizer>/<part>/  id, input_ids (, token_type_ids)
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dtrain.data.batching import inference_batches, share_of, training_batches
     from dtrain.data.corpus import check_sources
-    from dtrain.data.dataset import Part, PreparedData, encode_texts
+    from dtrain.data.dataset import Part, PreparedData, encode_documents, encode_texts
     from dtrain.data.files import resolve_path, source_files
     from dtrain.data.normalize import Normalizer
     from dtrain.data.tokenizers import check_tokenizers, tokenizer_name
@@ -37,6 +39,7 @@ _HOMES = {
     "check_sources": "corpus",
     "Part": "dataset",
     "PreparedData": "dataset",
+    "encode_documents": "dataset",
     "encode_texts": "dataset",
     "resolve_path": "files",
     "source_files": "files",
@@ -51,6 +54,7 @@ __all__ = [
     "PreparedData",
     "check_sources",
     "check_tokenizers",
+    "encode_documents",
     "encode_texts",
     "inference_batches",
     "resolve_path",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from dtrain.data.documents import read_documents
 from dtrain.data.files import PARTS, find_sources
-from dtrain.data.labels import label_map, label_numbers
+from dtrain.data.labels import check_spans, entity_types, label_map, label_numbers
 from dtrain.data.problems import Problems
+from dtrain.data.schemes import tag_names
 from dtrain.data.sources import Rows, read_rows
 from dtrain.data.splits import stratified_split
 from dtrain.recipe.schema import Data
@@ -16,12 +18,18 @@ from dtrain.recipe.schema import Data
 
 @dataclass
 class Corpus:
-    """Raw rows by part (in the order train, valid, test, transfer), and their labels as int64 [N], -1 for none."""
+    """Raw rows by part (in the order train, valid, test, transfer), and their labels as int64 [N], -1 for none.
+
+    For tagging a row is a whole document, its number says whether it has spans (0), and `labels` are names of tags.
+    """
 
     parts: dict[str, Rows]
     numbers: dict[str, np.ndarray]
     labels: list[str]
     files: list[str]
+    types: list[str] = field(default_factory=list)  # of entities; tagging only, as what follows
+    scheme: str | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def read_corpus(data: Data, seed: int) -> Corpus:
@@ -33,10 +41,18 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     sources = find_sources(data)
     files = list(dict.fromkeys(source.name for source in sources))
     problems = Problems()
-    parts = read_rows(data, sources, files, problems)
-    problems.raise_if_any()
-    labels = label_map(data, parts["train"])
-    numbers = label_numbers(data, parts, labels, files)
+    types: list[str] = []
+    scheme, remarks = None, list[str]()
+    if data.task == "tagging":
+        parts, scheme, remarks = read_documents(data, sources, files, problems)
+        problems.raise_if_any()
+        types = entity_types(data, parts["train"])
+        labels, numbers = tag_names(types), check_spans(data, parts, types, files)
+    else:
+        parts = read_rows(data, sources, files, problems)
+        problems.raise_if_any()
+        labels = label_map(data, parts["train"])
+        numbers = label_numbers(data, parts, labels, files)
     shares = {"valid": data.split.valid, "test": data.split.test}
     missing = {part: share for part, share in shares.items() if part not in parts and share > 0}
     if missing:
@@ -45,11 +61,13 @@ def read_corpus(data: Data, seed: int) -> Corpus:
             parts[part] = whole.take(index.tolist())
             numbers[part] = whole_numbers[index]
     ordered = [part for part in PARTS if part in parts]
-    return Corpus({p: parts[p] for p in ordered}, {p: numbers[p] for p in ordered}, labels, files)
+    return Corpus(
+        {p: parts[p] for p in ordered}, {p: numbers[p] for p in ordered}, labels, files, types, scheme, remarks
+    )
 
 
 def check_sources(data: Data) -> dict[str, int]:
-    """Read and check every row, as `prepare` will, and count them by part.
+    """Read and check every row, as `prepare` will, and count them (documents for tagging) by part.
 
     Raises InputError. Needs no torch and writes nothing.
     """

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtrain.data.characters import CharacterEncoder
 from dtrain.data.encode import Encoder
 from dtrain.data.files import PARTS
+from dtrain.data.pieces import cut
 from dtrain.errors import DtrainError
+from dtrain.recipe.schema import Normalization
 from dtrain.runfolder import RunFolder, read_json
 
 if TYPE_CHECKING:
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Encoded rows, side by side in flat arrays: row i has tokens[offsets[i] : offsets[i + 1]]."""
+    """Encoded rows, side by side in flat arrays: row i has tokens[offsets[i] : offsets[i + 1]].
+
+    For tagging a row is a piece of a document and has a token a character, within `specials`; the pieces of a
+    document follow each other.
+    """
 
     ids: np.ndarray  # int64 [N], a row's id over all parts
     labels: np.ndarray  # int64 [N], -1 for none
@@ -32,11 +39,25 @@ class Part:
     offsets: np.ndarray  # int64 [N + 1]
     pad_id: int
     load_rows: Callable[[], Dataset] = field(repr=False)
+    # What follows is for tagging.
+    tags: np.ndarray | None = None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
+    specials: int = 0  # tokens of each row that are no characters: 2 for [CLS] in front and [SEP] behind
+    documents: np.ndarray | None = None  # int64 [N], counted over all parts
+    starts: np.ndarray | None = None  # int32 [N], where a row begins in its document
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int32 [N]."""
         return np.diff(self.offsets).astype(np.int32)
+
+    @cached_property
+    def characters(self) -> np.ndarray:
+        """Characters of each row (for tagging), int32 [N]: tokens without the special ones."""
+        return self.lengths - np.int32(self.specials)
+
+    @cached_property
+    def tag_offsets(self) -> np.ndarray:
+        return self.offsets - self.specials * np.arange(len(self.offsets))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,8 +80,23 @@ class Part:
             batch["token_type_ids"] = np.where(mask, self.types[where], 0)
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
 
+    def collate_tags(self, index: np.ndarray) -> torch.Tensor:
+        """Tags of the rows at `index` [B], int64 [B, most characters], -1 beyond a row's end.
+
+        Raises ValueError where the part has none.
+        """
+        import torch
+
+        if self.tags is None:
+            raise ValueError("these rows have no tags")
+        starts, lengths = self.tag_offsets[index], self.characters[index]
+        places = np.arange(lengths.max(initial=0))
+        mask = places < lengths[:, None]
+        tags = np.where(mask, self.tags[np.where(mask, starts[:, None] + places, 0)], -1)
+        return torch.from_numpy(tags.astype(np.int64))
+
     def rows(self) -> Dataset:
-        """The rows behind: id, key, text, (text_b,) label, file, line; in the same order."""
+        """The rows behind: id, key, text, (text_b, or tags,) label, ..., file, line; in the same order."""
         return self.load_rows()
 
     @classmethod
@@ -68,7 +104,7 @@ class Part:
         """Several parts (of the same tokenizer) one after another."""
         if len(parts) == 1:
             return parts[0]
-        if len({(part.pad_id, part.types is None) for part in parts}) != 1:
+        if len({(p.pad_id, p.types is None, p.specials, p.tags is None, p.documents is None) for p in parts}) != 1:
             raise ValueError("parts of different tokenizers")
 
         def load_rows() -> Dataset:
@@ -76,15 +112,22 @@ class Part:
 
             return concatenate_datasets([part.rows() for part in parts])
 
-        types = [part.types for part in parts if part.types is not None]
+        def joined(name: str) -> np.ndarray | None:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else np.concatenate(found)
+
         return cls(
             ids=np.concatenate([part.ids for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
             tokens=np.concatenate([part.tokens for part in parts]),
-            types=np.concatenate(types) if types else None,
+            types=joined("types"),
             offsets=np.concatenate([[0], *(np.diff(part.offsets) for part in parts)]).cumsum(dtype=np.int64),
             pad_id=parts[0].pad_id,
             load_rows=load_rows,
+            tags=joined("tags"),
+            specials=parts[0].specials,
+            documents=joined("documents"),
+            starts=joined("starts"),
         )
 
 
@@ -105,8 +148,18 @@ class PreparedData:
 
     @property
     def labels(self) -> list[str]:
-        """Label names in the order of their numbers."""
+        """Label names in the order of their numbers; for tagging of BIOES tags: O, then B, I, E, S of each type."""
         return self.info["labels"]
+
+    @property
+    def types(self) -> list[str]:
+        """Entity types in order; for tagging only."""
+        return self.info["types"]
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the user's tags, `bio` where spans were given; for tagging only."""
+        return self.info["scheme"]
 
     @property
     def fingerprint(self) -> str:
@@ -132,7 +185,10 @@ class PreparedData:
         return self._encoding(tokenizer)["tokenizer"]
 
     def rows(self, part: str) -> Dataset:
-        """A part's rows: id, key, text, (text_b,) label, file, line; memory-mapped."""
+        """A part's rows: id, key, text, (text_b,) label, file, line; memory-mapped.
+
+        For tagging also tags, document and start; text is a piece of a document, in the user's own characters.
+        """
         if part not in self.parts:
             raise DtrainError(f"{self.folder}: there is no part {part!r} (found: {', '.join(self.parts)})")
         from datasets import load_from_disk
@@ -155,6 +211,11 @@ class PreparedData:
             raise DtrainError(f"{self.folder / 'encoded' / tokenizer / part}: other ids than those of the rows")
         tokens, offsets = _lists(encoded, "input_ids")
         typed = "token_type_ids" in encoded.column_names
+        tagged = "tags" in rows.column_names
+        specials = encoding.get("specials", 0)
+        tags = _lists(rows, "tags")[0] if tagged else None
+        if tags is not None and len(tags) != len(tokens) - specials * len(ids):
+            raise DtrainError(f"{self.folder / 'encoded' / tokenizer / part}: other characters than those of the rows")
         return Part(
             ids=ids,
             labels=_column(rows, "label"),
@@ -163,6 +224,10 @@ class PreparedData:
             offsets=offsets,
             pad_id=encoding["pad_id"],
             load_rows=lambda: self.rows(part),
+            tags=tags,
+            specials=specials,
+            documents=_column(rows, "document") if tagged else None,
+            starts=_column(rows, "start") if tagged else None,
         )
 
     def _encoding(self, tokenizer: str) -> dict[str, Any]:
@@ -200,6 +265,46 @@ def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, m
         offsets=np.cumsum([0, *map(len, encoded.ids)]),
         pad_id=loaded.pad_token_id,
         load_rows=load_rows,
+    )
+
+
+def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization, max_length: int) -> Part:
+    """A Part of new documents without tags, for prediction: cut into pieces, as `prepare` does without knowing tags.
+
+    Args:
+        tokenizer: any saved tokenizer folder of a tagger.
+        texts: as the user has them; row i is normalised here, character by character.
+
+    Returns:
+        Pieces with ids 0..N-1; `documents` are positions in `texts`, of which an empty one has a piece of one
+        unknown character. Its rows are text, document and start.
+    """
+    from dtrain.data.tokenizers import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    encoder = CharacterEncoder(loaded, normalize)
+    places = [(i, *piece) for i, text in enumerate(texts) for piece in cut(text, max_length - 2) or [(0, 0)]]
+    pieces = [texts[i][start:end] for i, start, end in places]
+    documents = np.array([i for i, _, _ in places], dtype=np.int64)
+    starts = np.array([start for _, start, _ in places], dtype=np.int32)
+    ids = encoder(pieces)
+
+    def load_rows() -> Dataset:
+        from datasets import Dataset
+
+        return Dataset.from_dict({"text": pieces, "document": documents, "start": starts})
+
+    return Part(
+        ids=np.arange(len(pieces)),
+        labels=np.full(len(pieces), -1, dtype=np.int64),
+        tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
+        types=None,
+        offsets=np.cumsum([0, *map(len, ids)]),
+        pad_id=loaded.pad_token_id,
+        load_rows=load_rows,
+        specials=encoder.specials,
+        documents=documents,
+        starts=starts,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -83,6 +84,8 @@ def existing_file(name: str, key: str) -> Path:
 
 def _format_of(part: str, name: str, data: Data) -> str:
     """`auto` goes by suffix. Transfer files do so even where a format is set: they often come from elsewhere."""
+    if data.task == "tagging":
+        return _tagging_format(part, name, data)
     if name.startswith(HUB):
         if data.format not in ("auto", "dataset"):
             raise InputError(f"{name}: is a hub data set, but data.format is {data.format!r} (allowed: auto, dataset)")
@@ -116,6 +119,35 @@ def _format_of(part: str, name: str, data: Data) -> str:
         f"{name}: the suffix {path.suffix or '(none)'} tells no format; set data.format (jsonl, tsv or csv), "
         "or name the file .jsonl, .json, .tsv or .csv"
     )
+
+
+def _tagging_format(part: str, name: str, data: Data) -> str:
+    """JSON lines by suffix, else CoNLL; a .txt for transfer is plain lines unless its first line ends with a tag."""
+    path = resolve_path(name)
+    if name.startswith(HUB) or path.is_dir():
+        what = "a hub data set" if name.startswith(HUB) else "a folder"
+        raise InputError(f"{name}: is {what}; task 'tagging' reads files (CoNLL or JSON lines)")
+    if not path.exists():
+        raise InputError(f"{name}: no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{name}: the file is empty")
+    by_suffix = "jsonl" if SUFFIXES.get(path.suffix.lower()) == "jsonl" else None
+    if part == "transfer":
+        plain = data.format == "lines" or (path.suffix.lower() == ".txt" and not _ends_with_tag(path))
+        return by_suffix or ("lines" if plain else "conll")
+    if data.format == "lines":
+        raise InputError(f"{name}: plain lines hold no labels; data.format 'lines' is for transfer files only")
+    return (by_suffix or "conll") if data.format == "auto" else data.format
+
+
+def _ends_with_tag(path: Path) -> bool:
+    """Whether the first line that holds something looks like one of a CoNLL file."""
+    with path.open("rb") as file:
+        for line in file:
+            columns = line.decode("utf-8-sig", errors="replace").split()
+            if columns:
+                return len(columns) > 1 and bool(re.fullmatch("O|[A-Z]-.+", columns[-1]))
+    return False
 
 
 def _looks_like_table(path: Path, data: Data) -> bool:

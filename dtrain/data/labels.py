@@ -1,4 +1,4 @@
-"""The label map: given in order, or found in the training rows."""
+"""The label map, for tagging that of entity types: given in order, or found in the training rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def label_map(data: Data, train: Rows) -> list[str]:
     if isinstance(data.labels, list):
         return list(data.labels)
     if isinstance(data.labels, str):
-        return _read_label_file(data.labels)
+        return _read_label_file(data.labels, least=2)
     found = {label for label in train.label if label is not None}
     if len(found) < 2:
         raise InputError(f"data.train: only one label ({shown(map(repr, found))}); classification needs at least 2")
@@ -42,10 +42,7 @@ def label_numbers(data: Data, parts: dict[str, Rows], labels: list[str], files: 
     columns = {}
     for part, rows in parts.items():
         columns[part] = np.array([numbers.get(label, -1) for label in rows.label], dtype=np.int64)
-        bare = [i for i in np.flatnonzero(columns[part] < 0) if rows.label[i] is None]
-        if part == "test" and 0 < len(bare) < len(rows):
-            place = f"{files[rows.file[bare[0]]]}:{rows.line[bare[0]]}"
-            problems.add(f"{place}: has no label, but other test rows have one; label all of them, or none")
+        _check_bare(part, np.array([label is None for label in rows.label]), rows, files, problems)
         for i in np.flatnonzero(columns[part] < 0):
             label = rows.label[i]
             if label is None:
@@ -57,7 +54,61 @@ def label_numbers(data: Data, parts: dict[str, Rows], labels: list[str], files: 
     return columns
 
 
-def _read_label_file(name: str) -> list[str]:
+def entity_types(data: Data, train: Rows) -> list[str]:
+    """Entity types in the order of their numbers.
+
+    Raises InputError for a label file that is wrong, or where training holds no entity.
+    """
+    if isinstance(data.labels, list):
+        return list(data.labels)
+    if isinstance(data.labels, str):
+        return _read_label_file(data.labels, least=1)
+    found = {span.type for spans in train.spans for span in spans or ()}
+    if not found:
+        raise InputError("data.train: holds no entity; tagging needs at least one")
+    return sorted(found)
+
+
+def check_spans(data: Data, parts: dict[str, Rows], types: list[str], files: list[str]) -> dict[str, np.ndarray]:
+    """For every part whether its documents have spans: int64 [N], 0 or -1 for not.
+
+    Raises InputError for types outside the map, for an entity longer than the pieces that documents are cut
+    into, and for a test part that has spans in places only.
+    """
+    problems = Problems()
+    known = set(types)
+    most = data.max_length - 2
+    columns = {}
+    for part, rows in parts.items():
+        columns[part] = np.array([-1 if spans is None else 0 for spans in rows.spans], dtype=np.int64)
+        _check_bare(part, columns[part] < 0, rows, files, problems)
+        for i, spans in enumerate(rows.spans):
+            for span in spans or ():
+                place = f"{files[rows.file[i]]}:{rows.line[i]}: entity {_short(rows.text[i][span.start : span.end])}"
+                if span.type not in known:
+                    why = "is not in data.labels" if data.labels is not None else "is never seen in training"
+                    found = f"type {span.type!r} {why}{suggestion(span.type, types)}"
+                    problems.add(f"{place}: {found} (allowed: {shown(types)})")
+                elif span.end - span.start > most:
+                    found = f"{span.end - span.start} characters, and data.max_length leaves {most} a piece"
+                    problems.add(f"{place}: has {found}; raise data.max_length, or mend the entity")
+    problems.raise_if_any()
+    return columns
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 30 else f"{text[:30]}...")
+
+
+def _check_bare(part: str, bare: np.ndarray, rows: Rows, files: list[str], problems: Problems) -> None:
+    """A test part is labelled, or it is not: a score of some of its rows would pass for that of all."""
+    if part == "test" and bare.any() and not bare.all():
+        first = int(np.flatnonzero(bare)[0])
+        place = f"{files[rows.file[first]]}:{rows.line[first]}"
+        problems.add(f"{place}: has no label, but other test rows have one; label all of them, or none")
+
+
+def _read_label_file(name: str, least: int) -> list[str]:
     """One label a line, or JSON objects with a "label" (as CLUE's labels.json)."""
     problems = Problems()
     seen: dict[str, int] = {}
@@ -73,8 +124,8 @@ def _read_label_file(name: str) -> list[str]:
             problems.add(f"{name}:{number}: label {label!r} is already in line {seen[label]}")
         seen.setdefault(label, number)
     problems.raise_if_any()
-    if len(seen) < 2:
-        raise InputError(f"data.labels: {name}: holds {len(seen)} label(s); classification needs at least 2")
+    if len(seen) < least:
+        raise InputError(f"data.labels: {name}: holds {len(seen)} label(s); at least {least} needed")
     return list(seen)
 
 

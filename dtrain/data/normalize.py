@@ -15,6 +15,7 @@ from dtrain.recipe.schema import Normalization
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 HALF_WIDTH |= dict(zip(range(0xFFE0, 0xFFE7), map(ord, "¢£¬¯¦¥₩"), strict=True))
 SPACES = re.compile(r"\s+")
+DROPPED = "\0"  # stands for a character that normalisation drops, where positions count
 
 
 class Normalizer:
@@ -38,6 +39,40 @@ class Normalizer:
         if spec.whitespace:
             text = SPACES.sub(" ", text).strip()
         return text.lower() if spec.lower else text
+
+
+class CharacterNormalizer:
+    """Calls as `normalizer(text) -> str` of the same length: the same steps, each character for itself.
+
+    A character that would vanish becomes DROPPED, every white space one blank; where a step would make several
+    characters of one, the first is kept. Traditional characters are simplified without regard to their neighbours.
+    """
+
+    def __init__(self, spec: Normalization) -> None:
+        self.table = _CharacterTable(spec)
+
+    def __call__(self, text: str) -> str:
+        return text.translate(self.table)
+
+
+class _CharacterTable(dict[int, str]):
+    """Code point -> normalised character, worked out when it is first seen."""
+
+    def __init__(self, spec: Normalization) -> None:
+        super().__init__()
+        self.spec = spec
+        # White space is settled here: a Normalizer strips it.
+        self.steps = Normalizer(spec.model_copy(update={"whitespace": False}))
+
+    def __missing__(self, code: int) -> str:
+        character = self.steps(chr(code))[:1] or DROPPED
+        if self.spec.whitespace and character.isspace():
+            character = " "
+        self[code] = character
+        return character
+
+    def __reduce__(self) -> tuple[type[_CharacterTable], tuple[Normalization]]:
+        return _CharacterTable, (self.spec,)
 
 
 @cache

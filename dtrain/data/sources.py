@@ -8,16 +8,21 @@ from dataclasses import dataclass, field
 from dtrain.data.files import Source
 from dtrain.data.problems import Problems
 from dtrain.data.records import Record, kind_of, missing_column, read_records
+from dtrain.data.schemes import Span
 from dtrain.recipe.schema import Column, Data
 
 
 @dataclass
 class Rows:
-    """The rows of one part, a list a column. `label` is None where a row has none; `key` is the user's id."""
+    """The rows of one part, a list a column. `label` is None where a row has none; `key` is the user's id.
+
+    For tagging a row is a document with `spans` (None where it has none) in place of a label.
+    """
 
     text: list[str] = field(default_factory=list)
     text_b: list[str] = field(default_factory=list)  # pairs only, else empty
     label: list[str | None] = field(default_factory=list)
+    spans: list[list[Span] | None] = field(default_factory=list)  # tagging only, else empty
     key: list[str] = field(default_factory=list)
     file: array[int] = field(default_factory=lambda: array("i"))
     line: array[int] = field(default_factory=lambda: array("i"))
@@ -30,7 +35,8 @@ class Rows:
         return Rows(
             text=[self.text[i] for i in index],
             text_b=[self.text_b[i] for i in index] if self.text_b else [],
-            label=[self.label[i] for i in index],
+            label=[self.label[i] for i in index] if self.label else [],
+            spans=[self.spans[i] for i in index] if self.spans else [],
             key=[self.key[i] for i in index],
             file=array("i", [self.file[i] for i in index]),
             line=array("i", [self.line[i] for i in index]),
@@ -44,14 +50,14 @@ def read_rows(data: Data, sources: list[Source], files: list[str], problems: Pro
         InputError: where a column's name or number does not fit a file's format, or a file holds no rows.
     """
     for source in sources:
-        _check_columns(data, source, problems)
+        check_columns(data, source, problems)
     problems.raise_if_any()
     parts: dict[str, Rows] = {}
     seen: dict[str, dict[str, str]] = {}
     has_id = False
     for source in sources:
         rows = parts.setdefault(source.part, Rows())
-        reader = _Reader(data, source, files.index(source.name), rows, seen.setdefault(source.part, {}), problems)
+        reader = RecordReader(data, source, files.index(source.name), rows, seen.setdefault(source.part, {}), problems)
         reader.read()
         has_id |= bool(reader.has_id)
     if data.columns.id is not None and not has_id and not problems.lines:
@@ -59,7 +65,7 @@ def read_rows(data: Data, sources: list[Source], files: list[str], problems: Pro
     return parts
 
 
-def _check_columns(data: Data, source: Source, problems: Problems) -> None:
+def check_columns(data: Data, source: Source, problems: Problems) -> None:
     """Numbers go with tables without a header, names with everything else."""
     if source.format == "lines":
         if data.task == "pairs":
@@ -82,8 +88,8 @@ def _check_columns(data: Data, source: Source, problems: Problems) -> None:
         problems.add(f"data.columns.{name}: {reason}")
 
 
-class _Reader:
-    """Reads one source into `rows`."""
+class RecordReader:
+    """Reads one source of records into `rows`."""
 
     def __init__(
         self, data: Data, source: Source, number: int, rows: Rows, seen: dict[str, str], problems: Problems
@@ -100,18 +106,18 @@ class _Reader:
         before, problems_before = len(self.rows), len(self.problems.lines)
         for line, record in read_records(self.source, self.data.header, self.text, self.problems):
             try:
-                self._add(line, record)
+                self.add(line, record)
             except ValueError as error:
                 self.problems.add(f"{self.source.name}:{line}: {error}")
         if len(self.rows) == before and len(self.problems.lines) == problems_before:
             self.problems.add(f"{self.source.key}: {self.source.name}: holds no rows")
 
-    def _add(self, line: int, record: Record) -> None:
+    def add(self, line: int, record: Record) -> None:
         """Append one record as a row; raises ValueError, in the user's words, where it is none."""
-        text = _text(record, self.text)
-        text_b = _text(record, self.text_b) if self.text_b is not None else None
+        text = text_of(record, self.text)
+        text_b = text_of(record, self.text_b) if self.text_b is not None else None
         label = self._label(record) if self.label_allowed else None
-        key = self._key(line, record) if self.id is not None else None
+        key = self.key_of(line, record) if self.id is not None else None
         rows = self.rows
         rows.text.append(text)
         if text_b is not None:
@@ -136,7 +142,7 @@ class _Reader:
             raise ValueError(f"{self.label!r} is empty: a row for training or validation needs a label")
         return label or None
 
-    def _key(self, line: int, record: Record) -> str | None:
+    def key_of(self, line: int, record: Record) -> str | None:
         """The user's id. Files without the column are let be: often only a test file has ids."""
         assert self.id is not None
         if self.has_id is None:
@@ -156,7 +162,8 @@ class _Reader:
         return key
 
 
-def _text(record: Record, column: Column) -> str:
+def text_of(record: Record, column: Column) -> str:
+    """A record's text; raises ValueError where it is none."""
     try:
         value = record[column]
     except KeyError:

@@ -2,7 +2,8 @@
 
 Students read characters (or words between white space) without [CLS] and [SEP], pairs as `a [SEP] b`.
 A transformer brings its tokenizer (pretrained), is given vocab.txt, or gets a WordPiece vocabulary of the text in
-which Chinese characters stay single. All are saved as Hugging Face folders that AutoTokenizer loads.
+which Chinese characters stay single; for tagging one of single characters only. All are saved as Hugging Face
+folders that AutoTokenizer loads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dtrain.data.files import existing_file, numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.wordpiece import train_wordpiece
 from dtrain.errors import InputError
-from dtrain.recipe.schema import BiLSTMSpec, EncoderSpec, Recipe, Student, Teacher, TextCNNSpec, Vocabulary
+from dtrain.recipe.schema import EncoderSpec, Recipe, Student, Teacher, Vocabulary, encoder_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,12 +28,12 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tokenizer_name(member: Teacher | Student) -> str:
-    """The tokenizer a model reads with: `students` for BiLSTM and TextCNN, else the member's own by its name."""
-    return STUDENTS if isinstance(member.model, BiLSTMSpec | TextCNNSpec) else member.name
+    """The tokenizer a model reads with: the member's own by its name for a transformer, else `students`."""
+    return STUDENTS if encoder_of(member.model) is None else member.name
 
 
 def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | None]:
-    """Every tokenizer that the recipe needs: name -> the transformer's model section, None for the students'.
+    """Every tokenizer that the recipe needs: name -> the transformer's section, None for the students'.
 
     Raises InputError where two different ones would have the same name.
     """
@@ -41,7 +42,7 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | None]:
     teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
         name = tokenizer_name(member)
-        spec = None if isinstance(member.model, BiLSTMSpec | TextCNNSpec) else member.model
+        spec = encoder_of(member.model)
         if spec is not None and name == STUDENTS:
             problems.add(f"{key}.name: {name!r} is what the students' tokenizer is called; choose another name")
         elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):
@@ -90,13 +91,9 @@ def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> Pre
     if vocabulary.file:
         tokens = read_vocabulary(vocabulary.file, "data.vocabulary.file")
     else:
-        counts = Counter[str]()
-        for batch in texts:
-            counts.update("".join(batch) if vocabulary.unit == "character" else " ".join(batch).split())
-        tokens = [token for token, count in counts.items() if count >= vocabulary.min_count]
-        tokens.sort(key=lambda token: (-counts[token], token))
-        if vocabulary.max_size:
-            tokens = tokens[: vocabulary.max_size - len(SPECIALS)]
+        by_word = vocabulary.unit == "word"
+        units = (" ".join(batch).split() if by_word else "".join(batch) for batch in texts)
+        tokens = _most_frequent(units, vocabulary.min_count, vocabulary.max_size)
     tokens = [special for special in SPECIALS if special not in tokens] + tokens
     numbers = {token: number for number, token in enumerate(tokens)}
     backend = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
@@ -106,6 +103,16 @@ def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> Pre
         single="$A", pair="$A:0 [SEP]:0 $B:1", special_tokens=[("[SEP]", numbers["[SEP]"])]
     )
     return _wrap(backend, ["input_ids", "attention_mask"])
+
+
+def _most_frequent(batches: Iterable[Iterable[str]], min_count: int, max_size: int | None) -> list[str]:
+    """What is seen `min_count` times, the most frequent first; as much as fits with the special tokens."""
+    counts = Counter[str]()
+    for batch in batches:
+        counts.update(batch)
+    tokens = [token for token, count in counts.items() if count >= min_count]
+    tokens.sort(key=lambda token: (-counts[token], token))
+    return tokens[: max_size - len(SPECIALS)] if max_size else tokens
 
 
 def given_tokenizer(name: str, spec: EncoderSpec, max_length: int, lower: bool) -> PreTrainedTokenizerFast | None:
@@ -141,6 +148,14 @@ def trained_tokenizer(spec: EncoderSpec, texts: Iterable[list[str]], lower: bool
         text = splitter.normalizer.normalize_str("\n".join(batch))
         words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text))
     return _wordpiece(SPECIALS + train_wordpiece(words, spec.vocabulary_size - len(SPECIALS)), lower)
+
+
+def character_tokenizer(
+    spec: EncoderSpec, min_count: int, texts: Iterable[list[str]], lower: bool
+) -> PreTrainedTokenizerFast:
+    """A transformer's vocabulary of the characters seen `min_count` times, `vocabulary_size` tokens at most."""
+    characters = _most_frequent(("".join(batch) for batch in texts), min_count, spec.vocabulary_size)
+    return _wordpiece(SPECIALS + characters, lower)
 
 
 def _bert_vocabulary(file: str, name: str) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
+from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
@@ -31,7 +32,7 @@ Batch = dict[str, list[Any]]
 def write_rows(corpus: Corpus, data: Data, folder: Path) -> None:
     """Write every part's normalised rows with their ids (counted over the parts), and data.json."""
     columns = ["text", "text_b"] if data.task == "pairs" else ["text"]
-    summary = _Summary(columns, [data.task, corpus.labels])
+    summary = RowSummary(columns, [data.task, corpus.labels])
     first_id = 0
     for part, rows in corpus.parts.items():
         table = {
@@ -70,25 +71,33 @@ def write_encoded(
     tokenizer: PreTrainedTokenizerFast, rows: Path, parts: list[str], data: Data, folder: Path
 ) -> dict[str, int]:
     """Write every part of `rows` as token ids; returns how many rows of each part were cut at `max_length`."""
-    encoder = Encoder(tokenizer, data.max_length, data.task == "pairs")
     features = Features({"id": Value("int64"), "input_ids": List(Value("int32")), "cut": Value("bool")})
-    if encoder.types:
-        features["token_type_ids"] = List(Value("int8"))
+    encode: Callable[[Batch], Batch]
+    if data.task == "tagging":
+        encode = _EncodeCharacters(CharacterEncoder(tokenizer, data.normalize))
+    else:
+        encoder = Encoder(tokenizer, data.max_length, data.task == "pairs")
+        encode = _EncodeBatch(encoder)
+        if encoder.types:
+            features["token_type_ids"] = List(Value("int8"))
     cut = {}
     for part in parts:
         dataset = load_from_disk(rows / part)
-        encoded = _map(dataset, _EncodeBatch(encoder), features, data, folder / "scratch")
+        encoded = _map(dataset, encode, features, data, folder / "scratch")
         cut[part] = int(encoded.data.column("cut").to_numpy().sum())
         encoded.remove_columns("cut").save_to_disk(folder / part)
     shutil.rmtree(folder / "scratch")
     return cut
 
 
-class _Summary:
-    """What is worth knowing about normalised rows, collected in one pass over the training part and the others."""
+class RowSummary:
+    """What is worth knowing about rows, collected in one pass over the training part and the others.
 
-    def __init__(self, columns: list[str], identity: list[Any]) -> None:
-        self.columns = columns
+    `columns` hold text; they, the `others`, ids and labels are what the digest is of, after `identity`.
+    """
+
+    def __init__(self, columns: list[str], identity: list[Any], others: Sequence[str] = ()) -> None:
+        self.columns, self.others = columns, others
         self.digest = hashlib.sha256(json.dumps(identity).encode())
         self.empty: dict[str, int] = {}
         self.also_in_train: dict[str, int] = {}  # a score has to be read with these
@@ -98,7 +107,7 @@ class _Summary:
         self.empty[part] = 0
         if part in ("valid", "test"):
             self.also_in_train[part] = 0
-        for batch in dataset.select_columns(["id", *self.columns, "label"]).iter(1000):
+        for batch in dataset.select_columns(["id", *self.columns, "label", *self.others]).iter(1000):
             texts = list(zip(*(batch[column] for column in self.columns), strict=True))
             self.digest.update(json.dumps([part, batch]).encode())
             self.empty[part] += sum("" in row for row in texts)
@@ -124,6 +133,15 @@ class _EncodeBatch:
         encoded = self.encoder(batch["text"], batch.get("text_b"))
         columns: Batch = {"id": batch["id"], "input_ids": encoded.ids, "cut": encoded.cut}
         return columns if encoded.types is None else {**columns, "token_type_ids": encoded.types}
+
+
+class _EncodeCharacters:
+    def __init__(self, encoder: CharacterEncoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, batch: Batch) -> Batch:
+        ids = self.encoder(batch["text"])
+        return {"id": batch["id"], "input_ids": ids, "cut": [False] * len(ids)}
 
 
 def _row_features(columns: list[str]) -> Features:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from dtrain.data import PreparedData
+from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import read_corpus
+from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.problems import shown
 from dtrain.data.tokenizers import (
+    character_tokenizer,
     check_tokenizers,
     given_tokenizer,
     student_tokenizer,
@@ -23,6 +26,7 @@ from dtrain.data.tokenizers import (
     trained_tokenizer,
 )
 from dtrain.data.write import write_encoded, write_rows
+from dtrain.data.write_tagging import write_pieces
 from dtrain.log import say, warn
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import (
@@ -74,7 +78,8 @@ def prepare(recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Cal
     if not rows_there:
         corpus = read_corpus(recipe.data, recipe.seed)
         with publish_folder(folder.data / "rows") as aside:
-            write_rows(corpus, recipe.data, aside)
+            write = write_pieces if recipe.data.task == "tagging" else write_rows
+            write(corpus, recipe.data, aside)
             mark_done(aside, rows_identity)
     data = PreparedData.open(folder)
     if not rows_there:
@@ -84,7 +89,8 @@ def prepare(recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Cal
         tokenizer = given.get(name) or _counted_tokenizer(recipe, data, name)
         encoding = _encode(recipe, data, name, tokenizer, identity(name))
         cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
-        told.append(f"{name} {len(tokenizer):,} tokens ({cut:.1%} of rows cut at {recipe.data.max_length})")
+        lost = "" if recipe.data.task == "tagging" else f" ({cut:.1%} of rows cut at {recipe.data.max_length})"
+        told.append(f"{name} {len(tokenizer):,} tokens{lost}")
     say(f"prepare: {'; '.join(told)}; {time.perf_counter() - started:.1f} s")
 
 
@@ -105,9 +111,15 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
 def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary comes from the training and transfer rows."""
     spec = tokenizer_specs(recipe)[name]
+    section, texts = recipe.data, _training_texts(data)
+    if section.task == "tagging":
+        normalizer = CharacterNormalizer(section.normalize)
+        texts = ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
     if spec is None:
-        return student_tokenizer(recipe.data.vocabulary, _training_texts(data))
-    return trained_tokenizer(spec, _training_texts(data), recipe.data.normalize.lower)
+        return student_tokenizer(section.vocabulary, texts)
+    if section.task == "tagging":
+        return character_tokenizer(spec, section.vocabulary.min_count, texts, section.normalize.lower)
+    return trained_tokenizer(spec, texts, section.normalize.lower)
 
 
 def _training_texts(data: PreparedData) -> Iterator[list[str]]:
@@ -127,6 +139,7 @@ def _encode(
     with publish_folder(data.tokenizer_path(name)) as aside:
         tokenizer.save_pretrained(aside)
     files = sorted(data.tokenizer_path(name).iterdir())
+    tagging = recipe.data.task == "tagging"
     with publish_folder(data.folder / "encoded" / name) as aside:
         cut = write_encoded(tokenizer, data.folder / "rows", data.parts, recipe.data, aside)
         encoding = {
@@ -136,6 +149,7 @@ def _encode(
             "pad_id": tokenizer.pad_token_id,
             "max_length": recipe.data.max_length,
             "cut": cut,
+            "specials": CharacterEncoder(tokenizer, recipe.data.normalize).specials if tagging else 0,
         }
         write_json(aside / "encoded.json", encoding)
         inside = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
@@ -148,11 +162,16 @@ def _encode(
 
 def _rows_in_words(info: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {count:,}" for part, count in info["rows"].items())
-    return f"{parts} rows; {len(info['labels'])} labels"
+    if info["task"] != "tagging":
+        return f"{parts} rows; {len(info['labels'])} labels"
+    whole = sum(info["documents"].values())
+    return f"{parts} rows of {whole:,} documents; {len(info['types'])} entity types, scheme {info['scheme']}"
 
 
 def _remark(info: dict[str, Any]) -> None:
     """Say what is worth knowing about the rows without being an error."""
+    for remark in info.get("remarks", ()):
+        warn(remark)
     unseen = [label for label, count in info["label_counts"]["train"].items() if not count]
     if unseen:
         warn(f"no training row has label {shown(map(repr, unseen))}")

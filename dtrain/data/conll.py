@@ -1,0 +1,116 @@
+"""CoNLL files: a token and its tag a line, a blank line between sentences; sentences become text of characters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from dtrain.data.files import Source, numbered_lines
+from dtrain.data.problems import Problems
+from dtrain.data.schemes import Span
+from dtrain.recipe.schema import Column
+
+DOCUMENT_START = "-DOCSTART-"
+
+
+@dataclass
+class Sentence:
+    """Tokens from `line` on, one a line; `tags` is None where the file has none."""
+
+    line: int
+    tokens: list[str] = field(default_factory=list)
+    tags: list[str] | None = None
+
+
+def read_conll(source: Source, text: Column, label: Column, tagged: bool, problems: Problems) -> list[Sentence]:
+    """The sentences of one file.
+
+    Columns are parted by tabs where a line has one, else by runs of blanks; other white space can be a token.
+    Every line has as many columns as the first. `text` and `label` number the columns of token and tag where
+    they are numbers; else the first and the last.
+
+    Args:
+        tagged: whether tags are read; a test file of a single column has none even so.
+    """
+    sentences: list[Sentence] = []
+    current: Sentence | None = None
+    width = first = 0
+    for number, line in numbered_lines(source.path, source.name, problems):
+        columns = split_columns(line)
+        if not line.strip(" \t") or columns[0] == DOCUMENT_START:
+            current = None
+            continue
+        if not width:
+            width, first = len(columns), number
+            wrong = _missing(width, text, label, tagged and not (source.part == "test" and width == 1))
+            if wrong:
+                problems.add(f"{source.name}:{number}: {wrong}")
+                return []
+        try:
+            if not columns[0]:
+                raise ValueError("has no token, or one of blanks that cannot be told from the separator (use tabs)")
+            if len(columns) != width:
+                raise ValueError(f"{len(columns)} column(s), but line {first} has {width}")
+            token = columns[text if isinstance(text, int) else 0]
+            tag = columns[label if isinstance(label, int) else -1] if tagged and width > 1 else None
+            if not token:
+                raise ValueError("has no token")
+            if len(token) > 1 and any(character.isspace() and character != " " for character in token):
+                raise ValueError(f"token {token!r} holds white space; columns are parted by tabs or blanks")
+        except ValueError as error:
+            problems.add(f"{source.name}:{number}: {error}")
+            continue
+        if current is None:
+            current = Sentence(number, tags=None if tag is None else [])
+            sentences.append(current)
+        current.tokens.append(token)
+        if tag is not None and current.tags is not None:
+            current.tags.append(tag)
+    return sentences
+
+
+def split_columns(line: str) -> list[str]:
+    """Columns of a line; the first is empty where the line begins with a separator."""
+    if "\t" in line:
+        return [column.strip(" ") or column for column in line.split("\t")]
+    return re.split(" +", line.rstrip(" "))
+
+
+def _missing(width: int, text: Column, label: Column, tagged: bool) -> str | None:
+    """What is wrong with a file of `width` columns."""
+    for name, column in (("text", text), ("label", label)):
+        if isinstance(column, int) and column >= width and (name == "text" or tagged):
+            return f"has no column {column} (data.columns.{name}; {width} column(s), counted from 0)"
+    if tagged and width < 2:
+        return "has 1 column; needs a token and a tag, parted by a tab or blanks"
+    return None
+
+
+def join_tokens(tokens: list[str]) -> tuple[str, list[int]]:
+    """The text of a sentence, and where each token starts in it.
+
+    A blank is put between two tokens that would run together: where ASCII letters or digits touch. Not between
+    two single characters, though: files of one character a line write 2003 as four of them.
+    """
+    starts: list[int] = []
+    pieces: list[str] = []
+    position = 0
+    before = ""
+    for token in tokens:
+        if before and len(before) + len(token) > 2 and _runs_on(before[-1]) and _runs_on(token[0]):
+            pieces.append(" ")
+            position += 1
+        starts.append(position)
+        pieces.append(token)
+        position += len(token)
+        before = token
+    return "".join(pieces), starts
+
+
+def spread(spans: list[Span], tokens: list[str], starts: list[int]) -> list[Span]:
+    """Spans over tokens as spans over the characters of their text; a blank inside an entity belongs to it."""
+    return [Span(starts[s.start], starts[s.end - 1] + len(tokens[s.end - 1]), s.type) for s in spans]
+
+
+def _runs_on(character: str) -> bool:
+    return character.isascii() and character.isalnum()

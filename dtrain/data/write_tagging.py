@@ -1,0 +1,101 @@
+"""The write side of task `tagging`: documents cut into pieces with their tags, as `datasets` folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.pieces import cut
+from dtrain.data.schemes import number_tags
+from dtrain.data.sources import Rows
+from dtrain.data.write import RowSummary
+from dtrain.recipe.schema import Data
+from dtrain.runfolder import write_json
+
+FEATURES = Features(
+    {
+        "id": Value("int64"),
+        "key": Value("string"),
+        "text": Value("string"),
+        "tags": List(Value("int16")),
+        "label": Value("int64"),
+        "document": Value("int64"),
+        "start": Value("int32"),
+        "file": Value("int32"),
+        "line": Value("int32"),
+    }
+)
+
+
+def write_pieces(corpus: Corpus, data: Data, folder: Path) -> None:
+    """Write every part's documents in pieces, with ids counted over the parts, and data.json.
+
+    Texts stay as the user has them: normalisation is the encoder's, and part of the rows' fingerprint only.
+    """
+    normalize = data.normalize.model_dump(mode="json")
+    summary = RowSummary(["text"], [data.task, corpus.labels, normalize], ["tags", "document", "start"])
+    types = {name: number for number, name in enumerate(corpus.types)}
+    pieces: dict[str, int] = {}
+    first_document = 0
+    for part, rows in corpus.parts.items():
+        table = _pieces(rows, data.max_length - 2, types, sum(pieces.values()), first_document)
+        dataset = Dataset(table)
+        dataset.save_to_disk(folder / part)
+        summary.add(part, dataset)
+        pieces[part] = len(dataset)
+        first_document += len(rows)
+    info = {
+        "format": 1,
+        "task": data.task,
+        "labels": corpus.labels,
+        "types": corpus.types,
+        "scheme": corpus.scheme,
+        "rows": pieces,
+        "documents": {part: len(rows) for part, rows in corpus.parts.items()},
+        "label_counts": {part: _entities(rows, corpus.types) for part, rows in corpus.parts.items() if _labelled(rows)},
+        "empty_texts": summary.empty,
+        "also_in_train": summary.also_in_train,
+        "files": corpus.files,
+        "remarks": corpus.remarks,
+        "normalize": normalize,
+        "fingerprint": summary.digest.hexdigest()[:32],
+    }
+    write_json(folder / "data.json", info)
+
+
+def _pieces(rows: Rows, limit: int, types: dict[str, int], first_id: int, first_document: int) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in FEATURES if name not in ("id", "tags")}
+    tags: list[np.ndarray] = []
+    for number, (text, spans) in enumerate(zip(rows.text, rows.spans, strict=True)):
+        if spans is None:
+            tags.append(np.full(len(text), -1, dtype=np.int16))
+        else:
+            tags.append(number_tags(spans, len(text), types))
+        for start, end in cut(text, limit, spans or ()):
+            columns["key"].append(rows.key[number])
+            columns["text"].append(text[start:end])
+            columns["label"].append(-1 if spans is None else 0)
+            columns["document"].append(first_document + number)
+            columns["start"].append(start)
+            columns["file"].append(rows.file[number])
+            columns["line"].append(rows.line[number])
+    # Pieces make up their documents, so that the tags of all of them in order are those of the documents.
+    ends = np.cumsum([0, *map(len, columns["text"])])
+    listed = pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), pa.array(np.concatenate(tags)))
+    ids = np.arange(first_id, first_id + len(columns["text"]))
+    return pa.table({"id": ids, "tags": listed, **columns}, schema=FEATURES.arrow_schema)
+
+
+def _labelled(rows: Rows) -> bool:
+    return any(spans is not None for spans in rows.spans)
+
+
+def _entities(rows: Rows, types: list[str]) -> dict[str, int]:
+    counts = Counter(span.type for spans in rows.spans for span in spans or ())
+    return {name: counts[name] for name in types}
