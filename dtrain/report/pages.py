@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dtrain.report import tables
+from dtrain.report.examples import bracketed, marked
+from dtrain.report.shown import shown
 
 
 def markdown(results: dict[str, Any], plots: dict[str, str]) -> str:
@@ -41,25 +43,32 @@ def _environment(escape: bool) -> Environment:
     )
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
     environment.globals.update(plain=tables.plain, percent=tables.percent, large=tables.large, times=tables.times)
+    environment.filters["bracketed"] = bracketed
     return environment
 
 
 def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
     by_name = {(model["kind"], model["name"]): model for model in results["models"]}
-    details = results["details"]
+    details = results["details"] or {}
+    detailed = by_name.get((details.get("kind"), details.get("name")))
     return {
         "results": results,
+        "view": shown(results["task"]),
         "teacher": by_name.get(("teachers", results["teacher"])),
         "student": by_name.get(("students", results["student"])),
         "summary": tables.summary(results),
         "models": tables.every_model(results),
-        "classes": tables.classes(details["per_class"]) if details else None,
-        "conditions": conditions(results["speed"]),
+        "classes": tables.classes(details["per_class"]) if "per_class" in details else None,
+        "types": tables.types(details["per_type"], detailed) if "per_type" in details and detailed else None,
+        "examples": [
+            {**example, "pieces": marked(example, list(details["per_type"]))} for example in details.get("examples", [])
+        ],
+        "conditions": conditions(results["speed"], results["task"]),
         "plots": plots,
     }
 
 
-def conditions(speed: dict[str, Any] | None) -> str | None:
+def conditions(speed: dict[str, Any] | None, task: str) -> str | None:
     """One sentence on how speed was measured, so that the numbers can be judged and repeated."""
     if speed is None:
         return None
@@ -69,8 +78,9 @@ def conditions(speed: dict[str, Any] | None) -> str | None:
         devices += f"; {machine['gpu']}"
     rows = ", ".join(f"{count} rows ({name.replace('_', ', batch ').upper().replace('BATCH', 'batch')})"
                      for name, count in speed["rows"].items())  # fmt: skip
+    work = "the forward pass from token ids" + " and the search for the best tags" * (task == "tagging")
     return (
-        f"Measured on {devices}; torch {machine['torch']}, float32, the forward pass from token ids on {rows} of "
+        f"Measured on {devices}; torch {machine['torch']}, float32, {work} on {rows} of "
         f"{speed['part']} in file order, models in turn in one process, median of {machine['repeats']} repeats. "
         "Models of one structure share a measurement."
     )

@@ -16,6 +16,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from dtrain.report.shown import Shown, shown
 from dtrain.report.tables import large, significant
 
 TEACHER, DISTILLED, SCRATCH = "#3b3f46", "#1f6fd1", "#e07b39"
@@ -47,8 +48,8 @@ STYLE: Any = {
 }
 
 
-def accuracy_against(results: dict[str, Any], key: str, path: Path) -> bool:
-    """Accuracy of every group against `parameters`, or against `milliseconds` a row (CPU, batch 1).
+def score_against(results: dict[str, Any], key: str, path: Path) -> bool:
+    """The task's leading score of every group against `parameters`, or against `milliseconds` a row (CPU, batch 1).
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
@@ -62,16 +63,17 @@ def accuracy_against(results: dict[str, Any], key: str, path: Path) -> bool:
         label, write = "parameters", large
     if not groups:
         return False
+    view = shown(results["task"])
     with mpl.rc_context(STYLE):
         figure, axes = _figure(6.4, 4.4)
         axis = axes[0]
         for name, (color, marker) in KINDS.items():
-            own = [(x, group["accuracy"]) for x, group in groups if _kind(group) == name]
+            own = [(x, group[view.lead]) for x, group in groups if _kind(group) == name]
             if own:
                 axis.errorbar(
                     [x for x, _ in own],
-                    [100 * a["mean"] for _, a in own],
-                    yerr=[100 * (a["std"] or 0.0) for _, a in own],
+                    [100 * score["mean"] for _, score in own],
+                    yerr=[100 * (score["std"] or 0.0) for _, score in own],
                     fmt=marker, color=color, markersize=7, markeredgecolor="white", capsize=3, lw=1.2, label=name,
                 )  # fmt: skip
         axis.set_xscale("log")
@@ -79,16 +81,18 @@ def accuracy_against(results: dict[str, Any], key: str, path: Path) -> bool:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
-        axis.set_ylabel(f"accuracy, {results['part']} (%)")
+        axis.set_ylabel(f"{view.title}, {results['part']} (%)")
         axis.margins(x=0.3, y=0.15)
         axis.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3)
-        _label_points(axis, [(x, 100 * group["accuracy"]["mean"], group["name"]) for x, group in groups])
+        _label_points(axis, [(x, 100 * group[view.lead]["mean"], group["name"]) for x, group in groups])
         _save(figure, path)
     return True
 
 
-def training_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], part: str, path: Path) -> bool:
-    """Accuracy and loss on `part`, and the training objective, by epoch.
+def training_curves(
+    histories: list[tuple[str, list[list[dict[str, Any]]]]], part: str, view: Shown, path: Path
+) -> bool:
+    """The task's leading score and loss on `part`, and the training objective, by epoch.
 
     Args:
         histories: for each group of seeds its name and its members' `history.json`, best group first. The first few groups
@@ -98,8 +102,8 @@ def training_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], par
         Whether there was anything to draw; if not, no file is written.
     """
     panels = (
-        (f"Accuracy, {part} (%)", part, "accuracy", 100.0),
-        (f"Cross-entropy, {part}", part, "loss", 1.0),
+        (f"{_capital(view.title)}, {part} (%)", part, view.lead, 100.0),
+        (f"{_capital(view.loss)}, {part}", part, "loss", 1.0),
         ("Training objective (each its own)", "train", "loss", 1.0),
     )
     drawn = False
@@ -158,10 +162,10 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: Path
         axis = axes[0]
         image = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         ticks = range(0, classes, max(1, classes // 40))
-        shown = [name if len(name) <= 18 else name[:17] + "…" for name in names]
-        long = max(sum(2 if ord(c) > 0x2E7F else 1 for c in name) for name in shown) > 6  # wide characters
-        axis.set_xticks(ticks, [shown[t] for t in ticks], rotation=45 if long else 0, ha="right" if long else "center")
-        axis.set_yticks(ticks, [shown[t] for t in ticks])
+        short = [_short(name) for name in names]
+        long = max(sum(2 if ord(c) > 0x2E7F else 1 for c in name) for name in short) > 6  # wide characters
+        axis.set_xticks(ticks, [short[t] for t in ticks], rotation=45 if long else 0, ha="right" if long else "center")
+        axis.set_yticks(ticks, [short[t] for t in ticks])
         axis.set_xlabel("predicted")
         axis.set_ylabel("gold")
         axis.tick_params(length=0)
@@ -177,7 +181,38 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: Path
         _save(figure, path)
 
 
+def type_scores(per_type: dict[str, dict[str, Any]], path: Path) -> None:
+    """F1 of every type as bars, the most frequent type on top, with its number of gold entities."""
+    names = sorted(per_type, key=lambda name: -per_type[name]["support"])[::-1]
+    family = _family_for("".join(names))
+    order = list(per_type)
+    with mpl.rc_context({**STYLE, "font.family": family or STYLE["font.family"]}):
+        figure, axes = _figure(6.4, max(2.8, 1.2 + 0.32 * len(names)))
+        axis = axes[0]
+        values = [100 * per_type[name]["f1"] for name in names]
+        axis.barh(range(len(names)), values, height=0.65, color=DISTILLED)
+        # Without a font for the names their numbers stand there, in the order of the table.
+        axis.set_yticks(range(len(names)), [_short(name) if family else str(order.index(name)) for name in names])
+        for place, (name, value) in enumerate(zip(names, values, strict=True)):
+            text = f"{value:.1f}  ({per_type[name]['support']:,})"
+            axis.annotate(text, (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.set_xlim(0, 118)  # room for the text beside a bar of 100
+        axis.set_xticks(range(0, 101, 20))
+        axis.set_xlabel("F1 (%), in brackets the gold entities")
+        axis.tick_params(length=0)
+        axis.grid(visible=False, axis="y")
+        _save(figure, path)
+
+
 # --- helpers -----------------------------------------------------------------------------------------
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"
+
+
+def _capital(title: str) -> str:
+    return title[0].upper() + title[1:]
 
 
 def _kind(group: dict[str, Any]) -> str:

@@ -10,11 +10,17 @@ from typing import Any
 
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe, Student, Teacher
+from dtrain.report.shown import Shown, shown
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
 
-SCORES = ("accuracy", "precision", "recall", "f1", "f1_weighted", "loss")
 TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")
 COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression")
+# Of the first part's record, what the page shows of one model beside its scores.
+DETAILS = {
+    "classification": ("per_class", "confusion"),
+    "pairs": ("per_class", "confusion"),
+    "tagging": ("per_type", "counts", "examples"),
+}
 _OWN = {"name", "seed", "grid", "checkpoint_every"}  # what may differ within a group
 
 
@@ -25,36 +31,39 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         speed: what `dtrain.report.speed.measure_run` gave, or None where speed was not to be measured.
 
     Returns:
-        Plain values: `name`, `part` (the part whose scores stand at the top level of a model), `rows` a part, `also_in_train`
+        Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model), `rows` a part, `also_in_train`
         (rows of a part whose text is in training, too),
-        `teacher` and `student` (the most accurate ones' names), `models`, `groups` (members that differ in their
-        seed alone), `failed`, `details` (classes and confusion of the best student), `speed` (how it was measured),
-        `versions`. Scores on a further part are a mapping under that part's name.
+        `teacher` and `student` (the best ones' names), `models`, `groups` (members that differ in their
+        seed alone), `failed`, `details` (of the best student classes and confusion, or types, their counts and
+        examples), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
+        part's name.
     """
+    view = shown(recipe.data.task)
     members = trained_members(plan)
     models = [_model(kind, member, folder) for kind, member in members]
     for model in models:
         for name, rates in (speed["rows_per_second"] if speed else {}).items():
             model[f"rows_per_second_{name}"] = rates[f"{model['kind']}/{model['name']}"]
-    teacher, student = best(models, "teachers"), best(models, "students")
+    teacher, student = best(models, "teachers", view.lead), best(models, "students", view.lead)
     for model in models:
         _compare(model, teacher)
     data = read_json(folder.data / "rows" / "data.json")
     return {
         "name": recipe.name,
+        "task": recipe.data.task,
         "part": evaluated_part(folder, *members[0]) if members else None,
         "rows": data["rows"],
         "also_in_train": data["also_in_train"],
         "teacher": teacher["name"] if teacher else None,
         "student": student["name"] if student else None,
         "models": models,
-        "groups": _groups(members, models),
+        "groups": _groups(members, models, view),
         "failed": [
             {"kind": kind, "name": member.name, "reason": _failure(folder, kind, member.name)}
             for kind, member in plan.members()
             if (kind, member) not in members
         ],
-        "details": _details(folder, student or teacher),
+        "details": _details(folder, student or teacher, recipe.data.task),
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }
@@ -75,10 +84,10 @@ def evaluated_part(folder: RunFolder, kind: str, member: Teacher | Student) -> s
     return next(iter(_evaluation(folder, kind, member.name)["parts"]))
 
 
-def best(models: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
-    """The most accurate model of a kind; of equal ones the smallest, then the first."""
+def best(models: list[dict[str, Any]], kind: str, lead: str) -> dict[str, Any] | None:
+    """The model of a kind with the highest score `lead`; of equal ones the smallest, then the first."""
     own = [model for model in models if model["kind"] == kind]
-    return max(own, key=lambda m: (m["accuracy"], -m["parameters"]), default=None)
+    return max(own, key=lambda m: (m[lead], -m["parameters"]), default=None)
 
 
 def _model(kind: str, member: Teacher | Student, folder: RunFolder) -> dict[str, Any]:
@@ -103,16 +112,12 @@ def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
     return read_json(folder.model(kind, name) / "evaluation.json")
 
 
-def _details(folder: RunFolder, model: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Classes and confusion of one model on the first part."""
+def _details(folder: RunFolder, model: dict[str, Any] | None, task: str) -> dict[str, Any] | None:
+    """Classes and confusion, or types and examples, of one model on the first part."""
     if model is None:
         return None
     record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
-    return {
-        "kind": model["kind"],
-        "name": model["name"],
-        **{key: record[key] for key in ("per_class", "confusion")},
-    }
+    return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in DETAILS[task]}}
 
 
 def _failure(folder: RunFolder, kind: str, name: str) -> str:
@@ -132,7 +137,9 @@ def _compare(model: dict[str, Any], teacher: dict[str, Any] | None) -> None:
         model[key.replace("rows_per_second", "speedup")] = model[key] / teacher[key]
 
 
-def _groups(members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _groups(
+    members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]], view: Shown
+) -> list[dict[str, Any]]:
     """Models that differ in name and seed alone, with mean and sample standard deviation of their scores."""
     together: dict[str, list[dict[str, Any]]] = {}
     for (kind, member), model in zip(members, models, strict=True):
@@ -149,8 +156,8 @@ def _groups(members: list[tuple[str, Teacher | Student]], models: list[dict[str,
                 "name": _shared_name([model["name"] for model in own]),
                 "members": [model["name"] for model in own],
                 "seeds": [model["seed"] for model in own],
-                **{key: _spread([model[key] for model in own]) for key in SCORES},
-                **{p: {key: _spread([model[p][key] for model in own]) for key in SCORES} for p in parts},
+                **{key: _spread([model[key] for model in own]) for key in view.spread},
+                **{p: {key: _spread([model[p][key] for model in own]) for key in view.spread} for p in parts},
                 **{key: statistics.fmean(model[key] for model in own) for key in costs},
             }
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dtrain.report.shown import shown
+
 Row = dict[str, Any]
 
 
@@ -67,11 +69,29 @@ def classes(table: list[dict[str, Any]]) -> Table:
     return _table(columns, [{"number": number, **row} for number, row in enumerate(table)], set())
 
 
+def types(table: dict[str, Row], model: Row) -> Table:
+    """Entity scores of every type of one model, and over all of them."""
+    rows: list[Row] = [{"type": name, **row} for name, row in table.items()]
+    micro = {key: model[key] for key in ("precision", "recall", "f1")}
+    macro = {key: model[f"{key}_macro"] for key in ("precision", "recall", "f1")}
+    rows.append({"type": "all entities (micro)", **micro, "support": model["entities"]})
+    rows.append({"type": "mean of the types (macro)", **macro, "support": None})
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("type", lambda r: r["type"]),
+        ("precision", lambda r: percent(r["precision"])),
+        ("recall", lambda r: percent(r["recall"])),
+        ("f1", lambda r: percent(r["f1"])),
+        ("entities", lambda r: plain(r["support"])),
+    ]
+    return _table(columns, rows, {len(table)})
+
+
 def brief(results: dict[str, Any]) -> list[str]:
     """One line a group for the terminal."""
     lines = []
     for group in results["groups"]:
-        line = f"{group['name']} ({kind(group)}): accuracy {spread_text(group['accuracy'])} %, macro F1 {spread_text(group['f1'])} %"
+        scores = ", ".join(f"{title} {spread_text(group[key])} %" for key, title in shown(results["task"]).columns)
+        line = f"{group['name']} ({kind(group)}): {scores}"
         line += f", {large(group['parameters'])} parameters{_ratio(group, 'compression')}"
         if "rows_per_second_cpu_64" in group:
             line += f", {_rate(group, 'cpu_64')} rows/s on CPU"
@@ -133,14 +153,15 @@ def times(value: float | None) -> str:
 
 
 def _score_columns(results: Row, write: Callable[[Any], str]) -> list[tuple[str, Callable[[Row], str]]]:
-    """Accuracy and macro F1 on every evaluated part; the first part's stand at the top level."""
+    """The task's scores on every evaluated part; the first part's stand at the top level."""
     first = results["models"][0] if results["models"] else {}
     parts = [key for key, value in first.items() if isinstance(value, dict)]
     columns: list[tuple[str, Callable[[Row], str]]] = []
-    for score, title in (("accuracy", "accuracy"), ("f1", "macro F1")):
+    scores = shown(results["task"]).columns
+    for score, title in scores:
         columns.append((f"{title}, {results['part']} (%)", partial(_score, write, score)))
     for part in parts:
-        for score, title in (("accuracy", "accuracy"), ("f1", "macro F1")):
+        for score, title in scores:
             columns.append((f"{title}, {part} (%)", partial(_score, write, score, part=part)))
     return columns
 

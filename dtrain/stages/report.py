@@ -12,6 +12,7 @@ from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots
 from dtrain.report.results import collect, evaluated_part, trained_members
+from dtrain.report.shown import shown
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
 from dtrain.runfolder import RunFolder, atomic_write, mark_done, publish_folder, read_json, write_json
@@ -62,10 +63,11 @@ def _check_complete(plan: Plan) -> None:
 
 def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str, Path]:
     """Draw what there is to draw; the plots' files by name."""
-    paths = {
-        name: target / f"{name}.png" for name in ("accuracy_parameters", "accuracy_latency", "curves", "confusion")
-    }
-    groups = sorted(results["groups"], key=lambda group: -group["accuracy"]["mean"])
+    view = shown(results["task"])
+    against_parameters, against_latency = f"{view.lead}_parameters", f"{view.lead}_latency"
+    names = (against_parameters, against_latency, "curves", "confusion", "types")
+    paths = {name: target / f"{name}.png" for name in names}
+    groups = sorted(results["groups"], key=lambda group: -group[view.lead]["mean"])
     histories = [
         (
             group["name"],
@@ -73,10 +75,12 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
         )
         for group in groups
     ]
-    plots.accuracy_against(results, "parameters", paths["accuracy_parameters"])
-    plots.accuracy_against(results, "milliseconds", paths["accuracy_latency"])
-    plots.training_curves(histories, "valid", paths["curves"])
-    if results["details"]:
+    plots.score_against(results, "parameters", paths[against_parameters])
+    plots.score_against(results, "milliseconds", paths[against_latency])
+    plots.training_curves(histories, "valid", view, paths["curves"])
+    if results["details"] and results["task"] == "tagging":
+        plots.type_scores(results["details"]["per_type"], paths["types"])
+    elif results["details"]:
         labels = [row["label"] for row in results["details"]["per_class"]]
         plots.confusion(results["details"]["confusion"], labels, paths["confusion"])
     return {name: path for name, path in paths.items() if path.exists()}

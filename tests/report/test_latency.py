@@ -46,6 +46,22 @@ def test_ratio_and_rows():
     assert speed["fast"] / speed["slow"] == pytest.approx(5, rel=0.4)
 
 
+class SleepingTagger(Sleeper):
+    def forward(self, input_ids, attention_mask):
+        answer = super().forward(input_ids, attention_mask)
+        return SimpleNamespace(logits=answer.logits, mask=attention_mask.bool())
+
+    def decode(self, emissions, mask):
+        assert len(emissions) == len(mask)
+        time.sleep(3 * self.seconds)
+
+
+def test_a_taggers_search_for_tags_is_timed():
+    models = {"classifier": Sleeper(0.01), "tagger": SleepingTagger(0.01)}
+    speed = measure(models, dict.fromkeys(models, part(20)), torch.device("cpu"), batch=10)["rows_per_second"]
+    assert speed["classifier"] / speed["tagger"] == pytest.approx(4, rel=0.4)
+
+
 def test_slow_models_are_timed_on_fewer_rows(monkeypatch):
     monkeypatch.setattr("dtrain.report.latency.PASS_SECONDS", 0.05)
     models = {"slow": Sleeper(0.02)}

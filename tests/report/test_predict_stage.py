@@ -9,6 +9,7 @@ import torch
 from dtrain.data import tokenizer_name
 from dtrain.errors import InputError
 from dtrain.models import load
+from dtrain.predict import texts as predict_texts
 from dtrain.runfolder import write_json
 from dtrain.stages import predict
 
@@ -49,7 +50,8 @@ def test_plain_lines_are_normalised_as_in_training(run, world, tmp_path, monkeyp
     assert [line["id"] for line in lines] == [0, 1, 2]
     assert [line["text"] for line in lines] == ["电影ABC", "電影ＡＢＣ ", ""]  # as given
     assert lines[0]["scores"] == lines[1]["scores"] != lines[2]["scores"]
-    monkeypatch.setattr(predict, "STDIN", str(tmp_path / "plain.txt"))
+    for module in (predict, predict_texts):
+        monkeypatch.setattr(module, "STDIN", str(tmp_path / "plain.txt"))
     assert [json.loads(line) for line in predicted(run, world, tmp_path, input="-")] == lines
 
 

@@ -1,0 +1,40 @@
+"""Entities as answers: what stands where in a text, and how sure a tagger is of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dtrain.metrics.entities import spans
+
+
+def answer_spans(
+    text: str, tags: np.ndarray, types: Sequence[str], log_probabilities: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """The entities of one text in its order, each with its text, type, start, end (exclusive) and score.
+
+    The score is the least probability among the entity's characters: it is at least the probability of the whole
+    entity, does not shrink with its length as a product would, and falls with its weakest place, usually an end.
+
+    Args:
+        text: N characters.
+        tags: integer [N], BIOES numbers as in `dtrain.metrics.entities`.
+        types: names of the types.
+        log_probabilities: float [N], log p(tag | text) of the tag at each character; without them no score is given.
+
+    Raises:
+        ValueError: lengths that differ, or a tag that is no BIOES number.
+    """
+    if len(tags) != len(text) or (log_probabilities is not None and len(log_probabilities) != len(text)):
+        raise ValueError(f"a text of {len(text)} characters needs a tag and a probability for each")
+    answers = []
+    for kind, start, end in spans(tags):
+        answer = {"text": text[start:end], "type": types[kind], "start": start, "end": end}
+        if log_probabilities is not None:
+            # Forward-backward may end a rounding error above 0.
+            answer["score"] = min(1.0, math.exp(log_probabilities[start:end].min()))
+        answers.append(answer)
+    return answers
