@@ -1,7 +1,8 @@
 """Losses by name; importing this does not import torch."""
 
 from dtrain.losses import outputs as outputs
-from dtrain.losses.registry import check_loss, coerce_parameters, loss_names, needs_teachers
+from dtrain.losses import tagging as tagging
+from dtrain.losses.registry import check_loss, coerce_parameters, find_loss, loss_names
 from dtrain.losses.weighted_sum import LossSum, build_losses
 
 __all__ = [
@@ -9,6 +10,6 @@ __all__ = [
     "build_losses",
     "check_loss",
     "coerce_parameters",
+    "find_loss",
     "loss_names",
-    "needs_teachers",
 ]

@@ -19,7 +19,7 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
-@register(needs=("labels",))
+@register("logits", "labels")
 def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Smoothing = 0.0) -> Tensor:
     """-sum_c q_c log softmax(z_s)_c with q = (1 - e) onehot(y) + e / C (Szegedy et al. 1512.00567, sec. 7).
 
@@ -33,10 +33,12 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Sm
     """
     from torch.nn import functional
 
-    return functional.cross_entropy(_full(student_logits), labels, reduction="none", label_smoothing=label_smoothing)
+    return functional.cross_entropy(
+        full_precision(student_logits), labels, reduction="none", label_smoothing=label_smoothing
+    )
 
 
-@register(needs=("teachers",))
+@register("logits", "teachers.logits")
 def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 2.0) -> Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes (Hinton et al. 1503.02531, sec. 2).
 
@@ -53,14 +55,14 @@ def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature:
     """
     from torch.nn import functional
 
-    student = functional.log_softmax(_full(student_logits) / temperature, dim=-1)
-    teacher = functional.softmax(_full(teacher_logits) / temperature, dim=-1)
+    student = functional.log_softmax(full_precision(student_logits) / temperature, dim=-1)
+    teacher = functional.softmax(full_precision(teacher_logits) / temperature, dim=-1)
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
     return functional.kl_div(student, teacher, reduction="none").sum(-1) * temperature**2
 
 
-@register(needs=("teachers",))
+@register("logits", "teachers.logits")
 def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """||z_t - z_s||_2^2, the *sum* over classes (Tang et al. 1903.12136, equation 4).
 
@@ -74,13 +76,14 @@ def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         float [B].
     """
-    teacher = _full(teacher_logits)
+    teacher = full_precision(teacher_logits)
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
-    return (_full(student_logits) - teacher).square().sum(-1)
+    return (full_precision(student_logits) - teacher).square().sum(-1)
 
 
-def _full(logits: Tensor) -> Tensor:
+def full_precision(logits: Tensor) -> Tensor:
+    """Half-precision values as float32, others as they are."""
     import torch
 
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

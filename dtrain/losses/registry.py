@@ -2,9 +2,9 @@
 
 A loss is a pure function
 
-    name(student_logits [B, C], <one tensor for each need>, *, parameter: Annotation = default) -> values [B]
+    name(<one tensor for each need>, *, parameter: Annotation = default) -> values [B]
 
-registered by `@register(needs=...)`. Its keyword-only arguments are its keys in a recipe; their annotations
+registered by `@register(*needs)`. Its keyword-only arguments are its keys in a recipe; their annotations
 (a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are allowed. Recipes are
 checked by this file, so neither it nor the modules with losses import torch at module level (1.3 s).
 """
@@ -14,17 +14,32 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-# What a loss may ask for, beside the student's logits:
-#   labels    int64 [B], in [0, C)
-#   teachers  float [K, B, C], the logits of K teachers
-NEEDS = ("labels", "teachers")
+# What a loss may ask for, by task: of the student, of the rows, and of K teachers (`teachers.` and a stored output).
+# N is the number of characters of the longest row, T that of tags; what lies beyond a row's end is no number to use.
+NEEDS = {
+    "classification": (
+        "logits",  # float [B, C]
+        "labels",  # int64 [B], in [0, C)
+        "teachers.logits",  # float [K, B, C]
+    ),
+    "tagging": (
+        "nll",  # float [B]: -log p(gold tags), as the model decides: CRF or softmax
+        "emissions",  # float [B, N, T]
+        "marginals",  # float [B, N, T]: log p(tag of a character)
+        "mask",  # bool [B, N]: the characters of a row
+        "teachers.emissions",  # float [K, B, N, T]
+        "teachers.marginals",  # float [K, B, N, T], probabilities
+    ),
+}
+GOLD = {"labels", "nll"}  # a row without a label lacks the terms that need one of these
+OF_TEACHERS = "teachers."
 COMMON_KEYS = ("type", "weight", "teachers")  # keys of every loss of a recipe
 
 LossFunction = TypeVar("LossFunction", bound=Callable[..., Any])
@@ -35,31 +50,40 @@ class Loss:
     """A registered loss: its function, the tensors it needs (in order), and the schema of its parameters."""
 
     name: str
+    task: str
     function: Callable[..., Any]
     needs: tuple[str, ...]
     parameters: type[BaseModel]
+
+    @property
+    def teacher_output(self) -> str | None:
+        """The stored output of teachers that it compares with; None where it needs no teacher."""
+        return next((need.removeprefix(OF_TEACHERS) for need in self.needs if need.startswith(OF_TEACHERS)), None)
 
 
 _LOSSES: dict[str, Loss] = {}
 
 
-def register(*, needs: Iterable[str]) -> Callable[[LossFunction], LossFunction]:
-    """Make a function a loss under its own name; `needs` are its inputs after the student's logits."""
+def register(*needs: str) -> Callable[[LossFunction], LossFunction]:
+    """Make a function a loss under its own name; `needs` are its inputs, all of one task."""
+    task = next((task for task, allowed in NEEDS.items() if set(needs) <= set(allowed)), None)
 
     def add(function: LossFunction) -> LossFunction:
-        name, needed = function.__name__, tuple(needs)
+        name = function.__name__
         if name in _LOSSES:
             raise ValueError(f"loss {name!r} is registered twice")
-        if unknown := [need for need in needed if need not in NEEDS]:
-            raise ValueError(f"loss {name!r} needs {unknown[0]!r} (allowed: {', '.join(NEEDS)})")
-        _LOSSES[name] = Loss(name, function, needed, _parameter_schema(function))
+        if task is None:
+            allowed = "; ".join(f"{task}: {', '.join(names)}" for task, names in NEEDS.items())
+            raise ValueError(f"loss {name!r} needs {', '.join(needs)} (allowed: {allowed})")
+        _LOSSES[name] = Loss(name, task, function, needs, _parameter_schema(function))
         return function
 
     return add
 
 
-def loss_names() -> list[str]:
-    return sorted(_LOSSES)
+def loss_names(task: str | None = None) -> list[str]:
+    """Names of the losses of a task ('classification' or 'tagging'), or of all."""
+    return sorted(name for name, loss in _LOSSES.items() if task in (None, loss.task))
 
 
 def find_loss(name: str) -> Loss:
@@ -67,11 +91,6 @@ def find_loss(name: str) -> Loss:
     if name not in _LOSSES:
         raise ValueError(f"type: unknown loss {name!r}{_hint(name, loss_names())} (allowed: {', '.join(loss_names())})")
     return _LOSSES[name]
-
-
-def needs_teachers(type: str) -> bool:
-    """Whether the loss compares with teachers' outputs; ValueError for an unknown loss."""
-    return "teachers" in find_loss(type).needs
 
 
 def check_loss(type: str, parameters: Mapping[str, Any]) -> None:

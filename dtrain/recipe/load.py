@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import fnmatch
 import itertools
 import re
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dtrain.errors import InputError
-from dtrain.recipe.schema import LossSpec, ModelSpec, Recipe, Student, Teacher
-
-Key = tuple[str | int, ...]
+from dtrain.recipe.resolve import Key, resolve
+from dtrain.recipe.schema import ModelSpec, Recipe
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -72,7 +70,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     recipe.teachers = [teacher for _, teacher in teachers]
     recipe.students = [student for _, student in students]
     if not problems:
-        _resolve(recipe, [index for index, _ in students], place, problems)
+        resolve(recipe, [index for index, _ in teachers], [index for index, _ in students], place, problems)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))  # members of a grid share their problems
     return recipe
@@ -230,6 +228,9 @@ def _without_echoes(error: ValidationError) -> Iterator[dict[str, Any]]:
 
 _TAGS = {
     "bert",
+    "nezha",
+    "tagger",
+    "idcnn",
     "bilstm",
     "textcnn",
     "int",
@@ -317,7 +318,7 @@ def _spec_fields(values: Any, key: Key) -> list[str]:
     return list(spec.model_fields) if spec else []
 
 
-# --- grid expansion and checks across sections -----------------------------------------------------
+# --- grid expansion --------------------------------------------------------------------------------
 
 
 def _expand(members: list[Any], section: str, place: Any, problems: list[str]) -> Iterator[tuple[int, Any]]:
@@ -376,66 +377,3 @@ def _word(value: Any) -> str:
     else:
         text = yaml.safe_dump(value, default_flow_style=True)
     return re.sub(r"[^A-Za-z0-9._+]+", "_", text).strip("_") or "empty"
-
-
-def _resolve(recipe: Recipe, numbers: list[int], place: Any, problems: list[str]) -> None:
-    """Fill what depends on other sections, and check it."""
-    names = [teacher.name for teacher in recipe.teachers]
-    members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
-    for member in members:
-        member.seed = recipe.seed if member.seed is None else member.seed
-        if member.batch_size is None and member.batch_tokens is None:
-            member.batch_size = 32
-    for index, student in zip(numbers, recipe.students, strict=True):
-        key: Key = ("students", index)
-        dotted = f"students.{index}"
-        known = len(problems)
-        student.teachers = _chosen(student.teachers, names, f"{place((*key, 'teachers'))}: {dotted}.teachers", problems)
-        if student.losses is None:
-            hard = LossSpec(type="cross_entropy", weight=0.5 if student.teachers else 1.0)
-            soft = LossSpec.model_validate({"type": "soft_targets", "weight": 0.5, "temperature": 2.0})
-            student.losses = [hard, soft] if student.teachers else [hard]
-        if student.rows is None:
-            student.rows = ["train", "transfer"] if student.teachers and recipe.data.transfer else ["train"]
-        if "transfer" in student.rows and not recipe.data.transfer:
-            problems.append(f"{place((*key, 'rows'))}: {dotted}.rows: 'transfer' needs data.transfer")
-        if len(problems) == known:
-            _check_losses(student, key, dotted, place, problems)
-
-
-def _chosen(patterns: list[str] | None, names: list[str], where: str, problems: list[str]) -> list[str]:
-    if patterns is None:
-        return list(names)
-    chosen: list[str] = []
-    for pattern in patterns:
-        # A teacher with a grid is also known by the name it had before the expansion.
-        matched = [n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(pattern + "-")]
-        if not matched:
-            near = difflib.get_close_matches(pattern, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            problems.append(
-                f"{where}: no teacher {pattern!r}{hint} (allowed: {', '.join(names) or 'none are defined'})"
-            )
-        chosen += [n for n in matched if n not in chosen]
-    return chosen
-
-
-def _check_losses(student: Student, key: Key, dotted: str, place: Any, problems: list[str]) -> None:
-    from dtrain.losses import needs_teachers
-
-    assert student.losses is not None and student.teachers is not None
-    if all(loss.weight == 0 for loss in student.losses):
-        problems.append(f"{place((*key, 'losses'))}: {dotted}.losses: every weight is 0")
-    for number, loss in enumerate(student.losses):
-        where = f"{place((*key, 'losses', number))}: {dotted}.losses.{number} ({loss.type})"
-        if not needs_teachers(loss.type):
-            if loss.teachers:
-                problems.append(f"{where}: takes no teachers")
-        elif not student.teachers:
-            problems.append(f"{where}: needs a teacher, and the student has none")
-        else:
-            loss.teachers = _chosen(loss.teachers, student.teachers, f"{where}.teachers", problems)
-    if student.rows == ["transfer"] and not any(needs_teachers(loss.type) for loss in student.losses):
-        problems.append(
-            f"{place((*key, 'rows'))}: {dotted}.rows: transfer rows have no labels for {student.losses[0].type}"
-        )

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -28,6 +29,7 @@ Size = Annotated[int, Field(gt=0, le=65536)]
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 Paths = list[str]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Output = Literal["logits", "emissions", "marginals", "features"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
@@ -97,12 +99,13 @@ class Vocabulary(Closed):
 
 
 class Data(Closed):
-    task: Literal["classification", "pairs"] = "classification"
+    task: Literal["classification", "pairs", "tagging"] = "classification"
     train: Paths
     valid: Paths = []
     test: Paths = []
     transfer: Paths = []  # unlabelled rows for students to learn the teachers' outputs on
-    format: Literal["auto", "jsonl", "tsv", "csv", "lines", "dataset"] = "auto"
+    format: Literal["auto", "jsonl", "tsv", "csv", "lines", "dataset", "conll"] = "auto"
+    scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in conll files
     header: bool = True
     columns: Columns = Columns()
     labels: list[str] | str | None = None  # the label map in order: a list, or a file of one a line
@@ -119,9 +122,12 @@ class Data(Closed):
 
     @field_validator("labels")
     @classmethod
-    def labels_differ(cls, value: list[str] | str | None) -> list[str] | str | None:
+    def labels_differ(cls, value: list[str] | str | None, info: ValidationInfo) -> list[str] | str | None:
         if isinstance(value, list):
-            if len(value) < 2:
+            if info.data.get("task") == "tagging":
+                if not value or any(not name or name != name.strip("- ") for name in value):
+                    raise ValueError("needs at least one entity type, none empty or with a dash or blank around it")
+            elif len(value) < 2:
                 raise ValueError(f"{len(value)} label(s) given; classification needs at least 2")
             twice = sorted({label for label in value if value.count(label) > 1})
             if twice:
@@ -136,6 +142,16 @@ class Data(Closed):
             raise ValueError("columns.text_b: must name the second text for task 'pairs'")
         if self.task != "pairs" and self.columns.text_b is not None:
             raise ValueError("columns.text_b: is only for task 'pairs'")
+        if self.task != "tagging":
+            for key, found, default in (("format", self.format, "conll"), ("scheme", self.scheme, None)):
+                if found == default or (default is None and found != "auto"):
+                    raise ValueError(f"{key}: {found!r} is only for task 'tagging'")
+        elif self.format not in ("auto", "jsonl", "conll", "lines"):
+            raise ValueError(f"format: {self.format!r} is not for task 'tagging' (allowed: auto, conll, jsonl, lines)")
+        elif self.vocabulary.unit != "character":
+            raise ValueError("vocabulary.unit: task 'tagging' reads characters")
+        elif not self.valid and not self.test and "split" not in self.model_fields_set:
+            self.split = Split(valid=0.1, test=0.2)  # 7:1:2, as entity corpora without splits are cut
         return self
 
 
@@ -219,7 +235,76 @@ class TextCNNSpec(Closed):
     dropout: Share = 0.5
 
 
-ModelSpec = Annotated[BertSpec | NezhaSpec | BiLSTMSpec | TextCNNSpec, Field(discriminator="type")]
+class CrfSpec(Closed):
+    """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax a character."""
+
+    crf: bool = True
+    constrain: bool = False  # transitions that no valid tag sequence has are impossible
+
+    @model_validator(mode="after")
+    def constrains_paths(self) -> Self:
+        if self.constrain and not self.crf:
+            raise ValueError("constrain: needs crf: true")
+        return self
+
+
+class TaggerSpec(CrfSpec):
+    """Encoder (or character embedding) -> fusion of its layers -> BiLSTM -> emissions -> CRF."""
+
+    type: Literal["tagger"]
+    encoder: Annotated[BertSpec | NezhaSpec, Field(discriminator="type")] | None = None
+    embedding: Size = 128  # of a character, where there is no encoder
+    fusion: Literal["last", "concat", "dynamic"] = "last"  # concat: of the last 4 layers
+    lstm: Size | None = 128  # a direction; null: none
+    dropout: Share = 0.5
+
+    @model_validator(mode="after")
+    def fits_encoder(self) -> TaggerSpec:
+        if self.encoder is None and self.fusion != "last":
+            raise ValueError(f"fusion: {self.fusion!r} needs an encoder")
+        if self.encoder is not None and "embedding" in self.model_fields_set:
+            raise ValueError("embedding: an encoder brings its own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_embedding_beside_encoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The resolved recipe is a recipe again."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if k != "embedding" or self.encoder is None}
+
+
+class IdcnnSpec(CrfSpec):
+    """Strubell et al. 2017: embedding -> the same block of dilated convolutions, several times -> emissions -> CRF."""
+
+    type: Literal["idcnn"]
+    embedding: Size = 128
+    filters: Size = 128
+    width: Literal[3, 5, 7] = 3
+    dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
+    blocks: Size = 4
+    dropout: Share = 0.25
+
+
+ModelSpec = Annotated[
+    BertSpec | NezhaSpec | BiLSTMSpec | TextCNNSpec | TaggerSpec | IdcnnSpec, Field(discriminator="type")
+]
+
+
+def encoder_of(spec: BaseModel | None) -> BertSpec | NezhaSpec | None:
+    """The transformer in a model section: the model itself, or a tagger's encoder; None for the package's own."""
+    if isinstance(spec, TaggerSpec):
+        return spec.encoder
+    return spec if isinstance(spec, BertSpec | NezhaSpec) else None
+
+
+class AdversarialSpec(Closed):
+    """Perturb the embeddings against the model in training: methods of Goodfellow 2014, Miyato 2017, Madry 2018."""
+
+    type: Literal["fgm", "fgsm", "pgd"]
+    epsilon: Positive = 1.0
+    steps: PositiveInt = 3  # pgd only
+    step_size: Positive = 0.3  # pgd only
+    weight: Positive = 1.0  # of the loss on the perturbed input, added to the plain one
 
 
 class OptimizerSpec(Closed):
@@ -232,13 +317,22 @@ class OptimizerSpec(Closed):
     weight_decay: NonNegative = 0.01
     momentum: Probability = 0.9  # sgd only
     modules: dict[str, Positive] = {}
+    lr_scaling: Literal["sqrt"] | None = None  # all rates x sqrt(batch_size / reference_batch), see training/optim.py
+    reference_batch: PositiveInt | None = None  # the batch size that the rates are meant for
+
+    @model_validator(mode="after")
+    def scaled_from_a_batch(self) -> OptimizerSpec:
+        if (self.lr_scaling is None) != (self.reference_batch is None):
+            raise ValueError("lr_scaling and reference_batch: one needs the other")
+        return self
 
 
 class ScheduleSpec(Closed):
     """Warm-up (a share of all steps when under 1, else steps), then the named decay to `floor` x lr."""
 
-    type: Literal["linear", "cosine", "constant"] = "linear"
+    type: Literal["linear", "cosine", "constant", "exponential"] = "linear"
     warmup: NonNegative = 0.1
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # exponential only: the factor of each epoch on the last
     floor: Probability = 0.0
 
 
@@ -273,11 +367,13 @@ class TrainSpec(Closed):
     batch_tokens: PositiveInt | None = None  # or padded tokens per step over all ranks
     accumulation: PositiveInt = 1  # micro-batches a rank per step
     clip: Positive | None = 1.0  # global gradient norm
+    activation_checkpointing: bool = False  # of a transformer's layers: less memory, a third more computing
     precision: Precision = "auto"
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     evaluate_every: PositiveInt | None = None  # steps; default: once an epoch
-    metric: Literal["accuracy", "f1", "f1_weighted", "loss"] = "accuracy"
+    adversarial: AdversarialSpec | None = None
+    metric: Literal["accuracy", "f1", "f1_weighted", "f1_macro", "loss"] | None = None  # accuracy; tagging: f1
     patience: PositiveInt | None = None  # evaluations without a better score
     checkpoint_every: PositiveInt | None = None  # steps; default: once an epoch
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
@@ -288,6 +384,8 @@ class TrainSpec(Closed):
     def one_batch_size(self) -> TrainSpec:
         if self.batch_size and self.batch_tokens:
             raise ValueError("batch_size and batch_tokens exclude each other")
+        if self.batch_tokens and self.optimizer.lr_scaling:
+            raise ValueError("optimizer.lr_scaling: needs batch_size in place of batch_tokens")
         return self
 
 
@@ -308,9 +406,13 @@ class Student(TrainSpec):
 class Knowledge(Closed):
     """What of the teachers' outputs is stored, and how it is computed."""
 
-    outputs: Annotated[list[Literal["logits"]], Field(min_length=1)] = ["logits"]
+    # default: logits; of taggers, what the students' losses read
+    outputs: Annotated[list[Output], Field(min_length=1)] | None = None
     dtype: Literal["float16", "float32"] = "float16"
+    top_k: PositiveInt | None = None  # of the logits, the largest; the rest as one
     precision: Precision = "auto"
+    compile: bool = False  # torch.compile the teacher
+    unpadded: bool = False  # variable-length attention, on a GPU
     shard_rows: PositiveInt = 4096
     batch_tokens: PositiveInt = 4096
 
@@ -325,6 +427,8 @@ class Launch(Closed):
 
     processes: PositiveInt | Literal["auto"] = "auto"  # auto: every GPU, else 2 CPU processes
     accelerate_config: str = "ddp"  # a file of accelerate_configs/ by name, or a path
+    timeout: PositiveInt = 600  # seconds: ranks to arrive, a collective to end, a rank without a sign of life
+    time_limit: PositiveInt | None = None  # seconds, then as if asked to stop; a SLURM job's own is known
     stages: dict[Literal["prepare", "finetune", "precompute", "distill", "evaluate", "report"], StageLaunch] = {}
 
 

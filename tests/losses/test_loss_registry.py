@@ -10,14 +10,17 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from dtrain.losses import check_loss, coerce_parameters, loss_names, needs_teachers, registry
+from dtrain.losses import check_loss, coerce_parameters, find_loss, loss_names, registry
 from dtrain.recipe.schema import LossSpec
 
 
 def test_names_and_needs() -> None:
-    assert {"cross_entropy", "logit_regression", "soft_targets"} <= set(loss_names())
-    assert not needs_teachers("cross_entropy")
-    assert needs_teachers("soft_targets") and needs_teachers("logit_regression")
+    assert {"cross_entropy", "logit_regression", "soft_targets"} <= set(loss_names("classification"))
+    assert {"tag_likelihood", "emission_regression", "marginal_matching"} <= set(loss_names("tagging"))
+    assert not set(loss_names("classification")) & set(loss_names("tagging"))
+    assert find_loss("cross_entropy").teacher_output is None
+    assert find_loss("soft_targets").teacher_output == "logits"
+    assert find_loss("marginal_matching").teacher_output == "marginals"
 
 
 @pytest.mark.parametrize(
@@ -42,9 +45,9 @@ def test_what_is_refused(name: str, parameters: dict[str, object], message: str)
         check_loss(name, parameters)
 
 
-def test_unknown_loss_is_refused_by_needs_teachers() -> None:
+def test_unknown_loss_is_not_found() -> None:
     with pytest.raises(ValueError, match="unknown loss 'nil'"):
-        needs_teachers("nil")
+        find_loss("nil")
 
 
 def test_parameters_are_converted_and_completed() -> None:
@@ -69,7 +72,7 @@ def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("scratch_registry")
 def test_a_new_loss_is_a_function_and_a_line() -> None:
-    @registry.register(needs=("labels", "teachers"))
+    @registry.register("logits", "labels", "teachers.logits")
     def hinge(
         student_logits: NotImportedHere,  # type: ignore[name-defined]  # noqa: F821
         labels: NotImportedHere,  # type: ignore[name-defined]  # noqa: F821
@@ -79,7 +82,7 @@ def test_a_new_loss_is_a_function_and_a_line() -> None:
         power: int,
     ) -> None: ...
 
-    assert needs_teachers("hinge")
+    assert find_loss("hinge").teacher_output == "logits"
     assert coerce_parameters("hinge", {"power": "2"}) == {"margin": 1.0, "power": 2}
     with pytest.raises(ValueError, match="^power: field required"):
         check_loss("hinge", {})
@@ -92,20 +95,22 @@ def test_registration_mistakes_are_refused() -> None:
     def typed(student_logits: object, *, weight: float = 1.0) -> None: ...
 
     with pytest.raises(ValueError, match="registered twice"):
-        registry.register(needs=("labels",))(cross_entropy)
+        registry.register("logits", "labels")(cross_entropy)
     with pytest.raises(ValueError, match="'weight' is a key of every loss"):
-        registry.register(needs=())(typed)
-    with pytest.raises(ValueError, match=r"needs 'label' \(allowed: labels, teachers\)"):
-        registry.register(needs=("label",))(typed)
+        registry.register("logits")(typed)
+    with pytest.raises(ValueError, match=r"needs logits, label \(allowed: classification: logits, labels, "):
+        registry.register("logits", "label")(typed)
+    with pytest.raises(ValueError, match="needs logits, mask"):  # of two tasks
+        registry.register("logits", "mask")(typed)
 
 
 def test_checking_recipes_imports_no_torch() -> None:
     code = (
         "import sys\n"
-        "from dtrain.losses import build_losses, check_loss, needs_teachers\n"
+        "from dtrain.losses import build_losses, check_loss, find_loss\n"
         "from dtrain.recipe.schema import LossSpec\n"
         "spec = LossSpec.model_validate({'type': 'soft_targets', 'temperature': 3})\n"
-        "build_losses([spec]); needs_teachers('soft_targets')\n"
+        "build_losses([spec]); find_loss('soft_targets')\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

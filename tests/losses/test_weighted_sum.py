@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from dtrain.losses import build_losses
+from dtrain.losses import LossSum, build_losses
 from dtrain.losses.outputs import cross_entropy, logit_regression, soft_targets
 from dtrain.recipe.schema import LossSpec
+
+
+def call(
+    losses: LossSum, student: torch.Tensor, labels: torch.Tensor, teachers: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    given = {"logits": student, "labels": labels.clamp(min=0)}
+    return losses(given, {name: {"logits": logits} for name, logits in teachers.items()}, labels >= 0)
 
 
 def specs(*sections: dict[str, Any]) -> list[LossSpec]:
@@ -34,7 +41,7 @@ def test_sums_and_counts(batch: tuple[torch.Tensor, torch.Tensor, dict[str, torc
             {"type": "logit_regression", "teachers": ["a"]},
         )
     )
-    total, sums, counts = losses(student, labels, teachers)
+    total, sums, counts = call(losses, student, labels, teachers)
     hard = labels >= 0
     expected = {
         "cross_entropy": cross_entropy(student[hard], labels[hard], label_smoothing=0.1).sum(),
@@ -61,10 +68,10 @@ def test_any_cut_of_a_batch_adds_up(
 ) -> None:
     student, labels, teachers = batch
     losses = build_losses(specs({"type": "cross_entropy", "weight": 0.5}, {"type": "soft_targets"}))
-    whole, *_ = losses(student, labels, teachers)
+    whole, *_ = call(losses, student, labels, teachers)
     for cut in (0, 1, 4):  # the first part may be empty, or hold no labelled row
         parts = [
-            losses(student[rows], labels[rows], {name: z[rows] for name, z in teachers.items()})[0]
+            call(losses, student[rows], labels[rows], {name: z[rows] for name, z in teachers.items()})[0]
             for rows in (slice(None, cut), slice(cut, None))
         ]
         torch.testing.assert_close(sum(parts), whole)
@@ -73,7 +80,7 @@ def test_any_cut_of_a_batch_adds_up(
 def test_rows_without_label_have_no_hard_term() -> None:
     student = torch.randn(3, 4, requires_grad=True)
     losses = build_losses(specs({"type": "cross_entropy"}))
-    total, sums, counts = losses(student, torch.full((3,), -1), {})
+    total, sums, counts = call(losses, student, torch.full((3,), -1), {})
     total.backward()
     assert total.item() == sums["cross_entropy"].item() == counts["cross_entropy"].item() == 0
     assert student.grad is not None and not student.grad.any()
@@ -82,14 +89,14 @@ def test_rows_without_label_have_no_hard_term() -> None:
 def test_weight_zero_only_watches() -> None:
     student = torch.zeros(1, 2, requires_grad=True)
     losses = build_losses(specs({"type": "cross_entropy"}, {"type": "logit_regression", "weight": 0.0}))
-    total, sums, _ = losses(student, torch.tensor([0]), {"t": torch.tensor([[torch.inf, 0.0]])})
+    total, sums, _ = call(losses, student, torch.tensor([0]), {"t": torch.tensor([[torch.inf, 0.0]])})
     assert total.isfinite() and sums["logit_regression"].isinf()
 
 
 def test_half_precision_gives_float32_sums() -> None:
     losses = build_losses(specs({"type": "cross_entropy"}, {"type": "logit_regression"}))
     student = torch.randn(2, 3).half()
-    total, sums, _ = losses(student, torch.tensor([0, 1]), {"t": torch.randn(2, 3).half()})
+    total, sums, _ = call(losses, student, torch.tensor([0, 1]), {"t": torch.randn(2, 3).half()})
     assert total.dtype == torch.float32 and all(value.dtype == torch.float32 for value in sums.values())
 
 
@@ -97,11 +104,38 @@ def test_missing_teachers_are_named() -> None:
     student, labels = torch.zeros(1, 2), torch.tensor([0])
     losses = build_losses(specs({"type": "soft_targets", "teachers": ["a", "b"]}))
     with pytest.raises(KeyError, match=r"soft_targets: no logits of teacher 'b' \(given: a\)"):
-        losses(student, labels, {"a": student})
+        call(losses, student, labels, {"a": student})
     with pytest.raises(KeyError, match="needs the logits of a teacher"):
-        build_losses(specs({"type": "soft_targets"}))(student, labels, {})
+        call(build_losses(specs({"type": "soft_targets"})), student, labels, {})
 
 
 def test_no_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="none given"):
         build_losses([])
+
+
+def test_characters_are_counted_where_rows_have_many() -> None:
+    losses = build_losses(specs({"type": "tag_likelihood"}, {"type": "emission_regression", "weight": 0.5}))
+    emissions = torch.randn(2, 3, 4)
+    inputs = {
+        "nll": torch.tensor([5.0, 7.0]),
+        "emissions": emissions,
+        "mask": torch.tensor([[1, 1, 1], [1, 0, 0]]).bool(),
+    }
+    teachers = {"t": {"emissions": emissions}}
+    total, sums, counts = losses(inputs, teachers, torch.tensor([True, False]), torch.tensor([3, 1]))
+    assert total == sums["tag_likelihood"] == 5.0
+    assert counts == {"tag_likelihood": 3, "emission_regression": 4}
+
+
+def test_what_is_read_of_teachers() -> None:
+    losses = build_losses(
+        specs(
+            {"type": "tag_likelihood"},
+            {"type": "marginal_matching", "teachers": ["a"]},
+            {"type": "marginal_matching", "teachers": ["b"]},
+            {"type": "emission_regression"},
+        )
+    )
+    assert losses.teacher_outputs == {"marginals": {"a", "b"}, "emissions": None}
+    assert losses.need("marginals") and not losses.need("labels")
