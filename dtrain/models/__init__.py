@@ -1,21 +1,32 @@
-"""Classifiers: modules that know nothing of ranks or losses, built from a recipe or loaded from a folder.
+"""Classifiers and taggers: modules that know nothing of ranks or losses, built from a recipe or loaded from a folder.
 
-Every model is called `model(input_ids=, attention_mask=, token_type_ids=None)` with int64 [B, L] and returns
-something with `.logits` [B, C].
+Every classifier is called `model(input_ids=, attention_mask=, token_type_ids=None)` with int64 [B, L] and returns
+something with `.logits` [B, C]. A tagger also takes `tags=` and `marginals=` and returns a `TaggerOutput`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
+from dtrain.errors import InputError
 from dtrain.models import own
 from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint
-from dtrain.models.output import ClassifierOutput
-from dtrain.recipe.schema import EncoderSpec, ModelSpec
+from dtrain.models.output import ClassifierOutput, TaggerOutput
+from dtrain.recipe.schema import EncoderSpec, ModelSpec, encoder_of
 
-__all__ = ["ClassifierOutput", "build", "load", "parameter_count", "save_model", "weights_fingerprint"]
+__all__ = [
+    "ClassifierOutput",
+    "TaggerOutput",
+    "build",
+    "embedding_of",
+    "load",
+    "parameter_count",
+    "save_model",
+    "weights_fingerprint",
+]
 
 
 def build(
@@ -27,24 +38,51 @@ def build(
     tokenizer_path: Path | None = None,
     max_length: int | None = None,
 ) -> nn.Module:
-    """A new classifier in training mode on the CPU, a function of its arguments and torch's generator.
+    """A new model in training mode on the CPU, a function of its arguments and torch's generator.
 
     Args:
         spec: the recipe's `model` section.
         vocabulary: number of token ids of the tokenizer.
-        labels: names of the classes in order.
+        labels: names of the classes, or of a tagger's tags, in order.
         pad_id: id of the padding token.
         tokenizer_path: the tokenizer's folder, for the models that read it.
         max_length: longest text in tokens, for models with a limit.
 
     Raises:
-        InputError: naming the recipe's key; see `transformer.build_encoder`.
+        InputError: naming the recipe's key; see `transformer.build_classifier`.
     """
     if isinstance(spec, EncoderSpec):
-        from dtrain.models.transformer import build_encoder  # transformers takes 0.6 s; students need none of it
+        from dtrain.models.transformer import build_classifier  # transformers takes 0.6 s; students need none of it
 
-        model = build_encoder(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
+        model = build_classifier(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
         return in_own_memory(model)
     shape = spec.model_dump(exclude={"type"})
-    config = own.new_config(f"dtrain-{spec.type}", shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
-    return own.from_config(config)
+    model_type = f"dtrain-{spec.type}"
+    encoder_spec = encoder_of(spec)
+    if encoder_spec is None:
+        return own.from_config(own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id))
+    from dtrain.models.transformer import build_encoder, encoder_config
+
+    encoder = build_encoder(encoder_spec, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
+    shape |= {"encoder": encoder_config(encoder), "embedding": None}
+    config = own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
+    try:
+        return in_own_memory(own.from_config(config, encoder))
+    except ValueError as error:  # a fusion of more layers than a pretrained encoder has
+        raise InputError(f"model.{error}") from None
+
+
+def embedding_of(model: nn.Module) -> nn.Module:
+    """The module that turns token ids [B, L] into the vectors [B, L, E] of tokens, of any model of the package.
+
+    Raises:
+        TypeError: if the model has none that is known.
+    """
+    for holder in (model, getattr(model, "encoder", None)):
+        get: Callable[[], nn.Module] | None = getattr(holder, "get_input_embeddings", None)
+        if get is not None:
+            return get()
+    embedding = getattr(model, "embedding", None)
+    if not isinstance(embedding, nn.Module):
+        raise TypeError(f"{type(model).__name__}: has no word embedding that is known")
+    return embedding

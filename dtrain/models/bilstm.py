@@ -67,13 +67,9 @@ class BiLSTM(nn.Module):
         ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
         if ids.shape[1] == 0:
             ids = functional.pad(ids, (0, 1), value=self.pad_token_id)
-        # Ids are packed, not vectors: what is sorted and copied is then 1 number a token, and padding is
-        # never embedded.
-        packed = pack_padded_sequence(ids, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        embedded = PackedSequence(
-            self.embedding(packed.data), packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
-        )
-        states, (final, _) = self.lstm(embedded)
+        embedded = self.embedding(ids)  # row by row, for who perturbs it there
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, (final, _) = self.lstm(packed)
         if self.pooling == "final":
             features = torch.cat([final[-2], final[-1]], dim=1).tanh()
         else:

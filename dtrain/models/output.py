@@ -1,4 +1,4 @@
-"""What the package's own classifiers return."""
+"""What the package's own models return."""
 
 from __future__ import annotations
 
@@ -12,3 +12,16 @@ class ClassifierOutput(NamedTuple):
 
     logits: Tensor
     features: Tensor
+
+
+class TaggerOutput(NamedTuple):
+    """Of N characters, T tags: `logits` float32 [B, N, T], the emissions; `mask` bool [B, N], True for characters.
+
+    Where asked for: `nll` float32 [B], the negative log-likelihood of the given tags summed over characters, and
+    `marginals` float32 [B, N, T], log p(tag_i = t | x).
+    """
+
+    logits: Tensor
+    mask: Tensor
+    nll: Tensor | None
+    marginals: Tensor | None

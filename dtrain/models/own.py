@@ -1,15 +1,27 @@
-"""The package's own classifiers and their configuration, from which one is built or rebuilt."""
+"""The package's own models and their configuration, from which one is built or rebuilt."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from dtrain import __version__
 from dtrain.models.bilstm import BiLSTM
+from dtrain.models.idcnn import IDCNN
+from dtrain.models.sequence import SequenceTagger
+from dtrain.models.tagger import Tagger
 from dtrain.models.textcnn import TextCNN
 
+OwnModel = BiLSTM | TextCNN | Tagger | IDCNN
+
 # By `model_type` in config.json; a recipe's `model.type` is the part after "dtrain-".
-CLASSES: dict[str, type[BiLSTM] | type[TextCNN]] = {"dtrain-bilstm": BiLSTM, "dtrain-textcnn": TextCNN}
+CLASSES: dict[str, type[OwnModel]] = {
+    "dtrain-bilstm": BiLSTM,
+    "dtrain-textcnn": TextCNN,
+    "dtrain-tagger": Tagger,
+    "dtrain-idcnn": IDCNN,
+}
 
 
 def new_config(
@@ -28,18 +40,26 @@ def new_config(
     }
 
 
-def from_config(config: dict[str, Any]) -> BiLSTM | TextCNN:
+def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> OwnModel:
     """A new model with `config` as its `.config`.
+
+    Args:
+        config: as `new_config` makes it; a tagger's also has `encoder`, the transformers configuration or None.
+        encoder: taken instead of a new one that `config` describes.
 
     Raises:
         KeyError: if the configuration lacks a key.
     """
     model_class = CLASSES[config["model_type"]]
-    model = model_class(
-        vocab_size=config["vocab_size"],
-        classes=len(config["id2label"]),
-        pad_token_id=config["pad_token_id"],
-        **{key: config[key] for key in model_class.SHAPE},
-    )
+    labels = [label for _, label in sorted(config["id2label"].items())]
+    arguments: dict[str, Any] = {key: config[key] for key in ("vocab_size", "pad_token_id", *model_class.SHAPE)}
+    arguments |= {"tags": labels} if issubclass(model_class, SequenceTagger) else {"classes": len(labels)}
+    if model_class is Tagger:
+        if encoder is None and config["encoder"] is not None:
+            from dtrain.models.transformer import encoder_from_config  # transformers takes 0.6 s to import
+
+            encoder = encoder_from_config(config["encoder"])
+        arguments["encoder"] = encoder
+    model = model_class(**arguments)
     model.config = config
     return model

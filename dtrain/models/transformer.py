@@ -1,12 +1,15 @@
-"""BERT and NEZHA classifiers through transformers: from scratch (size or shape) or pretrained (folder or hub name)."""
+"""BERT and NEZHA through transformers, as classifiers or as encoders of taggers, from scratch or pretrained."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     PreTrainedModel,
@@ -21,7 +24,7 @@ ATTENTION = "sdpa"
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
-def build_encoder(
+def build_classifier(
     spec: EncoderSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None = None
 ) -> PreTrainedModel:
     """A classifier in training mode, float32; what is not pretrained is drawn from torch's generator.
@@ -30,16 +33,62 @@ def build_encoder(
         InputError: naming the recipe's key, for a shape that does not fit or a pretrained model that is not
             there, is damaged, or is too small for the tokenizer or `max_length`.
     """
+    maps = _label_maps(labels)
     if spec.pretrained:
-        model = _pretrained(spec, vocabulary=vocabulary, labels=labels, max_length=max_length)
+        key = "model.pretrained"
+        model = _pretrained(AutoModelForSequenceClassification, spec, key, vocabulary, max_length, **maps)
     else:
-        model = _from_scratch(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
+        config = _new_config(spec, vocabulary, pad_id, max_length, **maps)
+        config.architectures = [f"{'Nezha' if isinstance(spec, NezhaSpec) else 'Bert'}ForSequenceClassification"]
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
     return model.train()
 
 
-def _from_scratch(
-    spec: EncoderSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None
-) -> PreTrainedModel:
+def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length: int | None = None) -> PreTrainedModel:
+    """A tagger's encoder, without head and pooler, in training mode, float32.
+
+    Raises:
+        InputError: as `build_classifier`.
+    """
+    if spec.pretrained:
+        model = _pretrained(AutoModel, spec, "model.encoder.pretrained", vocabulary, max_length)
+    else:
+        config = _new_config(spec, vocabulary, pad_id, max_length)
+        model = AutoModel.from_config(config, attn_implementation=ATTENTION)
+    return _without_pooler(model).train()
+
+
+def encoder_config(encoder: PreTrainedModel) -> dict[str, Any]:
+    """The encoder's configuration as JSON holds it, without what names files or labels."""
+    values = json.loads(json.dumps(encoder.config.to_dict()))
+    return {key: value for key, value in values.items() if key not in ("_name_or_path", "id2label", "label2id")}
+
+
+def encoder_from_config(config: dict[str, Any]) -> PreTrainedModel:
+    """A new encoder, as `build_encoder` makes it, with the shape that `encoder_config` told.
+
+    Raises:
+        ValueError: if it describes no model.
+    """
+    try:
+        values = dict(config)
+        known = AutoConfig.for_model(values.pop("model_type"), **values)
+        model = AutoModel.from_config(
+            known, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+        )
+    except Exception as error:  # its values reach every part of the model's constructor
+        raise ValueError(f"encoder: {_first_line(error)}") from None
+    return _without_pooler(model).train()
+
+
+def _without_pooler(model: Any) -> Any:
+    """Taggers do not read it, and DDP waits for the gradient of every parameter."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _new_config(spec: EncoderSpec, vocabulary: int, pad_id: int, max_length: int | None, **labels: Any) -> Any:
     hidden, layers, heads = spec.shape()
     dropouts: dict[str, Any] = {} if spec.dropout is None else dict.fromkeys(DROPOUTS, spec.dropout)
     shape: dict[str, Any] = {
@@ -50,32 +99,30 @@ def _from_scratch(
         "intermediate_size": spec.intermediate or 4 * hidden,
         "max_position_embeddings": max(POSITIONS, max_length or 0),
         "pad_token_id": pad_id,
-        **_label_maps(labels),
+        **labels,
         **dropouts,
     }
     if isinstance(spec, NezhaSpec):
-        config: Any = AutoConfig.for_model("nezha", max_relative_position=spec.max_relative_position, **shape)
-        config.architectures = ["NezhaForSequenceClassification"]
-    else:
-        config = BertConfig(architectures=["BertForSequenceClassification"], **shape)
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+        return AutoConfig.for_model("nezha", max_relative_position=spec.max_relative_position, **shape)
+    return BertConfig(**shape)
 
 
-def _pretrained(spec: EncoderSpec, *, vocabulary: int, labels: list[str], max_length: int | None) -> PreTrainedModel:
+def _pretrained(
+    auto: Any, spec: EncoderSpec, key: str, vocabulary: int, max_length: int | None, **labels: Any
+) -> PreTrainedModel:
     name = str(spec.pretrained)
-    key = "model.pretrained"
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise InputError(f"{key}: {name}: has no config.json")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_label_maps(labels))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
     except (OSError, ValueError) as error:
         raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {_first_line(error)}") from None
     if spec.dropout is not None:
-        _set_dropout(config, spec.dropout)
-    _check_room(config, name, vocabulary, max_length)
+        _set_dropout(config, spec.dropout, key)
+    _check_room(config, name, key, vocabulary, max_length)
     try:
         with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = auto.from_pretrained(
                 name,
                 config=config,
                 dtype="float32",
@@ -100,18 +147,18 @@ def _label_maps(labels: list[str]) -> dict[str, Any]:
     }
 
 
-def _set_dropout(config: Any, dropout: float) -> None:
+def _set_dropout(config: Any, dropout: float, key: str) -> None:
     if not hasattr(config, DROPOUTS[0]):
-        raise InputError(f"model.dropout: cannot be set for a pretrained {config.model_type!r} model")
+        where = key.replace("pretrained", "dropout")
+        raise InputError(f"{where}: cannot be set for a pretrained {config.model_type!r} model")
     for name in DROPOUTS:
         setattr(config, name, dropout)
 
 
-def _check_room(config: Any, name: str, vocabulary: int, max_length: int | None) -> None:
+def _check_room(config: Any, name: str, key: str, vocabulary: int, max_length: int | None) -> None:
     if vocabulary > config.vocab_size:
         raise InputError(
-            f"model.pretrained: {name}: has {config.vocab_size} token embeddings, but its tokenizer has "
-            f"{vocabulary} tokens"
+            f"{key}: {name}: has {config.vocab_size} token embeddings, but its tokenizer has {vocabulary} tokens"
         )
     positions = getattr(config, "max_position_embeddings", None)
     if max_length and positions and max_length > positions and config.model_type != "nezha":
@@ -120,8 +167,8 @@ def _check_room(config: Any, name: str, vocabulary: int, max_length: int | None)
 
 def _check_encoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
     """Refuse a checkpoint that would leave part of the encoder at random values."""
-    prefix = model.base_model_prefix + "."
-    absent = [key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key]
+    prefix = "" if model.base_model is model else model.base_model_prefix + "."
+    absent = [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler." not in key]
     misfit = [key for key, *_ in info["mismatched_keys"] if key.startswith(prefix)]
     if absent:
         raise InputError(f"{where}: lacks {sorted(absent)[0]} and {len(absent) - 1} more weights of the encoder")

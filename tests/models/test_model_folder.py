@@ -140,7 +140,7 @@ def test_absent_folder_and_files(tmp_path: Path) -> None:
     [
         ('{\n"model_type": }', "config.json:2: not valid JSON"),
         ("[]", "config.json:1: must be a JSON object"),
-        ("{}", "model_type: unknown None (allowed: dtrain-bilstm, dtrain-textcnn, or"),
+        ("{}", "model_type: unknown None (allowed: dtrain-bilstm, dtrain-textcnn, dtrain-tagger, dtrain-idcnn, or"),
         ('{"model_type": "dtrain-textcn"}', "unknown 'dtrain-textcn'; did you mean 'dtrain-textcnn'?"),
         ('{"model_type": ["bert"]}', "model_type: unknown ['bert']"),
         ('{"model_type": "dtrain-bilstm"}', "config.json: id2label: is missing"),
