@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import traceback
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from dtrain import __version__
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError, InputError
-from dtrain.log import is_main_process
+from dtrain.log import be_quiet, is_main_process
 
 if TYPE_CHECKING:
+    from dtrain.machines import Machines
     from dtrain.recipe import Recipe
+    from dtrain.students.groups import Group
 
 STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
 HELP = {
@@ -22,9 +25,10 @@ HELP = {
     "precompute": "every teacher's outputs, once, into the knowledge store",
     "distill": "train every student, placed over the ranks",
     "evaluate": "score every model, each row once over all ranks",
-    "predict": "label new text with a trained model",
+    "predict": "label or tag new text with a trained model",
     "report": "tables, plots and one page that compares teachers and students",
     "run": "every stage in order, starting `accelerate launch` itself",
+    "submit": "every stage in order as SLURM jobs that wait for each other",
     "check": "validate the recipe and its data, print the resolved recipe, train nothing",
     "recipes": "list the shipped recipes",
 }
@@ -52,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
         if name == "run":
             command.add_argument("--stages", help=f"only these, comma-separated (of {','.join(STAGES)})")
             command.add_argument("--here", action="store_true", help="run inside this process or launch, start nothing")
+            command.add_argument("--group", metavar="K/N", help="of the students, only group K (from 0) of N")
+            command.add_argument("--machines", type=int, default=1, help="how many run this same command together")
+            command.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")
+            command.add_argument(
+                "--rendezvous", metavar="HOST:PORT", help="the first machine; 8 ports from PORT are used"
+            )
+        elif name == "submit":
+            _add_submit_options(command)
         elif name == "check":
             command.add_argument("--store", action="store_true", help="also verify every byte of the knowledge stores")
         elif name == "predict":
@@ -63,11 +75,23 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--output", help="where to write (default: stdout)")
             command.add_argument(
                 "--form",
-                choices=("jsonl", "tsv", "clue"),
+                choices=("jsonl", "tsv", "clue", "conll"),
                 default="jsonl",
                 help="what to write (default: jsonl)",
             )
     return top
+
+
+def _add_submit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--partition", default="", help="default: the cluster's")
+    command.add_argument("--nodes", type=int, default=1, help="for finetune and precompute (default: 1)")
+    command.add_argument("--gpus", type=int, default=0, help="a node (default: 0)")
+    command.add_argument("--cpus", type=int, default=4, help="a node (default: 4)")
+    command.add_argument("--groups", type=int, default=1, help="of students, a job each (default: 1)")
+    command.add_argument("--time", default="04:00:00", help="of a job; a longer stage is requeued (default: 04:00:00)")
+    command.add_argument("--requeues", type=int, default=5, help="of one job at most (default: 5)")
+    command.add_argument("--dry-run", action="store_true", help="print the sbatch commands; nothing is written")
+    command.add_argument("--local", action="store_true", help="run the same plan here, without SLURM")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,6 +142,7 @@ def _command(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     launched = "LOCAL_RANK" in os.environ
     try:
+        machines, group = _places(arguments)
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         stages = _stages(arguments)
         # Ranks of a launch let the main one read the files, once they are connected.
@@ -133,16 +158,37 @@ def _command(arguments: argparse.Namespace) -> int:
         from dtrain.stages.check import run as check
 
         return check(recipe, store=arguments.store)
+    if arguments.command == "submit":
+        from dtrain.submit import Cluster, submit
+
+        asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Cluster)}
+        return submit(recipe, Cluster(**asked), dry_run=arguments.dry_run, local=arguments.local)
+    from dtrain import signals
+
+    signals.limit_time(recipe.launch.time_limit)
     if arguments.command == "run" and not launched and not arguments.here:
         from dtrain.launch import run_everything
 
-        return run_everything(recipe, stages, arguments.recipe, arguments.overrides)
-    from dtrain import signals
+        words = [arguments.recipe, *arguments.overrides, *(["--group", arguments.group] if arguments.group else [])]
+        return run_everything(group.own(recipe) if group else recipe, stages, words, machines)
     from dtrain.stages import run_stages
 
     if arguments.command != "predict":
         signals.listen()
     return run_stages(recipe, stages, arguments)
+
+
+def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
+    """Which machine and which group of students `dtrain run` was told to be."""
+    from dtrain.machines import ONE_MACHINE, parse_machines
+    from dtrain.students.groups import parse_group
+
+    if arguments.command != "run":
+        return ONE_MACHINE, None
+    machines = parse_machines(arguments.machines, arguments.machine_rank, arguments.rendezvous)
+    if machines.rank:
+        be_quiet()
+    return machines, parse_group(arguments.group)
 
 
 def _stages(arguments: argparse.Namespace) -> list[str]:
@@ -176,9 +222,10 @@ def entry() -> None:
         code = main()
     except Exception as error:
         # When a rank dies, the others' collectives fail; the reason is that rank's to tell.
-        if "gloo" in str(error) or "NCCL" in str(error):
-            rank = os.environ.get("RANK", "0")
-            print(f"dtrain: rank {rank} lost the connection to another rank", file=sys.stderr, flush=True)
+        if any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup")):
+            late = "imed out" in str(error) or "imeout" in str(error)
+            what = "waited in a collective longer than launch.timeout for" if late else "lost the connection to"
+            print(f"dtrain: rank {os.environ.get('RANK', '0')} {what} another rank", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
         code = EXIT_FAILED

@@ -9,13 +9,12 @@ from dtrain.data import PreparedData, tokenizer_name
 from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.log import say
-from dtrain.metrics import per_class, scores
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
 from dtrain.training.engine import resolve_precision
-from dtrain.training.evaluation import count_part
+from dtrain.training.tasks import task_of
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -39,10 +38,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         world.main_first(functools.partial(write_json, path, record))
         for part, found in record["parts"].items():
             score = found["scores"]
-            say(
-                f"{kind[:-1]} {member.name}: {part}: accuracy {score['accuracy']:.4f}, f1 {score['f1']:.4f}, "
-                f"loss {score['loss']:.4f} on {score['rows']:,} rows"
-            )
+            words = f"{task_of(data).headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
+            say(f"{kind[:-1]} {member.name}: {part}: {words}")
 
 
 def _evaluate(
@@ -57,21 +54,18 @@ def _evaluate(
     """What `evaluation.json` holds of one model, but for the fingerprint."""
     precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
     model = load(folder.model(kind, member.name))
-    record: dict[str, Any] = {"labels": data.labels, "precision": precision, "parts": {}}
+    task = task_of(data)
+    record: dict[str, Any] = {"task": task.name, "labels": data.labels, "precision": precision, "parts": {}}
+    if task.types:
+        record["types"] = task.types
     for part in parts:
-        confusion, loss = count_part(
+        record["parts"][part] = task.record(
             model,
             data.part(part, tokenizer_name(member)),
             world,
-            classes=len(data.labels),
             precision=precision,
             batch_tokens=recipe.knowledge.batch_tokens,
         )
-        record["parts"][part] = {
-            "scores": {**scores(confusion), "loss": loss},
-            "per_class": per_class(confusion, data.labels),
-            "confusion": confusion.counts.tolist(),
-        }
     return record
 
 

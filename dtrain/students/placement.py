@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dtrain.data import PreparedData, tokenizer_name
-from dtrain.recipe.schema import BiLSTMSpec, Student, TextCNNSpec
+from dtrain.recipe.schema import BiLSTMSpec, IdcnnSpec, Student, TaggerSpec, TextCNNSpec, encoder_of
 
 
 def cost(student: Student, data: PreparedData) -> float:
@@ -15,15 +15,26 @@ def cost(student: Student, data: PreparedData) -> float:
     parts = [data.part(part, tokenizer_name(student)) for part in student.rows or ["train"]]
     tokens = float(sum(part.lengths.sum() for part in parts)) * student.epochs
     spec = student.model
+    per_token = 0
+    encoder = encoder_of(spec)
+    if encoder is not None:
+        hidden, layers, _ = encoder.shape()
+        per_token += 12 * hidden * hidden * layers
     if isinstance(spec, TextCNNSpec):
-        per_token = spec.embedding * spec.filters * sum(spec.widths)
+        per_token += spec.embedding * spec.filters * sum(spec.widths)
     elif isinstance(spec, BiLSTMSpec):
-        # The recurrence runs token after token: about three times as slow as its arithmetic (measured, 2 cores).
-        per_token = 3 * 2 * 4 * spec.hidden * (spec.embedding + spec.hidden + (spec.layers - 1) * 3 * spec.hidden)
-    else:
-        hidden, layers, _ = spec.shape()
-        per_token = 12 * hidden * hidden * layers
+        per_token += _recurrence(spec.hidden, spec.embedding + spec.hidden + (spec.layers - 1) * 3 * spec.hidden)
+    elif isinstance(spec, TaggerSpec) and spec.lstm:
+        width = encoder.shape()[0] if encoder is not None else spec.embedding
+        per_token += _recurrence(spec.lstm, width + spec.lstm)
+    elif isinstance(spec, IdcnnSpec):
+        per_token += spec.filters**2 * spec.width * len(spec.dilations) * spec.blocks
     return tokens * per_token
+
+
+def _recurrence(hidden: int, inputs: int) -> int:
+    """It runs token after token: about three times as slow as its arithmetic (measured, 2 cores)."""
+    return 3 * 2 * 4 * hidden * inputs
 
 
 def queue(students: list[Student], data: PreparedData) -> list[Student]:

@@ -17,6 +17,7 @@ from dtrain.distributed import World
 from dtrain.errors import DtrainError
 from dtrain.metrics import Confusion, scores
 from dtrain.training.inference import forward_batches
+from dtrain.training.task import check_coverage
 
 
 def evaluate_part(
@@ -83,17 +84,8 @@ def count_part(
     if distributed:
         confusion, by_row = Confusion(world.sum(confusion.counts)), world.sum(by_row)
 
-    _check_coverage(part, by_row[:, 1], confusion)
+    check_coverage(part, by_row[:, 1])
+    if confusion.rows != len(labelled):
+        raise DtrainError(f"{confusion.rows} rows were counted, but {len(labelled)} are labelled")
     # fsum rounds once, whatever the order: the mean has the same last digit for any number of ranks.
     return confusion, math.fsum(by_row[:, 0].tolist()) / max(len(labelled), 1)
-
-
-def _check_coverage(part: Part, times: torch.Tensor, confusion: Confusion) -> None:
-    """Raise DtrainError unless every labelled row, and no other, was scored once."""
-    wanted = part.labels >= 0
-    wrong = np.flatnonzero(times.numpy() != wanted)
-    if len(wrong):
-        shown = ", ".join(f"{part.ids[i]} ({times[i]:g} times)" for i in wrong[:5])
-        raise DtrainError(f"{len(wrong)} rows were not scored once: ids {shown}; do all ranks see the same data?")
-    if confusion.rows != wanted.sum():
-        raise DtrainError(f"{confusion.rows} rows were counted, but {wanted.sum()} are labelled")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dtrain.errors import InputError
-from dtrain.recipe.schema import OptimizerSpec, ScheduleSpec
+from dtrain.recipe.schema import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.training.lamb import Lamb
 
 
@@ -52,13 +52,52 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
 
 
-def rate(spec: ScheduleSpec, total_steps: int) -> Callable[[int], float]:
-    """The factor on every group's rate at step 0, 1, ..., total_steps - 1; never 0 while training goes on."""
+def scaled_to_batch(spec: TrainSpec) -> tuple[OptimizerSpec, ScheduleSpec]:
+    """Optimizer and schedule for the batch size at hand: `lr_scaling: sqrt` of You et al. (1904.00962, section 4).
+
+    With k = batch_size / reference_batch, rates are multiplied by √k, and a warm-up given as a share by k (one given
+    in steps stays, as k times larger batches make k times fewer steps an epoch). The paper's table 4, BERT
+    pre-training with LAMB over a fixed number of epochs, is this rule from its first line on:
+
+        batch       512      1k       2k      4k      8k      16k     32k
+        10³ · lr    5/2^3    5/2^2.5  5/2^2   5/2^1.5 5/2^1   5/2^0.5 5/2^0
+        warm-up     1/320    1/160    1/80    1/40    1/20    1/10    1/5
+
+    Raises:
+        InputError: where the warm-up would take all of the training.
+    """
+    optimizer, schedule = spec.optimizer, spec.schedule
+    if optimizer.lr_scaling is None:
+        return optimizer, schedule
+    assert spec.batch_size is not None
+    assert optimizer.reference_batch is not None
+    k = spec.batch_size / optimizer.reference_batch
+    modules = {prefix: lr * math.sqrt(k) for prefix, lr in optimizer.modules.items()}
+    optimizer = optimizer.model_copy(update={"lr": optimizer.lr * math.sqrt(k), "modules": modules})
+    if schedule.warmup < 1:
+        if schedule.warmup * k >= 1:
+            raise InputError(
+                f"schedule.warmup: {schedule.warmup:g} of the steps becomes {schedule.warmup * k:g} at batch_size "
+                f"{spec.batch_size} (reference_batch {spec.optimizer.reference_batch}); it must stay under 1"
+            )
+        schedule = schedule.model_copy(update={"warmup": schedule.warmup * k})
+    return optimizer, schedule
+
+
+def rate(spec: ScheduleSpec, total_steps: int, epochs: int) -> Callable[[int], float]:
+    """The factor on every group's rate at step 0, 1, ..., total_steps - 1; never 0 while training goes on.
+
+    Warm-up rises to the decay's first value; 'exponential' multiplies the rate by `decay` after each epoch, counted
+    from the first step (warm-up included).
+    """
     warmup = round(spec.warmup * total_steps) if spec.warmup < 1 else int(spec.warmup)
 
     def factor(step: int) -> float:
+        ramp = (step + 1) / warmup if step < warmup else 1.0
+        if spec.type == "exponential":
+            return ramp * max(spec.floor, spec.decay ** (step * epochs // total_steps))
         if step < warmup:
-            return (step + 1) / warmup
+            return ramp
         left = (total_steps - step) / max(1, total_steps - warmup)
         if spec.type == "constant":
             shape = 1.0

@@ -16,6 +16,8 @@ from dtrain.errors import Stopped
 from dtrain.losses import build_losses
 from dtrain.models import build
 from dtrain.recipe.schema import BiLSTMSpec, LossSpec, Student
+from dtrain.training.adversarial import Adversary
+from dtrain.training.classification import Classification
 from dtrain.training.engine import Engine
 from dtrain.training.evaluation import evaluate_part
 from dtrain.training.loop import Diverged, Fit, Position, fit
@@ -39,7 +41,7 @@ class StopAt(StopRequest):
 
 def spec(**changes: Any) -> Student:
     values = {"name": "s", "model": {"type": "bilstm", "embedding": 6, "hidden": 5, "dropout": 0.3}, "seed": 3,
-              "epochs": 4, "batch_size": 7, "optimizer": {"lr": 0.01}}  # fmt: skip
+              "epochs": 4, "batch_size": 7, "optimizer": {"lr": 0.01}, "metric": "accuracy"}  # fmt: skip
     return Student.model_validate(values | changes)
 
 
@@ -50,18 +52,21 @@ def train(
     assert isinstance(student.model, BiLSTMSpec)
     model = build(student.model, vocabulary=30, labels=["even", "odd"], pad_id=0)
     engine = Engine(world, model, build_optimizer(model, student.optimizer), together=False, precision="fp32")
+    task = Classification(["even", "odd"], [])
     losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
+    whole = task.loss(losses, rows, {}, torch.device("cpu"))
+    adversary = Adversary(student.adversarial, model) if student.adversarial else None
     calls = 0
 
     def loss(model: torch.nn.Module, index: np.ndarray) -> Any:
         nonlocal calls
         calls += 1
-        labels = torch.from_numpy(rows.labels[index])
-        total, sums, counts = losses(model(**rows.collate(index)).logits, labels, {})
+        total, sums, counts = whole(model, index)
         return (total * math.nan if calls == spoil_at else total), sums, counts
 
     job = Fit(
-        title="s", spec=student, engine=engine, rows=rows, loss=loss,
+        title="s", spec=student, engine=engine, rows=rows, units=task.units(rows), loss=loss,
+        headline=task.headline, adversary=adversary,
         evaluate=lambda m: evaluate_part(m, rows, world, classes=2, precision="fp32", distributed=False),
         checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=StopAt(stop_at),
     )  # fmt: skip
@@ -81,7 +86,9 @@ def without_times(position: Position) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stops", [[0], [1, 0], [0, 0, 0, 0, 0], [3, 2]])
-@pytest.mark.parametrize("changes", [{}, {"batch_size": None, "batch_tokens": 40}, {"evaluate_every": 4}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch_size": None, "batch_tokens": 40}, {"evaluate_every": 4}, {"adversarial": {"type": "fgm"}}]
+)
 def test_stopped_and_continued_is_bit_for_bit_undisturbed(
     world: World, rows: Part, tmp_path: Path, stops: list[int], changes: dict[str, Any]
 ) -> None:
@@ -170,9 +177,9 @@ def test_a_damaged_checkpoint_is_skipped(
     with pytest.raises(Stopped):
         train(world, rows, tmp_path, spec(), stop_at=3)
     (step,) = (tmp_path / "checkpoints").glob("step-*")
-    content = bytearray((step / "tensors.pt").read_bytes())
+    content = bytearray((step / "tensors.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
-    (step / "tensors.pt").write_bytes(content)
+    (step / "tensors.safetensors").write_bytes(content)
     again, _ = train(world, rows, tmp_path, spec())
-    assert "tensors.pt is damaged" in capsys.readouterr().err
+    assert "tensors.safetensors is damaged" in capsys.readouterr().err
     assert_same(again, expected)

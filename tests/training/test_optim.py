@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dtrain.errors import InputError
-from dtrain.recipe.schema import OptimizerSpec, ScheduleSpec
-from dtrain.training.optim import build_optimizer, parameter_groups, rate
+from dtrain.recipe.schema import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.training.optim import build_optimizer, parameter_groups, rate, scaled_to_batch
 
 
 class Model(nn.Module):
@@ -63,19 +63,45 @@ def test_linear_is_transformers_schedule_one_step_on() -> None:
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = get_linear_schedule_with_warmup(optimizer, 3, 10)
-    ours = rate(ScheduleSpec(type="linear", warmup=3), 10)
+    ours = rate(ScheduleSpec(type="linear", warmup=3), 10, 1)
     for step in range(10):
         expected = theirs.lr_lambdas[0](step)
         assert ours(step) == pytest.approx(expected if step >= 3 else (step + 1) / 3)
 
 
 def test_shapes() -> None:
-    cosine = rate(ScheduleSpec(type="cosine", warmup=0.0), 100)
+    cosine = rate(ScheduleSpec(type="cosine", warmup=0.0), 100, 1)
     assert cosine(0) == pytest.approx(1.0)
     assert cosine(50) == pytest.approx(0.5)
     assert cosine(99) == pytest.approx(0.000247, abs=1e-5)
-    constant = rate(ScheduleSpec(type="constant", warmup=0.2), 10)
+    constant = rate(ScheduleSpec(type="constant", warmup=0.2), 10, 1)
     assert [constant(step) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
-    floored = rate(ScheduleSpec(type="linear", warmup=0, floor=0.1), 10)
+    floored = rate(ScheduleSpec(type="linear", warmup=0, floor=0.1), 10, 1)
     assert floored(0) == pytest.approx(1.0)
     assert floored(10) == pytest.approx(0.1)
+
+
+def test_square_root_scaling_is_the_lamb_papers_table() -> None:
+    """You et al. 2019, table 4: from the line of batch 512 follow those of 4k and 32k."""
+    for batch, lr, warmup in ((512, 5 / 2**3 * 1e-3, 1 / 320), (4096, 5 / 2**1.5 * 1e-3, 1 / 40), (32768, 5e-3, 1 / 5)):
+        spec = scaled_spec(batch)
+        optimizer, schedule = scaled_to_batch(spec)
+        assert optimizer.lr == pytest.approx(lr)
+        assert optimizer.modules["head"] == pytest.approx(2 * lr)
+        assert schedule.warmup == pytest.approx(warmup)
+
+
+def scaled_spec(batch: int) -> TrainSpec:
+    scaling = {"lr_scaling": "sqrt", "reference_batch": 512, "lr": 0.000625, "modules": {"head": 0.00125}}
+    values = {"name": "t", "model": {"type": "bilstm"}, "schedule": {"warmup": 1 / 320}, "batch_size": batch}
+    return TrainSpec.model_validate({**values, "optimizer": scaling})
+
+
+def test_a_warmup_that_would_never_end_is_refused() -> None:
+    with pytest.raises(InputError, match=r"schedule.warmup: 0.003125 of the steps becomes 1 at batch_size 163840"):
+        scaled_to_batch(scaled_spec(320 * 512))
+
+
+def test_scaling_needs_its_reference() -> None:
+    with pytest.raises(ValueError, match="one needs the other"):
+        OptimizerSpec.model_validate({"lr_scaling": "sqrt"})

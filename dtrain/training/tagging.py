@@ -1,0 +1,230 @@
+"""Tagging characters: what a tagger's training and scoring do with a batch of rows.
+
+Scores are counts of entities over whole documents: the pieces that a long text was cut into are joined again,
+whichever ranks tagged them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dtrain.data import Part, inference_batches
+from dtrain.distributed import World
+from dtrain.errors import DtrainError
+from dtrain.knowledge import StoreReader
+from dtrain.losses import LossSum
+from dtrain.metrics import count_entities, entities, entity_scores, per_type
+from dtrain.recipe.schema import LossSpec, Teacher
+from dtrain.training.inference import forward_outputs
+from dtrain.training.task import LossFunction, Task, check_coverage
+
+EXAMPLES = 12  # texts shown in the report
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """What a part's labelled rows came to, added over ranks."""
+
+    entities: Tensor  # int64 [types, 3]: right, predicted, gold
+    correct: int  # characters with the right tag
+    characters: int
+    rows: int
+    loss: float  # mean negative log-likelihood a character
+    examples: list[tuple[int, np.ndarray]]  # rows, wrong ones first, and their predicted tags
+
+
+class Tagging(Task):
+    """Task `tagging`: BIOES tags of characters, scored by entity."""
+
+    name = "tagging"
+    card_tag = "token-classification"
+
+    def units(self, part: Part) -> np.ndarray:
+        return part.characters
+
+    def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
+        return [LossSpec(type="tag_likelihood")]
+
+    def loss(
+        self, losses: LossSum, rows: Part, stores: Mapping[str, StoreReader], device: torch.device
+    ) -> LossFunction:
+        read = {
+            name: [output for output, names in losses.teacher_outputs.items() if names is None or name in names]
+            for name in stores
+        }
+        with_nll, with_marginals = losses.need("nll"), losses.need("marginals")
+
+        def loss(model: nn.Module, index: np.ndarray) -> Any:
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
+            tags = rows.collate_tags(index).to(device, non_blocking=True) if with_nll else None
+            output = model(**batch, tags=tags, marginals=with_marginals)
+            inputs = {"emissions": output.logits, "mask": output.mask}
+            if with_nll:
+                inputs["nll"] = output.nll
+            if with_marginals:
+                inputs["marginals"] = output.marginals
+            ids = rows.ids[index]
+            teachers: dict[str, dict[str, Tensor]] = {}
+            for name, outputs in read.items():
+                stored = {output: stores[name].ragged(output, ids)[0].to(device) for output in outputs}
+                for values in stored.values():
+                    if values.shape != output.logits.shape:
+                        raise DtrainError(
+                            f"knowledge of {name}: {list(values.shape)} values for these rows, "
+                            f"but the student has {list(output.logits.shape)}"
+                        )
+                teachers[name] = stored
+            labelled = torch.from_numpy(rows.labels[index] >= 0).to(device, non_blocking=True)
+            units = torch.from_numpy(rows.characters[index].astype(np.int64)).to(device, non_blocking=True)
+            return losses(inputs, teachers, labelled, units)
+
+        return loss
+
+    def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
+        return self._scores(tag_part(model, part, world, types=len(self.types), **how))
+
+    def record(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, Any]:
+        tagged = tag_part(model, part, world, types=len(self.types), **how)
+        return {
+            "scores": self._scores(tagged),
+            "per_type": per_type(tagged.entities, self.types),
+            "counts": tagged.entities.tolist(),
+            "examples": [self._example(part, row, tags) for row, tags in tagged.examples],
+        }
+
+    def headline(self, scores: Mapping[str, float]) -> str:
+        return f"entity f1 {scores['f1']:.4f} (precision {scores['precision']:.4f}, recall {scores['recall']:.4f})"
+
+    def _scores(self, tagged: Tagged) -> dict[str, float]:
+        return {
+            **entity_scores(tagged.entities, self.types),
+            "accuracy": tagged.correct / max(tagged.characters, 1),
+            "rows": tagged.rows,
+            "characters": tagged.characters,
+            "loss": tagged.loss,
+        }
+
+    def _example(self, part: Part, row: int, predicted: np.ndarray) -> dict[str, Any]:
+        text = part.rows()[row]["text"]
+        return {"text": text, "gold": self._spans(gold_tags(part, row)), "predicted": self._spans(predicted)}
+
+    def _spans(self, tags: np.ndarray) -> list[list[Any]]:
+        found = entities(tags, np.array([0, len(tags)]))
+        return [
+            [int(start), int(end), self.types[kind]]
+            for kind, start, end in zip(found.type, found.start, found.end, strict=True)
+        ]
+
+
+def gold_tags(part: Part, row: int) -> np.ndarray:
+    """int16 [characters of the row]."""
+    assert part.tags is not None
+    start, end = part.tag_offsets[row], part.tag_offsets[row + 1]
+    return part.tags[start:end]
+
+
+def tag_part(
+    model: nn.Module,
+    part: Part,
+    world: World,
+    *,
+    types: int,
+    precision: str,
+    batch_tokens: int = 4096,
+    distributed: bool = True,
+) -> Tagged:
+    """Tag a part's labelled rows, each once over all ranks; equal for any number of ranks.
+
+    Args:
+        distributed: share the rows among all ranks, each of which must call this with the same weights; otherwise
+            this process tags all rows by itself.
+
+    Raises:
+        DtrainError: a row was not tagged exactly once.
+    """
+    labelled = np.flatnonzero(part.labels >= 0)
+    batches = [labelled[batch] for batch in inference_batches(part.lengths[labelled], batch_tokens)]
+    mine = batches[world.rank :: world.size] if distributed else batches
+    answers = forward_outputs(
+        model,
+        part,
+        mine,
+        outputs=lambda output: (output.logits, output.mask, model.decode(output.logits, output.mask)),  # type: ignore[operator]
+        device=world.device,
+        precision=precision,
+        threads=world.threads,
+    )
+    predicted: dict[int, np.ndarray] = {}
+    by_row = torch.zeros(len(part), 3, dtype=torch.float64)  # loss, right tags, how often the row was tagged
+    for rows, (emissions, mask, tags) in zip(mine, answers, strict=True):
+        gold = part.collate_tags(rows).to(emissions.device)
+        with torch.inference_mode():
+            nll = model.nll(emissions, mask, gold)  # type: ignore[operator]
+        right = ((tags == gold) & mask).sum(1)
+        found = torch.stack([nll.double(), right.double(), torch.ones_like(nll, dtype=torch.float64)], dim=1).cpu()
+        by_row.index_add_(0, torch.from_numpy(rows), found)
+        for row, row_tags, length in zip(rows.tolist(), tags.cpu().numpy(), part.characters[rows], strict=True):
+            predicted[row] = row_tags[:length].astype(np.int16)
+
+    counts, examples = _count(part, predicted, types, world if distributed else None)
+    if distributed:
+        counts, by_row = world.sum(counts), world.sum(by_row)
+    check_coverage(part, by_row[:, 2])
+    characters = int(part.characters[labelled].sum())
+    return Tagged(
+        entities=counts,
+        correct=int(by_row[:, 1].sum()),
+        characters=characters,
+        rows=len(labelled),
+        # fsum rounds once, whatever the order: the mean has the same last digit for any number of ranks.
+        loss=math.fsum(by_row[:, 0].tolist()) / max(characters, 1),
+        examples=examples,
+    )
+
+
+def _count(
+    part: Part, predicted: dict[int, np.ndarray], types: int, world: World | None
+) -> tuple[Tensor, list[tuple[int, np.ndarray]]]:
+    """This rank's share of the entity counts, and examples over all ranks."""
+    assert part.documents is not None
+    document_of = np.unique(part.documents, return_inverse=True)[1]
+    pieces = np.bincount(document_of)[document_of]
+    whole = {row: tags for row, tags in predicted.items() if pieces[row] == 1}
+    split = {row: tags for row, tags in predicted.items() if pieces[row] > 1}
+    examples = _examples(part, whole)
+    rank, size = 0, 1
+    if world is not None:
+        rank, size = world.rank, world.size
+        split = {row: tags for found in world.gather_objects(split) for row, tags in found.items()}
+        examples = [example for found in world.gather_objects(examples) for example in found]
+    documents: dict[int, list[int]] = {}
+    for row in sorted(split):
+        documents.setdefault(int(document_of[row]), []).append(row)
+    groups = [[row] for row in sorted(whole)] + list(documents.values())[rank::size]
+    tags = {**whole, **split}
+    gold = [np.concatenate([gold_tags(part, row) for row in group]) for group in groups]
+    found = [np.concatenate([tags[row] for row in group]) for group in groups]
+    offsets = np.cumsum([0, *map(len, gold)])
+    empty = np.zeros(0, dtype=np.int16)
+    counts = count_entities(np.concatenate([empty, *gold]), np.concatenate([empty, *found]), offsets, types)
+    examples.sort(key=lambda example: example[:2])
+    return counts, [(row, tags) for _, row, tags in examples[:EXAMPLES]]
+
+
+def _examples(part: Part, predicted: dict[int, np.ndarray]) -> list[tuple[bool, int, np.ndarray]]:
+    """The first rows with a mistake, and the first without one that hold an entity."""
+    wrong, right = [], []
+    for row in sorted(predicted):
+        gold = gold_tags(part, row)
+        if not np.array_equal(gold, predicted[row]):
+            wrong.append((False, row, predicted[row]))
+        elif gold.any():
+            right.append((True, row, predicted[row]))
+    return [*wrong[: EXAMPLES - 4], *right[:4]]

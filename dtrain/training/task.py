@@ -1,0 +1,73 @@
+"""What a task decides: the loss of a batch of rows, and the scores of a part. `classification.py`, `tagging.py`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dtrain.data import Part
+from dtrain.errors import DtrainError
+
+if TYPE_CHECKING:
+    from dtrain.distributed import World
+    from dtrain.knowledge import StoreReader
+    from dtrain.losses import LossSum
+    from dtrain.recipe.schema import LossSpec, Teacher
+
+# (model, rows of the part, their numbers) -> the weighted loss sum, and by term its unweighted sum and count
+LossFunction = Callable[[nn.Module, np.ndarray], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
+
+
+class Task(ABC):
+    """How rows are trained on and scored.
+
+    Args:
+        labels: names of the classes or tags, in the order of a model's outputs.
+        types: entity types; empty for classification.
+    """
+
+    name: str
+    card_tag: str  # `pipeline_tag` of model cards
+
+    def __init__(self, labels: list[str], types: list[str]) -> None:
+        self.labels = labels
+        self.types = types
+
+    @abstractmethod
+    def units(self, part: Part) -> np.ndarray:
+        """What each row counts in the mean that is trained on, int [N]."""
+
+    @abstractmethod
+    def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
+        """The terms that a teacher is trained on."""
+
+    @abstractmethod
+    def loss(
+        self, losses: LossSum, rows: Part, stores: Mapping[str, StoreReader], device: torch.device
+    ) -> LossFunction:
+        """The weighted sum over rows of a part, teachers' outputs joined by row id."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
+        """Scores of a part's labelled rows, and `loss`; `how`: precision, batch_tokens, distributed."""
+
+    @abstractmethod
+    def record(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, Any]:
+        """What `evaluation.json` tells of a part, the scores included."""
+
+    @abstractmethod
+    def headline(self, scores: Mapping[str, float]) -> str:
+        """The scores that matter most, in words."""
+
+
+def check_coverage(part: Part, times: Tensor) -> None:
+    """Raise DtrainError unless every labelled row, and no other, was scored once; `times` [N] says how often."""
+    wrong = np.flatnonzero(times.numpy() != (part.labels >= 0))
+    if len(wrong):
+        shown = ", ".join(f"{part.ids[i]} ({times[i]:g} times)" for i in wrong[:5])
+        raise DtrainError(f"{len(wrong)} rows were not scored once: ids {shown}; do all ranks see the same data?")
