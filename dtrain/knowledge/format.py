@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dtrain.errors import DtrainError
 from dtrain.runfolder import fingerprint
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 IDENTITY_FILE = "identity.json"
 MANIFEST_FILE = "manifest.json"
 MAX_SHARD_BYTES = 64 * 2**20
+RAGGED = ("emissions", "marginals")  # a row of tags a character; every other output is one vector a row
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -46,27 +47,56 @@ class Identity(_Record):
     data: Hex  # rows, their text and their ids
 
 
+OutputName = Literal["logits", "features", "emissions", "marginals"]
+
+
 class Output(_Record):
-    """One stored value a row: `shape` is [C] for logits."""
+    """One stored output: `shape` is [C] for logits, [H] for features, [None, T] for T tags a character."""
 
     dtype: Literal["float16", "float32"]
-    shape: Annotated[list[Positive], Field(min_length=1, max_length=1)]
+    shape: Annotated[list[Positive | None], Field(min_length=1, max_length=2)]
+    top_k: Positive | None = None  # of logits: only the k largest are stored, and the rest as one
+
+    @property
+    def width(self) -> int:
+        return self.shape[-1] or 0
 
 
-class Outputs(_Record):
-    logits: Output
+class Column(NamedTuple):
+    """An array of a shard: `width` numbers a row, or, ragged, a character."""
+
+    name: str
+    dtype: np.dtype[Any]
+    width: int
+    ragged: bool = False
+
+    @property
+    def item_bytes(self) -> int:
+        """Of a row, or, ragged, of a character."""
+        return self.width * self.dtype.itemsize
 
 
 class Layout(_Record):
     """Everything that decides the bytes of a store; the number of ranks, threads and restarts does not."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     fingerprints: Identity
     rows: Positive
-    outputs: Outputs
+    outputs: Annotated[dict[OutputName, Output], Field(min_length=1)]
     precision: Literal["fp32", "bf16", "fp16"]
+    compiled: bool
+    unpadded: bool
     batch_tokens: Positive
     shard_rows: Positive
+
+    @model_validator(mode="after")
+    def shapes_fit(self) -> Layout:
+        for name, output in self.outputs.items():
+            if output.width == 0 or output.shape[:-1] != [None] * (name in RAGGED):
+                raise ValueError(f"outputs.{name}: shape {output.shape}")
+            if output.top_k is not None and (name != "logits" or output.top_k >= output.width):
+                raise ValueError(f"outputs.{name}: top_k {output.top_k} of {output.width}")
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -74,12 +104,28 @@ class Layout(_Record):
         return fingerprint("store", self.model_dump(mode="json", include=names))
 
     @property
-    def classes(self) -> int:
-        return self.outputs.logits.shape[0]
+    def output_names(self) -> tuple[OutputName, ...]:
+        """In an order of their own, which a recipe's does not change."""
+        return tuple(name for name in get_args(OutputName) if name in self.outputs)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.outputs.logits.dtype)
+    def columns(self) -> list[Column]:
+        """What a shard holds beside the ids. Top-k logits are k values, descending, and the log-sum-exp of the rest,
+        with the k class numbers in a column of their own."""
+        columns = []
+        for name in self.output_names:
+            output = self.outputs[name]
+            dtype = np.dtype(output.dtype)
+            if output.top_k is None:
+                columns.append(Column(name, dtype, output.width, ragged=name in RAGGED))
+            else:
+                number = np.dtype(np.uint16 if output.width <= 2**16 else np.int32)
+                columns += [Column(name, dtype, output.top_k + 1), Column("classes", number, output.top_k)]
+        return columns
+
+    @property
+    def ragged(self) -> bool:
+        return any(name in RAGGED for name in self.outputs)
 
     @property
     def shard_count(self) -> int:
@@ -113,24 +159,58 @@ def new_layout(
     identity: Identity,
     *,
     rows: int,
-    classes: int,
+    widths: Mapping[str, int],
     dtype: str,
     precision: str,
     batch_tokens: int,
     shard_rows: int,
+    top_k: int | None = None,
+    compiled: bool = False,
+    unpadded: bool = False,
+    characters: np.ndarray | None = None,
 ) -> Layout:
-    """A layout of at most `shard_rows` rows and about 64 MB a shard."""
-    row_bytes = 8 + classes * np.dtype(dtype).itemsize
-    return Layout.model_validate(
+    """A layout of at most `shard_rows` rows and about 64 MB a shard.
+
+    Args:
+        widths: C, T or H of each output.
+        top_k: of the logits; from C on all of them are stored.
+        characters: int [rows], where an output is ragged.
+    """
+    outputs = {
+        name: {
+            "dtype": dtype,
+            "shape": [None, width] if name in RAGGED else [width],
+            "top_k": top_k if name == "logits" and top_k is not None and top_k < width else None,
+        }
+        for name, width in widths.items()
+    }
+    layout = Layout.model_validate(
         {
             "fingerprints": identity,
             "rows": rows,
-            "outputs": {"logits": {"dtype": dtype, "shape": [classes]}},
+            "outputs": outputs,
             "precision": precision,
+            "compiled": compiled,
+            "unpadded": unpadded,
             "batch_tokens": batch_tokens,
-            "shard_rows": max(1, min(shard_rows, MAX_SHARD_BYTES // row_bytes)),
+            "shard_rows": shard_rows,
         }
     )
+    while (largest := _largest_shard(layout, characters)) > MAX_SHARD_BYTES and layout.shard_rows > 1:
+        fitting = layout.shard_rows * MAX_SHARD_BYTES // largest
+        layout = layout.model_copy(update={"shard_rows": max(1, min(fitting, layout.shard_rows - 1))})
+    return layout
+
+
+def _largest_shard(layout: Layout, characters: np.ndarray | None) -> int:
+    """Bytes of the largest shard's columns."""
+    ragged = [column for column in layout.columns if column.ragged]
+    row_bytes = 8 + 4 * len(ragged) + sum(column.item_bytes for column in layout.columns if not column.ragged)
+    most = 0
+    if ragged and characters is not None:
+        starts = np.arange(0, layout.rows, layout.shard_rows)
+        most = int(np.add.reduceat(characters.astype(np.int64), starts).max())
+    return layout.shard_rows * row_bytes + most * sum(column.item_bytes for column in ragged)
 
 
 def shard_name(number: int) -> str:

@@ -10,7 +10,8 @@ import torch
 
 from dtrain.knowledge.format import Identity, Manifest, StoreError, read_manifest
 from dtrain.knowledge.shard import Rows
-from dtrain.knowledge.verify import checked_shards
+from dtrain.knowledge.top_k import spread
+from dtrain.knowledge.verify import check_identity, checked_shards
 
 
 class StoreReader:
@@ -19,13 +20,20 @@ class StoreReader:
     def __init__(self, path: Path, manifest: Manifest, shards: Sequence[Rows]) -> None:
         self.path = path
         self.manifest = manifest
-        self._bytes = [rows.logits.reshape(-1).view(np.uint8).data for rows in shards]
+        self._columns = {column.name: column for column in manifest.columns}
+        self._bytes = {
+            name: [rows.values[name].reshape(-1).view(np.uint8).data for rows in shards] for name in self._columns
+        }
         # Ids are runs of consecutive numbers (training rows, transfer rows), so a few numbers locate any row.
         ids = np.concatenate([rows.ids for rows in shards])
         starts = np.concatenate([[0], np.flatnonzero(np.diff(ids) != 1) + 1])
         self._run_row = starts
         self._run_id = ids[starts]
         self._run_end = np.append(starts[1:], len(ids))
+        if manifest.ragged:  # each row's first character in its shard, and its number of characters
+            offsets = [rows.offsets for rows in shards if rows.offsets is not None]
+            self._first = np.concatenate([found[:-1] for found in offsets])
+            self._lengths = np.concatenate([np.diff(found) for found in offsets])
 
     @classmethod
     def open(cls, path: Path, expect: Identity | None = None, *, checksums: bool = True) -> StoreReader:
@@ -39,54 +47,102 @@ class StoreReader:
             StoreError: not finished, damaged, or not the expected one.
         """
         manifest = read_manifest(path)
-        if expect is not None:
-            found = manifest.fingerprints.model_dump()
-            problems = [
-                f"{path}: made with another {name}: its fingerprint is {found[name]}, expected {wanted}"
-                for name, wanted in expect.model_dump().items()
-                if found[name] != wanted
-            ]
-            if problems:
-                raise StoreError(problems)
+        check_identity(path, manifest, expect)
         return cls(path, manifest, checked_shards(path, manifest, checksums=checksums))
 
     def __len__(self) -> int:
         return self.manifest.rows
 
     @property
-    def classes(self) -> int:
-        return self.manifest.classes
+    def outputs(self) -> tuple[str, ...]:
+        return self.manifest.output_names
 
-    def take(self, ids: np.ndarray) -> np.ndarray:
-        """The stored logits [B, C], in the stored dtype, of rows `ids` [B] in that order; an id may come twice.
+    def width(self, output: str) -> int:
+        """C of logits, H of features, T of emissions and marginals.
 
         Raises:
-            StoreError: an id that is not in the store, named.
+            StoreError: the output is not stored.
         """
-        ids = np.asarray(ids, dtype=np.int64)
-        run = np.searchsorted(self._run_id, ids, side="right") - 1
-        row = self._run_row[run] + (ids - self._run_id[run])
-        unknown = (run < 0) | (row >= self._run_end[run])
-        if unknown.any():
-            raise StoreError(f"{self.path}: no row with id {ids[unknown][0]}")
-        # Random rows of a large store are spread thin over its shards: a slice a row (0.2 us) beats
-        # numpy's fancy indexing once a shard (3 us).
-        shard, offset = np.divmod(row, self.manifest.shard_rows)
-        width = self.classes * self.manifest.dtype.itemsize
-        places = zip(shard.tolist(), (offset * width).tolist(), strict=True)
-        taken = bytearray().join([self._bytes[number][start : start + width] for number, start in places])
-        return np.frombuffer(taken, self.manifest.dtype).reshape(len(ids), self.classes)
+        self._check(output)
+        return self.manifest.outputs[output].width  # type: ignore[index]
+
+    def take(self, ids: np.ndarray, column: str = "logits") -> np.ndarray:
+        """The stored vectors [B, width], in the stored dtype, of rows `ids` [B] in that order; an id may come twice.
+
+        Of a ragged column, the characters of all those rows one after another, [characters, T].
+
+        Raises:
+            StoreError: an id that is not in the store, named; a column that is not stored.
+        """
+        self._check(column)
+        return self._take(self._rows(ids), column)
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
-        """As `take`, as a float32 tensor [B, C]."""
-        return torch.from_numpy(self.take(ids)).float()
+        """float32 [B, C] of the rows `ids` [B]; from top-k, those whose softmax is what was stored (see `spread`)."""
+        self._check("logits")
+        rows = self._rows(ids)
+        values = torch.from_numpy(self._take(rows, "logits")).float()
+        stored = self.manifest.outputs["logits"]
+        if stored.top_k is None:
+            return values
+        return spread(values, torch.from_numpy(self._take(rows, "classes").astype(np.int64)), stored.width)
+
+    def features(self, ids: np.ndarray) -> torch.Tensor:
+        """float32 [B, H] of the rows `ids` [B]."""
+        return torch.from_numpy(self.take(ids, "features")).float()
+
+    def ragged(self, output: str, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Emissions, or marginals (probabilities), of the rows `ids` [B].
+
+        Returns:
+            float32 [B, N, T] with zeros on the right, N the longest of these rows as the teacher saw them (one that
+            takes [CLS] and [SEP] may have seen two characters less of a long text than a student does); bool
+            [B, N], True for characters.
+
+        Raises:
+            StoreError: as `take`.
+        """
+        self._check(output)
+        rows = self._rows(ids)
+        lengths = torch.from_numpy(self._lengths[rows])
+        mask = torch.arange(int(lengths.max()) if len(ids) else 0) < lengths[:, None]
+        padded = torch.zeros(*mask.shape, self._columns[output].width)
+        padded[mask] = torch.from_numpy(self._take(rows, output)).float()
+        return padded, mask
+
+    def _check(self, name: str) -> None:
+        if name not in self._columns:
+            raise StoreError(f"{self.path}: holds {', '.join(self.outputs)}, not {name}: see knowledge.outputs")
+
+    def _rows(self, ids: np.ndarray) -> np.ndarray:
+        """The rows of `ids`, counted over the whole store."""
+        ids = np.asarray(ids, dtype=np.int64)
+        run = np.searchsorted(self._run_id, ids, side="right") - 1
+        rows = self._run_row[run] + (ids - self._run_id[run])
+        unknown = (run < 0) | (rows >= self._run_end[run])
+        if unknown.any():
+            raise StoreError(f"{self.path}: no row with id {ids[unknown][0]}")
+        return rows
+
+    def _take(self, rows: np.ndarray, name: str) -> np.ndarray:
+        # Random rows of a large store are spread thin over its shards: a slice a row (0.2 us) beats
+        # numpy's fancy indexing once a shard (3 us).
+        column = self._columns[name]
+        shards, offsets = np.divmod(rows, self.manifest.shard_rows)
+        first, items = (self._first[rows], self._lengths[rows]) if column.ragged else (offsets, np.ones_like(rows))
+        starts = first.astype(np.int64) * column.item_bytes
+        ends = starts + items * column.item_bytes
+        data = self._bytes[name]
+        places = zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        taken = bytearray().join([data[shard][start:end] for shard, start, end in places])
+        return np.frombuffer(taken, column.dtype).reshape(-1, column.width)
 
 
 class KnowledgeReader:
     """Several teachers' stores side by side.
 
     Raises:
-        StoreError: the stores hold different data or numbers of classes, so that ids or columns would not match.
+        StoreError: the stores hold different data or outputs, so that ids or columns would not match.
     """
 
     def __init__(self, stores: Sequence[StoreReader]) -> None:
@@ -96,12 +152,16 @@ class KnowledgeReader:
         for store in stores[1:]:
             for what, ours, theirs in (
                 ("data", first.manifest.fingerprints.data, store.manifest.fingerprints.data),
-                ("number of classes", first.classes, store.classes),
+                ("outputs", _widths(first), _widths(store)),
             ):
                 if ours != theirs:
-                    raise StoreError(f"{store.path}: its {what} is {theirs}, but that of {first.path} is {ours}")
+                    raise StoreError(f"{store.path}: is of {what} {theirs}, but {first.path} of {what} {ours}")
         self.stores = list(stores)
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         """float32 [K, B, C]: the rows `ids` [B] of each of the K stores."""
         return torch.stack([store.logits(ids) for store in self.stores])
+
+
+def _widths(store: StoreReader) -> str:
+    return ", ".join(f"{name} {store.width(name)}" for name in store.outputs)

@@ -1,6 +1,7 @@
 """One shard: an Arrow IPC file of one record batch that says itself whose rows it holds.
 
-Columns: `id` int64, ascending, and `logits` fixed_size_list<float16 or float32>[C]: 8 + 2C bytes a row in float16.
+Columns: `id` int64, ascending; one vector a row as fixed_size_list<float16 or float32>[C], 8 + 2C bytes a row for
+logits in float16; and one vector a character as list<fixed_size_list[T]>, whose int32 offsets tell the rows apart.
 The schema's metadata is a small JSON header with the store's fingerprints, the shard's number and a sha256 of
 the columns, itself under a checksum. So a shard can be trusted, or a wrong one named, without a manifest.
 """
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dtrain.knowledge.format import Layout, checksum, shard_name
+from dtrain.knowledge.format import Column, Layout, checksum, shard_name
 from dtrain.runfolder import atomic_write
 
 _HEADER = b"dtrain"
@@ -30,30 +31,45 @@ class ForeignShard(ShardProblem):
 
 
 class Rows(NamedTuple):
-    """Views into a memory-mapped shard: `ids` int64 [N], `logits` [N, C] in the stored dtype; read-only."""
+    """A shard's arrays; of one that was read, read-only views into the mapped file.
 
-    ids: np.ndarray
-    logits: np.ndarray
+    `values` has, by name of column, [N, width], or, ragged, [offsets[N], width] with the characters of row i at
+    offsets[i] : offsets[i + 1].
+    """
+
+    ids: np.ndarray  # int64 [N], ascending
+    values: dict[str, np.ndarray]
+    offsets: np.ndarray | None = None  # int32 [N + 1]; only where a column is ragged
 
 
-def write_shard(folder: Path, number: int, layout: Layout, ids: np.ndarray, logits: np.ndarray) -> None:
+def rows_with(marked: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
+    """Numbers of the rows, ascending, that are marked (bool [N]) or, with `offsets`, hold a marked character."""
+    places = np.flatnonzero(marked)
+    return places if offsets is None else np.unique(np.searchsorted(offsets, places, side="right") - 1)
+
+
+def write_shard(folder: Path, number: int, layout: Layout, rows: Rows) -> None:
     """Write the rows of shard `number` aside, flush, and rename.
 
     Args:
-        ids: int64 [N], ascending; N is the length of the shard's range.
-        logits: [N, C] in the layout's dtype.
+        rows: those of the shard's range, with the layout's columns.
     """
-    assert ids.dtype == np.int64 and logits.dtype == layout.dtype
-    assert ids.shape == (len(layout.shard_range(number)),) and logits.shape == (len(ids), layout.classes)
-    values = pa.field("item", pa.from_numpy_dtype(layout.dtype), nullable=False)
-    rows = pa.list_(values, layout.classes)
-    header = json.dumps(_header(layout, number, _content(ids, logits)), sort_keys=True)
-    schema = pa.schema(
-        [pa.field("id", pa.int64(), nullable=False), pa.field("logits", rows, nullable=False)],
-        metadata={_HEADER: header.encode()},
-    )
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(logits).reshape(-1)), type=rows)
-    batch = pa.record_batch([pa.array(ids), flat], schema=schema)
+    assert rows.ids.dtype == np.int64 and rows.ids.shape == (len(layout.shard_range(number)),)
+    assert layout.ragged == (rows.offsets is not None)
+    fields, arrays = [pa.field("id", pa.int64(), nullable=False)], [pa.array(rows.ids)]
+    for column in layout.columns:
+        values = rows.values[column.name]
+        length = len(rows.ids) if rows.offsets is None or not column.ragged else rows.offsets[-1]
+        assert values.dtype == column.dtype and values.shape == (length, column.width), column
+        vectors = _vectors(column)
+        array = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=vectors)
+        if column.ragged:
+            array = pa.ListArray.from_arrays(pa.array(rows.offsets, pa.int32()), array, type=_type(column))
+        fields.append(pa.field(column.name, _type(column), nullable=False))
+        arrays.append(array)
+    header = json.dumps(_header(layout, number, _content(rows, layout)), sort_keys=True)
+    schema = pa.schema(fields, metadata={_HEADER: header.encode()})
+    batch = pa.record_batch(arrays, schema=schema)
     with atomic_write(folder / shard_name(number), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(batch)
 
@@ -78,7 +94,7 @@ def read_shard(folder: Path, number: int, layout: Layout, *, contents: bool) -> 
                 raise ShardProblem(f"damaged: {file.num_record_batches} record batches, expected 1")
             batch = file.get_batch(0)
             batch.validate(full=True)
-            rows = _columns(batch, layout)
+            rows = _rows(batch, layout)
     except FileNotFoundError:
         raise ShardProblem("missing") from None
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
@@ -86,22 +102,44 @@ def read_shard(folder: Path, number: int, layout: Layout, *, contents: bool) -> 
     expected = layout.shard_range(number)
     if len(rows.ids) != len(expected):
         raise ShardProblem(f"damaged: {len(rows.ids)} rows, expected {len(expected)}")
-    if contents and header["content"] != _content(*rows):
+    if contents and header["content"] != _content(rows, layout):
         raise ShardProblem("damaged: the checksum of its rows does not match")
     return rows
 
 
-def _columns(batch: pa.RecordBatch, layout: Layout) -> Rows:
-    rows = pa.list_(pa.field("item", pa.from_numpy_dtype(layout.dtype), nullable=False), layout.classes)
-    if batch.schema.names != ["id", "logits"] or batch.schema.types != [pa.int64(), rows]:
-        raise ShardProblem(f"damaged: columns {batch.schema.types}, expected [int64, {rows}]")
-    ids = batch.column(0).to_numpy(zero_copy_only=True)
-    return Rows(ids, batch.column(1).values.to_numpy(zero_copy_only=True).reshape(-1, layout.classes))
+def _vectors(column: Column) -> pa.DataType:
+    return pa.list_(pa.field("item", pa.from_numpy_dtype(column.dtype), nullable=False), column.width)
 
 
-def _content(ids: np.ndarray, logits: np.ndarray) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(ids).data)
-    digest.update(np.ascontiguousarray(logits).data)
+def _type(column: Column) -> pa.DataType:
+    vectors = _vectors(column)
+    return pa.list_(pa.field("item", vectors, nullable=False)) if column.ragged else vectors
+
+
+def _rows(batch: pa.RecordBatch, layout: Layout) -> Rows:
+    expected = {"id": pa.int64(), **{column.name: _type(column) for column in layout.columns}}
+    if batch.schema.names != list(expected) or batch.schema.types != list(expected.values()):
+        raise ShardProblem(f"damaged: columns {batch.schema.types}, expected {list(expected.values())}")
+    values, offsets = {}, None
+    for column in layout.columns:
+        array = batch.column(column.name)
+        if column.ragged:
+            found = array.offsets.to_numpy(zero_copy_only=True)
+            array = array.values
+            whole = found[0] == 0 and found[-1] == len(array) and (offsets is None or np.array_equal(found, offsets))
+            if not whole:
+                raise ShardProblem(f"damaged: columns whose rows differ in length, or do not end with {column.name}")
+            offsets = found
+        values[column.name] = array.values.to_numpy(zero_copy_only=True).reshape(-1, column.width)
+    return Rows(batch.column("id").to_numpy(zero_copy_only=True), values, offsets)
+
+
+def _content(rows: Rows, layout: Layout) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(rows.ids).data)
+    if rows.offsets is not None:
+        digest.update(np.ascontiguousarray(rows.offsets, np.int32).data)
+    for column in layout.columns:
+        digest.update(np.ascontiguousarray(rows.values[column.name]).data)
     return digest.hexdigest()
 
 

@@ -6,28 +6,59 @@ from pathlib import Path
 
 import numpy as np
 
-from dtrain.knowledge.format import Manifest, StoreError, read_manifest, shard_name
-from dtrain.knowledge.shard import ForeignShard, Rows, ShardProblem, read_shard
+from dtrain.knowledge.format import Identity, Manifest, StoreError, read_manifest, shard_name
+from dtrain.knowledge.shard import ForeignShard, Rows, ShardProblem, read_shard, rows_with
 from dtrain.runfolder import file_fingerprint
 
 
-def verify(path: Path) -> Manifest:
+def verify(path: Path, expect: Identity | None = None, ids: np.ndarray | None = None) -> Manifest:
     """Check every byte of the store in `path`: checksums, every id once, finite values.
+
+    Args:
+        expect: what it must have been made from.
+        ids: int64 [rows], ascending: the ids that it must have.
 
     Raises:
         StoreError: one problem a line.
     """
     manifest = read_manifest(path)
+    check_identity(path, manifest, expect)
+    shards = checked_shards(path, manifest, checksums=True)
+    found = np.concatenate([rows.ids for rows in shards])
     problems = []
-    for number, rows in enumerate(checked_shards(path, manifest, checksums=True)):
-        wrong = ~np.isfinite(rows.logits).all(axis=1)
-        if wrong.any():
-            problems.append(
-                f"{path / shard_name(number)}: NaN or infinity, first in the row with id {rows.ids[wrong][0]}"
+    if ids is not None and not np.array_equal(found, ids):
+        missing, more = np.setdiff1d(ids, found), np.setdiff1d(found, ids)
+        first = (
+            f"lacks the row with id {missing[0]}" if len(missing) else f"has a row with id {more[0]}, not in the data"
+        )
+        problems.append(f"{path}: {len(found)} rows for {len(ids)} of the data: {first}")
+    for number, rows in enumerate(shards):
+        for column in manifest.columns:
+            wrong = rows_with(
+                ~np.isfinite(rows.values[column.name]).all(axis=1), rows.offsets if column.ragged else None
             )
+            if len(wrong):
+                problems.append(
+                    f"{path / shard_name(number)}: NaN or infinity in the {column.name}, first in the row with id "
+                    f"{rows.ids[wrong[0]]}"
+                )
     if problems:
         raise StoreError(problems)
     return manifest
+
+
+def check_identity(path: Path, manifest: Manifest, expect: Identity | None) -> None:
+    """Raise StoreError, naming both fingerprints, for a store of another teacher, tokenizer or data than `expect`."""
+    if expect is None:
+        return
+    found = manifest.fingerprints.model_dump()
+    problems = [
+        f"{path}: made with another {name}: its fingerprint is {found[name]}, expected {wanted}"
+        for name, wanted in expect.model_dump().items()
+        if found[name] != wanted
+    ]
+    if problems:
+        raise StoreError(problems)
 
 
 def checked_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[Rows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from dtrain.errors import DtrainError
 from dtrain.knowledge.format import (
     IDENTITY_FILE,
     MANIFEST_FILE,
+    Column,
     Layout,
     Manifest,
     Shard,
     new_manifest,
     shard_name,
 )
-from dtrain.knowledge.shard import ShardProblem, read_shard, write_shard
+from dtrain.knowledge.shard import Rows, ShardProblem, read_shard, rows_with, write_shard
 from dtrain.runfolder import file_fingerprint, read_json, remove_leftovers, write_json
 
 _SHOWN = 10
@@ -66,11 +68,13 @@ class StoreWriter:
     def has(self, number: int) -> bool:
         return (self.path / shard_name(number)).exists()
 
-    def write(self, number: int, logits: torch.Tensor) -> None:
+    def write(self, number: int, columns: Mapping[str, torch.Tensor], lengths: np.ndarray | None = None) -> None:
         """Publish the rows of one shard.
 
         Args:
-            logits: [N, C], any float dtype and device, in id order.
+            columns: by name the layout's columns, on any device, in id order: [N, width], or, ragged,
+                [characters of all rows, width]. Floats may be of any float dtype.
+            lengths: int [N], the characters of each row, where a column is ragged.
 
         Raises:
             DtrainError: NaN or infinity, or a value beyond the stored dtype, naming the first row ids;
@@ -78,12 +82,17 @@ class StoreWriter:
         """
         rows = self.layout.shard_range(number)
         ids = self.ids[rows.start : rows.stop]
-        values = logits.cpu()
-        stored = values.to(getattr(torch, self.layout.outputs.logits.dtype))
-        wrong = ~torch.isfinite(stored).all(dim=1)
-        if wrong.any():
-            self._refuse(ids[wrong.numpy()], values[wrong])
-        write_shard(self.path, number, self.layout, ids, stored.numpy())
+        offsets = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        stored = {}
+        for column in self.layout.columns:
+            values = columns[column.name].cpu().numpy()
+            with np.errstate(over="ignore"):  # what becomes infinite is refused with its row
+                stored[column.name] = values.astype(column.dtype)
+            bad = ~np.isfinite(stored[column.name]).all(axis=1)
+            wrong = rows_with(bad, offsets if column.ragged else None)
+            if len(wrong):
+                self._refuse(column, ids[wrong], values[bad])
+        write_shard(self.path, number, self.layout, Rows(ids, stored, offsets))
 
     def publish(self) -> Manifest:
         """Read every shard back and write the manifest. One process calls it, after all shards are written.
@@ -126,13 +135,13 @@ class StoreWriter:
         if not np.array_equal(found, self.ids[rows.start : rows.stop]):
             raise ShardProblem("holds other rows than it should")
 
-    def _refuse(self, ids: np.ndarray, values: torch.Tensor) -> None:
+    def _refuse(self, column: Column, ids: np.ndarray, values: np.ndarray) -> None:
         shown = ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
-        if torch.isfinite(values).all():
-            largest = float(values.abs().max())
+        if np.isfinite(values).all():
+            largest = float(np.abs(values).max())
             raise DtrainError(
-                f"{self.path}: logits up to {largest:.4g} do not fit float16 (rows with id {shown}): "
+                f"{self.path}: {column.name} up to {largest:.4g} do not fit float16 (rows with id {shown}): "
                 "set knowledge.dtype: float32"
             )
         hint = "; fp16 overflows in some models, bf16 and fp32 do not" if self.layout.precision == "fp16" else ""
-        raise DtrainError(f"{self.path}: NaN or infinity in the teacher's outputs, rows with id {shown}{hint}")
+        raise DtrainError(f"{self.path}: NaN or infinity in the teacher's {column.name}, rows with id {shown}{hint}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -59,23 +60,24 @@ class UnpaddedBert(nn.Module):
         return ClassifierOutput(self.classifier(self.bert.pooler(first[:, None])), first)
 
 
-def unpadded(model: nn.Module, device: torch.device, precision: str) -> UnpaddedBert:
-    """`model` with torch's variable-length flash attention.
-
-    Raises:
-        InputError: another model than a BERT classifier, no GPU that can, float32, or a torch without it.
-    """
+def check_unpadded(device: torch.device, precision: str, model_types: Iterable[str]) -> None:
+    """Raise InputError for other models than BERT, no GPU that can, float32, or a torch without such attention."""
     key = "knowledge.unpadded"
-    if not isinstance(model, BertForSequenceClassification):
-        raise InputError(f"{key}: is for BERT teachers (found: {type(model).__name__})")
+    if others := sorted(set(model_types) - {"bert"}):
+        raise InputError(f"{key}: is for teachers of type bert (found: {', '.join(others)})")
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise InputError(f"{key}: needs a GPU of compute capability 8.0 or more (found: {device.type})")
     if precision == "fp32":
         raise InputError(f"{key}: needs knowledge.precision bf16 or fp16 (found: fp32)")
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        raise InputError(f"{key}: torch {torch.__version__} has no variable-length attention") from None
+    if find_spec("torch.nn.attention.varlen") is None:
+        raise InputError(f"{key}: torch {torch.__version__} has no variable-length attention")
+
+
+def unpadded(model: nn.Module) -> UnpaddedBert:
+    """`model` with torch's variable-length flash attention, where `check_unpadded` found that it can be had."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert isinstance(model, BertForSequenceClassification)
 
     def attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int) -> Tensor:
         # One split: a text's answer then does not depend on what else is in the batch.

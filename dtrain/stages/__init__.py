@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import functools
 import importlib
@@ -11,13 +12,14 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING
 
-from dtrain.errors import EXIT_DONE, DtrainError, InputError, Stopped
+from dtrain.errors import EXIT_DONE, DtrainError, EveryStudentFailed, InputError, Stopped
 from dtrain.log import say
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.runfolder import RunFolder, atomic_write, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     from dtrain.distributed import World
+    from dtrain.students.groups import Group
 
 REQUIRED = {
     "finetune": ("prepare",),
@@ -26,6 +28,7 @@ REQUIRED = {
     "evaluate": ("prepare",),  # and the models, which it names one by one
     "report": ("prepare",),  # likewise
 }
+LOST_NODE_SECONDS = 180  # NFS keeps a lost client's locks for 90
 _locks: list[IO[str]] = []
 
 
@@ -34,10 +37,13 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
     from dtrain.distributed import connect, leave_together
     from dtrain.plan import Plan
     from dtrain.stages.check import check_inputs
+    from dtrain.students.groups import parse_group
     from dtrain.training.stop import StopRequest
 
-    world = connect()
+    world = connect(timeout=recipe.launch.timeout)
     folder = Plan(recipe).folder
+    group = parse_group(getattr(arguments, "group", None))
+    whole, recipe = recipe, group.own(recipe) if group else recipe
     with leave_together(world):
         if "LOCAL_RANK" in os.environ and not getattr(arguments, "here", False):
             world.main_first(lambda: check_inputs(recipe))  # who was started by `dtrain run` was checked by it
@@ -49,7 +55,7 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
             predict.run(recipe, world, folder, **{name: getattr(arguments, name) for name in names})
             return EXIT_DONE
         world.main_first(lambda: _require_earlier(recipe, stages))
-        world.main_first(lambda: _open_folder(recipe, folder))
+        world.main_first(lambda: _open_folder(whole, folder, group))
         world.stop = StopRequest(world, folder.root)
         for stage in stages:
             if world.stop.agreed():
@@ -59,7 +65,9 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
             if world.main_first(functools.partial(Plan(recipe).stage_done, stage)):
                 say(f"{stage}: complete, nothing to do")
                 continue
-            module.run(recipe, world, folder)
+            # One group's failures are for the report to tell; the other groups' students may have gone well.
+            with contextlib.suppress(EveryStudentFailed) if group else contextlib.nullcontext():
+                module.run(recipe, world, folder)
             say(f"{stage}: done in {time.perf_counter() - begin:.1f} s")
     return EXIT_DONE
 
@@ -76,33 +84,60 @@ def _require_earlier(recipe: Recipe, stages: list[str]) -> None:
                 raise InputError(f"{place}: `{earlier}` is not complete for this recipe; run it first")
 
 
-def _open_folder(recipe: Recipe, folder: RunFolder) -> None:
-    """Make the run folder this launch's own, and write what it is run with."""
+def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None:
+    """Make the run folder this launch's own, and write what it is run with.
+
+    Groups of students work beside each other: each owns its students, and none cleans up or writes what all share.
+    """
     folder.root.mkdir(parents=True, exist_ok=True)
-    lock = (folder.root / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DtrainError(f"{folder.root}: another run is at work here; wait for it, or stop it") from None
-    except OSError:
-        pass  # a file system without locks
-    _locks.append(lock)  # held until this process ends, however it ends
+    _lock(folder, ".lock", fcntl.LOCK_SH if group else fcntl.LOCK_EX)
+    if group:
+        _lock(folder, f".lock-group-{group.number}-of-{group.count}", fcntl.LOCK_EX)
+        return
     remove_leftovers(folder.root)
     with atomic_write(folder.root / "recipe.yaml") as file:
         file.write(dump_recipe(recipe))
     write_json(folder.root / "versions.json", versions())
 
 
+def _lock(folder: RunFolder, name: str, kind: int) -> None:
+    """Hold a lock until this process ends, however it ends.
+
+    A job that was requeued waits: what its lost node still runs, or a server that believes so, lets go in the end.
+    """
+    lock = (folder.root / name).open("w")
+    deadline = time.monotonic() + (LOST_NODE_SECONDS if "SLURM_RESTART_COUNT" in os.environ else 0)
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DtrainError(f"{folder.root}: another run is at work here; wait for it, or stop it") from None
+            time.sleep(1)
+            continue
+        except OSError:
+            pass  # a file system without locks
+        _locks.append(lock)
+        return
+
+
 def _check_precisions(recipe: Recipe, world: World, stages: list[str]) -> None:
     """What this machine cannot compute in is said before anything is written."""
-    from dtrain.training.engine import resolve_precision
+    from dtrain.training.engine import check_engine, resolve_precision
 
+    if "finetune" in stages:
+        for teacher in recipe.teachers:
+            check_engine(world, teacher)
     if {"finetune", "distill"} & set(stages):
         for kind, members in (("teachers", recipe.teachers), ("students", recipe.students)):
             for member in members:
                 resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
     if "precompute" in stages:
-        resolve_precision(recipe.knowledge.precision, world.device, "knowledge.precision")
+        precision = resolve_precision(recipe.knowledge.precision, world.device, "knowledge.precision")
+        if recipe.knowledge.unpadded:
+            from dtrain.models.unpadded import check_unpadded
+
+            check_unpadded(world.device, precision, [teacher.model.type for teacher in recipe.teachers])
 
 
 def versions() -> dict[str, str]:

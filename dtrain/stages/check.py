@@ -83,11 +83,11 @@ def _missing_model_files(name: str, spec: object) -> list[str]:
 def run(recipe: Recipe, store: bool) -> int:
     """Print the resolved recipe; with `store`, verify checksums, coverage and values of every knowledge store."""
     if store:
-        from dtrain.knowledge import verify
+        from dtrain.stages.precompute import check_store
 
         plan = Plan(recipe)
         for teacher in plan.needed_teachers():
-            verify(plan.folder.knowledge(teacher))
+            check_store(teacher, recipe, plan.folder)
             say(f"{plan.folder.knowledge(teacher)}: whole")
         return EXIT_DONE
     say(dump_recipe(recipe).rstrip())

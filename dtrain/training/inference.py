@@ -1,6 +1,6 @@
 """Answers of a model for many rows: what precomputing and evaluation share.
 
-    batches of rows -> collated and copied ahead -> model -> float32 logits, in the order of the batches
+    batches of rows -> collated and copied ahead -> model -> what is kept of its output, in the order of the batches
 
 On a CPU every product runs on one thread, and cores are used by several batches at a time: so an answer is a
 function of its batch alone, bit for bit, whatever the number of ranks, cores or threads. (A product shared by
@@ -10,22 +10,25 @@ two threads may add in another order.) On a GPU threads collate and copy ahead, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dtrain.data import Part, inference_batches
 from dtrain.errors import DtrainError
 from dtrain.log import say_anywhere
+from dtrain.models.sequence import SequenceTagger
 from dtrain.training.engine import autocast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Batch = dict[str, Tensor]
+Answer = tuple[Tensor, ...]
 
 
 def forward_logits(
@@ -68,8 +71,9 @@ def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.
     if precision != "fp32":
         with autocast(precision, device):
             dtype = torch.get_autocast_dtype(device.type)
+        exempt = model.emissions if isinstance(model, SequenceTagger) else None  # float32 under autocast, too
         for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d):
+            if isinstance(module, nn.Linear | nn.Conv1d) and module is not exempt:
                 module.to(dtype)
     return model
 
@@ -90,20 +94,47 @@ def forward_batches(
     precision: str,
     threads: int,
 ) -> Iterator[Tensor]:
-    """Logits float32 [B, C] on `device` for each batch of row numbers of `part`, in the order of `batches`.
+    """Logits float32 [B, C] on `device` for each batch of row numbers of `part`; see `forward_outputs`."""
+    answers = forward_outputs(
+        model, part, batches, outputs=_logits, device=device, precision=precision, threads=threads
+    )
+    for (logits,) in answers:
+        yield logits
+
+
+def _logits(output: Any) -> Answer:
+    return (output.logits.float(),)
+
+
+def forward_outputs(
+    model: nn.Module,
+    part: Part,
+    batches: Iterable[np.ndarray],
+    *,
+    outputs: Callable[[Any], Answer],
+    device: torch.device,
+    precision: str,
+    threads: int,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Answer]:
+    """What `outputs` keeps for each batch of row numbers of `part`, on `device`, in the order of `batches`.
 
     Batches may come from a generator; it is asked for a few more than have been answered. The model is moved to
     `device`, answers in eval mode, and gets its mode back in the end. A batch that does not fit into memory is
-    answered in halves, and so is every later one of its size: rounding then may differ in the last digit.
+    answered in halves, and so is every later one of its size: rounding then may differ in the last digit. Tensors
+    [B, N, ...] whose N differs between the halves are padded with zeros on the right.
 
     Args:
+        outputs: picks tensors with the batch's rows first from the model's output; called in inference mode and
+            under autocast, by the thread that ran the model.
+        options: further arguments for every call of the model.
         precision: 'fp32', or the autocast type 'bf16' or 'fp16'.
         threads: CPU cores to use.
 
     Raises:
         DtrainError: a single row does not fit into memory.
     """
-    forward = _Forward(model.to(device), device, precision)
+    forward = _Forward(model.to(device), outputs, options or {}, device, precision)
     training = model.training
     model.eval()
     try:
@@ -143,22 +174,31 @@ def _pinned(batch: Batch) -> Batch:
 class _Forward:
     """The model on one collated batch, in as many pieces as memory makes necessary."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        outputs: Callable[[Any], Answer],
+        options: Mapping[str, Any],
+        device: torch.device,
+        precision: str,
+    ) -> None:
         self.model = model
+        self.outputs = outputs
+        self.options = options
         self.device = device
         self.precision = precision
         self.limit: float = float("inf")  # padded tokens in one call
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Answer:
         # Both modes belong to the thread.
         with torch.inference_mode(), autocast(self.precision, self.device):
             return self._answer(batch)
 
-    def _answer(self, batch: Batch) -> Tensor:
+    def _answer(self, batch: Batch) -> Answer:
         rows, length = batch["input_ids"].shape
         if rows == 1 or rows * length <= self.limit:
             try:
-                return self.model(**batch).logits.float()
+                return self.outputs(self.model(**batch, **self.options))
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -170,7 +210,8 @@ class _Forward:
             self._lower_limit(rows * length // 2)
         half = (rows + 1) // 2
         pieces = ({name: t[part] for name, t in batch.items()} for part in (slice(half), slice(half, None)))
-        return torch.cat([self._answer(piece) for piece in pieces])
+        first, second = (self._answer(piece) for piece in pieces)
+        return tuple(map(_joined, first, second))
 
     def _lower_limit(self, tokens: int) -> None:
         if self.limit == float("inf"):
@@ -178,6 +219,14 @@ class _Forward:
         self.limit = min(self.limit, tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    """Two [B, N, ...] as one, N the larger of both."""
+    if first.dim() > 1:
+        length = max(first.shape[1], second.shape[1])
+        first, second = (functional.pad(t, [0, 0] * (t.dim() - 2) + [0, length - t.shape[1]]) for t in (first, second))
+    return torch.cat([first, second])
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,14 +1,24 @@
-"""How fast a teacher's outputs are computed and stored, against the plain way, on the same rows.
+"""How fast a teacher's outputs are computed and stored, against other ways to have them, on the same rows.
 
-    python tests/benchmarks/precompute_speed.py TEXTS [--rows 512] [--max-length 256] [--precision bf16]
-    accelerate launch --multi_gpu --num_processes 2 tests/benchmarks/precompute_speed.py TEXTS --store-only
+    python tests/benchmarks/precompute_speed.py DATA [--rounds 3] [--precision bf16] [--rows 512] [--batch-tokens 4096]
 
-TEXTS is a file of one text a line, JSON lines (`sentence` or `text`), or `label<TAB>text`. The teacher has the shape
-of BERT-base and made-up weights: speed does not depend on them. The plain way is what distillation scripts do:
-batches of 16 in file order, padded, float32, logits to Python lists, `Dataset.from_dict`.
-Prints one JSON object with rows/s, padding, and for the stored way the share of the machine's matmul rate:
+DATA is a folder with `tnews/train.json` (titles) and `reviews_distill/hotel/train.txt` (reviews of mixed length,
+cut at 256). The teacher has the shape of BERT-base and made-up weights: speed does not depend on them. Ways:
+
+    plain       what distillation scripts do: batches of 16 in file order, padded, float32, logits to Python lists,
+                `Dataset.from_dict`; on every eighth row
+    trainer     transformers' `Trainer.predict` at its best here: half precision, rows sorted by length beforehand,
+                the fastest of batches of 16, 32 and 64 (GPU: 64, 256, 1024)
+    store       ours: one process, all cores or the GPU
+    one, two    (CPU) ours: one process of one thread, two processes of one thread each
+
+One round runs each way in a process of its own, one after another, so that what else the machine does meets all of
+them; figures are medians over the rounds, and ratios are medians of the ratio within a round. The share is of the
+matmul rate that the same process measures just before and after, at its precision and number of threads:
 
     FLOPs = tokens x 24 H^2 layers + sum over rows of 4 L^2 H layers     (H = 768, L = tokens of the row, 12 layers)
+
+Prints a table for `results/precompute_speed.md`.
 """
 
 from __future__ import annotations
@@ -16,43 +26,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from dtrain.data import Part
 from dtrain.distributed import World, connect, leave
 from dtrain.knowledge import Identity, StoreWriter, new_layout
 from dtrain.stages.precompute import fill
-from dtrain.training.engine import autocast, resolve_precision
+from dtrain.training.engine import autocast
 from dtrain.training.inference import cast_products
 
 HIDDEN, LAYERS, CLASSES = 768, 12, 15
+MAX_LENGTH = 256
+CORPORA = {"titles": "tnews/train.json", "reviews": "reviews_distill/hotel/train.txt"}
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def read_texts(path: Path, rows: int) -> list[str]:
-    texts = []
+    """`rows` of a file's texts, evenly spread over it."""
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("{"):
-                values = json.loads(line)
-                texts.append(values.get("sentence") or values["text"])
-            else:
-                texts.append(line.rstrip("\n").split("\t")[-1])
-            if len(texts) == rows:
-                break
-    return texts
+        lines = file.read().splitlines()
+    lines = [lines[i] for i in np.linspace(0, len(lines) - 1, min(rows, len(lines))).astype(int)]
+    return [json.loads(line)["sentence"] if line.startswith("{") else line.split("\t")[-1] for line in lines]
 
 
-def encode(texts: list[str], max_length: int) -> Part:
+def encode(texts: list[str]) -> Part:
     """[CLS] characters [SEP], as BERT's Chinese vocabulary cuts them; which ids they get does not matter."""
     encoded = [
-        np.array([101, *(1000 + ord(c) % 20000 for c in text[: max_length - 2]), 102], np.int32) for text in texts
+        np.array([101, *(1000 + ord(c) % 20000 for c in text[: MAX_LENGTH - 2]), 102], np.int32) for text in texts
     ]
     return Part(
         ids=np.arange(len(texts)),
@@ -65,102 +76,176 @@ def encode(texts: list[str], max_length: int) -> Part:
     )
 
 
-def plain_way(model: torch.nn.Module, part: Part, device: torch.device) -> tuple[float, float]:
-    """Seconds and padding share."""
+# --- the ways ------------------------------------------------------------------------------------
+
+
+def plain(model: BertForSequenceClassification, part: Part, device: torch.device) -> float:
     begin = time.perf_counter()
-    outputs, padded = [], 0
+    outputs = []
     with torch.no_grad():
         for start in range(0, len(part), 16):
             batch = part.collate(np.arange(start, min(start + 16, len(part))))
-            padded += batch["input_ids"].numel()
             outputs += model(**{k: v.to(device) for k, v in batch.items()}).logits.tolist()
     Dataset.from_dict({"logits": outputs})
-    return time.perf_counter() - begin, 1 - int(part.lengths.sum()) / padded
+    return time.perf_counter() - begin
 
 
-def stored_way(
-    model: torch.nn.Module, part: Part, world: World, precision: str, batch_tokens: int, shard_rows: int
+def trainer(model: BertForSequenceClassification, part: Part, device: torch.device, precision: str) -> float:
+    order = np.argsort(part.lengths, kind="stable")
+    rows = [{"row": row} for row in order.tolist()]
+    seconds = []
+    for size in (64, 256, 1024) if device.type == "cuda" else (16, 32, 64):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder,
+                per_device_eval_batch_size=size,
+                bf16_full_eval=precision == "bf16",
+                fp16_full_eval=precision == "fp16",
+                use_cpu=device.type == "cpu",
+                remove_unused_columns=False,
+                disable_tqdm=True,
+                report_to=[],
+            )
+            predictor = Trainer(
+                model, arguments, data_collator=lambda found: part.collate(np.array([f["row"] for f in found]))
+            )
+            begin = time.perf_counter()
+            found = predictor.predict(rows).predictions  # type: ignore[arg-type]
+            seconds.append(time.perf_counter() - begin)
+        assert found.shape == (len(part), CLASSES)  # type: ignore[union-attr]
+    return min(seconds)
+
+
+def store(
+    model: BertForSequenceClassification, part: Part, world: World, precision: str, batch_tokens: int, unpadded: bool
 ) -> float:
-    identity = Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32)
     layout = new_layout(
-        identity,
+        Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32),
         rows=len(part),
-        classes=CLASSES,
+        widths={"logits": CLASSES},
         dtype="float16",
         precision=precision,
         batch_tokens=batch_tokens,
-        shard_rows=shard_rows,
+        shard_rows=4096 if world.size == 1 else 64,  # so that two ranks have something to share
+        unpadded=unpadded,
     )
     with tempfile.TemporaryDirectory() as own:
         folder = world.gather_objects(own)[0]
         world.wait_for_all("benchmark")
         begin = time.perf_counter()
-        store = StoreWriter(Path(folder) / "store", layout, part.ids)
-        fill(store, cast_products(model, precision, world.device), part, world, title="stored way")
+        writer = StoreWriter(Path(folder) / "store", layout, part.ids)
+        fill(writer, cast_products(model, precision, world.device), part, world, title="store")
         seconds = time.perf_counter() - begin
         world.wait_for_all("benchmark")
     return seconds
 
 
-def matmul_rate(world: World, precision: str) -> float:
-    """FLOP/s of [2048, H] x [H, 4 H], the largest product of the model, by all of this rank's threads."""
+def matmul_rate(device: torch.device, precision: str, threads: int) -> float:
+    """FLOP/s of [2048, H] x [H, 4 H], the largest product of the model, on the GPU or by so many threads."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    a = torch.randn(2048, HIDDEN, dtype=dtype, device=world.device)
-    b = torch.randn(HIDDEN, 4 * HIDDEN, dtype=dtype, device=world.device)
+    torch.set_num_threads(threads)
+    a = torch.randn(2048, HIDDEN, dtype=dtype, device=device)
+    b = torch.randn(HIDDEN, 4 * HIDDEN, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(10):
         begin = time.perf_counter()
         for _ in range(10):
             a @ b
-        if world.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, (time.perf_counter() - begin) / 10)
     return 2 * 2048 * HIDDEN * 4 * HIDDEN / best
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", type=Path)
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--shard-rows", type=int, default=4096)
-    parser.add_argument("--store-only", action="store_true")
-    arguments = parser.parse_args()
+def run_way(options: argparse.Namespace) -> None:
+    """One way in this process; the main rank prints its figures as a line of JSON."""
+    if options.way == "one":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     world = connect()
+    precision = "fp32" if options.way == "plain" else options.precision
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(num_labels=CLASSES)).eval().to(world.device)
-    part = encode(read_texts(arguments.texts, arguments.rows), arguments.max_length)
-    precision = resolve_precision(arguments.precision, world.device, "precision")
-
-    results: dict[str, object] = {
-        "texts": arguments.texts.name,
-        "rows": len(part),
-        "tokens_per_row": round(float(part.lengths.mean()), 1),
-        "ranks": world.size,
-        "threads_per_rank": world.threads,
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
-        "precision": precision,
-        "load_average": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-    }
-    with torch.inference_mode(), autocast(precision, world.device):  # start-up costs belong to neither
+    model = BertForSequenceClassification(BertConfig(num_labels=CLASSES)).eval().to(world.device)  # type: ignore[call-arg]
+    rows = max(options.rows // 8, 1) if options.way == "plain" else options.rows
+    part = encode(read_texts(options.data / CORPORA[options.corpus], rows))
+    before = matmul_rate(world.device, precision, world.threads)
+    with torch.inference_mode(), autocast(precision, world.device):  # start-up costs belong to no way
         model(**{k: v.to(world.device) for k, v in part.collate(np.arange(2)).items()})
-    if not arguments.store_only:
-        seconds, padding = plain_way(model, part, world.device)
-        results["plain_rows_per_second"] = round(len(part) / seconds, 2)
-        results["plain_padding"] = round(padding, 4)
-    seconds = stored_way(model, part, world, precision, arguments.batch_tokens, arguments.shard_rows)
-    results["stored_rows_per_second"] = round(len(part) / seconds, 2)
-    if not arguments.store_only:
-        results["ratio"] = round(results["stored_rows_per_second"] / results["plain_rows_per_second"], 2)  # type: ignore[operator]
+    if options.way == "plain":
+        seconds = plain(model, part, world.device)
+    elif options.way == "trainer":
+        seconds = trainer(model, part, world.device, precision)
+    else:
+        seconds = store(model, part, world, precision, options.batch_tokens, options.unpadded)
+    rate = max(before, matmul_rate(world.device, precision, world.threads)) * world.size
     lengths = part.lengths.astype(np.float64)
     flops = (24 * HIDDEN**2 * lengths + 4 * HIDDEN * lengths**2).sum() * LAYERS
-    results["share_of_matmul_rate"] = round(flops / seconds / (matmul_rate(world, precision) * world.size), 3)
     if world.is_main:
-        print(json.dumps(results, indent=2))
+        figures = {"rows_per_second": len(part) / seconds, "share": flops / seconds / rate, "rate": rate}
+        device = torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu"
+        print(json.dumps({**figures, "tokens": float(lengths.mean()), "device": device}))
     leave(0)
+
+
+# --- the process that asks -----------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace, way: str, corpus: str) -> dict[str, float]:
+    command = [sys.executable]
+    if way == "two":
+        config = REPOSITORY / "accelerate_configs" / "cpu.yaml"
+        launch = ["--config_file", str(config), "--num_processes", "2"]
+        command += ["-m", "accelerate.commands.launch", *launch]
+    command += [__file__, str(options.data), "--way", way, "--corpus", corpus]
+    for name in ("rows", "precision", "batch_tokens"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    command += ["--unpadded"] * options.unpadded
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{way}, {corpus}: {done.stderr[-2000:]}")
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"rows')))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--unpadded", action="store_true")
+    parser.add_argument("--ways", nargs="+", default=["plain", "trainer", "store", "one", "two"])
+    parser.add_argument("--corpora", nargs="+", default=list(CORPORA), choices=list(CORPORA))
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--corpus", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        run_way(options)
+        return
+    load = os.getloadavg()[0]
+    print(f"torch {torch.__version__}, {options.precision}, {options.rows} rows, {options.rounds} rounds, ", end="")
+    print(f"{len(os.sched_getaffinity(0))} cores, load average before {load:.1f}\n")
+    for corpus in options.corpora:
+        rounds = [{way: measure(options, way, corpus) for way in options.ways} for _ in range(options.rounds)]
+        report(corpus, rounds)
+
+
+def report(corpus: str, rounds: list[dict[str, dict[str, float]]]) -> None:
+    def middle(figure: Callable[[dict[str, dict[str, float]]], float]) -> float:
+        return statistics.median(figure(each) for each in rounds)
+
+    first = next(iter(rounds[0].values()))
+    print(f"{corpus}, {first['tokens']:.1f} tokens a row, {first['device']}\n")
+    print("| way | rows/s | GFLOP/s of matmul | share of it |\n|---|---|---|---|")
+    for way in rounds[0]:
+        rows, rate, share = (middle(lambda r, w=way, k=key: r[w][k]) for key in ("rows_per_second", "rate", "share"))  # type: ignore[misc]
+        print(f"| {way} | {rows:.1f} | {rate / 1e9:.0f} | {share:.0%} |")
+    print()
+    for ours, other in (("store", "plain"), ("store", "trainer"), ("two", "one")):
+        if ours in rounds[0] and other in rounds[0]:
+            ratio = middle(lambda r, a=ours, b=other: r[a]["rows_per_second"] / r[b]["rows_per_second"])  # type: ignore[misc]
+            print(f"{ours} / {other}: {ratio:.2f}")
+    print(flush=True)
 
 
 if __name__ == "__main__":

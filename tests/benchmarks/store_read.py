@@ -29,7 +29,7 @@ def write_store(path: Path, ids: np.ndarray, classes: int, shard_rows: int) -> N
     layout = new_layout(
         identity,
         rows=len(ids),
-        classes=classes,
+        widths={"logits": classes},
         dtype="float16",
         precision="fp32",
         batch_tokens=4096,
@@ -39,7 +39,8 @@ def write_store(path: Path, ids: np.ndarray, classes: int, shard_rows: int) -> N
     writer.prepare()
     random = torch.Generator().manual_seed(0)
     for number in range(layout.shard_count):
-        writer.write(number, torch.randn(len(layout.shard_range(number)), classes, generator=random))
+        values = torch.randn(len(layout.shard_range(number)), classes, generator=random)
+        writer.write(number, {"logits": values})
     writer.publish()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,6 +24,14 @@ from dtrain.stages.precompute import fill
 
 VOCABULARY = 60
 CLASSES = 5
+FEATURES = 48
+
+# Every way of storing a row, as settings of a Job.
+KINDS: dict[str, dict[str, Any]] = {
+    "logits": {},
+    "top-k and features": {"outputs": ("features", "logits"), "top_k": 2},
+    "tags": {"outputs": ("marginals", "emissions")},
+}
 
 
 class MadeUpTeacher(nn.Module):
@@ -36,9 +44,9 @@ class MadeUpTeacher(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.embedding = nn.Embedding(VOCABULARY, 48)
-            self.encoder = nn.TransformerEncoderLayer(48, 4, 96, dropout=0.5, batch_first=True)
-            self.classifier = nn.Linear(48, CLASSES)
+            self.embedding = nn.Embedding(VOCABULARY, FEATURES)
+            self.encoder = nn.TransformerEncoderLayer(FEATURES, 4, 96, dropout=0.5, batch_first=True)
+            self.classifier = nn.Linear(FEATURES, CLASSES)
         self.tell_shape = tell_shape
         self.seen = 0  # rows
         self._lock = threading.Lock()
@@ -56,10 +64,33 @@ class MadeUpTeacher(nn.Module):
         return ClassifierOutput(logits, features)
 
 
-def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None) -> Part:
-    """Rows of 1 to 20 tokens, a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
+class TaggerOutput(NamedTuple):
+    logits: torch.Tensor
+    mask: torch.Tensor
+    marginals: torch.Tensor | None = None
+
+
+class MadeUpTagger(MadeUpTeacher):
+    """Tags all tokens but the first and the last, as a model with [CLS] and [SEP] does."""
+
+    def forward(  # type: ignore[override]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, marginals: bool = False
+    ) -> TaggerOutput:
+        with self._lock:
+            self.seen += len(input_ids)
+        states = self.encoder(self.embedding(input_ids), src_key_padding_mask=attention_mask == 0)
+        emissions = self.classifier(states[:, 1:-1])
+        mask = torch.arange(emissions.shape[1]) < attention_mask.sum(1)[:, None] - 2
+        emissions = emissions + 100 * ~mask[..., None]  # what stands in padding must not matter
+        if self.tell_shape:
+            emissions = emissions + input_ids.shape[0] + input_ids.shape[1] / 32
+        return TaggerOutput(emissions, mask, emissions.log_softmax(-1) if marginals else None)
+
+
+def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: bool = False) -> Part:
+    """Rows of 1 to 20 tokens (2 to 21, of which 2 are no characters), a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
     random = np.random.default_rng(seed)
-    lengths = random.integers(1, 21, rows)
+    lengths = random.integers(1, 21, rows) + tagging
     texts = [random.integers(1, VOCABULARY, length).astype(np.int32) for length in lengths]
     for row in range(1, rows):
         if random.random() < 0.25:
@@ -79,6 +110,7 @@ def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None) -> Part:
         offsets=np.cumsum([0, *map(len, texts)]),
         pad_id=0,
         load_rows=no_rows,
+        specials=2 if tagging else 0,
     )
 
 
@@ -168,14 +200,19 @@ class Job:
     dtype: str = "float16"
     precision: str = "fp32"
     gap_at: int | None = 250
+    outputs: tuple[str, ...] = ("logits",)
+    top_k: int | None = None
     part: Part = field(init=False)
     teacher: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
-        self.part = made_up_part(self.rows, gap_at=self.gap_at)
-        self.teacher = MadeUpTeacher(
-            self.seed, self.tell_shape
-        ).eval()  # shared by rank threads, so nobody may switch it
+        self.part = made_up_part(self.rows, gap_at=self.gap_at, tagging=self.tagging)
+        kind = MadeUpTagger if self.tagging else MadeUpTeacher
+        self.teacher = kind(self.seed, self.tell_shape).eval()  # shared by rank threads, so nobody may switch it
+
+    @property
+    def tagging(self) -> bool:
+        return bool({"emissions", "marginals"} & set(self.outputs))
 
     @property
     def layout(self) -> Layout:
@@ -183,11 +220,13 @@ class Job:
         return new_layout(
             identity,
             rows=self.rows,
-            classes=CLASSES,
+            widths={name: FEATURES if name == "features" else CLASSES for name in self.outputs},
             dtype=self.dtype,
             precision=self.precision,
             batch_tokens=self.batch_tokens,
             shard_rows=self.shard_rows,
+            top_k=self.top_k,
+            characters=self.part.characters,
         )
 
     def fill(self, path: Path, world: Any) -> None:
@@ -204,6 +243,16 @@ class Job:
 
 def hashes(store: Path) -> dict[str, str]:
     return {path.name: file_fingerprint(path) for path in sorted(store.iterdir())}
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="session")
+def kinds() -> dict[str, dict[str, Any]]:
+    return KINDS
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Fill a store again and again, each time killed with SIGKILL at a random moment; the last time it may finish.
 
-    python killed_fills.py STORE KILLS      prints the number of whole shards at each kill
+    python killed_fills.py STORE KILLS KIND     prints the number of whole shards at each kill
 
 Children are forked before torch has any thread, so that the imports are paid once.
 """
@@ -14,38 +14,31 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import Job, MadeUpTeacher, run_ranks
+from conftest import KINDS, Job, run_ranks
 
 PAUSE = 0.01  # seconds a batch, so that writing falls into every part of the work
 BATCHES = 30  # at most before a kill; a whole fill takes about 50, so several lives share the work
 
 
-class TellingTeacher(MadeUpTeacher):
-    """Writes a byte for every batch, so that a kill hits the work and not the start of a busy machine."""
+def fill(store: Path, kind: str, told: int) -> None:
+    job = Job(**KINDS[kind])
 
-    told: int
-
-    def forward(self, input_ids, attention_mask):  # type: ignore[no-untyped-def]
-        os.write(self.told, b".")
+    def tell(*_: object) -> None:
+        """Writes a byte for every batch, so that a kill hits the work and not the start of a busy machine."""
+        os.write(told, b".")
         time.sleep(PAUSE)
-        return super().forward(input_ids, attention_mask)
 
-
-def fill(store: Path, told: int) -> None:
-    job = Job()
-    teacher = TellingTeacher().eval()
-    teacher.told = told
-    job.teacher = teacher
+    job.teacher.register_forward_pre_hook(tell)
     run_ranks(2, lambda world: job.fill(store, world))
 
 
-def killed_fill(store: Path) -> bool:
+def killed_fill(store: Path, kind: str) -> bool:
     """Whether the fill was killed before it was done."""
     listen, told = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(listen)
-        fill(store, told)
+        fill(store, kind, told)
         os._exit(0)
     os.close(told)
     wanted = random.randrange(BATCHES)
@@ -58,15 +51,15 @@ def killed_fill(store: Path) -> bool:
 
 
 def main() -> None:
-    store, kills = Path(sys.argv[1]), int(sys.argv[2])
+    store, kills, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     shards: list[int] = []
     while len(shards) < kills:
-        if killed_fill(store):
+        if killed_fill(store, kind):
             shards.append(len(list(store.glob("shard-*"))))
         else:
             for path in store.glob("shard-*"):
                 path.unlink()  # done: gives the next kills something to hit
-    fill(store, os.open(os.devnull, os.O_WRONLY))
+    fill(store, kind, os.open(os.devnull, os.O_WRONLY))
     print(*shards)
 
 

@@ -9,23 +9,24 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dtrain.knowledge import Identity, StoreError, StoreReader, StoreWriter, read_manifest, verify
 from dtrain.knowledge.format import checksum
-from dtrain.knowledge.shard import write_shard
+from dtrain.knowledge.shard import ShardProblem, read_shard, write_shard
 from dtrain.runfolder import file_fingerprint
 
 SHARDS = 8
 
 
 @pytest.fixture(scope="module")
-def stores(job, tmp_path_factory):
+def stores(job, kind, tmp_path_factory):
     """A whole store, and twins that differ in the teacher, and in the settings."""
     folder = tmp_path_factory.mktemp("stores")
-    job().make(folder / "whole")
-    job(seed=1).make(folder / "other-teacher")
-    job(batch_tokens=100).make(folder / "other-settings")
+    job(**kind).make(folder / "whole")
+    job(seed=1, **kind).make(folder / "other-teacher")
+    job(batch_tokens=100, **kind).make(folder / "other-settings")
     return folder
 
 
@@ -138,8 +139,8 @@ def edited_manifest(store, random, others):
 
 
 def newer_manifest(store, random, others):
-    edit(store / "manifest.json", lambda values: values.update(format=2), sign=True)
-    return "manifest.json", "format 2, but this version reads format 1"
+    edit(store / "manifest.json", lambda values: values.update(format=3), sign=True)
+    return "manifest.json", "format 3, but this version reads format 2"
 
 
 def forged_manifest(store, random, others):
@@ -249,28 +250,43 @@ def test_another_identity_is_refused_with_both_fingerprints(stores):
     for field in ("teacher", "tokenizer", "data"):
         wanted = Identity.model_validate({**manifest.fingerprints.model_dump(), field: "9" * 32})
         found = getattr(manifest.fingerprints, field)
-        with pytest.raises(StoreError, match=f"another {field}: its fingerprint is {found}, expected {'9' * 32}"):
-            StoreReader.open(stores / "whole", expect=wanted)
+        for look in (StoreReader.open, verify):
+            with pytest.raises(StoreError, match=f"another {field}: its fingerprint is {found}, expected {'9' * 32}"):
+                look(stores / "whole", expect=wanted)
 
 
-def test_values_that_are_no_numbers_do_not_pass_verification(stores, tmp_path, job):
+def test_a_store_of_other_rows_than_the_data_does_not_pass_verification(stores, job, kind):
+    ids = job(**kind).part.ids
+    verify(stores / "whole", ids=ids)
+    with pytest.raises(StoreError, match="300 rows for 301 of the data: lacks the row with id 777$"):
+        verify(stores / "whole", ids=np.sort(np.append(ids, 777)))
+    with pytest.raises(StoreError, match="300 rows for 299 of the data: has a row with id 3, not in the data$"):
+        verify(stores / "whole", ids=np.delete(ids, 3))
+
+
+@pytest.mark.parametrize("column", ["emissions", "marginals", "logits", "features"])
+def test_values_that_are_no_numbers_do_not_pass_verification(tmp_path, job, column):
     """Only other code than ours writes such a store; its checksums fit."""
-    made = job()
+    made = job(outputs=("logits", "features") if column in ("logits", "features") else ("emissions", "marginals"))
     made.make(tmp_path / "store")
-    rows = StoreReader.open(tmp_path / "store").take(made.part.ids[:40]).copy()
-    rows[7, 2] = np.inf
-    write_shard(tmp_path / "store", 0, made.layout, made.part.ids[:40], rows)
+    rows = read_shard(tmp_path / "store", 0, made.layout, contents=True)
+    values = {name: found.copy() for name, found in rows.values.items()}
+    wrong = next(row for row in range(7, 40) if made.part.lengths[row] > 2)
+    place = rows.offsets[wrong + 1] - 1 if column in ("emissions", "marginals") else wrong
+    values[column][place, 2] = np.inf
+    write_shard(tmp_path / "store", 0, made.layout, rows._replace(values=values))
     StoreWriter(tmp_path / "store", made.layout, made.part.ids).publish()
-    with pytest.raises(StoreError, match="shard-00000.arrow: NaN or infinity, first in the row with id 7"):
+    with pytest.raises(StoreError, match=rf"00000.arrow: NaN or infinity in the {column}, first .* with id {wrong}$"):
         verify(tmp_path / "store")
 
 
-def test_a_row_twice_inside_a_shard_is_refused(stores, tmp_path, job):
+def test_a_row_twice_inside_a_shard_is_refused(tmp_path, job):
     made = job()
-    shutil.copytree(stores / "whole", tmp_path / "store")
-    ids = made.part.ids[:40].copy()
+    made.make(tmp_path / "store")
+    rows = read_shard(tmp_path / "store", 0, made.layout, contents=True)
+    ids = rows.ids.copy()
     ids[5] = ids[4]
-    write_shard(tmp_path / "store", 0, made.layout, ids, np.zeros((40, 5), np.float16))
+    write_shard(tmp_path / "store", 0, made.layout, rows._replace(ids=ids))
 
     def fit(values):
         path = tmp_path / "store" / "shard-00000.arrow"
@@ -279,3 +295,18 @@ def test_a_row_twice_inside_a_shard_is_refused(stores, tmp_path, job):
     edit(tmp_path / "store" / "manifest.json", fit, sign=True)
     with pytest.raises(StoreError, match="shard-00000.arrow: ids do not ascend after id 4: a row twice"):
         StoreReader.open(tmp_path / "store")
+
+
+def test_columns_that_cut_rows_at_different_places_are_refused(tmp_path, job):
+    made = job(outputs=("emissions", "marginals"))
+    store = made.make(tmp_path / "store")
+    path = store / "shard-00000.arrow"
+    with pa.ipc.open_file(path) as file:
+        schema, batch = file.schema, file.get_batch(0)
+    shifted = batch.column("marginals").offsets.to_numpy().copy()
+    shifted[3] = shifted[2]
+    marginals = pa.ListArray.from_arrays(pa.array(shifted), batch.column("marginals").values, type=schema.types[2])
+    with pa.ipc.new_file(path, schema) as writer:
+        writer.write_batch(pa.record_batch([batch.column(0), batch.column(1), marginals], schema=schema))
+    with pytest.raises(ShardProblem, match="rows differ in length"):
+        read_shard(store, 0, made.layout, contents=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -17,27 +18,55 @@ from dtrain.knowledge import StoreReader, read_manifest, verify
 from dtrain.stages.precompute import distinct_texts
 
 
-def naive_logits(job, row):
+def naive_output(job, row, **options):
     """One row alone, unpadded, in the plainest way."""
     tokens = job.part.tokens[job.part.offsets[row] : job.part.offsets[row + 1]].astype(np.int64)
     ids = torch.from_numpy(tokens)[None]
     with torch.no_grad():
-        return job.teacher.eval()(ids, torch.ones_like(ids)).logits[0]
+        return job.teacher.eval()(ids, torch.ones_like(ids), **options)
 
 
 def test_rows_hold_the_teachers_answers(job, tmp_path):
-    made = job(dtype="float32")
+    made = job(dtype="float32", outputs=("logits", "features"))
     made.make(tmp_path / "store")
     reader = StoreReader.open(tmp_path / "store")
-    expected = torch.stack([naive_logits(made, row) for row in range(made.rows)])
-    torch.testing.assert_close(reader.logits(made.part.ids), expected, rtol=1e-5, atol=1e-5)
+    expected = [naive_output(made, row) for row in range(made.rows)]
+    logits, features = (torch.cat(tensors) for tensors in zip(*expected, strict=True))
+    torch.testing.assert_close(reader.logits(made.part.ids), logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reader.features(made.part.ids), features, rtol=1e-5, atol=1e-5)
+
+
+def test_top_k_has_the_teachers_probabilities(job, tmp_path):
+    made = job(dtype="float32", outputs=("logits",), top_k=2)
+    reader = StoreReader.open(made.make(tmp_path / "store"))
+    found = reader.logits(made.part.ids).softmax(1)
+    expected = torch.cat([naive_output(made, row).logits for row in range(made.rows)]).softmax(1)
+    top = expected.topk(2)
+    torch.testing.assert_close(found.gather(1, top.indices), top.values, rtol=1e-5, atol=1e-5)
+    rest = (1 - top.values.sum(1, keepdim=True)) / 3
+    lumped = torch.ones_like(found).scatter(1, top.indices, 0) * rest
+    torch.testing.assert_close(found.scatter(1, top.indices, 0), lumped, rtol=1e-4, atol=1e-5)
+
+
+def test_characters_hold_the_taggers_answers(job, tmp_path):
+    made = job(dtype="float32", outputs=("emissions", "marginals"))
+    reader = StoreReader.open(made.make(tmp_path / "store"))
+    order = np.random.default_rng(0).permutation(made.rows)
+    emissions, mask = reader.ragged("emissions", made.part.ids[order])
+    marginals, _ = reader.ragged("marginals", made.part.ids[order])
+    assert mask.sum(1).tolist() == made.part.characters[order].tolist()
+    assert (emissions[~mask] == 0).all() and (marginals[~mask] == 0).all()
+    for place, row in enumerate(order.tolist()):
+        expected = naive_output(made, row, marginals=True)
+        torch.testing.assert_close(emissions[place][mask[place]], expected.logits[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(marginals[place][mask[place]], expected.marginals[0].exp(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"dtype": "float32"}, {"dtype": "float32", "precision": "bf16"}, {"tell_shape": True}]
+    "settings", [{}, {"dtype": "float32"}, {"dtype": "float32", "precision": "bf16"}, {"tell_shape": True}]
 )
-def test_bytes_do_not_depend_on_ranks_or_threads(job, tmp_path, hashes_of, settings):
-    made = job(**settings)
+def test_bytes_do_not_depend_on_ranks_or_threads(job, kind, tmp_path, hashes_of, settings):
+    made = job(**settings, **kind)
     expected = hashes_of(made.make(tmp_path / "one"))
     assert len(expected) == 8 + 2
     for ranks, threads in ((1, 2), (2, 1), (3, 1), (3, 2), (5, 1), (11, 1)):
@@ -45,11 +74,11 @@ def test_bytes_do_not_depend_on_ranks_or_threads(job, tmp_path, hashes_of, setti
         assert hashes_of(store) == expected, (ranks, threads)
 
 
-def test_restart_computes_what_is_missing(job, tmp_path, hashes_of):
-    made = job()
+def test_restart_computes_what_is_missing(job, kind, tmp_path, hashes_of):
+    made = job(**kind)
     store = made.make(tmp_path / "store", ranks=2)
     expected = hashes_of(store)
-    row = StoreReader.open(store).take(made.part.ids[130:131])
+    row = StoreReader.open(store).take(made.part.ids[130:140], made.outputs[0])
     for name in ("manifest.json", "shard-00001.arrow", "shard-00006.arrow"):
         (store / name).unlink()
     (store / ".tmp-shard-00001.arrow-0123").write_bytes(b"half")
@@ -101,15 +130,17 @@ def test_distinct_texts_by_hand(job):
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_nan_names_the_rows_and_leaves_whole_shards(job, tmp_path, on_ranks, ranks):
-    made = job()
-    token = made.part.tokens[made.part.offsets[90]]
+def test_nan_names_the_rows_and_leaves_whole_shards(job, kind, tmp_path, on_ranks, ranks):
+    made = job(**kind)
+    row = int(np.flatnonzero(made.part.lengths > 4)[20])
+    token = made.part.tokens[made.part.offsets[row] + 2]
     with torch.no_grad():
         made.teacher.embedding.weight[token] = float("nan")
     ids = [
         int(made.part.ids[row])
         for row in range(made.rows)
         if token in made.part.tokens[made.part.offsets[row] : made.part.offsets[row + 1]]
+        and not (made.tagging and made.part.characters[row] == 0)
     ]
     store = tmp_path / "store"
     errors = on_ranks(ranks, lambda world: made.fill(store, world))
@@ -136,6 +167,21 @@ def test_values_beyond_float16_are_refused_with_the_way_out(job, tmp_path):
     verify(tmp_path / "store")
 
 
+def test_probabilities_in_float16_sum_to_one(job, tmp_path):
+    made = job(outputs=("marginals",))
+    marginals, mask = StoreReader.open(made.make(tmp_path / "store")).ragged("marginals", made.part.ids)
+    assert ((marginals.sum(-1)[mask] - 1).abs() < 2**-11).all()
+
+
+def test_a_tagger_that_sees_other_characters_is_refused(job, tmp_path):
+    made = job(outputs=("emissions",))
+    row = int(np.flatnonzero(made.part.lengths > 6)[3])
+    made.part.characters[row] += 1
+    seen = made.part.lengths[row] - 2
+    with pytest.raises(DtrainError, match=f"tagged {seen} characters of the row with id {row}, which has {seen + 1}$"):
+        made.make(tmp_path / "store")
+
+
 def test_disk_trouble_on_one_rank_ends_all(job, tmp_path, on_ranks, monkeypatch):
     import dtrain.knowledge.writer as writer
 
@@ -158,32 +204,32 @@ def test_disk_trouble_on_one_rank_ends_all(job, tmp_path, on_ranks, monkeypatch)
 def test_manifest_tells_what_the_contract_says(job, tmp_path):
     made = job()
     manifest = read_manifest(made.make(tmp_path / "store"))
-    assert manifest.rows == 300 and manifest.outputs.logits.shape == [5]
+    assert manifest.rows == 300 and manifest.outputs["logits"].shape == [5]
     assert [(s.first_row, s.rows) for s in manifest.shards] == [(i * 40, 40) for i in range(7)] + [(280, 20)]
     assert (manifest.shards[-1].first_id, manifest.shards[-1].last_id) == (1280, 1299)
     assert all((tmp_path / "store" / s.file).stat().st_size == s.bytes for s in manifest.shards)
 
 
-def _killed_and_continued(store: Path, kills: int) -> list[int]:
+def _killed_and_continued(store: Path, kills: int, kind: str) -> list[int]:
     worker = Path(__file__).parent / "killed_fills.py"
     environment = {**os.environ, "PYTHONPATH": str(Path(dtrain.__file__).parents[1])}
-    command = [sys.executable, worker, store, str(kills)]
+    command = [sys.executable, worker, store, str(kills), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.splitlines()[-1].split()]
 
 
-def test_killed_and_continued_gives_the_same_bytes(job, tmp_path, hashes_of):
-    shards_at_kill = _killed_and_continued(tmp_path / "killed", 3)
-    assert len(shards_at_kill) == 3
-    assert hashes_of(tmp_path / "killed") == hashes_of(job().make(tmp_path / "whole"))
+def test_killed_and_continued_gives_the_same_bytes(job, kinds, tmp_path, hashes_of):
+    shards_at_kill = _killed_and_continued(tmp_path / "killed", 5, "tags")
+    assert len(shards_at_kill) == 5
+    assert hashes_of(tmp_path / "killed") == hashes_of(job(**kinds["tags"]).make(tmp_path / "whole"))
 
 
 @pytest.mark.slow
-def test_fifty_kills_give_the_same_bytes(job, tmp_path, hashes_of):
-    expected = hashes_of(job().make(tmp_path / "whole"))
+def test_fifty_kills_give_the_same_bytes(job, kinds, tmp_path, hashes_of):
+    expected = {name: hashes_of(job(**kinds[name]).make(tmp_path / name)) for name in kinds}
     seen = []
-    for run in range(10):
-        seen += _killed_and_continued(tmp_path / f"killed{run}", 5)
-        assert hashes_of(tmp_path / f"killed{run}") == expected
+    for run, kind in zip(range(10), itertools.cycle(kinds), strict=False):
+        seen += _killed_and_continued(tmp_path / f"killed{run}", 5, kind)
+        assert hashes_of(tmp_path / f"killed{run}") == expected[kind]
     assert len(seen) == 50 and len(set(seen)) > 3  # killed at many different places

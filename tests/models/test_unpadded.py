@@ -8,15 +8,15 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
 from dtrain.errors import InputError
-from dtrain.models.unpadded import UnpaddedBert, unpadded
+from dtrain.models.unpadded import UnpaddedBert, check_unpadded, unpadded
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 LENGTHS = [5, 1, 9, 9, 3]
 
 
-def bert(**more):
+def bert():
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(num_labels=4, **SHAPE, **more)).eval()
+    return BertForSequenceClassification(BertConfig(num_labels=4, **SHAPE)).eval()
 
 
 def text_by_text(query, key, value, bounds, longest):
@@ -44,15 +44,18 @@ def test_answers_are_those_of_the_padded_model(types):
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "reason"),
+    ("types", "capability", "precision", "reason"),
     [
-        (torch.nn.Linear(2, 2), "cpu", r"is for BERT teachers \(found: Linear\)"),
-        (bert(), "cpu", r"needs a GPU of compute capability 8.0 or more \(found: cpu\)"),
+        (["bert", "nezha", "textcnn"], (9, 0), "bf16", r"is for teachers of type bert \(found: nezha, textcnn\)"),
+        (["bert"], None, "bf16", r"needs a GPU of compute capability 8.0 or more \(found: cpu\)"),
+        (["bert"], (7, 5), "bf16", r"needs a GPU of compute capability 8.0 or more \(found: cuda\)"),
+        (["bert"], (8, 0), "fp32", r"needs knowledge.precision bf16 or fp16 \(found: fp32\)"),
     ],
 )
-def test_where_it_cannot_be_had_the_reason_is_told(model, device, reason):
-    with pytest.raises(InputError, match=f"knowledge.unpadded: {reason}"):
-        unpadded(model, torch.device(device), "bf16")
+def test_where_it_cannot_be_had_the_reason_is_told(types, capability, precision, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with pytest.raises(InputError, match=f"^knowledge.unpadded: {reason}"):
+        check_unpadded(torch.device("cuda" if capability else "cpu"), precision, types)
 
 
 @pytest.mark.gpu
@@ -64,5 +67,5 @@ def test_on_a_gpu():
     batch = {"input_ids": torch.randint(1, 50, mask.shape, device="cuda") * mask, "attention_mask": mask.long()}
     with torch.inference_mode(), torch.autocast("cuda", torch.float16):
         expected = model(**batch).logits
-        found = unpadded(model, torch.device("cuda"), "fp16").eval()(**batch).logits
+        found = unpadded(model).eval()(**batch).logits
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)

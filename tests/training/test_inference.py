@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from dtrain.data import Part, inference_batches
 from dtrain.errors import DtrainError
 from dtrain.models import ClassifierOutput, own
-from dtrain.training.inference import cast_products, forward_batches, forward_logits, in_threads
+from dtrain.training.inference import cast_products, forward_batches, forward_logits, forward_outputs, in_threads
 
 CPU = torch.device("cpu")
 LABELS = ["a", "b", "c"]
@@ -41,6 +41,20 @@ def bilstm():
 def textcnn():
     shape = {"embedding": 32, "filters": 32, "widths": [2, 3], "dropout": 0.5}
     return own.from_config(own.new_config("dtrain-textcnn", shape, vocabulary=50, labels=LABELS, pad_id=0))
+
+
+def tagger():
+    torch.manual_seed(0)
+    shape = {"embedding": 32, "fusion": "last", "lstm": 16, "dropout": 0.5, "crf": True, "constrain": False}
+    config = own.new_config("dtrain-tagger", shape, vocabulary=50, labels=["O", "B-a", "I-a", "E-a", "S-a"], pad_id=0)
+    return own.from_config({**config, "encoder": None})
+
+
+def idcnn():
+    shape = {"embedding": 32, "filters": 16, "width": 3, "dilations": [1, 2], "blocks": 2, "dropout": 0.5}
+    shape |= {"crf": True, "constrain": True}
+    labels = ["O", "B-a", "I-a", "E-a", "S-a"]
+    return own.from_config(own.new_config("dtrain-idcnn", shape, vocabulary=50, labels=labels, pad_id=0))
 
 
 def bert():
@@ -71,7 +85,7 @@ class Picky(torch.nn.Module):
         return ClassifierOutput(total, total)
 
 
-@pytest.mark.parametrize("build", [bilstm, textcnn, bert])
+@pytest.mark.parametrize("build", [bilstm, textcnn, bert, tagger, idcnn])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bits_do_not_depend_on_threads(build, precision):
     torch.manual_seed(0)
@@ -88,19 +102,20 @@ def test_bits_do_not_depend_on_threads(build, precision):
         assert all(torch.equal(a, b) for a, b in zip(first, answers(threads), strict=True))
 
 
-@pytest.mark.parametrize("build", [bilstm, textcnn, bert])
+@pytest.mark.parametrize("build", [bilstm, textcnn, bert, tagger, idcnn])
 def test_weights_cast_ahead_give_the_same_bits(build):
     torch.manual_seed(0)
     model, part = build(), made_up_part()
 
     def answers():
-        rows = np.arange(len(part))
-        return forward_logits(model, part, rows, device=CPU, batch_tokens=256, precision="bf16", threads=1)
+        batches = inference_batches(part.lengths, 256)
+        return list(forward_batches(model, part, batches, device=CPU, precision="bf16", threads=1))
 
     before = answers()
     cast_products(model, "bf16", CPU)
-    assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-    assert torch.equal(answers(), before)
+    if build is not tagger:  # which without an encoder has no product in half precision
+        assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(answers(), before, strict=True))
 
 
 def test_logits_come_in_the_order_that_was_asked_for():
@@ -134,6 +149,41 @@ def test_out_of_memory_goes_on_with_smaller_batches(error, capsys):
     assert found[:, 0].tolist() == [float(s) for s in sums]
     assert capsys.readouterr().out.count("out of memory on cpu") == 1
     assert sum(size > 100 for size in model.sizes) <= 3  # 400, 200: later batches are cut before they fail
+
+
+def test_halves_of_different_length_are_padded_alike():
+    """Outputs [B, N, ...] of a batch that did not fit are those of one that did."""
+    part = made_up_part()
+    batches = inference_batches(part.lengths, 400)
+
+    class Tagging(Picky):
+        def forward(self, input_ids, attention_mask, scale):
+            super().forward(input_ids, attention_mask)
+            longest = int(attention_mask.sum(1).max())  # as a model does that looks at its batch
+            return input_ids[:, :longest], attention_mask[:, :longest].bool(), scale
+
+    def outputs(found):
+        ids, mask, scale = found
+        return scale * (ids * mask)[..., None].repeat(1, 1, 2), mask, ids[:, 0]
+
+    def answers(most):
+        return list(
+            forward_outputs(
+                Tagging(most, MemoryError()),
+                part,
+                batches,
+                outputs=outputs,
+                options={"scale": 3},
+                device=CPU,
+                precision="fp32",
+                threads=1,
+            )
+        )
+
+    halved, whole = answers(90), answers(400)
+    for batch, ours, expected in zip(batches, halved, whole, strict=True):
+        assert ours[0].shape == (len(batch), part.lengths[batch].max(), 2) and ours[1].dtype == torch.bool
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_a_single_row_that_does_not_fit_is_told():
