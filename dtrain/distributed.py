@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError
+from dtrain.sharding import Sharding, read_sharding, take_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from accelerate import Accelerator
 
@@ -34,8 +36,10 @@ POLL_SECONDS = 0.1
 class World:
     """The processes of this launch. Built once a process, by `connect`."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, variables: Mapping[str, str] | None = None) -> None:
+        """`variables`: what the launch said of sharding, as `take_variables` gave it."""
         self.accelerator = accelerator
+        self._variables = dict(variables or {})
         self.rank: int = accelerator.process_index
         self.size: int = accelerator.num_processes
         self.local_rank: int = accelerator.local_process_index
@@ -47,6 +51,15 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @cached_property
+    def sharding(self) -> Sharding:
+        """How the launch asks for models that all ranks train together.
+
+        Raises:
+            InputError: where it asks for what dtrain does not do.
+        """
+        return read_sharding(self._variables)
 
     @property
     def threads(self) -> int:
@@ -134,27 +147,41 @@ class World:
             time.sleep(POLL_SECONDS)
 
 
-def connect(precision: str = "no") -> World:
+def connect(precision: str = "no", timeout: float = 600) -> World:
     """Join the launch this process belongs to (one process when there was no launcher).
 
+    Args:
+        timeout: seconds for all ranks to arrive, for a collective to end, and without a sign of life of a rank.
+
     Raises:
-        DtrainError: where the formed world is not the one that was asked for.
+        InputError: where the formed world is not the one that was asked for.
+        DtrainError: naming ranks that did not arrive.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
+
+    from dtrain.attendance import heard_within, rank_store, roll_call, start_pulse
+    from dtrain.world_check import check_world, parent_command
 
     cpu = not torch.cuda.is_available()
     if cpu:
         # transformers imports DeepSpeed when it saves, which else warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(minutes=30))]
+    variables = take_variables(os.environ)
+    if asked > 1:
+        store = rank_store(os.environ, timeout)
+        roll_call(store, "rank", int(os.environ["RANK"]), asked, timeout)
+    handlers = [
+        InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=heard_within(timeout)))
+    ]
     # Without cpu=True Accelerate leaves CPU ranks unconnected, each believing to be alone.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers if asked > 1 else None)
-    world = World(accelerator)
-    if world.size != asked:
-        raise DtrainError(f"{asked} processes were asked for, but a world of {world.size} formed")
-    if world.size > 1 and not dist.is_initialized():
-        raise DtrainError(f"{world.size} processes were started, but they are not connected")
+    world = World(accelerator, variables)
+    check_world(world.size, os.environ, sys.argv[1:], parent_command())
+    if world.size > 1:
+        if not dist.is_initialized():
+            raise DtrainError(f"{world.size} processes were started, but they are not connected")
+        start_pulse(store, world.rank, world.size, timeout)
     torch.set_num_threads(world.threads)
     return world
 
@@ -164,6 +191,9 @@ def leave(code: int) -> None:
 
     With gloo that shutdown aborts about one time in eight ("terminate called without an active exception").
     """
+    from dtrain.attendance import stop_pulse
+
+    stop_pulse()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     sys.stdout.flush()

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,12 +21,14 @@ from typing import Any
 
 import yaml
 
-from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
+from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError, InputError
 from dtrain.log import say
+from dtrain.machines import ONE_MACHINE, Machines
 from dtrain.recipe.schema import Recipe
+from dtrain.sharding import configs_folder, read_deepspeed
 from dtrain.signals import SIGNALS
 
-SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO")
+SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP", "DEEPSPEED")
 STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
 
 
@@ -32,7 +36,7 @@ STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
 class Way:
     """How a group of stages is started."""
 
-    processes: int
+    processes: int  # on each machine
     config: Path  # with one process there is no launcher, and only its precision counts
 
 
@@ -52,7 +56,7 @@ def way_of(recipe: Recipe, stage: str) -> Way:
     """Processes and accelerate config of a stage: the recipe's `launch`, overridden by `launch.stages`."""
     special = recipe.launch.stages.get(stage)  # type: ignore[call-overload]
     wanted = (special and special.processes) or recipe.launch.processes
-    processes = _every_device() if wanted == "auto" else int(wanted)
+    processes = (_gpus() or 2) if wanted == "auto" else int(wanted)
     config = find_config((special and special.accelerate_config) or recipe.launch.accelerate_config)
     return Way(processes, config)
 
@@ -63,32 +67,26 @@ def find_config(name: str) -> Path:
     Raises:
         InputError: naming the key and the configs there are.
     """
-    folder = configs_folder()
+    folder = configs_folder("accelerate_configs")
     for path in (Path(name), folder / f"{name}.yaml"):
         if path.is_file():
             try:
-                kind = yaml.safe_load(path.read_text(encoding="utf-8"))["distributed_type"]
+                config = yaml.safe_load(path.read_text(encoding="utf-8"))
+                kind = config["distributed_type"]
             except (yaml.YAMLError, ValueError, TypeError, KeyError):
                 raise InputError(f"launch.accelerate_config: {path}: is no accelerate config") from None
             if kind not in SUPPORTED:
                 allowed = ", ".join(SUPPORTED)
-                raise InputError(
-                    f"launch.accelerate_config: {path}: distributed_type {kind!r} (allowed so far: {allowed})"
-                )
+                raise InputError(f"launch.accelerate_config: {path}: distributed_type {kind!r} (allowed: {allowed})")
+            if kind == "DEEPSPEED":
+                read_deepspeed((config.get("deepspeed_config") or {}).get("deepspeed_config_file", "none"))
             return path
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise InputError(f"launch.accelerate_config: no config {name!r} (allowed: a path, or one of {names})")
 
 
-def configs_folder() -> Path:
-    """`accelerate_configs/` of a checkout, or the copy installed with the package."""
-    package = Path(__file__).parent
-    beside = package.parent / "accelerate_configs"
-    return beside if beside.is_dir() else package / "accelerate_configs"
-
-
-def _every_device() -> int:
-    """Every GPU, else 2 CPU processes. The driver is asked, so that torch need not be imported."""
+def _gpus() -> int:
+    """How many there are. The driver is asked, so that torch need not be imported."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         found = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
@@ -98,14 +96,15 @@ def _every_device() -> int:
             found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
         except (OSError, subprocess.SubprocessError):
             found = []
-    return len(found) or 2
+    return len(found)
 
 
-def launch(way: Way, arguments: list[str]) -> int:
-    """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code."""
+def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, port: int = 0) -> int:
+    """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code; `port` is where the machines' ranks meet."""
     forward = _ForwardSignals()
     try:
-        code = _alone(way, arguments) if way.processes == 1 else _accelerate(way, arguments)
+        alone = way.processes * machines.count == 1
+        code = _alone(way, arguments) if alone else _accelerate(way, arguments, machines, port)
     finally:
         forward.restore()
     # A signal may come before there are workers, or as they end: nothing more is started then.
@@ -117,25 +116,33 @@ def _alone(way: Way, arguments: list[str]) -> int:
     environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": str(precision)}
     command = [sys.executable, "-m", "dtrain", *arguments]
     process = subprocess.Popen(command, start_new_session=True, env=environment)
-    return _exit_code([process.wait()])
+    while process.poll() is None:  # and not wait(), in which a signal taken by another thread is not noticed
+        time.sleep(0.05)
+    return _exit_code([process.returncode])
 
 
-def _accelerate(way: Way, arguments: list[str]) -> int:
+def _accelerate(way: Way, arguments: list[str], machines: Machines, port: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = [
         "--config_file",
         str(way.config),
         "--num_processes",
-        str(way.processes),
+        str(way.processes * machines.count),
         "--main_process_port",
-        "0",
+        str(port),
     ]
+    if machines.count > 1:
+        options += ["--num_machines", str(machines.count), "--machine_rank", str(machines.rank)]
+        options += ["--main_process_ip", machines.host, "--deepspeed_multinode_launcher", "standard"]
     parsed = launch_command_parser().parse_args([*options, "-m", "dtrain", *arguments])
     # Its own handlers would turn a signal into a shutdown of 30 s at most; ours pass it on and wait.
     parsed.signals_to_handle = "SIGQUIT"
+    if not _gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, warns of it
     try:
         launch_command(parsed)
     except ChildFailedError as error:
@@ -149,6 +156,8 @@ def _accelerate(way: Way, arguments: list[str]) -> int:
                 name = signal.Signals(-failure.exitcode).name
                 print(f"rank {rank} was killed by {name}; `dtrain run` again continues", file=sys.stderr, flush=True)
         return _exit_code(codes)
+    except (DistError, ConnectionError) as error:
+        raise DtrainError(f"the launchers lost each other: {str(error).splitlines()[0]}") from None
     return EXIT_DONE
 
 
@@ -160,10 +169,17 @@ def _exit_code(codes: list[int]) -> int:
 
 
 class _ForwardSignals:
-    """Pass the user's and the scheduler's signals on to the workers while they run."""
+    """Pass the user's and the scheduler's signals on to the workers while they run.
+
+    Workers inherit the signals blocked, and unblock them once they listen: one that is still starting is not killed.
+    This process gets them through a thread that has them open; Python's handlers run in the main thread all the same.
+    """
 
     def __init__(self) -> None:
         self.received = False
+        self._over = threading.Event()
+        threading.Thread(target=self._over.wait, name="signals", daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.before: dict[int, Any] = {number: signal.signal(number, self._forward) for number in SIGNALS}
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
@@ -177,16 +193,33 @@ class _ForwardSignals:
             raise SystemExit(EXIT_STOPPED)
 
     def restore(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._over.set()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-def run_everything(recipe: Recipe, stages: list[str], recipe_argument: str, overrides: list[str]) -> int:
-    """Every stage that is not done, in order, in as few launches as the recipe allows; the exit code."""
+def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], machines: Machines = ONE_MACHINE) -> int:
+    """Every stage that is not done, in order, in as few launches as the recipe allows; the exit code.
+
+    Args:
+        arguments: what the launched processes are told: the recipe, its overrides, and options.
+        machines: every one of them runs this same command.
+    """
     from dtrain.plan import Plan
 
     plan = Plan(recipe)
     ways = groups(recipe, stages)
+    if machines.count > 1:
+        # Whether a stage is done is for the main rank to see: files reach other machines late.
+        here = machines.gather(recipe.launch.timeout)
+        for number, (way, group) in enumerate(ways):
+            words = ["run", *arguments, "--stages", ",".join(group), "--here"]
+            code = launch(way, words, machines, machines.port + 1 + number)
+            if code != EXIT_DONE:
+                return code
+        del here
+        return EXIT_DONE
     if all(plan.stage_done(stage) for stage in stages):
         say(f"{plan.folder.root}: nothing to do, every stage is complete ({', '.join(stages)})")
         return EXIT_DONE
@@ -194,7 +227,7 @@ def run_everything(recipe: Recipe, stages: list[str], recipe_argument: str, over
         if all(Plan(recipe).stage_done(stage) for stage in group):
             say(f"{', '.join(group)}: complete, nothing to do")
             continue
-        code = launch(way, ["run", recipe_argument, *overrides, "--stages", ",".join(group), "--here"])
+        code = launch(way, ["run", *arguments, "--stages", ",".join(group), "--here"])
         if code != EXIT_DONE:
             return code
     return EXIT_DONE

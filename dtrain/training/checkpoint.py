@@ -2,10 +2,11 @@
 
     checkpoints/<kind>/<name>/step-00000120/
         state.json       position, scores so far, sha256 of every other file
-        tensors.pt       model, optimizer and gradient scaler (torch.load(weights_only=True))
-        best.safetensors the weights of the best evaluation so far
+        tensors.safetensors  weights, optimizer state and loss scale by parameter name, whole (`Engine.state`)
+        best.safetensors     the weights of the best evaluation so far
 
-No random state is kept: every step seeds its generators from (seed, rank, step).
+Nothing in it depends on how the model was spread over ranks: DDP, FSDP2 and ZeRO on any number of ranks go on
+from each other's. No random state is kept: every step seeds its generators from (seed, rank, step).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dtrain.log import warn
 from dtrain.runfolder import file_fingerprint, publish_folder, read_json, write_json
 
-STATE, TENSORS, BEST = "state.json", "tensors.pt", "best.safetensors"
+STATE, TENSORS, BEST = "state.json", "tensors.safetensors", "best.safetensors"
 
 
 def save_checkpoint(
@@ -29,13 +31,13 @@ def save_checkpoint(
     step: int,
     identity: str,
     state: dict[str, Any],
-    tensors: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
     best: dict[str, torch.Tensor],
 ) -> None:
     """Write the checkpoint of `step` and then remove all others, those of another recipe too."""
     final = folder / f"step-{step:08d}"
     with publish_folder(final) as aside:
-        torch.save(tensors, aside / TENSORS)
+        save_file(tensors, aside / TENSORS)
         if best:
             save_file(best, aside / BEST)
         sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
@@ -47,9 +49,10 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, identity: str
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]] | None:
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
     """The newest whole checkpoint of this very training as (state, tensors, best), or None.
 
+    The tensors are mapped from the file: a rank reads what it copies of them, and no more.
     A damaged one is skipped with a warning; one of another recipe, data or teacher is not used.
     """
     for path in _steps(folder):
@@ -60,9 +63,9 @@ def load_checkpoint(
             for name, sum_ in state["sha256"].items():
                 if file_fingerprint(path / name) != sum_:
                     raise ValueError(f"{name} is damaged")
-            tensors = torch.load(path / TENSORS, map_location="cpu", weights_only=True)
+            tensors = load_file(path / TENSORS)
             best = load_file(path / BEST) if (path / BEST).exists() else {}
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             warn(f"{path}: checkpoint skipped: {error}")
             continue
         return state, tensors, best

@@ -1,24 +1,30 @@
-"""How one training step touches the hardware: placement, precision, synchronisation, clipping.
+"""How one training step touches the hardware: placement, precision, synchronisation, clipping, whole weights.
 
-Two uses of the same class: all ranks train one model together (Accelerate wraps it), or this rank trains a
-model of its own and no gradient crosses ranks.
+`Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP).
+`engine_fsdp` and `engine_zero` spread it over the ranks instead; `build_engine` picks what the launch asks for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
+from dtrain.recipe.schema import TrainSpec
+from dtrain.training.lamb import Lamb
+from dtrain.training.optim import build_optimizer, scaled_to_batch
+from dtrain.training.speed import model_flops
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(asked: str, device: torch.device, where: str) -> str:
@@ -45,11 +51,74 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """The autocast region of 'fp32' (none), 'bf16' or 'fp16'."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, _DTYPES[precision])
+    return torch.autocast(device.type, DTYPES[precision])
+
+
+def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, together: bool, precision: str) -> Engine:
+    """The engine that the launch asks for, with the optimizer of `spec`; the model is on the CPU, whole.
+
+    Raises:
+        InputError: where launch and recipe disagree, or the model cannot do what the recipe asks.
+    """
+    if spec.activation_checkpointing:
+        checkpoint_activations(model)
+    optimizer, _ = scaled_to_batch(spec)
+    if together and world.size > 1 and world.sharding.kind == "fsdp2":
+        from dtrain.training.engine_fsdp import FsdpEngine
+
+        return FsdpEngine(world, model, optimizer, precision=precision, reshard=world.sharding.reshard)
+    if together and world.size > 1 and world.sharding.kind == "zero":
+        from dtrain.training.engine_zero import ZeroEngine, fill_config
+
+        config = fill_config(world.sharding, spec, world.size, precision)
+        return ZeroEngine(world, model, build_optimizer(model, optimizer), precision=precision, config=config)
+    return Engine(world, model, build_optimizer(model, optimizer), together=together, precision=precision)
+
+
+def check_engine(world: World, spec: TrainSpec) -> None:
+    """Refuse, before anything is written, a model that the launch and the recipe say different things of.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    precision = resolve_precision(spec.precision, world.device, f"teachers.{spec.name}.precision")
+    scaled_to_batch(spec)
+    if world.sharding.kind == "zero" and world.size > 1:
+        if spec.adversarial is not None and spec.adversarial.type == "pgd":
+            # Its inner passes take gradients that DeepSpeed's engine does not know of.
+            raise InputError(f"teachers.{spec.name}.adversarial.type: pgd does not run under ZeRO (use fsdp2 or ddp)")
+        from dtrain.training.engine_zero import fill_config
+
+        fill_config(world.sharding, spec, world.size, precision)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep the inputs of each transformer layer only, and compute the rest again in backward.
+
+    Raises:
+        InputError: for a model without such layers.
+    """
+    encoders = [m for m in model.modules() if getattr(m, "supports_gradient_checkpointing", False)]
+    if not encoders:
+        raise InputError("activation_checkpointing: the model has no transformer layers; remove it")
+    encoder: Any = encoders[0]
+    # transformers renames it in 5.2x and warns of the old name.
+    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 class Engine:
-    """A model and its optimizer, ready for steps."""
+    """A model and its optimizer, ready for steps: on this rank alone, or with a copy on every rank (DDP).
+
+    Subclasses spread one model over the ranks. Methods marked *together* are collectives where `together` is
+    set: every rank calls them, in the same order.
+
+    Attributes:
+        model: what is called in training.
+        bare: the module inside; a subclass may have cut its parameters up, `plain` has them whole.
+        optimizer: its groups' rates are set before each step.
+        flops: of the whole model, a token and a pair of tokens.
+    """
 
     def __init__(
         self,
@@ -60,22 +129,23 @@ class Engine:
         together: bool,
         precision: str,
     ) -> None:
+        self._place(world, model, together, precision)
+        self.optimizer = optimizer
+        self.bare = model.to(world.device)
+        self.model: nn.Module = self.bare
+        if self.together:
+            self.model = world.accelerator.prepare_model(self.bare)
+
+    def _place(self, world: World, model: nn.Module, together: bool, precision: str) -> None:
         self.world = world
         self.precision = precision
         self.together = together and world.size > 1
         self.ranks = world.size if self.together else 1
         self.rank = world.rank if self.together else 0
-        self.optimizer = optimizer
-        self.bare = model.to(world.device)
-        self.model: nn.Module = self.bare
-        if self.together:
-            kind = world.accelerator.distributed_type
-            if kind not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-                raise DtrainError(
-                    f"accelerate's distributed_type {kind.value} is not supported yet: use one of the ddp configs"
-                )
-            self.model = world.accelerator.prepare_model(self.bare)
+        self.flops = model_flops(model)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+
+    # --- a step --------------------------------------------------------------------------------------
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.precision, self.world.device)
@@ -86,31 +156,158 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss`, this rank's share of a sum over all ranks."""
-        # DDP averages over ranks; the sum is wanted.
+        # Ranks' gradients are averaged; the sum is wanted.
         self.scaler.scale(loss * self.ranks).backward()
 
-    def clip(self, norm: float | None) -> torch.Tensor:
-        """The global gradient norm before clipping (a tensor on the device, so that nothing waits for it)."""
-        self.scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.bare.parameters(), norm if norm is not None else float("inf"))
+    def step(self, clip: float | None = None) -> tuple[torch.Tensor, bool]:
+        """Clip the gradients to a global norm of `clip` and apply them (*together*).
 
-    def step(self) -> bool:
-        """Apply the gradients; False when fp16 overflowed and the step was skipped (on every rank alike)."""
-        before = self.scaler.get_scale() if self.precision == "fp16" else 1.0
+        Returns:
+            The norm before clipping, on the device so that nothing waits for it, and whether the step was applied:
+            False when fp16 overflowed and it was skipped, on every rank alike.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = whole(nn.utils.clip_grad_norm_(self.bare.parameters(), clip if clip is not None else float("inf")))
+        before = self.loss_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.precision != "fp16" or self.scaler.get_scale() >= before
+        return norm, self.precision != "fp16" or self.loss_scale() >= before
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.bare.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+    def loss_scale(self) -> float:
+        """What fp16 losses are multiplied by; 1 in other precisions."""
+        return self.scaler.get_scale() if self.precision == "fp16" else 1.0
 
-    def load_state(self, tensors: dict[str, Any]) -> None:
-        self.bare.load_state_dict(tensors["model"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        if tensors["scaler"]:
-            self.scaler.load_state_dict(tensors["scaler"])
+    def parameter_norm(self) -> torch.Tensor:
+        """The norm of all trained weights (*together*)."""
+        norms = [whole(n) for n in torch._foreach_norm([p.detach() for p in self.bare.parameters() if p.requires_grad])]
+        return torch.stack([norm.double() for norm in norms]).norm()
+
+    def watched(self) -> dict[str, float]:
+        """What a person wants to see of the last step, besides its loss (*together*)."""
+        found = {"parameter_norm": float(self.parameter_norm())}
+        return found | {"loss_scale": self.loss_scale()} if self.precision == "fp16" else found
+
+    def trust_ratios(self) -> dict[str, torch.Tensor]:
+        """LAMB's, as `Lamb.trust_ratios` gives them; nothing for other optimizers."""
+        return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
+
+    # --- whole weights and state ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[nn.Module]:
+        """The model with all its weights on this rank, for evaluation, until the region ends (*together*)."""
+        yield self.bare
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every weight and buffer, whole, on the CPU, where `rank` is 0; elsewhere nothing (*together*)."""
+        return self._collected(self._weights())
+
+    def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
+        """A plain model on the CPU with these weights, which are those of `weights()`."""
+        self.bare.load_state_dict(weights)
+        return self.bare.cpu()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that training goes on from, whole and by parameter name, where `rank` is 0 (*together*).
+
+        Returns:
+            `weight/NAME` (float32 where trained), `optimizer/FIELD/NAME` and `scaler/FIELD`, on the CPU. It does not
+            depend on the engine or the number of ranks, so another one can go on from it.
+        """
+        tensors = itertools.chain(
+            ((f"weight/{name}", tensor) for name, tensor in self._weights()),
+            ((f"optimizer/{field}/{name}", tensor) for field, name, tensor in self._optimizer_state()),
+            ((f"scaler/{field}", torch.tensor(value)) for field, value in self._scaler_state().items()),
+        )
+        return self._collected(tensors)
+
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave; every rank has all of it and takes its share (*together*).
+
+        Raises:
+            DtrainError: naming a weight that is missing or has another shape.
+        """
+        saved: dict[str, dict[str, torch.Tensor]] = {"weight": {}, "optimizer": {}, "scaler": {}}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition("/")
+            saved[kind][rest] = tensor
+        own = dict(self._shapes())
+        for name in sorted(own.keys() | saved["weight"].keys()):
+            found = saved["weight"].get(name)
+            if name not in own or found is None or found.shape != own[name]:
+                raise DtrainError(f"checkpoint: weight {name} is missing, unknown or of another shape")
+        by_name: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in saved["optimizer"].items():
+            field, _, name = key.partition("/")
+            by_name.setdefault(name, {})[field] = tensor
+        with torch.no_grad():
+            self._load(saved["weight"], by_name)
+        if saved["scaler"]:
+            self._load_scaler({field: float(tensor) for field, tensor in saved["scaler"].items()})
+
+    def close(self) -> None:
+        """Let go of the model: Accelerate keeps every one that it has prepared."""
+        if self.together:
+            self.world.accelerator.free_memory()
+
+    def _collected(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """One tensor is whole on the device at a time: all of them together may not fit."""
+        kept = {}
+        for name, tensor in tensors:
+            if self.rank == 0:
+                kept[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        return kept
+
+    def _shapes(self) -> Iterator[tuple[str, torch.Size]]:
+        for name, tensor in self.bare.state_dict().items():
+            yield name, tensor.shape
+
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self.bare.state_dict().items():
+            yield name, whole(tensor)
+
+    def _optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(field, parameter name, tensor) of the parameter's shape, or 0-d for its step count."""
+        for name, p in self.bare.named_parameters():
+            for field, tensor in self.optimizer.state.get(p, {}).items():
+                if isinstance(tensor, torch.Tensor):
+                    yield field, name, whole(tensor)
+
+    def _load(self, weights: dict[str, torch.Tensor], state: dict[str, dict[str, torch.Tensor]]) -> None:
+        for name, tensor in self.bare.state_dict().items():
+            tensor.copy_(placed(weights[name], tensor))
+        for name, p in self.bare.named_parameters():
+            # Step counts stay on the CPU, where both optimizers read them.
+            fields = {
+                field: tensor.clone() if tensor.dim() == 0 < p.dim() else torch.zeros_like(p).copy_(placed(tensor, p))
+                for field, tensor in state.get(name, {}).items()
+            }
+            if fields:
+                self.optimizer.state[p] = fields
+
+    def _scaler_state(self) -> dict[str, float]:
+        """The loss scale, and how many steps have gone well since it last changed."""
+        if self.precision != "fp16":
+            return {}
+        state = self.scaler.state_dict()
+        return {"scale": state["scale"], "good_steps": float(state["_growth_tracker"])}
+
+    def _load_scaler(self, state: dict[str, float]) -> None:
+        if self.precision == "fp16":
+            own = {"scale": state["scale"], "_growth_tracker": int(state["good_steps"])}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **own})
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a DTensor, on every rank; any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole `tensor` cut as `like` is: this rank's share where that is a DTensor."""
+    if not isinstance(like, DTensor):
+        return tensor
+    mesh = like.device_mesh
+    moved = tensor.to(like.to_local().device)
+    return distribute_tensor(moved, mesh, like.placements, src_data_rank=None)  # every rank has it all: nothing is sent

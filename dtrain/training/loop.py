@@ -1,7 +1,8 @@
 """The one training loop: teachers over all ranks, students on one rank each.
 
 A step is one *global* batch: a list of rows that depends on (seed, epoch, position) alone. Each rank takes
-its share, in `accumulation` micro-batches; the loss is a sum over rows divided by the global number of rows.
+its share, in `accumulation` micro-batches; the loss is a sum over rows divided by the global number of rows (of
+characters, for tagging).
 So neither the number of ranks nor the micro-batch changes what is computed, and continuing after a stop is
 setting a position.
 """
@@ -22,20 +23,19 @@ from dtrain.data import Part, share_of, training_batches
 from dtrain.errors import DtrainError, Stopped
 from dtrain.recipe.schema import TrainSpec
 from dtrain.runfolder import fingerprint
+from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from dtrain.training.engine import Engine
 from dtrain.training.monitor import Monitor
-from dtrain.training.optim import rate
+from dtrain.training.optim import rate, scaled_to_batch
+from dtrain.training.speed import Speed
 from dtrain.training.stop import StopRequest
+from dtrain.training.task import LossFunction
 
 LOG_EVERY = 20
 STOP_EVERY = 5  # steps between agreements on stopping
 MAX_SKIPPED = 50  # fp16 steps in a row
 
-# (model, rows of the part, their numbers) -> the weighted loss sum, and by term its unweighted sum and count
-LossFunction = Callable[
-    [torch.nn.Module, np.ndarray], tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]
-]
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 
 
@@ -83,12 +83,15 @@ class Fit:
     spec: TrainSpec
     engine: Engine
     rows: Part
+    units: np.ndarray  # int [N]: what each row counts in the mean that is trained on
     loss: LossFunction
     evaluate: Evaluate
     checkpoints: Path
     tensorboard: Path
     identity: str
     stop: StopRequest
+    headline: Callable[[dict[str, float]], str]  # scores in words
+    adversary: Adversary | None = None
 
 
 def fit(job: Fit) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
@@ -118,6 +121,10 @@ def fit(job: Fit) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
     monitor = Monitor(job.title, job.tensorboard, total, position.step, speaks=engine.rank == 0)
     try:
         best = _steps(job, position, best, base, total, identity, monitor)
+    except Diverged as error:
+        monitor.close()
+        kept = sorted(job.checkpoints.glob("step-*"))
+        raise Diverged(f"{error}" + (f"; the last good checkpoint is {kept[-1]}" if kept else "")) from None
     except BaseException:
         monitor.close()
         raise
@@ -135,11 +142,12 @@ def _steps(
 ) -> dict[str, torch.Tensor]:
     """Every step from `position` on; the best weights."""
     spec, engine, world = job.spec, job.engine, job.engine.world
-    writes = engine.rank == 0
-    factor = rate(spec.schedule, total)
+    _, schedule = scaled_to_batch(spec)
+    factor = rate(schedule, total, spec.epochs)
     window = _Window(engine, job.title, position)
     batches = _batches(job, position.epoch)
     window.restart_clock()
+    speed = Speed(engine.flops, world.device, engine.precision, engine.ranks, position.seconds)
 
     while position.step < total and not position.finished:
         batch = batches[position.batch]
@@ -147,29 +155,34 @@ def _steps(
             group["lr"] = lr * factor(position.applied)
         norm, applied = _train_step(job, batch, position.step, window)
         epoch_ends = position.advance(len(batch), len(batches), applied)
+        speed.add(job.rows.lengths[batch])
         if position.skipped > MAX_SKIPPED:
             raise Diverged(
                 f"{job.title}: fp16 overflowed in {position.skipped} steps in a row, to step {position.step}"
             )
 
         if position.step % LOG_EVERY == 0 or epoch_ends:
-            means, rows = window.flush()
-            watched = {"lr": engine.optimizer.param_groups[0]["lr"], "gradient_norm": float(norm)}
-            monitor.training(position.step, means | watched, rows, world.device)
+            means = window.flush()
+            watched = {"lr": engine.optimizer.param_groups[0]["lr"], "gradient_norm": float(norm), **engine.watched()}
+            watched["skipped_steps"] = position.step - position.applied
+            ratios = engine.trust_ratios()
+            monitor.training(position.step, means | watched, speed.look(position.seconds), ratios)
         due = position.step % spec.evaluate_every == 0 if spec.evaluate_every else epoch_ends
         if due or position.step == total:
             window.flush()
-            if _evaluate(job, position, len(batches), monitor) and writes:
-                best = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in engine.bare.state_dict().items()}
+            if _evaluate(job, position, len(batches), monitor):
+                best = engine.weights()
             window.restart_clock()
         ends = position.finished or position.step == total
         asked = not ends and position.step % STOP_EVERY == 0 and _asked_to_stop(job)
         due = position.step % spec.checkpoint_every == 0 if spec.checkpoint_every else epoch_ends
         if asked or (due and not ends):
             window.flush()
-            if writes:
+            tensors = engine.state()
+            if engine.rank == 0:
                 state = {"position": asdict(position)}
-                save_checkpoint(job.checkpoints, position.step, identity, state, engine.state(), best)
+                save_checkpoint(job.checkpoints, position.step, identity, state, tensors, best)
+            del tensors
             window.restart_clock()
         if asked:
             if engine.together:
@@ -188,16 +201,32 @@ def _train_step(job: Fit, batch: np.ndarray, step: int, window: _Window) -> tupl
     # Dropout is a function of (seed, rank, step): no random state to keep.
     torch.manual_seed(int(fingerprint(job.spec.seed, engine.rank, step)[:15], 16))
     engine.model.train()
+    whole = float(job.units[batch].sum())
     for number, share in enumerate(shares):
-        with engine.synchronise_when(number == len(shares) - 1):
-            # A rank without rows still takes part, with a row that counts nothing.
-            rows = share if len(share) else batch[:1]
-            with engine.autocast():
-                total, sums, counts = job.loss(engine.model, rows)
-            engine.backward(total * (1.0 / len(batch) if len(share) else 0.0))
-            window.add(total, sums, counts, len(share))
-    norm = engine.clip(job.spec.clip)
-    return norm, engine.step()
+        # A rank without rows still takes part, with a row that counts nothing.
+        rows = share if len(share) else batch[:1]
+        scale = 1.0 / whole if len(share) else 0.0
+        _micro_step(job, rows, scale, number == len(shares) - 1, window)
+    return engine.step(job.spec.clip)
+
+
+def _micro_step(job: Fit, rows: np.ndarray, scale: float, last: bool, window: _Window) -> None:
+    """Add the gradient of `scale` x the loss of these rows, adversarial passes included."""
+    engine = job.engine
+    measured: list[tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+
+    def forward() -> torch.Tensor:
+        with engine.autocast():
+            total, sums, counts = job.loss(engine.model, rows)
+        measured.append((total, sums, counts))
+        return total * scale
+
+    if job.adversary is None:
+        with engine.synchronise_when(last):
+            engine.backward(forward())
+    else:
+        job.adversary.micro_step(forward, engine.backward, lambda ends: engine.synchronise_when(last and ends))
+    window.add(*measured[0], int(job.units[rows].sum()) if scale else 0)  # of the plain pass
 
 
 def _batches(job: Fit, epoch: int) -> list[np.ndarray]:
@@ -215,7 +244,9 @@ def _asked_to_stop(job: Fit) -> bool:
 def _evaluate(job: Fit, position: Position, epoch_steps: int, monitor: Monitor) -> bool:
     """Score the model as it is; whether it is the best so far. Sets `finished` when patience is over."""
     spec = job.spec
-    scores = job.evaluate(job.engine.bare)
+    with job.engine.plain() as model:
+        scores = job.evaluate(model)
+    assert spec.metric is not None  # filled by the recipe
     score = -scores["loss"] if spec.metric == "loss" else scores[spec.metric]
     if not math.isfinite(scores["loss"]):
         raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
@@ -235,7 +266,8 @@ def _evaluate(job: Fit, position: Position, epoch_steps: int, monitor: Monitor) 
     position.running.clear()
     position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
     position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
-    monitor.evaluation(position.step, epoch, scores, better, means.get("loss", math.nan), position.seconds)
+    words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}, loss {scores['loss']:.4f}"
+    monitor.evaluation(position.step, epoch, scores, words + " (best so far)" * better, position.seconds)
     return better
 
 
@@ -252,11 +284,11 @@ class _Window:
         self._clock = time.perf_counter()
 
     def add(
-        self, total: torch.Tensor, sums: dict[str, torch.Tensor], counts: dict[str, torch.Tensor], rows: int
+        self, total: torch.Tensor, sums: dict[str, torch.Tensor], counts: dict[str, torch.Tensor], units: int
     ) -> None:
         """Take in a micro-batch; one without rows (of a rank that only took part) adds zeros."""
-        share = float(rows > 0)
-        whole = torch.tensor(float(rows), device=total.device)
+        share = units > 0
+        whole = torch.tensor(float(units), device=total.device)
         for name, sum_, count in [("loss", total.detach(), whole), *((n, sums[n], counts[n]) for n in sums)]:
             pair = (
                 torch.stack([sum_.double(), count.double()])
@@ -265,8 +297,8 @@ class _Window:
             )
             self._pending[name] = self._pending[name] + pair if name in self._pending else pair
 
-    def flush(self) -> tuple[dict[str, float], int]:
-        """Means over all ranks since the last flush, unweighted, by term; and the rows they stand for.
+    def flush(self) -> dict[str, float]:
+        """Means over all ranks since the last flush, unweighted, by term.
 
         It waits for the device: the time since the last flush is what its steps took, and is counted.
 
@@ -274,7 +306,7 @@ class _Window:
             Diverged: when one is not finite.
         """
         if not self._pending:
-            return {}, 0
+            return {}
         pairs = torch.stack(list(self._pending.values()))
         if self.engine.together:
             pairs = self.engine.world.sum(pairs)
@@ -286,9 +318,8 @@ class _Window:
             kept[0] += sum_
             kept[1] += count
             means[name] = sum_ / count if count else 0.0
-        rows = int(pairs[0, 1])
         self._pending = {}
         now = time.perf_counter()
         self.position.seconds += now - self._clock
         self._clock = now
-        return means, rows
+        return means

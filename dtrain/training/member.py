@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from dtrain.data import Part, PreparedData, tokenizer_name
@@ -15,14 +14,15 @@ from dtrain.knowledge import StoreReader
 from dtrain.log import say, say_anywhere
 from dtrain.losses import build_losses
 from dtrain.models import build, parameter_count, save_model
-from dtrain.recipe.schema import LossSpec, Recipe, Student, Teacher
+from dtrain.recipe.schema import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
+from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import Engine, resolve_precision
-from dtrain.training.evaluation import evaluate_part
+from dtrain.training.engine import build_engine, resolve_precision
 from dtrain.training.loop import Fit, Position, fit
-from dtrain.training.optim import build_optimizer
 from dtrain.training.stop import StopRequest
+from dtrain.training.task import Task
+from dtrain.training.tasks import task_of
 
 
 @dataclass
@@ -67,14 +67,17 @@ def train_member(
         max_length=recipe.data.max_length,
     )
     parameters = parameter_count(model)
-    engine = Engine(world, model, build_optimizer(model, spec.optimizer), together=together, precision=precision)
+    engine = build_engine(world, model, spec, together=together, precision=precision)
+
+    task = task_of(data)
+    losses = build_losses(task.teacher_losses(spec) if isinstance(spec, Teacher) else spec.losses or [])
+    adversary = Adversary(spec.adversarial, engine.bare) if spec.adversarial else None
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        return evaluate_part(
+        return task.scores(
             model,
             valid,
             world,
-            classes=len(data.labels),
             precision=precision,
             batch_tokens=recipe.knowledge.batch_tokens,
             distributed=together,
@@ -85,12 +88,15 @@ def train_member(
         spec=spec,
         engine=engine,
         rows=train,
-        loss=_loss_function(member, train, world.device),
+        units=task.units(train),
+        loss=task.loss(losses, train, member.stores, world.device),
         evaluate=evaluate,
         checkpoints=folder.checkpoints(member.kind, spec.name),
         tensorboard=folder.tensorboard(member.kind, spec.name),
         identity=member.identity,
         stop=stop,
+        headline=task.headline,
+        adversary=adversary,
     )
     tell = say if together else say_anywhere
     tell(
@@ -98,44 +104,26 @@ def train_member(
         f"{engine.ranks} rank{'s' if engine.ranks > 1 else ''}"
     )
     best, position, monitor = fit(job)
+    if adversary:
+        adversary.close()
     metrics = _metrics(position, parameters, len(train))
     if engine.rank == 0:
-        model.load_state_dict(best)
-        _publish(member, model.cpu(), metrics, position, recipe, data, folder)
+        _publish(member, engine.with_weights(best), metrics, position, task, recipe, data, folder)
         hyper = {
             "model": spec.model.type,
             "lr": spec.optimizer.lr,
             "epochs": spec.epochs,
             "seed": spec.seed,
-            "losses": "+".join(loss.type for loss in getattr(spec, "losses", None) or []) or "cross_entropy",
+            "losses": "+".join(losses.names),
         }
         monitor.hyperparameters(hyper, {k: metrics[k] for k in ("accuracy", "f1", "loss")})
     monitor.close()
     if together:
         world.wait_for_all("published")
-        world.accelerator.free_memory()  # it keeps every model it has prepared
+    engine.close()
     if engine.rank == 0:
         remove_checkpoints(job.checkpoints)
     return metrics
-
-
-def _loss_function(member: Member, rows: Part, device: torch.device) -> Any:
-    """The member's weighted loss over rows of a part, teachers' outputs joined by row id."""
-    if member.kind == "teachers":
-        smoothing = getattr(member.spec, "label_smoothing", 0.0)
-        specs = [LossSpec.model_validate({"type": "cross_entropy", "label_smoothing": smoothing})]
-    else:
-        specs = member.spec.losses  # type: ignore[union-attr,assignment]
-    losses = build_losses(specs)
-
-    def loss(model: torch.nn.Module, index: np.ndarray) -> Any:
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
-        labels = torch.from_numpy(rows.labels[index]).to(device, non_blocking=True)
-        ids = rows.ids[index]
-        teachers = {name: store.logits(ids).to(device, non_blocking=True) for name, store in member.stores.items()}
-        return losses(model(**batch).logits, labels, teachers)
-
-    return loss
 
 
 def _metrics(position: Position, parameters: int, rows: int) -> dict[str, Any]:
@@ -160,6 +148,7 @@ def _publish(
     model: torch.nn.Module,
     metrics: dict[str, Any],
     position: Position,
+    task: Task,
     recipe: Recipe,
     data: PreparedData,
     folder: RunFolder,
@@ -167,34 +156,35 @@ def _publish(
     spec = member.spec
     final = folder.model(member.kind, spec.name)
     with publish_folder(final) as aside:
-        save_model(model, aside, data.tokenizer_path(tokenizer_name(spec)), _card(member, metrics, data))
+        save_model(model, aside, data.tokenizer_path(tokenizer_name(spec)), _card(member, metrics, task))
         metrics["bytes"] = (aside / "model.safetensors").stat().st_size
         write_json(aside / "metrics.json", metrics)
         write_json(aside / "history.json", position.history)
         # With it the folder labels new text anywhere (`dtrain.stages.predict.classify`).
         normalize = recipe.data.normalize.model_dump(mode="json")
-        write_json(aside / "preprocessing.json", {"normalize": normalize, "max_length": recipe.data.max_length})
+        prepared = {"task": recipe.data.task, "normalize": normalize, "max_length": recipe.data.max_length}
+        write_json(aside / "preprocessing.json", prepared)
         mark_done(aside, member.identity)
-    scores = f"accuracy {metrics['accuracy']:.4f}, f1 {metrics['f1']:.4f}"
-    line = f"{member.title}: best {spec.metric} at epoch {position.best_epoch:g}: {scores}"
+    line = f"{member.title}: best {spec.metric} at epoch {position.best_epoch:g}: {task.headline(metrics)}"
     say_anywhere(f"{line}; {metrics['seconds_per_epoch']:.1f} s an epoch -> {final}")
 
 
-def _card(member: Member, metrics: dict[str, Any], data: PreparedData) -> str:
+def _card(member: Member, metrics: dict[str, Any], task: Task) -> str:
     """The model card: what it is, how it was made, what it scores."""
     spec = member.spec
     teachers = ", ".join(member.stores) or "none"
-    losses = (
-        ", ".join(f"{loss.weight:g} x {loss.type}" for loss in getattr(spec, "losses", None) or []) or "cross_entropy"
-    )
-    labels = ", ".join(data.labels[:40]) + (" ..." if len(data.labels) > 40 else "")
+    terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
+    losses = ", ".join(f"{loss.weight:g} x {loss.type}" for loss in terms)
+    names = task.types or task.labels
+    shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
     return (
-        f"---\nlibrary_name: dtrain\npipeline_tag: text-classification\n---\n# {spec.name}\n\n"
+        f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"
         f"A {spec.model.type} {member.kind[:-1]} trained by dtrain on {metrics['training_rows']:,} rows "
         f"({time.strftime('%Y-%m-%d')}).\n\n"
-        f"- labels: {labels}\n- teachers: {teachers}\n- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
+        f"- {'entity types' if task.types else 'labels'}: {shown}\n- teachers: {teachers}\n- losses: {losses}\n"
+        f"- parameters: {metrics['parameters']:,}\n"
         f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {spec.epochs} epochs, seed {spec.seed}\n"
-        f"- validation rows: {metrics['rows']:g}, accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['f1']:.4f} "
+        f"- validation rows: {metrics['rows']:g}, {task.headline(metrics)} "
         f"(the best of the evaluations, on the same rows that chose it)\n\n"
         "Load it with `dtrain.load(folder)`.\n"
     )

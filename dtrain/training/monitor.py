@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +39,35 @@ class Monitor:
             leave=False,
             dynamic_ncols=True,
         )
-        self._since = time.perf_counter()
 
-    def training(self, step: int, values: dict[str, float], rows: int, device: torch.device) -> None:
-        """Scalars of the last logged stretch: loss terms, rates, gradient norm; rows/s and memory are added."""
+    def training(
+        self, step: int, values: dict[str, float], speed: dict[str, float], trust_ratios: dict[str, torch.Tensor]
+    ) -> None:
+        """Scalars of the last logged stretch: loss terms, rates, norms, speed; of LAMB's trust ratios the spread, too."""
         if not self.speaks:
             return
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, step)
-        self.writer.add_scalar("speed/rows_per_second", rows / max(seconds, 1e-9), step)
-        self.writer.add_scalar("speed/memory_gib", memory_gib(device), step)
+        for name, value in speed.items():
+            self.writer.add_scalar(f"speed/{name}", value, step)
+        for name, tensor in trust_ratios.items():
+            if name == "values":
+                self.writer.add_histogram("train/trust_ratios", tensor, step)
+            else:
+                self.writer.add_scalar(f"train/trust_ratio_{name}", float(tensor), step)
         self.bar.update(step - self.bar.n)
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", rows_s=f"{rows / max(seconds, 1e-9):.0f}")
+        self.bar.set_postfix(loss=f"{values['loss']:.4f}", rows_s=f"{speed['rows_per_second']:.0f}")
 
-    def evaluation(
-        self, step: int, epoch: float, scores: dict[str, float], best: bool, loss: float, seconds: float
-    ) -> None:
+    def evaluation(self, step: int, epoch: float, scores: dict[str, float], words: str, seconds: float) -> None:
+        """Scores on the validation rows, and a line with `words`."""
         if not self.speaks:
             return
         for name, value in scores.items():
-            if name != "rows":
+            if name not in ("rows", "characters", "entities"):
                 self.writer.add_scalar(f"valid/{name}", value, step)
         self.writer.flush()
         self.bar.clear()
-        say_anywhere(
-            f"{self.title}: epoch {epoch:g}, step {step}: train loss {loss:.4f}; valid accuracy {scores['accuracy']:.4f}, "
-            f"f1 {scores['f1']:.4f}, loss {scores['loss']:.4f}{' (best so far)' if best else ''}; {seconds:.0f} s"
-        )
-        self._since = time.perf_counter()
+        say_anywhere(f"{self.title}: epoch {epoch:g}, step {step}: {words}; {seconds:.0f} s")
 
     def hyperparameters(self, values: dict[str, Any], scores: dict[str, float]) -> None:
         """The row of this model in TensorBoard's hparams table."""
@@ -82,10 +79,3 @@ class Monitor:
         if self.speaks:
             self.bar.close()
             self.writer.close()
-
-
-def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process: on the GPU what was allocated there, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal or a STOP file sets a flag, and the loop leaves after a complete checkpoint."""
+"""Stopping on request: a signal, a STOP file or a time limit sets a flag; the loop leaves after a whole checkpoint."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class StopRequest:
         """Asked on this rank; the file is looked for at most once a second."""
         if self.reason is None and signals.received:
             self.reason = signals.received[0]
+        if self.reason is None and signals.time_is_up():
+            self.reason = "time limit"
         now = time.monotonic()
         if self.reason is None and now - self._looked > FILE_SECONDS:
             self._looked = now

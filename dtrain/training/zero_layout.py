@@ -23,11 +23,16 @@ from dtrain.training.shard_layout import Layout, Part, ShardingError
 
 
 @dataclass
-class _Buffer:
-    """One flat partition, with each parameter's part and this rank's current values of it."""
+class Buffer:
+    """One flat float32 partition that DeepSpeed steps: `params[i]` has its part `parts[i]` of it on this rank.
+
+    That part is elements `offsets[i]`, ... of the whole parameter; `values[i]` are the model's own of them.
+    """
 
     flat: Tensor
+    params: list[Tensor]
     parts: list[Part]
+    offsets: list[int]
     values: list[Tensor]
     group: dist.ProcessGroup
 
@@ -53,13 +58,24 @@ def attach_zero(optimizer: Lamb, engine: Any) -> None:
         return
     _refuse_unsupported(optimizer, engine, zero)
     device = torch.device(engine.device)
+    for buffer in read_buffers(engine):
+        optimizer.attach_layout(buffer.flat, Layout(tuple(buffer.parts), (buffer.group,), device))
+
+
+def read_buffers(engine: Any) -> list[Buffer]:
+    """Where the parameters lie in what a built `DeepSpeedEngine` of stage 1, 2 or 3 steps; every rank calls it.
+
+    Raises:
+        ShardingError: a layout that cannot be read, with DeepSpeed's version.
+    """
+    zero, device = engine.optimizer, torch.device(engine.device)
     try:
         buffers = list(_read(zero))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise _unreadable(zero, f"{type(error).__name__}: {error}") from error
     for index, buffer in enumerate(buffers):
         _verify(zero, index, buffer, device)
-        optimizer.attach_layout(buffer.flat, Layout(tuple(buffer.parts), (buffer.group,), device))
+    return buffers
 
 
 def _refuse_unsupported(optimizer: Lamb, engine: Any, zero: Any) -> None:
@@ -86,7 +102,7 @@ def _refuse_unsupported(optimizer: Lamb, engine: Any, zero: Any) -> None:
             )
 
 
-def _read(zero: Any) -> Iterator[_Buffer]:
+def _read(zero: Any) -> Iterator[Buffer]:
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         return _stage3(zero)
     groups = zero.real_dp_process_group
@@ -101,7 +117,7 @@ def _stage12(
     model_buffers: list[Tensor],
     model_groups: list[list[Tensor]],
     process_groups: list[dist.ProcessGroup],
-) -> Iterator[_Buffer]:
+) -> Iterator[Buffer]:
     """A parameter's place is where its storage lies in the group's buffer.
 
     DeepSpeed's own `_hp_mapping` says so too, but wrongly under round_robin_gradients (0.19.8).
@@ -110,7 +126,7 @@ def _stage12(
         if flat.numel() * dist.get_world_size(group) != buffer.numel():
             raise ValueError(f"a partition of {flat.numel()} elements of a buffer of {buffer.numel()}")
         first = dist.get_rank(group) * flat.numel()
-        parts, values = [], []
+        parts, offsets, values = [], [], []
         for p in params:
             offset, rest = divmod(p.data_ptr() - buffer.data_ptr(), p.element_size())
             if rest or not 0 <= offset <= buffer.numel() - p.numel():
@@ -118,15 +134,16 @@ def _stage12(
             start = min(max(offset, first), first + flat.numel())
             length = max(min(offset + p.numel(), first + flat.numel()) - start, 0)
             parts.append(Part(p.shape, start - first, length))
+            offsets.append(start - offset)
             values.append(p.detach().reshape(-1)[start - offset :][:length] if length else p.new_empty(0))
-        yield _Buffer(flat, parts, values, group)
+        yield Buffer(flat, params, parts, offsets, values, group)
 
 
-def _stage3(zero: Any) -> Iterator[_Buffer]:
+def _stage3(zero: Any) -> Iterator[Buffer]:
     for index, (flat, params, group) in enumerate(
         zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, zero.sub_group_process_groups, strict=True)
     ):
-        parts, values = [], []
+        parts, offsets, values = [], [], []
         for p in params:
             sub_group, start, slice_numel = zero.grad_position[zero.get_param_id(p)]
             if sub_group != index:
@@ -134,11 +151,12 @@ def _stage3(zero: Any) -> Iterator[_Buffer]:
             # What is left of the parameter for this rank; the rest of its slice is padding.
             length = min(max(p.ds_numel - dist.get_rank(group) * slice_numel, 0), slice_numel)
             parts.append(Part(torch.Size(p.ds_shape), start, length))
+            offsets.append(min(dist.get_rank(group) * slice_numel, p.ds_numel))
             values.append(p.ds_tensor.detach().reshape(-1)[:length])
-        yield _Buffer(flat, parts, values, group)
+        yield Buffer(flat, params, parts, offsets, values, group)
 
 
-def _verify(zero: Any, index: int, buffer: _Buffer, device: torch.device) -> None:
+def _verify(zero: Any, index: int, buffer: Buffer, device: torch.device) -> None:
     """All ranks together: every element is in one part, and every part holds its parameter's values."""
     wrong = 0
     for part, value in zip(buffer.parts, buffer.values, strict=True):

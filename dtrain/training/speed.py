@@ -1,0 +1,80 @@
+"""How fast a training goes: rows, tokens and model FLOPs a second, and the share of the device's peak in use."""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+import torch
+from torch import nn
+
+# Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets; float32 is not listed, as its products may
+# run in TF32. A device that is not here has no utilisation.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12}
+
+
+def model_flops(model: nn.Module) -> tuple[float, float]:
+    """FLOPs of forward and backward, as (a token, a pair of tokens that attend to each other).
+
+    Six for each parameter that multiplies, embeddings left out, and 12 · layers · hidden a pair (Chowdhery et al.
+    2022, 2204.02311, appendix B). What activation checkpointing computes twice counts once.
+    """
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    per_token = 6.0 * sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in looked_up)
+    config = getattr(model, "config", None)
+    layers, hidden = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+    return per_token, 12.0 * layers * hidden
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that the device's data sheet promises in this precision; None where it is not known."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+class Speed:
+    """What was trained on between two looks, over all ranks."""
+
+    def __init__(
+        self, flops: tuple[float, float], device: torch.device, precision: str, ranks: int, seconds: float
+    ) -> None:
+        """`flops`: of the whole model, from `model_flops`; `seconds`: trained so far."""
+        self._flops = flops
+        self._device = device
+        peak = peak_flops(device, precision)
+        self._peak = peak * ranks if peak else None
+        self._rows = self._tokens = self._pairs = 0
+        self._seconds = seconds
+
+    def add(self, lengths: np.ndarray) -> None:
+        """Count a global batch of rows of these lengths; padding does not count."""
+        whole = lengths.astype(np.int64)
+        self._rows += len(whole)
+        self._tokens += int(whole.sum())
+        self._pairs += int((whole * whole).sum())
+
+    def look(self, seconds: float) -> dict[str, float]:
+        """Means since the last look; `seconds` is the time trained so far, evaluation and checkpoints left out."""
+        passed = max(seconds - self._seconds, 1e-9)
+        per_token, per_pair = self._flops
+        used = per_token * self._tokens + per_pair * self._pairs
+        found = {
+            "rows_per_second": self._rows / passed,
+            "tokens_per_second": self._tokens / passed,
+            "model_tflops": used / passed / 1e12,
+            "memory_gib": memory_gib(self._device),
+        }
+        if self._peak:
+            found["utilisation"] = used / passed / self._peak
+        self._rows = self._tokens = self._pairs = 0
+        self._seconds = seconds
+        return found
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process: on the GPU what was allocated there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,182 @@
+"""Teachers through the command line under FSDP2 and ZeRO: the same models as DDP, and training moves between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+RECIPE = """\
+name: sharded
+seed: 5
+output_dir: {folder}/runs
+data:
+  train: {folder}/train.jsonl
+  split: {{valid: 0.2, test: 0.1}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - name: cnn
+    model: {{type: textcnn, embedding: 12, filters: 8, dropout: 0}}
+    epochs: 2
+    batch_size: 16
+    optimizer: {{type: adamw, lr: 0.01}}
+  - name: bert
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, dropout: 0, vocabulary_size: 200}}
+    epochs: 2
+    batch_size: 16
+    accumulation: 2
+    activation_checkpointing: true
+    optimizer: {{type: lamb, lr: 0.005}}
+students:
+  - name: small
+    model: {{type: bilstm, embedding: 8, hidden: 8}}
+    epochs: 1
+launch: {{processes: 2}}
+report: {{latency: false}}
+"""
+TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅", "money": "股票基金银行利率"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    draw = random.Random(0)
+    rows = []
+    for topic in draw.choices(list(TOPICS), k=200):
+        text = "".join(draw.choice(TOPICS[topic] + "的了是在我") for _ in range(draw.randint(3, 14)))
+        rows.append(json.dumps({"text": text, "label": topic}, ensure_ascii=False) + "\n")
+    (folder / "train.jsonl").write_text("".join(rows), encoding="utf-8")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    return path
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "dtrain", *map(str, arguments)]
+
+
+def dtrain(*arguments: str | Path, code: int = 0) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, env=os.environ)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest relative distance of two models' weights, keys' biases left out: their gradient is round-off."""
+    from safetensors.torch import load_file
+
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).norm() / (a[n].norm() + 1e-6)) for n in a if "key.bias" not in n)
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path) -> Path:
+    """The teachers under DDP."""
+    out = recipe.parent / "ddp"
+    dtrain("run", recipe, f"output_dir={out}", "--stages", "prepare,finetune")
+    return out / "sharded" / "teachers"
+
+
+@pytest.mark.parametrize("way", ["fsdp2", "zero1", "zero2", "zero3", "zero2_offload"])
+def test_teachers_do_not_depend_on_the_engine(recipe: Path, reference: Path, tmp_path: Path, way: str) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    ranks = 3 if way in ("fsdp2", "zero3") else 2
+    changes = [f"output_dir={tmp_path}", f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
+    dtrain("run", recipe, *changes, "--stages", "prepare,finetune")
+    for name in ("cnn", "bert"):
+        assert distance(tmp_path / "sharded" / "teachers" / name, reference / name) < 1e-4, name
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "sharded" / "teachers" / "bert")
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "sharded" / "tensorboard" / "teachers" / "bert")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {f"train/trust_ratio_{which}" for which in ("min", "median", "max")} <= scalars
+    assert {"train/parameter_norm", "train/skipped_steps", "speed/tokens_per_second", "speed/model_tflops"} <= scalars
+    assert "train/trust_ratios" in events.Tags()["histograms"]
+
+
+def test_every_stage_runs_in_a_sharded_launch(recipe: Path, tmp_path: Path) -> None:
+    """Students, stored knowledge and scores come from whole models on each rank."""
+    dtrain("run", recipe, f"output_dir={tmp_path}", "launch.accelerate_config=zero3")
+    results = json.loads((tmp_path / "sharded" / "report" / "results.json").read_text(encoding="utf-8"))
+    assert {m["name"] for m in results["models"]} == {"cnn", "bert", "small"}
+
+
+def test_stopped_under_one_engine_and_continued_under_another(recipe: Path, tmp_path: Path) -> None:
+    """ZeRO-2 on 2 ranks, then FSDP2 on 3, then one process alone, ends where DDP ends."""
+    longer = ["teachers.bert.epochs=16", "teachers.cnn.epochs=1", "teachers.bert.optimizer.lr=0.001"]
+    expected = tmp_path / "undisturbed"
+    dtrain("run", recipe, f"output_dir={expected}", *longer, "--stages", "prepare,finetune")
+    changes = [f"output_dir={tmp_path}/moved", *longer]
+    checkpoints = tmp_path / "moved" / "sharded" / "checkpoints" / "teachers" / "bert"
+    seen = 0
+    for way, ranks in (("zero2", 2), ("fsdp2", 3)):
+        launch = [f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
+        stages = ["--stages", "prepare,finetune"]
+        process = subprocess.Popen(
+            command("run", recipe, *changes, *launch, *stages),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 300
+        while not any(int(path.name[5:]) > seen for path in checkpoints.glob("step-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 75, out + err
+        (last,) = checkpoints.glob("step-*")
+        assert int(last.name[5:]) > seen
+        seen = int(last.name[5:])
+    dtrain("run", recipe, *changes, "launch.processes=1", "--stages", "prepare,finetune")
+    moved, undisturbed = (folder / "sharded" / "teachers" / "bert" for folder in (tmp_path / "moved", expected))
+    history = [json.loads((folder / "history.json").read_text(encoding="utf-8")) for folder in (moved, undisturbed)]
+    losses = [[entry["loss"] for entry in entries] for entries in history]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage: 0"),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Lamb", "params": {}}}, "optimizer: 'Lamb'"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "zero_force_ds_cpu_optimizer"),
+        ({"zero_optimization": {"stage": 2}, "gradient_clipping": 7.0}, "gradient_clipping: 7.0"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_before_anything_is_written(
+    recipe: Path, tmp_path: Path, config: dict[str, object], told: str
+) -> None:
+    """By `accelerate launch` itself, which knows nothing of it."""
+    (tmp_path / "ds.json").write_text(json.dumps(config), encoding="utf-8")
+    yaml = {"distributed_type": "DEEPSPEED", "use_cpu": False, "num_machines": 1, "mixed_precision": "no"}
+    yaml |= {
+        "deepspeed_config": {"deepspeed_config_file": str(tmp_path / "ds.json")},
+        "compute_environment": "LOCAL_MACHINE",
+    }
+    (tmp_path / "accelerate.yaml").write_text(json.dumps(yaml), encoding="utf-8")
+    arguments = ["--config_file", tmp_path / "accelerate.yaml", "--num_processes", "2", "--main_process_port", "0"]
+    launched = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, arguments)]
+    done = subprocess.run(
+        [*launched, "-m", "dtrain", "finetune", str(recipe), f"output_dir={tmp_path}/runs"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count(told) == 1, done.stderr
+    assert not (tmp_path / "runs").exists()
