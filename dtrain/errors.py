@@ -26,6 +26,10 @@ class InputError(DtrainError):
     exit_code = EXIT_BAD_INPUT
 
 
+class EveryStudentFailed(DtrainError):
+    """No student has a model; each one's reason is in its folder."""
+
+
 class Stopped(DtrainError):
     """Stopped on request after a complete checkpoint."""
 

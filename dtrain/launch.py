@@ -125,8 +125,11 @@ def _accelerate(way: Way, arguments: list[str], machines: Machines, port: int) -
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
+    from torch.distributed.elastic.agent.server import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # The first machine's launcher may end while another's still asks it whether all have: no error, but pages of it.
+    api.logger.setLevel(logging.CRITICAL)
     options = [
         "--config_file",
         str(way.config),
@@ -211,6 +214,7 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
     plan = Plan(recipe)
     ways = groups(recipe, stages)
     if machines.count > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see _accelerate
         # Whether a stage is done is for the main rank to see: files reach other machines late.
         here = machines.gather(recipe.launch.timeout)
         for number, (way, group) in enumerate(ways):

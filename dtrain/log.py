@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Another machine's launcher says the same."""
+    global _quiet
+    _quiet = True
+
 
 def is_main_process() -> bool:
     """Whether this process speaks for the launch; known from the launcher's environment alone."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" and not _quiet
 
 
 def say(text: str) -> None:

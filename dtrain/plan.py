@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtrain.recipe.schema import EncoderSpec, Recipe, Student, Teacher
+from dtrain.recipe.schema import Recipe, Student, Teacher, encoder_of
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
 
 FORMAT = 1  # raise when a stage's output changes meaning
@@ -36,7 +36,9 @@ class Plan:
         from dtrain.data import source_files
 
         data = self.recipe.data
-        section = data.model_dump(mode="json", exclude={"vocabulary", "max_length", "workers"})
+        # A tagger's rows are pieces of `max_length`.
+        apart = {"vocabulary", "workers"} | (set() if data.task == "tagging" else {"max_length"})
+        section = data.model_dump(mode="json", exclude=apart)
         files = [self._file(path) for path in source_files(data)]
         return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
 
@@ -49,9 +51,11 @@ class Plan:
             vocabulary = data.vocabulary.model_dump(mode="json")
             file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
             return fingerprint("tokenizer", self.data, data.max_length, vocabulary, file)
-        spec = self._member(name).model
-        assert isinstance(spec, EncoderSpec)
+        spec = encoder_of(self._member(name).model)
+        assert spec is not None
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
+        if data.task == "tagging":
+            parts.append(data.vocabulary.min_count)
         return fingerprint("tokenizer", self.data, data.max_length, parts)
 
     def model(self, kind: str, name: str) -> str:
@@ -158,6 +162,7 @@ class Plan:
         """Bytes of the files that a model section names; a hub name stands for itself."""
         from dtrain.data import resolve_path
 
+        spec = encoder_of(spec)
         found: list[str] = []
         for name in (getattr(spec, "pretrained", None), getattr(spec, "vocabulary", None)):
             path = resolve_path(name) if name else None

@@ -7,6 +7,7 @@ leaves has a name starting with `.tmp-` and is removed by the next run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -78,8 +79,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        _raise_if_full(path, error)
         raise
     fsync_folder(path.parent)
 
@@ -119,10 +121,18 @@ def publish_folder(final: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             aside.rename(final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        _raise_if_full(final, error)
         raise
     fsync_folder(final.parent)
+
+
+def _raise_if_full(path: Path, error: BaseException) -> None:
+    """Each library words a full disk in its own way: safetensors, Arrow and torch by exceptions without an errno."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in str(error) or "quota exceeded" in str(error):
+        raise DtrainError(f"{path}: no space left on its disk; the same command continues once there is") from error
 
 
 def remove_leftovers(root: Path) -> None:

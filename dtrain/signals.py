@@ -1,26 +1,56 @@
 """Asking a process to stop: signals are heard from its first moment, and acted on where work can be kept.
 
 Importing torch and joining the other ranks takes seconds; a signal in them must not be lost, nor end the process
-as if it had crashed.
+as if it had crashed. A time limit is heard likewise, from the moment the command was given.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# A scheduler signals every process of a job, and the launcher passes its own on: that is one request.
+SAME_SECONDS = 1.0
+STOP_AT = "DTRAIN_STOP_AT"  # seconds since the epoch, for every process of the command
+JOB_ENDS_AT = "SLURM_JOB_END_TIME"
+MARGIN_SECONDS = 120.0  # of a job's time are left for the last step, the checkpoint and the way out
 received: list[str] = []  # names, in order
+_heard: dict[int, float] = {}
 
 
 def listen() -> None:
-    """Take over the signals; from the main thread."""
+    """Take over the signals, those that came before and were kept by the launcher included; from the main thread."""
     for number in SIGNALS:
         signal.signal(number, _hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
-    if received:
-        # Asked again: a third time is the default action. Files under final names stay whole.
-        signal.signal(number, signal.SIG_DFL)
+    now = time.monotonic()
+    if now - _heard.get(number, -SAME_SECONDS) < SAME_SECONDS:
+        return
+    _heard[number] = now
     received.append(signal.Signals(number).name)
+    if len(received) > 2:
+        # Asked a third time: the default action. Files under final names stay whole.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def limit_time(seconds: float | None) -> None:
+    """Let this command, with all that it starts, stop by itself after `seconds` or before its SLURM job ends."""
+    now = time.time()
+    ends = [now + seconds] if seconds is not None else []
+    if os.environ.get(JOB_ENDS_AT, "").isdecimal():
+        left = float(os.environ[JOB_ENDS_AT]) - now
+        ends.append(now + left - min(MARGIN_SECONDS, left / 10))
+    if ends:
+        os.environ.setdefault(STOP_AT, f"{min(ends):.0f}")
+
+
+def time_is_up() -> bool:
+    """Whether the limit of `limit_time` is reached."""
+    return STOP_AT in os.environ and time.time() >= float(os.environ[STOP_AT])

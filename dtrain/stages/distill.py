@@ -6,7 +6,7 @@ import traceback
 
 from dtrain.data import PreparedData
 from dtrain.distributed import World
-from dtrain.errors import DtrainError, InputError, Stopped
+from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped
 from dtrain.knowledge import StoreReader
 from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan
@@ -57,7 +57,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     if any(world.gather_objects(stopped is not None)):
         raise stopped or Stopped([])
     if all_failed and len(all_failed) == len(recipe.students):
-        raise DtrainError(f"every student failed ({', '.join(sorted(all_failed))})")
+        raise EveryStudentFailed(f"every student failed ({', '.join(sorted(all_failed))})")
 
 
 def _waiting(recipe: Recipe, plan: Plan, folder: RunFolder) -> list[str]:

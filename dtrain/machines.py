@@ -1,0 +1,58 @@
+"""Several machines in one launch: how many, which one this is, where they meet; and whether all of them came.
+
+A launcher that waits for another machine's says nothing for minutes and then shows a traceback. So launchers call
+the roll themselves, before they start any process, and name the machines that are missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines that run one launch each, together."""
+
+    count: int = 1
+    rank: int = 0
+    host: str = "127.0.0.1"  # of the first machine
+    port: int = 0  # the roll call's; launches take the ports after it, one each
+
+    def gather(self, seconds: float) -> TCPStore:
+        """Return once every machine's launcher is here; what is returned must live as long as they run.
+
+        Raises:
+            DtrainError: naming the machines that did not come within `seconds`.
+        """
+        from dtrain.attendance import open_store, roll_call
+
+        store = open_store(self.host, self.port, serve=self.rank == 0, seconds=seconds)
+        roll_call(store, "machine", self.rank, self.count, seconds)
+        return store
+
+
+ONE_MACHINE = Machines()
+
+
+def parse_machines(count: int, rank: int, rendezvous: str | None) -> Machines:
+    """From the options of the command line.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    if count == 1 and rank == 0 and rendezvous is None:
+        return ONE_MACHINE
+    if count < 1:
+        raise InputError(f"--machines: {count} (allowed: 1 or more)")
+    if not 0 <= rank < count:
+        raise InputError(f"--machine-rank: {rank} (allowed: 0 to {count - 1}, as --machines says)")
+    host, _, port = (rendezvous or "").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536 - 8:
+        raise InputError(f"--rendezvous: {rendezvous or 'is missing'} (allowed: FIRST_MACHINE:PORT, as node1:20480)")
+    return Machines(count, rank, host, int(port))

@@ -1,0 +1,261 @@
+"""What goes wrong while a run is under way: each fault ends it within a set time, with one clear message, and the
+same command continues once the cause is gone. `pytest -s` shows the times that the README's table holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from dtrain.runfolder import is_done
+
+RECIPE = """\
+name: tiny
+seed: 5
+data:
+  train: train.jsonl
+  split: {valid: 0.2}
+  vocabulary: {min_count: 1}
+teachers:
+  - name: cnn
+    model: {type: textcnn, embedding: 8, filters: 4}
+    epochs: 4
+    batch_size: 16
+students:
+  - name: lstm
+    model: {type: bilstm, embedding: 4, hidden: 4}
+    epochs: 1
+launch: {processes: 2, timeout: 60, stages: {prepare: {processes: 1}}}
+report: {latency: false, splits: [valid]}
+"""
+LONG = ["teachers.cnn.epochs=500", "teachers.cnn.checkpoint_every=5", "teachers.cnn.evaluate_every=400"]
+ROWS = '{"text": "球队比赛进球冠军", "label": "sport"}\n{"text": "好吃的餐厅", "label": "food"}\n'
+# No process waits longer than this for a launcher that gives a stopped worker its 30 s.
+LAUNCHER_SECONDS = 40
+
+
+class Ended(NamedTuple):
+    code: int
+    told: str  # stderr
+    seconds: float  # since the fault
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose data is prepared."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "train.jsonl").write_text(ROWS * 60, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    ended = run(folder, "prepare")
+    assert ended.code == 0, ended.told
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of it, for one test to break."""
+    shutil.copytree(prepared, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def command(stages: str, *changes: str) -> list[str]:
+    """To be started in the folder: its paths are relative, so that a copy is prepared, too."""
+    return [sys.executable, "-m", "dtrain", "run", "recipe.yaml", *changes, "--stages", stages]
+
+
+def run(folder: Path, stages: str, *changes: str, wrap: list[str] | None = None) -> Ended:
+    begin = time.monotonic()
+    words = [*(wrap or []), *command(stages, *changes)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, cwd=folder)
+    return Ended(done.returncode, done.stderr, time.monotonic() - begin)
+
+
+@contextlib.contextmanager
+def started(folder: Path, *changes: str) -> Iterator[Callable[[], Ended]]:
+    """A long finetune that has written a checkpoint; call what is yielded after the fault, to wait for the end."""
+    words = command("finetune", *LONG, *changes)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder)
+    deadline = time.monotonic() + 300
+    while not list((folder / "runs/tiny/checkpoints").rglob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+
+    def end() -> Ended:
+        begin = time.monotonic()
+        told = process.communicate(timeout=300)[1]
+        return Ended(process.returncode, told, time.monotonic() - begin)
+
+    try:
+        yield end
+    finally:
+        for worker in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            worker.kill()
+        process.kill()
+        process.wait()
+
+
+def worker(rank: int) -> psutil.Process:
+    """A rank of the launch that this test has started."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.environ().get("RANK") == str(rank) and "--here" in child.cmdline():
+                found.append(child)
+    return found[0]
+
+
+def show(fault: str, ended: Ended) -> None:
+    line = next((line for line in ended.told.splitlines() if line.startswith(("dtrain: ", "rank "))), "")
+    print(f"\n| {fault} | {ended.seconds:.0f} s | {ended.code} | {re.sub(r'/[^ ]*/runs', 'runs', line)} |")
+
+
+def assert_continues(folder: Path) -> None:
+    """Nothing half-written under a final name; the next run ends well."""
+    ended = run(folder, "finetune")
+    assert ended.code == 0, ended.told
+    assert not list((folder / "runs").rglob(".tmp-*"))
+
+
+def test_a_killed_rank(folder: Path) -> None:
+    with started(folder) as end:
+        worker(1).kill()
+        ended = end()
+    show("a rank is killed", ended)
+    assert ended.code == 1
+    assert "rank 1 was killed by SIGKILL" in ended.told
+    assert ended.seconds < LAUNCHER_SECONDS
+    assert "Traceback" not in ended.told
+    assert_continues(folder)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hung_rank(folder: Path, rank: int) -> None:
+    with started(folder, "launch.timeout=8") as end:
+        worker(rank).send_signal(signal.SIGSTOP)
+        ended = end()
+    show("a rank hangs (launch.timeout: 8)", ended)
+    assert ended.code == 1
+    assert f"dtrain: rank {rank} of 2 gave no sign of life for 8 s (launch.timeout)" in ended.told
+    assert ended.seconds < 8 + 5 + LAUNCHER_SECONDS
+    assert "Traceback" not in ended.told
+
+
+ABSENT = """\
+import sys, time
+import dtrain.stages.finetune as stage
+from dtrain.__main__ import entry
+
+def run(recipe, world, folder):
+    if world.rank == 1:
+        time.sleep(100)
+    world.any(True)
+
+stage.run = run
+entry()
+"""
+
+
+def test_a_collective_that_a_rank_does_not_join(folder: Path) -> None:
+    (folder / "absent.py").write_text(ABSENT, encoding="utf-8")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "absent.py", "finetune", "recipe.yaml"]
+    begin = time.monotonic()
+    done = subprocess.run([*launch, "launch.timeout=6"], capture_output=True, text=True, timeout=300, cwd=folder)
+    ended = Ended(done.returncode, done.stderr, time.monotonic() - begin)
+    show("a collective times out (launch.timeout: 6)", ended)
+    assert ended.code == 1
+    assert "dtrain: rank 0 waited in a collective longer than launch.timeout for another rank" in ended.told
+    assert ended.seconds < 6 + 30 + LAUNCHER_SECONDS
+
+
+def test_a_full_disk(folder: Path) -> None:
+    """A file system of a few hundred kilobytes; given room, the same command continues on it."""
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root, to mount a small file system in a namespace of its own")
+    runs = folder / "runs"
+    big = "teachers.cnn.model={type: textcnn, embedding: 64, filters: 300}"  # 1 MB of weights
+    line = " ".join(f"'{word}'" for word in command("prepare,finetune", big))
+    script = f"""
+        mount -t tmpfs -o size=1400k tmpfs {runs} || exit 99
+        begin=$EPOCHREALTIME
+        {line}; echo code $?
+        echo seconds $(awk "BEGIN {{print $EPOCHREALTIME - $begin}}")
+        find {runs} -name '.tmp-*' -o -name model.safetensors
+        mount -o remount,size=100m {runs}
+        {line}; echo code $?
+        find {runs} -name '.tmp-*' -o -name model.safetensors
+    """
+    words = ["unshare", "--mount", "bash", "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, cwd=folder)
+    first, _, second = done.stdout.partition("seconds ")
+    assert "code 1" in first, done.stdout + done.stderr
+    show("the disk is full", Ended(1, done.stderr, float(second.splitlines()[0])))
+    assert "no space left on its disk; the same command continues once there is" in done.stderr
+    assert "Traceback" not in done.stderr
+    before, _, after = second.partition("code 0")
+    assert "model.safetensors" not in before
+    assert "model.safetensors" in after, done.stdout + done.stderr
+    assert ".tmp-" not in after
+
+
+def test_a_read_only_run_folder(folder: Path) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root, to mount the folder read-only in a namespace of its own")
+    runs = folder / "runs"
+    script = f'mount --bind {runs} {runs} && mount -o remount,bind,ro {runs} && exec "$@"'
+    ended = run(folder, "finetune", wrap=["unshare", "--mount", "bash", "-c", script, "bash"])
+    show("the run folder is read-only", ended)
+    assert ended.code == 2
+    assert "cannot be written to" in ended.told
+
+
+def test_a_vanished_source_file(folder: Path) -> None:
+    (folder / "train.jsonl").unlink()
+    ended = run(folder, "finetune")
+    show("a source file has vanished", ended)
+    assert ended.code == 2
+    assert "train.jsonl" in ended.told
+    assert "Traceback" not in ended.told
+
+
+def test_a_corrupt_row(folder: Path) -> None:
+    with (folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"text": "坏\n')
+    ended = run(folder, "prepare")
+    show("a row is corrupt", ended)
+    assert ended.code == 2
+    assert "train.jsonl:121" in ended.told
+
+
+def test_a_vanished_prepared_file(folder: Path) -> None:
+    """Removed under a finished stage: the next one says so, and `prepare` makes it again."""
+    encoded = folder / "runs/tiny/data/encoded"
+    victim = next(path for path in sorted(encoded.rglob("*.arrow")))
+    victim.unlink()
+    ended = run(folder, "finetune")
+    show("a prepared file has vanished", ended)
+    assert ended.code == 2
+    assert "`prepare` is not complete for this recipe; run it first" in ended.told
+    assert run(folder, "prepare,finetune").code == 0
+
+
+def test_a_loss_that_is_no_number(folder: Path) -> None:
+    broken = ["teachers.cnn.optimizer={type: sgd, lr: 1e30}", "teachers.cnn.clip="]
+    ended = run(folder, "finetune", *broken)
+    show("the loss is NaN", ended)
+    assert ended.code == 1
+    assert re.search(r"dtrain: teacher cnn: .*(nan|inf) at step \d+", ended.told), ended.told
+    assert "Traceback" not in ended.told
+    assert not (folder / "runs/tiny/teachers/cnn").exists()
+    assert not is_done(folder / "runs/tiny/teachers/cnn", "any")

@@ -1,0 +1,134 @@
+"""The scripts of `launch/slurm/` on a real cluster: every stage, stopped, requeued, and with nodes lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, wait_for
+from conftest import ROOT, Pipeline, results
+
+HELLO = """\
+import json, socket, sys
+import torch
+from dtrain.distributed import connect, leave
+world = connect(timeout=60)
+told = world.gather_objects([world.rank, socket.gethostname()])
+total = int(world.sum(torch.tensor([world.rank]))[0])
+if world.is_main:
+    json.dump({"size": world.size, "sum": total, "told": told}, open(sys.argv[1], "w"))
+leave(0)
+"""
+
+
+def batch(cluster: Cluster, folder: Path, line: str, *options: str, seconds: float = 120) -> tuple[str, str]:
+    """Run one line as a 2-node batch script; its exit code and what it wrote."""
+    script = folder / "job.sh"
+    script.write_text(f"#!/usr/bin/env bash\n{line}\n")
+    output = folder / "job.out"
+    job = cluster.submit("--nodes=2", "--ntasks-per-node=1", f"--output={output}", *options, script)
+    cluster.wait(job, seconds=seconds)
+    return cluster.show(job)["ExitCode"].split(":")[0], output.read_text()
+
+
+def test_hello_from_a_world_of_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """`accelerate launch` as it is, a launcher a node: the world that SLURM and the launcher were asked for."""
+    (tmp_path / "hello.py").write_text(HELLO)
+    code, told = batch(
+        cluster,
+        tmp_path,
+        f"srun bash -c '{sys.executable} -m accelerate.commands.launch --multi_gpu --num_machines $SLURM_NNODES "
+        "--num_processes 4 --machine_rank $SLURM_NODEID --main_process_ip n1 --main_process_port $((21000 + SLURM_JOB_ID)) "
+        f"--mixed_precision no --dynamo_backend no {tmp_path}/hello.py {tmp_path}/world.json'",
+    )
+    assert code == "0", told
+    world = json.loads((tmp_path / "world.json").read_text())
+    assert world == {"size": 4, "sum": 6, "told": [[0, "n1"], [1, "n1"], [2, "n2"], [3, "n2"]]}
+
+
+def test_unconnected_tasks_are_refused(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """Without a launcher each task would train alone, over the other's files; so would one launch on the first node."""
+    recipe = undisturbed.run / "slurm" / "recipe.yaml"
+    words = f"{sys.executable} -m dtrain finetune {recipe} output_dir={tmp_path}/runs"
+    code, told = batch(undisturbed.cluster, tmp_path, f"srun {words}; a=$?; {words}; echo codes $a $?")
+    assert "codes 2 2" in told, told
+    assert "started 2 tasks as ranks, but a world of 1 formed" in told
+    assert "has 2 nodes, but a world of 1 formed on one of them" in told
+    assert told.count("sbatch launch/slurm/stage.sbatch finetune") == 2  # once each
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_as_dependent_jobs(undisturbed: Pipeline) -> None:
+    cluster, jobs, run = undisturbed.cluster, undisturbed.jobs, undisturbed.run
+    assert list(jobs) == ["prepare", "finetune", "precompute", "distill", "report"]
+    nodes = {name: cluster.show(job)["NumNodes"] for name, job in jobs.items()}
+    assert nodes == {"prepare": "1", "finetune": "2", "precompute": "2", "distill": "1", "report": "1"}
+    assert "textcnn" in undisturbed.log()
+    assert "4 ranks" in undisturbed.log()  # 2 nodes x 2
+    assert len(cluster.states(jobs["distill"])) == 2  # an array
+    for group, seed in enumerate((1, 2)):
+        (log,) = (run / "slurm").glob(f"distill-*-{group}.out")
+        assert f"lstm-seed{seed}: best" in log.read_text()
+        assert f"lstm-seed{3 - seed}" not in log.read_text()
+    report = json.loads((run / "report" / "results.json").read_text())
+    assert {model["name"] for model in report["models"]} == {"cnn", "lstm-seed1", "lstm-seed2"}
+    for words in ("squeue --jobs=", "tensorboard --logdir", "ssh -N -L 6006"):
+        assert words in undisturbed.told
+    assert not list(run.rglob(".tmp-*"))
+
+
+def steps(run: Path, kind: str) -> Callable[[], object]:
+    return lambda: list((run / "checkpoints" / kind).rglob("step-*"))
+
+
+def test_stopped_by_signal_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """What `--signal=B:USR1@120` sends: every job goes on where it was and ends with the same bytes."""
+    cluster = undisturbed.cluster
+    recipe = undisturbed.run / "slurm" / "recipe.yaml"
+    pipeline = Pipeline(cluster, recipe, tmp_path, "--nodes=2", "--groups=2", "--cpus=2", "--time=20")
+    at_work = {
+        "finetune": steps(pipeline.run, "teachers"),
+        "precompute": lambda: list(pipeline.run.rglob(".tmp-*")) or list((pipeline.run / "knowledge").rglob("*.arrow")),
+        "distill": steps(pipeline.run, "students"),
+    }
+    for name, job in pipeline.jobs.items():
+        began = at_work.get(name, lambda: True)
+        wait_for(lambda job=job, began=began: "RUNNING" in cluster.states(job) and began(), 200)
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        wait_for(lambda job=job: "PENDING" in cluster.states(job) or cluster.show(job)["Restarts"] != "0", 120)
+        cluster.wait(job, seconds=200)
+        assert cluster.show(job)["Restarts"] == "1", f"{name}\n{pipeline.log()}"
+    pipeline.finish()
+    assert "stopped on request: requeued (1 of 5)" in pipeline.log()
+    assert results(pipeline.run) == results(undisturbed.run)
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("finetune", "teachers"), ("distill", "students")])
+def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path, stage: str, kind: str) -> None:
+    """A power cut in the middle: SLURM requeues the job, which continues from its checkpoint on the nodes it gets."""
+    cluster = undisturbed.cluster
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(undisturbed.run, run)
+    shutil.rmtree(run / kind)
+    recipe = undisturbed.run / "slurm" / "recipe.yaml"
+    words = [ROOT / "launch" / "slurm" / "stage.sbatch", stage, recipe, f"output_dir={tmp_path}/runs"]
+    cluster.environment["DTRAIN_PYTHON"] = sys.executable
+    output = tmp_path / "job.out"
+    job = cluster.submit("--nodes=2", "--cpus-per-task=2", "--time=20", f"--output={output}", *words)
+    wait_for(steps(run, kind), 120)
+    cluster.kill_node("n2")
+    wait_for(lambda: cluster.states(job) == ["PENDING"], 90)
+    cluster.start_node("n2")
+    wait_for(lambda: cluster.idle() == cluster.names, 60)
+    # What a node tells of its former life just after it is back would take it out of the new allocation: one of the
+    # reasons why SLURM itself holds a requeued job for two minutes.
+    time.sleep(8)
+    cluster.wait(job, seconds=200)
+    assert cluster.states(job) == ["COMPLETED"], output.read_text()
+    assert cluster.show(job)["Restarts"] == "1"
+    assert results(run) == results(undisturbed.run)

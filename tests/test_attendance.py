@@ -1,0 +1,118 @@
+"""Roll calls and signs of life, over real stores; a rank is a thread, or a process where it has to vanish."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dtrain.attendance import names, open_store, roll_call
+from dtrain.errors import DtrainError, InputError
+from dtrain.machines import Machines, parse_machines
+
+PULSE = """\
+import sys, time
+from dtrain.attendance import open_store, start_pulse, stop_pulse
+rank, port, ends = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+store = open_store("127.0.0.1", port, serve=False, seconds=30)
+start_pulse(store, rank, 3, 1.5)
+time.sleep(float(ends))
+stop_pulse()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def answer(port: int, index: int, count: int, seconds: float) -> list[str] | None:
+    """None when all came, else the problems told."""
+    store = open_store("127.0.0.1", port, serve=index == 0, seconds=seconds)
+    try:
+        roll_call(store, "rank", index, count, seconds)
+    except DtrainError as error:
+        return error.problems
+    finally:
+        time.sleep(0.3)  # the server stays until the others have asked
+    return None
+
+
+def test_a_roll_call_ends_when_all_are_here() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(answer, port, index, 3, 30.0) for index in range(3)]
+        assert [one.result() for one in answers] == [None, None, None]
+
+
+def test_a_roll_call_names_who_is_missing_once() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(2) as threads:
+        begin = time.monotonic()
+        answers = [threads.submit(answer, port, index, 5, 1.0) for index in (0, 3)]
+        told = [one.result() for one in answers]
+    assert told == [["ranks 1, 2, 4 of 5 did not arrive within 1 s"], []]
+    assert time.monotonic() - begin < 10
+
+
+def test_a_server_that_is_not_there() -> None:
+    with pytest.raises(DtrainError, match=r"the first machine \(127.0.0.1:\d+\) did not answer within 0.5 s"):
+        open_store("127.0.0.1", free_port(), serve=False, seconds=0.5)
+
+
+def test_long_lists_are_cut() -> None:
+    assert names("rank", [3]) == "rank 3"
+    assert names("rank", list(range(40))).endswith("14, 15, ...")
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "left"])
+def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(frozen: bool) -> None:
+    port = free_port()
+    server = open_store("127.0.0.1", port, serve=True, seconds=30)
+    ends = ["4", "4", "60" if frozen else "0.1"]
+    words = [[sys.executable, "-c", PULSE, str(rank), str(port), ends[rank]] for rank in range(3)]
+    ranks = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
+    try:
+        while any(server.add(f"dtrain/pulse/{rank}", 0) < 1 for rank in range(2 + frozen)):
+            time.sleep(0.05)
+        if frozen:
+            ranks[2].send_signal(19)  # SIGSTOP
+        told = [rank.communicate(timeout=60)[1] for rank in ranks[:2]]
+        codes = [rank.returncode for rank in ranks[:2]]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if frozen:
+        assert codes == [1, 1]
+        assert "rank 2 of 3 gave no sign of life for 1.5 s" in told[0]
+        assert told[1] == ""
+    else:
+        assert codes == [0, 0]
+        assert told == ["", ""]
+
+
+def test_machines_of_the_command_line() -> None:
+    assert parse_machines(1, 0, None) == Machines()
+    assert parse_machines(2, 1, "node-1:20480") == Machines(2, 1, "node-1", 20480)
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "rendezvous", "told"),
+    [
+        (0, 0, "n1:20000", "--machines: 0"),
+        (2, 2, "n1:20000", "--machine-rank: 2 (allowed: 0 to 1"),
+        (2, 0, None, "--rendezvous: is missing"),
+        (2, 0, "n1", "--rendezvous: n1"),
+        (2, 0, "n1:99999", "--rendezvous: n1:99999"),
+    ],
+)
+def test_machines_that_cannot_be(count: int, rank: int, rendezvous: str | None, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_machines(count, rank, rendezvous)
+    assert told in str(caught.value)

@@ -1,0 +1,76 @@
+"""The world that was asked for against the one that formed, as launchers and SLURM leave the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtrain.errors import InputError
+from dtrain.world_check import check_world
+
+TORCHRUN = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "RANK": "0"}
+STEP = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+UNCONNECTED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+ACCELERATE = ["python", "/venv/bin/accelerate", "launch"]
+
+
+@pytest.mark.parametrize(
+    ("formed", "environment"),
+    [
+        pytest.param(1, {}, id="alone"),
+        pytest.param(4, TORCHRUN, id="launcher"),
+        pytest.param(1, {"ACCELERATE_USE_CPU": "True"}, id="one process asked of accelerate"),
+        pytest.param(1, {"MASTER_ADDR": "n1"}, id="a stray variable"),
+        pytest.param(4, TORCHRUN | STEP, id="a launcher a node"),
+        pytest.param(2, {"WORLD_SIZE": "2"} | STEP, id="a task a rank"),
+        pytest.param(1, STEP | {"SLURM_STEP_NUM_TASKS": "1"}, id="one node of two on purpose"),
+        pytest.param(1, {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_NTASKS": "4"}, id="one node"),
+    ],
+)
+def test_worlds_that_are_right(formed: int, environment: dict[str, str]) -> None:
+    check_world(formed, environment, ["finetune", "my.yaml"], [])
+
+
+@pytest.mark.parametrize(
+    ("formed", "environment", "launcher", "told"),
+    [
+        pytest.param(1, TORCHRUN, [], ["4 processes were asked for", "world of 1"], id="unconnected ranks"),
+        pytest.param(
+            1,
+            UNCONNECTED,
+            [*ACCELERATE, "--cpu", "--num_machines", "2", "--num_processes", "4", "-m", "dtrain"],
+            ["asked for 4 processes", "formed on each of 2 machines", "--num_machines 2", "-m dtrain finetune my.yaml"],
+            id="accelerate --cpu on two machines",
+        ),
+        pytest.param(1, UNCONNECTED, [*ACCELERATE, "--cpu", "--num_processes", "3", "t.py"], ["asked for 3"], id="3"),
+        pytest.param(1, UNCONNECTED, ["bash"], ["asked for 2 processes", "cpu.yaml"], id="launcher unknown"),
+        pytest.param(1, STEP, [], ["job 7 started 2 tasks as ranks", "a world of 1 formed", "sbatch"], id="srun alone"),
+        pytest.param(
+            2,
+            TORCHRUN | STEP | {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"},
+            [],
+            ["2 tasks as launchers, but 1 connected (a world of 2)"],
+            id="a launch a node, each on its own",
+        ),
+        pytest.param(
+            2,
+            {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"},
+            [],
+            [
+                "has 2 nodes, but a world of 2 formed on one of them",
+                "srun --nodes=1 --ntasks=1 dtrain finetune my.yaml",
+            ],
+            id="launched in the batch script",
+        ),
+    ],
+)
+def test_worlds_that_are_wrong(formed: int, environment: dict[str, str], launcher: list[str], told: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        check_world(formed, environment, ["finetune", "my.yaml"], launcher)
+    for words in told:
+        assert words in str(caught.value)
+
+
+def test_it_is_told_once_a_step() -> None:
+    with pytest.raises(InputError) as caught:
+        check_world(1, STEP | {"SLURM_PROCID": "1"}, ["finetune", "my.yaml"], [])
+    assert caught.value.problems == []
