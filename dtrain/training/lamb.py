@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dtrain.training.shard_layout import Layout, ShardingError, dtensor_layout, local, placed_like, whole
 
 HALF = (torch.float16, torch.bfloat16)
+STREAMED = 2**20  # elements; beyond that a CPU takes the next tensors in another batch
 
 
 @dataclass
@@ -34,13 +35,23 @@ class _Batch:
     adapted: bool
     layout: Layout  # of its first tensor; the others have the same groups
     device: torch.device
-    owner: int  # id of its first tensor, to tell one call's statistics from another's
+    owner: tuple[int, int]  # its first tensor's id and part, to tell one call's statistics from another's
     weights: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     exp_avgs: list[Tensor] = field(default_factory=list)
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
     present: list[bool] = field(default_factory=list)  # by parameter: is a piece of it on this rank?
     updates: list[Tensor] = field(default_factory=list)
+    size: int = 0  # elements on this rank
+
+    @property
+    def streamed(self) -> bool:
+        """On a CPU that asks nobody for the norms, batches are done one by one.
+
+        Updates then use the same memory again and again. New memory for all of them would come in pages that the
+        kernel clears first: twice the time of the whole step.
+        """
+        return self.device.type == "cpu" and not self.layout.groups
 
 
 class Lamb(Optimizer):
@@ -107,7 +118,7 @@ class Lamb(Optimizer):
         # Weak keys: after `fully_shard` the unsharded originals must be free to go.
         self._shapes = WeakTensorKeyDictionary()
         self._layouts = WeakTensorKeyDictionary()
-        self._ratios: dict[int, Tensor] = {}
+        self._ratios: dict[tuple[int, int], Tensor] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -200,11 +211,15 @@ class Lamb(Optimizer):
 
         masters: list[tuple[Tensor, Tensor]] = []
         batches = self._collect(masters)
-        for batch in batches:
-            batch.updates = _directions(batch)
-        ratios = _trust_ratios([batch for batch in batches if batch.adapted])
-        for batch in batches:
-            _apply(batch, ratios.get(batch.owner) if batch.adapted else None)
+        streamed = [[batch] for batch in batches if batch.streamed]
+        ratios: dict[tuple[int, int], Tensor] = {}
+        for together in [*streamed, [batch for batch in batches if not batch.streamed]]:
+            for batch in together:
+                batch.updates = _directions(batch)
+            ratios |= _trust_ratios([batch for batch in together if batch.adapted])
+            for batch in together:
+                _apply(batch, ratios.get(batch.owner) if batch.adapted else None)
+                batch.updates = []
         for p, master in masters:
             p.copy_(master)
 
@@ -228,7 +243,8 @@ class Lamb(Optimizer):
 
     def _collect(self, masters: list[tuple[Tensor, Tensor]]) -> list[_Batch]:
         """Sort the local pieces of all tensors into batches, and note (tensor, its master) in `masters`."""
-        batches: dict[tuple[Any, ...], _Batch] = {}
+        batches: list[_Batch] = []
+        open_ones: dict[tuple[Any, ...], _Batch] = {}
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.grad is None:
@@ -248,19 +264,21 @@ class Lamb(Optimizer):
                 if grad.stride() != weight.stride():  # the kernels walk them together
                     grad = torch.empty_like(weight).copy_(grad)
                 tensors = (weight, grad, local(state["exp_avg"]), local(state["exp_avg_sq"]))
-                for part in layout.parts:
+                for number, part in enumerate(layout.parts):
                     adapted = _is_adapted(part.shape, group)
                     key = (index, step, adapted, layout.groups, layout.device, weight.device, weight.dtype)
-                    batch = batches.get(key)
-                    if batch is None:
-                        batch = batches[key] = _Batch(group, step, adapted, layout, weight.device, id(p))
+                    batch = open_ones.get(key)
+                    if batch is None or (batch.streamed and batch.size >= STREAMED):
+                        batch = open_ones[key] = _Batch(group, step, adapted, layout, weight.device, (id(p), number))
+                        batches.append(batch)
                     batch.present.append(part.length > 0)
+                    batch.size += part.length
                     if part.length:
                         lists = (batch.weights, batch.grads, batch.exp_avgs, batch.exp_avg_sqs)
                         for pieces, t in zip(lists, tensors, strict=True):
                             alone = part.length == t.numel()
                             pieces.append(t if alone else t.narrow(0, part.start, part.length))
-        return list(batches.values())
+        return batches
 
     def _layout(self, p: Tensor) -> Layout:
         if isinstance(p, DTensor):
@@ -336,7 +354,7 @@ def _directions(batch: _Batch) -> list[Tensor]:
     return updates
 
 
-def _trust_ratios(batches: Sequence[_Batch]) -> dict[int, Tensor]:
+def _trust_ratios(batches: Sequence[_Batch]) -> dict[tuple[int, int], Tensor]:
     """Ratios (float64, [parameters of the batch]) by batch owner, with one reduction a set of process groups.
 
     No value is read on the host: on a GPU nothing waits.

@@ -4,12 +4,14 @@ import copy
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dtrain.training.lamb import Lamb, _cpu_norm
+from dtrain.training.lamb import STREAMED, Lamb, _cpu_norm
 from dtrain.training.shard_layout import Layout, Part, ShardingError
 
 SHAPES = [(7, 5), (3, 11, 2), (13,), (1,), ()]
@@ -128,20 +130,52 @@ def test_ratio_is_one_where_a_norm_is_zero():
     assert torch.equal(zero_update.detach(), torch.ones(2, 2))
 
 
-@pytest.mark.parametrize("bias_correction", [True, False])
-def test_equals_timm(bias_correction):
-    timm_lamb = pytest.importorskip("timm.optim.lamb", reason="timm is not here", exc_type=ImportError)
-    ours, theirs = parameters(), parameters()
-    common = {"lr": 0.01, "weight_decay": 0.02, "bias_correction": bias_correction}
-    a = Lamb([{"params": ours, "adapt": True}], max_trust_ratio=None, **common)
-    b = timm_lamb.Lamb(theirs, max_grad_norm=None, **common)
-    start = [p.detach().clone() for p in ours]
+# What timm's options of each case in make_timm_golden.py are called here; those of `vectors` are for the 1-D parameters.
+ADAPTED = {"lr": 0.01, "weight_decay": 0.02, "adapt_1d": True, "max_trust_ratio": None}
+TIMM: dict[str, dict] = {
+    "all adapted": ADAPTED,
+    "no bias correction": {**ADAPTED, "bias_correction": False},
+    "adapted without decay": {**ADAPTED, "weight_decay": 0.0},
+    "none adapted": {"lr": 0.01, "weight_decay": 0.0},
+    "ratio at most 1": {**ADAPTED, "lr": 0.02, "max_trust_ratio": 1.0},
+    "other betas and eps": {**ADAPTED, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-2},
+    "vectors without decay": {
+        "lr": 0.01,
+        "weight_decay": 0.02,
+        "max_trust_ratio": None,
+        "vectors": {"weight_decay": 0.0},
+    },
+    "two rates": {**ADAPTED, "vectors": {"lr": 0.003}},
+}
+
+
+@pytest.fixture(scope="module")
+def timm() -> dict[str, Tensor]:
+    return load_file(Path(__file__).parent / "golden" / "timm_lamb.safetensors")
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("case", TIMM)
+def test_equals_timm(timm, case, dtype, bound, foreach):
+    start = {key[6:]: t for key, t in timm.items() if key.startswith("start/")}
+    params = {name: nn.Parameter(t.to(dtype, copy=True)) for name, t in start.items()}
+    options = dict(TIMM[case])
+    groups = [
+        {"params": [p for p in params.values() if p.dim() > 1]},
+        {"params": [p for p in params.values() if p.dim() < 2], **options.pop("vectors", {})},
+    ]
+    optimizer = Lamb(groups, foreach=foreach, **options)
     for step in range(50):
-        gradients(ours, step)
-        gradients(theirs, step)
-        a.step()
-        b.step()
-    assert distance(ours, theirs, start) < 1e-6
+        for name, p in params.items():
+            p.grad = 0.3 * p.detach() + timm[f"noise/{name}"][step].to(dtype)
+        optimizer.step()
+    expected = [timm[f"{case}/{str(dtype)[6:]}/{name}"] for name in params]
+    assert distance(list(params.values()), expected, list(start.values())) < bound
+
+
+def test_every_option_set_of_timm_is_compared(timm):
+    assert {key.split("/")[0] for key in timm} == {*TIMM, "start", "noise"}
 
 
 def distance(params: Sequence[Tensor], others: Sequence[Tensor], start: Sequence[Tensor]) -> float:
@@ -150,8 +184,10 @@ def distance(params: Sequence[Tensor], others: Sequence[Tensor], start: Sequence
     return float((flat[0] - flat[1]).norm() / (flat[1] - flat[2]).norm())
 
 
+@pytest.mark.parametrize("streamed", [40, STREAMED], ids=["in batches", "together"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_multi_tensor_equals_per_tensor(dtype):
+def test_multi_tensor_equals_per_tensor(monkeypatch, dtype, streamed):
+    monkeypatch.setattr("dtrain.training.lamb.STREAMED", streamed)
     fast, slow = parameters(dtype), parameters(dtype)
     a = Lamb([{"params": fast[:2]}, {"params": fast[2:], "weight_decay": 0.0}], lr=0.01)
     b = Lamb([{"params": slow[:2]}, {"params": slow[2:], "weight_decay": 0.0}], lr=0.01, foreach=False)
@@ -299,7 +335,9 @@ def flat_copy(params: list[nn.Parameter], padding: int = 3) -> tuple[Tensor, Lay
     return torch.cat(pieces).requires_grad_(), Layout(tuple(parts))
 
 
-def test_flat_buffer_with_a_layout_equals_the_parameters():
+@pytest.mark.parametrize("streamed", [1, STREAMED], ids=["part by part", "together"])
+def test_flat_buffer_with_a_layout_equals_the_parameters(monkeypatch, streamed):
+    monkeypatch.setattr("dtrain.training.lamb.STREAMED", streamed)
     params = parameters()
     start = [p.detach().clone() for p in params]
     plain = Lamb(params, lr=0.01)
