@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from dtrain.recipe import Recipe
     from dtrain.students.groups import Group
 
-STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
+STAGES = ("pretrain", "prepare", "finetune", "precompute", "distill", "evaluate", "report")
 HELP = {
+    "pretrain": "a transformer from plain text: masked whole words, all ranks together",
     "prepare": "raw files -> normalised, split, encoded rows",
     "finetune": "train every teacher, all ranks together",
     "precompute": "every teacher's outputs, once, into the knowledge store",
@@ -62,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--rendezvous", metavar="HOST:PORT", help="the first machine; 8 ports from PORT are used"
             )
+        elif name == "distill":
+            command.add_argument("--plan", action="store_true", help="print who would train where; train nothing")
         elif name == "submit":
             _add_submit_options(command)
         elif name == "check":
@@ -138,13 +141,13 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.command == "recipes":
         for name, path in shipped_recipes().items():
             with path.open(encoding="utf-8") as file:
-                print(f"{name:24}{file.readline().lstrip('# ').strip()}")
+                print(f"{name:26}{file.readline().lstrip('# ').strip()}")
         return EXIT_DONE
     launched = "LOCAL_RANK" in os.environ
     try:
         machines, group = _places(arguments)
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        stages = _stages(arguments)
+        stages = _stages(arguments, recipe)
         # Ranks of a launch let the main one read the files, once they are connected.
         if arguments.command == "check" or not (launched or getattr(arguments, "here", False)):
             _check_inputs(recipe)
@@ -163,6 +166,12 @@ def _command(arguments: argparse.Namespace) -> int:
 
         asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Cluster)}
         return submit(recipe, Cluster(**asked), dry_run=arguments.dry_run, local=arguments.local)
+    if arguments.command == "distill" and arguments.plan:
+        from dtrain.launch import way_of
+        from dtrain.stages.distill import show_plan
+
+        show_plan(recipe, way_of(recipe, "distill").processes)
+        return EXIT_DONE
     from dtrain import signals
 
     signals.limit_time(recipe.launch.time_limit)
@@ -191,16 +200,22 @@ def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
     return machines, parse_group(arguments.group)
 
 
-def _stages(arguments: argparse.Namespace) -> list[str]:
+def _stages(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
     if arguments.command != "run":
-        return [arguments.command]
+        return _possible([arguments.command], recipe)
     if arguments.stages is None:
-        return list(STAGES)
+        return [stage for stage in STAGES if stage != "pretrain" or recipe.pretrain]
     asked = arguments.stages.split(",")
     for stage in asked:
         if stage not in STAGES:
             raise InputError(f"--stages: no stage {stage!r} (allowed: {', '.join(STAGES)})")
-    return [stage for stage in STAGES if stage in asked]
+    return _possible([stage for stage in STAGES if stage in asked], recipe)
+
+
+def _possible(stages: list[str], recipe: Recipe) -> list[str]:
+    if "pretrain" in stages and not recipe.pretrain:
+        raise InputError(f"{recipe.name}: the recipe has no section `pretrain`")
+    return stages
 
 
 def _check_inputs(recipe: Recipe) -> None:

@@ -29,7 +29,7 @@ from dtrain.sharding import configs_folder, read_deepspeed
 from dtrain.signals import SIGNALS
 
 SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP", "DEEPSPEED")
-STAGES = ("prepare", "finetune", "precompute", "distill", "evaluate", "report")
+STAGES = ("pretrain", "prepare", "finetune", "precompute", "distill", "evaluate", "report")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtrain.recipe.schema import Recipe, Student, Teacher, encoder_of
+from dtrain.recipe.models import encoder_of
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
 
 FORMAT = 1  # raise when a stage's output changes meaning
-_NO_EFFECT = {"name", "checkpoint_every", "grid"}
+_NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "parallel", "peers"}
 
 
 class Plan:
@@ -29,6 +31,40 @@ class Plan:
     @property
     def folder(self) -> RunFolder:
         return RunFolder(Path(self.recipe.output_dir) / self.recipe.name)
+
+    @cached_property
+    def corpus(self) -> str:
+        """Tokens of the text to pre-train on: its files, what is kept out of it, words, normalisation, tokenizer."""
+        from dtrain.data import resolve_path
+        from dtrain.pretraining.corpus import corpus_files, excluded_files
+
+        spec = self.recipe.pretrain
+        assert spec is not None
+        section = spec.corpus.model_dump(mode="json", exclude={"separate", "exclude"})
+        files = [resolve_path(file.name) for _, file in corpus_files(spec.corpus) if file.format != "hub"]
+        inside = [p for path in files for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
+        if spec.corpus.dictionary:
+            inside.append(resolve_path(spec.corpus.dictionary))
+        model = [spec.model.type, spec.model.pretrained, spec.model.vocabulary, spec.model.vocabulary_size]
+        return fingerprint(
+            "corpus",
+            FORMAT,
+            section,
+            [self._file(path) for path in inside],
+            sorted(self._file(path) for path in excluded_files(self.recipe)),
+            self.recipe.data.normalize.model_dump(mode="json"),
+            [*model, self._outside(spec.model)],
+            spec.seed,
+        )
+
+    def pretraining(self, phase: int) -> str:
+        """The model at the end of a phase (from 0) of pre-training; later phases do not matter."""
+        spec = self.recipe.pretrain
+        assert spec is not None
+        section = spec.model_dump(mode="json", exclude={"corpus", "phases"})
+        phases = [p.model_dump(mode="json", exclude=_NO_EFFECT) for p in spec.phases[: phase + 1]]
+        longest = max(p.max_length for p in spec.phases)  # how many positions a new BERT has
+        return fingerprint("pretrain", FORMAT, self.corpus, spec.corpus.separate, section, phases, longest)
 
     @cached_property
     def data(self) -> str:
@@ -72,7 +108,34 @@ class Plan:
             section,
             self._outside(member.model),
             teachers,
+            *self._beside(member),
         )
+
+    @property
+    def search(self) -> str | None:
+        """Who is compared with whom on the way, and how; None where nobody is stopped."""
+        if self.recipe.search is None:
+            return None
+        students = [self.model("students", student.name) for student in self.recipe.students]
+        return fingerprint("search", self.recipe.search.model_dump(mode="json"), students)
+
+    def order(self, student: Student) -> int:
+        """The seed of the order in which a student sees its rows."""
+        assert student.seed is not None
+        return self.recipe.seed if self.recipe.placement.share_order else student.seed
+
+    def _beside(self, member: Teacher | Student) -> list[Any]:
+        """What a student shares with others, where that makes it another: an order of rows, and its peers."""
+        if isinstance(member, Teacher):
+            return []
+        order = self.order(member)
+        found: list[Any] = [] if order == member.seed else [["order", order]]
+        if member.peers is not None:
+            peers = [student for student in self.recipe.students if student.peers == member.peers]
+            sections = [peer.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"}) for peer in peers]
+            taught = sorted({teacher for peer in peers for teacher in peer.teachers or []})
+            found.append(["peers", peers.index(member), sections, [self.knowledge(teacher) for teacher in taught]])
+        return found
 
     def knowledge(self, teacher: str) -> str:
         """A teacher's stored outputs. The token budget stays in: it decides the rounding of a product.
@@ -108,6 +171,10 @@ class Plan:
         from dtrain.data import tokenizer_name
 
         folder = self.folder
+        if stage == "pretrain":
+            spec = self.recipe.pretrain
+            last = len(spec.phases) - 1 if spec else 0
+            return spec is None or is_done(folder.pretrained(last), self.pretraining(last))
         if stage == "prepare":
             names = {tokenizer_name(member) for _, member in self.members()}
             encoded = folder.data / "encoded"
@@ -132,7 +199,8 @@ class Plan:
     def failure(self, student: str) -> dict[str, Any] | None:
         """What is recorded of this very student's failure, if it failed."""
         record = _read(self.folder.model("students", student) / "failed.json")
-        return record if record and record.get("fingerprint") == self.model("students", student) else None
+        same = record and record.get("fingerprint") == self.model("students", student)
+        return record if same and record.get("search") in (None, self.search) else None
 
     def diverged(self, student: str) -> bool:
         """Whether this student ended without a model for a reason that a second try would meet again."""
@@ -162,9 +230,10 @@ class Plan:
         """Bytes of the files that a model section names; a hub name stands for itself."""
         from dtrain.data import resolve_path
 
+        vectors = getattr(spec, "vectors", None)
         spec = encoder_of(spec)
         found: list[str] = []
-        for name in (getattr(spec, "pretrained", None), getattr(spec, "vocabulary", None)):
+        for name in (vectors, getattr(spec, "source", None), getattr(spec, "vocabulary", None)):
             path = resolve_path(name) if name else None
             if path is None or not path.exists():
                 continue

@@ -42,6 +42,10 @@ class RunFolder:
         """`kind` is 'teachers' or 'students'."""
         return self.root / kind / name
 
+    def pretrained(self, phase: int) -> Path:
+        """What pre-training's phase (from 0) ends with; the last one is the result."""
+        return self.root / "pretrain" / f"phase-{phase + 1}"
+
     def knowledge(self, teacher: str) -> Path:
         return self.root / "knowledge" / teacher
 

@@ -68,6 +68,7 @@ def submit(recipe: Recipe, cluster: Cluster, *, dry_run: bool, local: bool) -> i
     folder = root / "slurm"
     settings = {name: str(value) for name, value in vars(cluster).items()}
     settings["groups"] = str(max(1, min(cluster.groups, len(recipe.students))))
+    settings["pretrain"] = "yes" if recipe.pretrain else ""
     settings |= {"python": sys.executable, "run": str(root), "scripts": str(folder)}
     pipeline = fill((templates() / "pipeline.sh").read_text(encoding="utf-8"), settings)
     if dry_run:

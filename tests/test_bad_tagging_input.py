@@ -63,7 +63,7 @@ KEYS = [
     ("data.labels=[PER]", "train.bio:5", "LOC"),
     ("data.vocabulary.unit=word", "data.vocabulary.unit", "characters"),
     ("data.columns.text_b=x", "data.columns.text_b", "only for task 'pairs'"),
-    ("data.task=classification", "teachers.0.model.type", "allowed: bert, nezha, bilstm, textcnn"),
+    ("data.task=classification", "teachers.0.model.type", "allowed: bert, nezha, bert_cnn, multi_exit, bilstm,"),
 ]
 
 

@@ -87,3 +87,18 @@ def test_bandit_finds_nothing_unexplained() -> None:
     found = json.loads(subprocess.run(words, capture_output=True, text=True).stdout)["results"]
     findings = {(str(Path(one["filename"]).relative_to(PACKAGE)), one["test_id"]) for one in found}
     assert findings == EXPLAINED.keys()
+
+
+@pytest.mark.slow
+def test_no_known_vulnerability_in_what_is_pinned() -> None:
+    audit = shutil.which("pip-audit")
+    if audit is None:
+        pytest.skip("needs pip-audit on the PATH (pip install pip-audit, in an environment of its own)")
+    pinned = PACKAGE.parent / "launch" / "constraints.txt"
+    words = [audit, "-r", str(pinned), "--no-deps", "--disable-pip", "-f", "json"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)["dependencies"]
+    if all("skip_reason" in one for one in found):
+        pytest.skip("no database of vulnerabilities can be reached from here")
+    assert not [(one["name"], one["version"], one["vulns"]) for one in found if one.get("vulns")]

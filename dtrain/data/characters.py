@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.errors import DtrainError
-from dtrain.recipe.schema import Normalization
+from dtrain.recipe.data import Normalization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

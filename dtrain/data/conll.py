@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dtrain.data.files import Source, numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.schemes import Span
-from dtrain.recipe.schema import Column
+from dtrain.recipe.values import Column
 
 DOCUMENT_START = "-DOCSTART-"
 

@@ -13,7 +13,7 @@ from dtrain.data.problems import Problems
 from dtrain.data.schemes import tag_names
 from dtrain.data.sources import Rows, read_rows
 from dtrain.data.splits import stratified_split
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 
 
 @dataclass
@@ -71,4 +71,8 @@ def check_sources(data: Data) -> dict[str, int]:
 
     Raises InputError. Needs no torch and writes nothing.
     """
+    if data.augment is not None:
+        from dtrain.augment.words import check_tagger
+
+        check_tagger(data.augment)
     return {part: len(rows.text) for part, rows in read_corpus(data, seed=0).parts.items()}

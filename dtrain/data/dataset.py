@@ -16,7 +16,7 @@ from dtrain.data.encode import Encoder
 from dtrain.data.files import PARTS
 from dtrain.data.pieces import cut
 from dtrain.errors import DtrainError
-from dtrain.recipe.schema import Normalization
+from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, read_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dtrain.data.records import Record, kind_of, missing_column
 from dtrain.data.schemes import SCHEMES, SchemeFinder, Span, check_prefix, outside_entities, read_spans
 from dtrain.data.sources import RecordReader, Rows, check_columns, text_of
 from dtrain.errors import InputError
-from dtrain.recipe.schema import Columns, Data
+from dtrain.recipe.data import Columns, Data
 
 
 def read_documents(

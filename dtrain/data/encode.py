@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
+
+MASK = "▒"  # in a text it is read as [MASK]: a sign that words are not made of
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Encoder:
 
     Pairs are truncated longest first to `max_length` tokens in all. Special tokens are never read from text: a
     title that spells "[SEP]" stays a title. A row without any token becomes one [UNK], so that none is empty.
+    Only `MASK`, which augmentation writes, is read as the tokenizer's mask token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int, pairs: bool) -> None:
@@ -32,6 +37,7 @@ class Encoder:
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
         self.unknown: int = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
+        self.mask: int = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.unknown
         self.types = pairs and "token_type_ids" in tokenizer.model_input_names
 
     def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> Encoded:
@@ -40,7 +46,16 @@ class Encoder:
         batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
         encodings = self.backend.encode_batch(batch)
         return Encoded(
-            ids=[encoding.ids or [self.unknown] for encoding in encodings],
+            ids=[self._ids(encoding, row) or [self.unknown] for encoding, row in zip(encodings, batch, strict=True)],
             types=[encoding.type_ids or [0] for encoding in encodings] if self.types else None,
             cut=[bool(encoding.overflowing) for encoding in encodings],
         )
+
+    def _ids(self, encoding: Encoding, row: str | Sequence[str]) -> list[int]:
+        texts = [row] if isinstance(row, str) else row
+        if not any(MASK in text for text in texts):
+            return encoding.ids
+        return [
+            self.mask if text is not None and texts[text][start:end] == MASK else number
+            for number, text, (start, end) in zip(encoding.ids, encoding.sequence_ids, encoding.offsets, strict=True)
+        ]

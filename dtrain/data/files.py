@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dtrain.data.problems import Problems
 from dtrain.errors import InputError
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 
 PARTS = ("train", "valid", "test", "transfer")
 PACKAGE, HUB = "package:", "hub:"

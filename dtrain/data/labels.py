@@ -11,7 +11,7 @@ from dtrain.data.files import existing_file, numbered_lines
 from dtrain.data.problems import Problems, shown, suggestion
 from dtrain.data.sources import Rows
 from dtrain.errors import InputError
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 
 
 def label_map(data: Data, train: Rows) -> list[str]:

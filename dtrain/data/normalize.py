@@ -9,7 +9,7 @@ from functools import cache
 
 import opencc
 
-from dtrain.recipe.schema import Normalization
+from dtrain.recipe.data import Normalization
 
 # Full-width ASCII forms, the ideographic space, and the full-width signs that have a half-width twin.
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}

@@ -9,7 +9,8 @@ from dtrain.data.files import Source
 from dtrain.data.problems import Problems
 from dtrain.data.records import Record, kind_of, missing_column, read_records
 from dtrain.data.schemes import Span
-from dtrain.recipe.schema import Column, Data
+from dtrain.recipe.data import Data
+from dtrain.recipe.values import Column
 
 
 @dataclass

@@ -17,7 +17,10 @@ from dtrain.data.files import existing_file, numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.wordpiece import train_wordpiece
 from dtrain.errors import InputError
-from dtrain.recipe.schema import EncoderSpec, Recipe, Student, Teacher, Vocabulary, encoder_of
+from dtrain.recipe.data import Vocabulary
+from dtrain.recipe.models import EncoderSpec, encoder_of
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Student, Teacher
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,7 +67,7 @@ def check_tokenizers(recipe: Recipe) -> None:
         if spec is None and recipe.data.vocabulary.file:
             read_vocabulary(recipe.data.vocabulary.file, "data.vocabulary.file")
         elif spec is not None and spec.vocabulary:
-            _bert_vocabulary(spec.vocabulary, name)
+            bert_vocabulary(spec.vocabulary, name)
 
 
 def read_vocabulary(name: str, key: str) -> list[str]:
@@ -121,12 +124,12 @@ def given_tokenizer(name: str, spec: EncoderSpec, max_length: int, lower: bool) 
     Raises InputError where it cannot be loaded, or takes less than `data.max_length` tokens.
     """
     if spec.pretrained is None:
-        return _wordpiece(_bert_vocabulary(spec.vocabulary, name), lower) if spec.vocabulary else None
+        return _wordpiece(bert_vocabulary(spec.vocabulary, name), lower) if spec.vocabulary else None
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     key = f"{name}: model.pretrained: {spec.pretrained}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.pretrained, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(spec.source, trust_remote_code=False)
     except Exception as error:
         # A missing folder, a damaged file, a hub out of reach: transformers raises many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -158,7 +161,8 @@ def character_tokenizer(
     return _wordpiece(SPECIALS + characters, lower)
 
 
-def _bert_vocabulary(file: str, name: str) -> list[str]:
+def bert_vocabulary(file: str, name: str) -> list[str]:
+    """Tokens of a BERT's vocab.txt; raises InputError naming the line, or a special token that it lacks."""
     tokens = read_vocabulary(file, f"{name}: model.vocabulary")
     missing = [special for special in SPECIALS if special not in tokens]
     if missing:

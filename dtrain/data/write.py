@@ -18,7 +18,7 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 from dtrain.runfolder import write_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_rows(corpus: Corpus, data: Data, folder: Path) -> None:
         # Dataset.from_dict would look at every value once more.
         raw = Dataset(pa.table(table, schema=_row_features(columns).arrow_schema))
         normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
-        dataset = _map(raw, normalize, raw.features, data, folder / "scratch")
+        dataset = map_rows(raw, normalize, raw.features, data, folder / "scratch")
         dataset.save_to_disk(folder / part)
         summary.add(part, dataset)
     shutil.rmtree(folder / "scratch")
@@ -83,7 +83,7 @@ def write_encoded(
     cut = {}
     for part in parts:
         dataset = load_from_disk(rows / part)
-        encoded = _map(dataset, encode, features, data, folder / "scratch")
+        encoded = map_rows(dataset, encode, features, data, folder / "scratch")
         cut[part] = int(encoded.data.column("cut").to_numpy().sum())
         encoded.remove_columns("cut").save_to_disk(folder / part)
     shutil.rmtree(folder / "scratch")
@@ -150,7 +150,7 @@ def _row_features(columns: list[str]) -> Features:
     return Features({"id": Value("int64"), "key": Value("string"), **texts, **numbers})
 
 
-def _map(
+def map_rows(
     dataset: Dataset, function: Callable[[Batch], Batch], features: Features, data: Data, scratch: Path
 ) -> Dataset:
     """`dataset.map` in batches; whatever it writes lies in `scratch`, nothing in the user's cache."""

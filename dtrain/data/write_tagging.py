@@ -15,7 +15,7 @@ from dtrain.data.pieces import cut
 from dtrain.data.schemes import number_tags
 from dtrain.data.sources import Rows
 from dtrain.data.write import RowSummary
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 from dtrain.runfolder import write_json
 
 FEATURES = Features(

@@ -1,5 +1,7 @@
 """Losses by name; importing this does not import torch."""
 
+from dtrain.losses import exits as exits
+from dtrain.losses import features as features
 from dtrain.losses import outputs as outputs
 from dtrain.losses import tagging as tagging
 from dtrain.losses.registry import check_loss, coerce_parameters, find_loss, loss_names

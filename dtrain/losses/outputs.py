@@ -6,6 +6,7 @@ Torch is imported inside the functions, because recipes are checked against thei
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+PartOfTraining = Annotated[float, Field(gt=0, le=1)]
+Rank = Annotated[int, Field(ge=2)]
 
 
 @register("logits", "labels")
@@ -80,6 +83,103 @@ def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
     return (full_precision(student_logits) - teacher).square().sum(-1)
+
+
+@register("logits", "teachers.logits")
+def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 2.0) -> Tensor:
+    """T^2 KL(softmax(z_s / T) || softmax(z_t / T)), summed over classes: the student keeps to its teacher's modes.
+
+    Of several teachers, the mean of their softened distributions is the target.
+
+    Args:
+        student_logits: float [B, C].
+        teacher_logits: float [B, C], or [K, B, C] of K teachers.
+        temperature: T.
+
+    Returns:
+        float [B].
+    """
+    from torch.nn import functional
+
+    student = functional.log_softmax(full_precision(student_logits) / temperature, dim=-1)
+    teacher = functional.log_softmax(full_precision(teacher_logits) / temperature, dim=-1)
+    if teacher.dim() == 3:
+        teacher = teacher.logsumexp(0) - math.log(len(teacher))
+    return (student.exp() * (student - teacher)).sum(-1) * temperature**2
+
+
+@register("logits", "teachers.logits")
+def cosine(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """1 - cos(z_t, z_s): the direction of the logits and not their size. Of several teachers, that of their mean.
+
+    Args:
+        student_logits: float [B, C].
+        teacher_logits: float [B, C], or [K, B, C] of K teachers.
+
+    Returns:
+        float [B].
+    """
+    from torch.nn import functional
+
+    teacher = full_precision(teacher_logits)
+    if teacher.dim() == 3:
+        teacher = teacher.mean(0)
+    return 1 - functional.cosine_similarity(full_precision(student_logits), teacher, dim=-1)
+
+
+@register("logits", "labels", "labelled", "teachers.logits", "progress")
+def teacher_annealing(
+    student_logits: Tensor,
+    labels: Tensor,
+    labelled: Tensor,
+    teacher_logits: Tensor,
+    progress: float,
+    *,
+    until: PartOfTraining = 1.0,
+) -> Tensor:
+    """-sum_c (l onehot(y) + (1 - l) softmax(z_t))_c log softmax(z_s)_c, l = min(1, progress / until) (BAM, 1907.04829).
+
+    A row without a label lacks the part of its gold label, and keeps (1 - l) times that of its teachers. Of several
+    teachers, the mean of their distributions is the target.
+
+    Args:
+        student_logits: float [B, C].
+        labels: int64 [B], in [0, C) also where there is no label.
+        labelled: bool [B].
+        teacher_logits: float [B, C], or [K, B, C] of K teachers.
+        progress: the share of training that is done.
+        until: the share at which the gold label alone is left.
+
+    Returns:
+        float [B].
+    """
+    from torch.nn import functional
+
+    gold = min(1.0, progress / until)
+    student = functional.log_softmax(full_precision(student_logits), dim=-1)
+    teacher = functional.softmax(full_precision(teacher_logits), dim=-1)
+    if teacher.dim() == 3:
+        teacher = teacher.mean(0)
+    target = (1 - gold) * teacher + gold * labelled[:, None] * functional.one_hot(labels, student.shape[-1])
+    return -(target * student).sum(-1)
+
+
+@register("logits")
+def top_gap(student_logits: Tensor, *, k: Rank = 5) -> Tensor:
+    """z_(1) - mean(z_(2), ..., z_(k)), the largest logit less the next ones (tolerant teacher, Yang et al. AAAI 2019).
+
+    Beside the cross-entropy it keeps a model from putting all of its belief into one class. Of fewer than k classes, all.
+
+    Args:
+        student_logits: float [B, C].
+        k: classes that are looked at, the largest included.
+
+    Returns:
+        float [B].
+    """
+    logits = full_precision(student_logits)
+    largest = logits.topk(min(k, logits.shape[-1]), dim=-1).values
+    return largest[:, 0] - largest[:, 1:].mean(-1)
 
 
 def full_precision(logits: Tensor) -> Tensor:

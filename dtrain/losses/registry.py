@@ -17,30 +17,40 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+if TYPE_CHECKING:
+    from dtrain.recipe.training import Weighting
 
 # What a loss may ask for, by task: of the student, of the rows, and of K teachers (`teachers.` and a stored output).
 # N is the number of characters of the longest row, T that of tags; what lies beyond a row's end is no number to use.
 NEEDS = {
     "classification": (
         "logits",  # float [B, C]
+        "features",  # float [B, F]: the pooled vector that reaches the classifier
+        "exits",  # float [E, B, C]: logits of every exit, the last one's are `logits`
         "labels",  # int64 [B], in [0, C)
+        "labelled",  # bool [B]: whether the row has a label
+        "progress",  # a number in [0, 1): the share of all steps that are done
         "teachers.logits",  # float [K, B, C]
+        "teachers.features",  # float [K, B, F]
     ),
     "tagging": (
         "nll",  # float [B]: -log p(gold tags), as the model decides: CRF or softmax
         "emissions",  # float [B, N, T]
         "marginals",  # float [B, N, T]: log p(tag of a character)
         "mask",  # bool [B, N]: the characters of a row
+        "labelled",  # as above
+        "progress",  # as above
         "teachers.emissions",  # float [K, B, N, T]
         "teachers.marginals",  # float [K, B, N, T], probabilities
     ),
 }
-GOLD = {"labels", "nll"}  # a row without a label lacks the terms that need one of these
+GOLD = {"labels", "nll"}  # a row without a label lacks the terms that need one of these and not "labelled"
 OF_TEACHERS = "teachers."
-COMMON_KEYS = ("type", "weight", "teachers")  # keys of every loss of a recipe
+COMMON_KEYS = ("type", "weight", "teachers", "weighting")  # keys of every loss of a recipe
 
 LossFunction = TypeVar("LossFunction", bound=Callable[..., Any])
 
@@ -59,6 +69,19 @@ class Loss:
     def teacher_output(self) -> str | None:
         """The stored output of teachers that it compares with; None where it needs no teacher."""
         return next((need.removeprefix(OF_TEACHERS) for need in self.needs if need.startswith(OF_TEACHERS)), None)
+
+    @property
+    def hard(self) -> bool:
+        """Whether rows without a label are left out of it."""
+        return not GOLD.isdisjoint(self.needs) and "labelled" not in self.needs
+
+    def outputs_read(self, weighting: Weighting | None) -> set[str]:
+        """The stored outputs of teachers that it reads, those that its teachers are weighed by included."""
+        if self.teacher_output is None:
+            return set()
+        return {self.teacher_output} | (
+            {"logits"} if weighting and weighting.type in ("confidence", "entropy") else set()
+        )
 
 
 _LOSSES: dict[str, Loss] = {}

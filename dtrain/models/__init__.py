@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -15,7 +16,11 @@ from dtrain.errors import InputError
 from dtrain.models import own
 from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint
 from dtrain.models.output import ClassifierOutput, TaggerOutput
-from dtrain.recipe.schema import EncoderSpec, ModelSpec, encoder_of
+from dtrain.models.word_vectors import fill_embedding
+from dtrain.recipe.models import EncoderSpec, ModelSpec, SiameseSpec, TaggerSpec, encoder_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = [
     "ClassifierOutput",
@@ -56,20 +61,37 @@ def build(
 
         model = build_classifier(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
         return in_own_memory(model)
-    shape = spec.model_dump(exclude={"type"})
+    shape = spec.model_dump(exclude={"type", "vectors"})
     model_type = f"dtrain-{spec.type}"
     encoder_spec = encoder_of(spec)
     if encoder_spec is None:
-        return own.from_config(own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id))
+        if isinstance(spec, SiameseSpec):
+            shape["separator_id"] = _tokenizer(tokenizer_path).sep_token_id
+        config = own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
+        made = own.from_config(config)
+        if getattr(spec, "vectors", None):
+            from dtrain.data import resolve_path
+
+            known = _tokenizer(tokenizer_path).get_vocab()
+            fill_embedding(made.embedding, resolve_path(spec.vectors), known)  # type: ignore[arg-type,union-attr]
+        return made
     from dtrain.models.transformer import build_encoder, encoder_config
 
     encoder = build_encoder(encoder_spec, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
-    shape |= {"encoder": encoder_config(encoder), "embedding": None}
+    shape |= {"encoder": encoder_config(encoder)} | ({"embedding": None} if isinstance(spec, TaggerSpec) else {})
     config = own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
     try:
         return in_own_memory(own.from_config(config, encoder))
-    except ValueError as error:  # a fusion of more layers than a pretrained encoder has
+    except ValueError as error:  # a fusion of more layers than a pretrained encoder has, or an exit behind them
         raise InputError(f"model.{error}") from None
+
+
+def _tokenizer(path: Path | None) -> PreTrainedTokenizerFast:
+    from dtrain.data.tokenizers import load_tokenizer
+
+    if path is None:
+        raise ValueError("tokenizer_path: this model reads it")
+    return load_tokenizer(path)
 
 
 def embedding_of(model: nn.Module) -> nn.Module:

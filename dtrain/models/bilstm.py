@@ -70,15 +70,16 @@ class BiLSTM(nn.Module):
         embedded = self.embedding(ids)  # row by row, for who perturbs it there
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, (final, _) = self.lstm(packed)
-        if self.pooling == "final":
-            features = torch.cat([final[-2], final[-1]], dim=1).tanh()
-        else:
-            features = self._over_tokens(states, lengths)
+        features = pooled(states, final, lengths, self.pooling)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)
 
-    def _over_tokens(self, states: PackedSequence, lengths: Tensor) -> Tensor:
-        if self.pooling == "max":
-            padded, _ = pad_packed_sequence(states, batch_first=True, padding_value=-torch.inf)
-            return padded.amax(1)
-        padded, _ = pad_packed_sequence(states, batch_first=True)
-        return padded.sum(1) / lengths[:, None]
+
+def pooled(states: PackedSequence, final: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """One vector a text, [B, 2 x hidden], of an LSTM's states over tokens and its final states, see `BiLSTM`."""
+    if pooling == "final":
+        return torch.cat([final[-2], final[-1]], dim=1).tanh()
+    if pooling == "max":
+        padded, _ = pad_packed_sequence(states, batch_first=True, padding_value=-torch.inf)
+        return padded.amax(1)
+    padded, _ = pad_packed_sequence(states, batch_first=True)
+    return padded.sum(1) / lengths[:, None]

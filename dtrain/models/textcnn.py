@@ -62,16 +62,24 @@ class TextCNN(nn.Module):
         lengths = attention_mask.sum(1)
         # Padding embeds to zero, whatever ids stand there.
         ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
-        short = max(self.widths) - ids.shape[1]
-        if short > 0:
-            ids = functional.pad(ids, (0, short), value=self.pad_token_id)
-        embedded = self.embedding(ids).transpose(1, 2)
-        pooled = []
-        for width, convolution in zip(self.widths, self.convolutions, strict=True):
-            windows = convolution(embedded)
-            count = (lengths - width + 1).clamp(min=1)
-            beyond = torch.arange(windows.shape[2], device=ids.device) >= count[:, None]
-            # relu is monotone, so it may follow the max: F numbers a row instead of F x L.
-            pooled.append(windows.masked_fill(beyond[:, None], -torch.inf).amax(2).relu())
-        features = torch.cat(pooled, dim=1)
+        features = max_over_time(self.convolutions, self.widths, self.embedding(ids), lengths)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)
+
+
+def max_over_time(convolutions: nn.ModuleList, widths: list[int], states: Tensor, lengths: Tensor) -> Tensor:
+    """relu of the largest value of each filter over a text's windows, [B, filters x widths].
+
+    Args:
+        convolutions: one for each of `widths`.
+        states: float [B, L, E], zeros behind a text's end.
+        lengths: int64 [B].
+    """
+    states = functional.pad(states, (0, 0, 0, max(0, max(widths) - states.shape[1]))).transpose(1, 2)
+    pooled = []
+    for width, convolution in zip(widths, convolutions, strict=True):
+        windows = convolution(states)
+        count = (lengths - width + 1).clamp(min=1)
+        beyond = torch.arange(windows.shape[2], device=states.device) >= count[:, None]
+        # relu is monotone, so it may follow the max: F numbers a row instead of F x L.
+        pooled.append(windows.masked_fill(beyond[:, None], -torch.inf).amax(2).relu())
+    return torch.cat(pooled, dim=1)

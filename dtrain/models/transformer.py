@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     PreTrainedModel,
@@ -17,7 +18,7 @@ from transformers import (
 
 from dtrain.errors import InputError
 from dtrain.models.folder import quiet_transformers
-from dtrain.recipe.schema import EncoderSpec, NezhaSpec
+from dtrain.recipe.models import EncoderSpec, NezhaSpec
 
 POSITIONS = 512
 ATTENTION = "sdpa"
@@ -56,6 +57,22 @@ def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length
         config = _new_config(spec, vocabulary, pad_id, max_length)
         model = AutoModel.from_config(config, attn_implementation=ATTENTION)
     return _without_pooler(model).train()
+
+
+def build_masked_lm(
+    spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length: int | None = None
+) -> PreTrainedModel:
+    """The encoder with a masked-language-model head, in training mode, float32.
+
+    Raises:
+        InputError: as `build_classifier`.
+    """
+    if spec.pretrained:
+        model = _pretrained(AutoModelForMaskedLM, spec, "pretrain.model.pretrained", vocabulary, max_length)
+    else:
+        config = _new_config(spec, vocabulary, pad_id, max_length)
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=ATTENTION)
+    return model.train()
 
 
 def encoder_config(encoder: PreTrainedModel) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def _new_config(spec: EncoderSpec, vocabulary: int, pad_id: int, max_length: int
 def _pretrained(
     auto: Any, spec: EncoderSpec, key: str, vocabulary: int, max_length: int | None, **labels: Any
 ) -> PreTrainedModel:
-    name = str(spec.pretrained)
+    name = str(spec.source)
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise InputError(f"{key}: {name}: has no config.json")
     try:

@@ -16,7 +16,7 @@ from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
 from dtrain.distributed import World
 from dtrain.predict.texts import Texts
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 from dtrain.training.inference import forward_batches
 
 

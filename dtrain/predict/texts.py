@@ -12,7 +12,7 @@ from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
 from dtrain.data.sources import read_rows
 from dtrain.errors import InputError
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dtrain.errors import InputError
+from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.resolve import Key, resolve
-from dtrain.recipe.schema import ModelSpec, Recipe
+from dtrain.recipe.schema import Recipe
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -233,12 +234,18 @@ _TAGS = {
     "idcnn",
     "bilstm",
     "textcnn",
+    "text_rcnn",
+    "fasttext",
+    "siamese",
+    "bert_cnn",
+    "multi_exit",
     "int",
     "str",
     "constrained-int",
     "constrained-str",
     "list[str]",
     "float",
+    "WeightSchedule",
 }
 
 

@@ -5,18 +5,32 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable
+from pathlib import Path
 
-from dtrain.recipe.schema import Knowledge, LossSpec, Output, Recipe, Student, Teacher
+from dtrain.recipe.models import encoder_of
+from dtrain.recipe.schema import Knowledge, Recipe
+from dtrain.recipe.training import LossSpec, Student, Teacher
+from dtrain.recipe.values import Output
 
+PRETRAIN = "pretrain"  # as a member's `model.pretrained`: what the section of this name makes
 Key = tuple[str | int, ...]
 Place = Callable[[Key], str]  # file and line, or the override, of a key
 
-MODELS = {"classification": ("bert", "nezha", "bilstm", "textcnn"), "tagging": ("tagger", "idcnn")}
+MODELS = {
+    "classification": (
+        *("bert", "nezha", "bert_cnn", "multi_exit"),
+        *("bilstm", "textcnn", "text_rcnn", "fasttext", "siamese"),
+    ),
+    "tagging": ("tagger", "idcnn"),
+}
 METRICS = {
     "classification": ("accuracy", "f1", "f1_weighted", "loss"),
     "tagging": ("f1", "f1_macro", "f1_weighted", "accuracy", "loss"),
 }
-OUTPUTS: dict[str, tuple[Output, ...]] = {"classification": ("logits", "features"), "tagging": ("emissions", "marginals")}
+OUTPUTS: dict[str, tuple[Output, ...]] = {
+    "classification": ("logits", "features"),
+    "tagging": ("emissions", "marginals"),
+}
 
 
 def resolve(recipe: Recipe, teachers: list[int], students: list[int], place: Place, problems: list[str]) -> None:
@@ -32,13 +46,67 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], place: Pla
     numbered: list[tuple[str, int, Teacher | Student]] = []
     numbered += [("teachers", number, member) for number, member in zip(teachers, recipe.teachers, strict=True)]
     numbered += [("students", number, member) for number, member in zip(students, recipe.students, strict=True)]
+    if recipe.pretrain:
+        _resolve_pretrain(recipe, place, problems)
     for section, number, member in numbered:
         _fill(member, recipe.seed, task)
         _check_task(member, (section, number), task, place, problems)
+        if member.model.type == "siamese" and recipe.data.task != "pairs":
+            where = f"{place((section, number, 'model', 'type'))}: {section}.{number}.model.type"
+            problems.append(f"{where}: 'siamese' reads pairs, and data.task is {recipe.data.task!r}")
     for number, student in zip(students, recipe.students, strict=True):
         _resolve_student(student, ("students", number), recipe, names, task, place, problems)
     if not problems:
+        _check_together(recipe, students, task, place, problems)
         _resolve_knowledge(recipe, task, place, problems)
+
+
+def _check_together(recipe: Recipe, numbers: list[int], task: str, place: Place, problems: list[str]) -> None:
+    """Students that learn from, or are compared with, each other."""
+    sets: dict[str, list[tuple[int, Student]]] = {}
+    for number, student in zip(numbers, recipe.students, strict=True):
+        if student.peers is not None:
+            sets.setdefault(student.peers, []).append((number, student))
+    for name, members in sets.items():
+        number, first = members[0]
+        where = f"{place(('students', number, 'peers'))}: students.{number}.peers ({name})"
+        if task == "tagging":
+            problems.append(f"{where}: is not for task 'tagging'")
+        if len(members) == 1:
+            problems.append(f"{where}: {first.name} is alone; peers are two students or more with the same word")
+        for number, student in members:
+            where = f"{place(('students', number))}: students.{number} ({student.name})"
+            if encoder_of(student.model) is not None:
+                problems.append(f"{where}.model: peers read the same tokens, and {student.model.type} has its own")
+            for key in ("patience", "adversarial", "parallel", "noisy"):
+                if getattr(student, key) is not None:
+                    problems.append(f"{where}.{key}: is not for peers, who make every step together")
+            for key in ("rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
+                if getattr(student, key) != getattr(first, key):
+                    problems.append(f"{where}.{key}: must be that of its peer {first.name}, as they share each batch")
+    if recipe.search is not None:
+        where = f"{place(('search',))}: search"
+        if sets:
+            problems.append(f"{where}: peers cannot be stopped one by one; take `peers` or `search` away")
+        if len({student.metric for student in recipe.students}) > 1:
+            problems.append(f"{where}: students must have one `metric` to be compared")
+
+
+def _resolve_pretrain(recipe: Recipe, place: Place, problems: list[str]) -> None:
+    """Its seed; members that start from what it makes know where that is."""
+    from dtrain.runfolder import RunFolder
+
+    spec = recipe.pretrain
+    assert spec is not None
+    spec.seed = recipe.seed if spec.seed is None else spec.seed
+    if spec.model.pretrained == PRETRAIN:
+        where = f"{place(('pretrain', 'model', 'pretrained'))}: pretrain.model.pretrained"
+        problems.append(f"{where}: {PRETRAIN!r} is what this section makes; name another model, or leave it out")
+    result = RunFolder(Path(recipe.output_dir) / recipe.name).pretrained(len(spec.phases) - 1)
+    for member in (*recipe.teachers, *recipe.students):
+        encoder = encoder_of(member.model)
+        if encoder is not None and encoder.pretrained == PRETRAIN:
+            encoder.take_from(str(result))
 
 
 def family(recipe: Recipe) -> str:
@@ -67,6 +135,8 @@ def _check_task(member: Teacher | Student, key: Key, task: str, place: Place, pr
         problems.append(f"{where}: {member.metric!r} is not for task {task!r} (allowed: {', '.join(METRICS[task])})")
     if task == "tagging" and isinstance(member, Teacher) and member.label_smoothing:
         problems.append(f"{place((*key, 'label_smoothing'))}: {dotted}.label_smoothing: is not for task 'tagging'")
+    if task == "tagging" and isinstance(member, Teacher) and member.tolerance:
+        problems.append(f"{place((*key, 'tolerance'))}: {dotted}.tolerance: is not for task 'tagging'")
 
 
 def _resolve_student(
@@ -74,18 +144,27 @@ def _resolve_student(
 ) -> None:
     dotted = ".".join(map(str, key))
     known = len(problems)
+    if student.peers is not None and student.teachers is None:
+        student.teachers = []
     student.teachers = _chosen(student.teachers, names, f"{place((*key, 'teachers'))}: {dotted}.teachers", problems)
     if student.losses is None:
-        student.losses = _default_losses(task, bool(student.teachers))
+        student.losses = _default_losses(task, bool(student.teachers), student.model.type == "multi_exit")
+    has_transfer = bool(recipe.data.transfer or recipe.data.augment)
     if student.rows is None:
-        student.rows = ["train", "transfer"] if student.teachers and recipe.data.transfer else ["train"]
-    if "transfer" in student.rows and not recipe.data.transfer:
-        problems.append(f"{place((*key, 'rows'))}: {dotted}.rows: 'transfer' needs data.transfer")
+        student.rows = ["train", "transfer"] if student.teachers and has_transfer else ["train"]
+    if "transfer" in student.rows and not has_transfer:
+        problems.append(f"{place((*key, 'rows'))}: {dotted}.rows: 'transfer' needs data.transfer or data.augment")
+    if student.noisy and (task == "tagging" or not student.teachers or "transfer" not in student.rows):
+        where = f"{place((*key, 'noisy'))}: {dotted}.noisy"
+        problems.append(f"{where}: needs teachers, rows with transfer, and a task that is not tagging")
     if len(problems) == known:
         _check_losses(student, key, task, place, problems)
 
 
-def _default_losses(task: str, taught: bool) -> list[LossSpec]:
+def _default_losses(task: str, taught: bool, exits: bool) -> list[LossSpec]:
+    if exits:
+        own = [LossSpec(type="exits_cross_entropy", weight=0.5), LossSpec(type="exits_distillation", weight=0.5)]
+        return own + ([LossSpec(type="soft_targets", weight=0.5)] if taught else [])
     hard, soft = ("tag_likelihood", "marginal_matching") if task == "tagging" else ("cross_entropy", "soft_targets")
     return [LossSpec(type=name, weight=0.5) for name in (hard, soft)] if taught else [LossSpec(type=hard)]
 
@@ -120,16 +199,41 @@ def _check_losses(student: Student, key: Key, task: str, place: Place, problems:
         if found.task != task:
             problems.append(f"{where}: is not for task {task!r} (allowed: {', '.join(loss_names(task))})")
         elif found.teacher_output is None:
-            if loss.teachers:
+            if loss.teachers or loss.weighting:
                 problems.append(f"{where}: takes no teachers")
         elif not student.teachers:
             problems.append(f"{where}: needs a teacher, and the student has none")
         else:
             loss.teachers = _chosen(loss.teachers, student.teachers, f"{where}.teachers", problems)
+            _check_weighting(loss, task, where, problems)
+    of_exits = [loss.type for loss in student.losses if "exits" in find_loss(loss.type).needs]
+    if (student.model.type == "multi_exit") != bool(of_exits):
+        where = f"{place((*key, 'losses'))}: {dotted}.losses"
+        problems.append(
+            f"{where}: {of_exits[0]} is for model type multi_exit"
+            if of_exits
+            else f"{where}: every exit needs a loss: exits_cross_entropy or exits_distillation"
+        )
     taught = any(find_loss(loss.type).teacher_output for loss in student.losses)
     if student.rows == ["transfer"] and not taught:
         problems.append(
             f"{place((*key, 'rows'))}: {dotted}.rows: transfer rows have no labels for {student.losses[0].type}"
+        )
+
+
+def _check_weighting(loss: LossSpec, task: str, where: str, problems: list[str]) -> None:
+    weighting, names = loss.weighting, loss.teachers or []
+    if weighting is None or not names:
+        return
+    if task == "tagging" and weighting.type not in ("average", "fixed"):
+        problems.append(f"{where}.weighting: {weighting.type!r} is not for task {task!r} (allowed: average, fixed)")
+    if weighting.type == "fixed" and set(weighting.weights) != set(names):
+        problems.append(
+            f"{where}.weighting.weights: must name its teachers, found {', '.join(weighting.weights)} (they are {', '.join(names)})"
+        )
+    if weighting.limit * len(names) < 1:
+        problems.append(
+            f"{where}.weighting.limit: {weighting.limit:g} x {len(names)} teachers is under 1, which weights sum to"
         )
 
 
@@ -140,9 +244,10 @@ def _resolve_knowledge(recipe: Recipe, task: str, place: Place, problems: list[s
     knowledge: Knowledge = recipe.knowledge
     read: dict[str, str] = {}  # output -> the student that reads it
     for student in recipe.students:
+        if student.noisy:
+            read.setdefault("logits", f"{student.name} (noisy)")
         for loss in student.losses or []:
-            output = find_loss(loss.type).teacher_output
-            if output is not None:
+            for output in find_loss(loss.type).outputs_read(loss.weighting):
                 read.setdefault(output, f"{student.name} ({loss.type})")
     where = f"{place(('knowledge', 'outputs'))}: knowledge.outputs"
     if knowledge.outputs is None:

@@ -9,7 +9,8 @@ import statistics
 from typing import Any
 
 from dtrain.plan import Plan
-from dtrain.recipe.schema import Recipe, Student, Teacher
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Student, Teacher
 from dtrain.report.shown import Shown, shown
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
 
@@ -34,7 +35,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model), `rows` a part, `also_in_train`
         (rows of a part whose text is in training, too),
         `teacher` and `student` (the best ones' names), `models`, `groups` (members that differ in their
-        seed alone), `failed`, `details` (of the best student classes and confusion, or types, their counts and
+        seed alone), `failed`, `search` (who went on and who was stopped on the way, or None), `details` (of the best student classes and confusion, or types, their counts and
         examples), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
         part's name.
     """
@@ -63,6 +64,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
             for kind, member in plan.members()
             if (kind, member) not in members
         ],
+        "search": _search(plan, folder),
         "details": _details(folder, student or teacher, recipe.data.task),
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
@@ -118,6 +120,15 @@ def _details(folder: RunFolder, model: dict[str, Any] | None, task: str) -> dict
         return None
     record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
     return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in DETAILS[task]}}
+
+
+def _search(plan: Plan, folder: RunFolder) -> list[dict[str, Any]] | None:
+    """What was decided at each comparison of a search; None without one."""
+    try:
+        record = read_json(folder.root / "search.json")
+    except OSError:
+        return None
+    return record["rungs"] if record["fingerprint"] == plan.search else None
 
 
 def _failure(folder: RunFolder, kind: str, name: str) -> str:

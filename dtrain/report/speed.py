@@ -8,7 +8,7 @@ import torch
 
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.models import load
-from dtrain.recipe.schema import Student, Teacher
+from dtrain.recipe.training import Student, Teacher
 from dtrain.report.latency import machine, measure
 from dtrain.runfolder import RunFolder, fingerprint
 

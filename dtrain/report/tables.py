@@ -56,6 +56,23 @@ def every_model(results: dict[str, Any]) -> Table:
     return _table(columns, models, marked)
 
 
+def search(rungs: list[dict[str, Any]]) -> Table:
+    """One row a student that was compared with others on the way; those that went on to the end are marked."""
+    names = list(rungs[0]["scores"])
+    names.sort(key=lambda name: [-rung["scores"].get(name, -math.inf) for rung in reversed(rungs)])
+    stopped = {name: rung["epoch"] for rung in rungs for name in rung["stopped"]}
+    headers = ["student", *(f"{rung['metric']} to epoch {rung['epoch']}" for rung in rungs), "stopped after epoch"]
+    rows = [
+        [
+            name,
+            *(f"{abs(rung['scores'][name]):.4f}" if name in rung["scores"] else "" for rung in rungs),
+            str(stopped.get(name, "")),
+        ]
+        for name in names
+    ]
+    return Table(headers, rows, frozenset(i for i, name in enumerate(names) if name not in stopped))
+
+
 def classes(table: list[dict[str, Any]]) -> Table:
     """Scores of every class of one model."""
     columns: list[tuple[str, Callable[[Row], str]]] = [

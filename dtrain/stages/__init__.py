@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from dtrain.students.groups import Group
 
 REQUIRED = {
-    "finetune": ("prepare",),
+    "prepare": ("pretrain",),  # where the recipe has that section
+    "finetune": ("pretrain", "prepare"),
     "precompute": ("prepare", "finetune"),
     "distill": ("prepare", "precompute"),
     "evaluate": ("prepare",),  # and the models, which it names one by one
@@ -125,6 +126,10 @@ def _check_precisions(recipe: Recipe, world: World, stages: list[str]) -> None:
     """What this machine cannot compute in is said before anything is written."""
     from dtrain.training.engine import check_engine, resolve_precision
 
+    if "pretrain" in stages:
+        from dtrain.stages.pretrain import check_phases
+
+        check_phases(recipe, world)
     if "finetune" in stages:
         for teacher in recipe.teachers:
             check_engine(world, teacher)
@@ -138,6 +143,10 @@ def _check_precisions(recipe: Recipe, world: World, stages: list[str]) -> None:
             from dtrain.models.unpadded import check_unpadded
 
             check_unpadded(world.device, precision, [teacher.model.type for teacher in recipe.teachers])
+        if recipe.knowledge.compile:
+            from dtrain.stages.precompute import check_compile
+
+            check_compile(world.device)
 
 
 def versions() -> dict[str, str]:
@@ -153,6 +162,7 @@ def versions() -> dict[str, str]:
         "deepspeed",
         "datasets",
         "tokenizers",
+        "jieba",
         "numpy",
     ):
         try:

@@ -33,6 +33,14 @@ def check_inputs(recipe: Recipe) -> None:
             way_of(recipe, stage)
     except InputError as error:
         problems += error.problems
+    if recipe.pretrain:
+        from dtrain.pretraining.corpus import check_corpus
+
+        try:
+            check_corpus(recipe)
+        except InputError as error:
+            problems += error.problems
+        problems += _missing_model_files("pretrain", recipe.pretrain.model)
     problems += _unusable_places(recipe)
     if recipe.report.splits == ["test"] and not recipe.data.test and not recipe.data.split.test:
         problems.append("report.splits: 'test' is all that is to be reported, and there are no test rows")
@@ -54,7 +62,7 @@ def check_inputs(recipe: Recipe) -> None:
 def _unusable_places(recipe: Recipe) -> list[str]:
     """Files where the run folder or one of its rooms must be, and a place that cannot be written to."""
     root = Plan(recipe).folder.root
-    rooms = ("data", "teachers", "knowledge", "students", "report", "tensorboard", "checkpoints")
+    rooms = ("data", "pretrain", "teachers", "knowledge", "students", "report", "tensorboard", "checkpoints")
     places = [*reversed(root.parents), root, *(root / room for room in rooms)]
     try:
         for place in places:
@@ -69,9 +77,17 @@ def _unusable_places(recipe: Recipe) -> list[str]:
 
 
 def _missing_model_files(name: str, spec: object) -> list[str]:
+    from dtrain.data.files import existing_file
+
     problems = []
+    vectors = getattr(spec, "vectors", None)
+    if vectors:
+        try:
+            existing_file(vectors, f"{name}: model.vectors")
+        except InputError as error:
+            problems += error.problems
     pretrained = getattr(spec, "pretrained", None)
-    if pretrained:
+    if pretrained and not getattr(spec, "made_here", False):
         path = Path(pretrained)
         if path.is_dir() and not (path / "config.json").is_file():
             problems.append(f"{name}: model.pretrained: {path} holds no config.json")

@@ -1,8 +1,12 @@
-"""distill: train every student, each on one rank, as many at a time as there are ranks."""
+"""distill: train every student, in groups that ranks take from a queue; as many groups at a time as there are ranks."""
 
 from __future__ import annotations
 
+import functools
 import traceback
+from typing import Any
+
+import torch
 
 from dtrain.data import PreparedData
 from dtrain.distributed import World
@@ -11,10 +15,15 @@ from dtrain.knowledge import StoreReader
 from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student
-from dtrain.runfolder import RunFolder, is_done, publish_folder, write_json
-from dtrain.students.placement import queue
+from dtrain.runfolder import RunFolder, is_done, publish_folder, read_json, write_json
+from dtrain.students.placement import cost
+from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
+from dtrain.students.search import Halving, score_until
+from dtrain.students.train import GroupTrainer
+from dtrain.training.checkpoint import remove_checkpoints
+from dtrain.training.engine import resolve_precision
 from dtrain.training.loop import Diverged
-from dtrain.training.member import Member, train_member
+from dtrain.training.member import Trained
 from dtrain.training.stop import StopRequest
 
 
@@ -26,45 +35,149 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     plan = Plan(recipe)
     data = PreparedData.open(folder)
     stop = world.stop or StopRequest(world, folder.root)
-    waiting = world.main_first(lambda: _waiting(recipe, plan, folder))
-    students = queue([s for s in recipe.students if s.name in waiting], data)
-    for student in recipe.students:
-        if student.name not in waiting:
-            say(f"student {student.name}: complete, nothing to do")
-    if not students:
-        return
-    say(
-        f"students: {len(students)} on {world.size} rank{'s' if world.size > 1 else ''}, longest first: "
-        + ", ".join(s.name for s in students)
+    for name in sorted({s.name for s in recipe.students} - set(world.main_first(lambda: _waiting(plan)))):
+        say(f"student {name}: complete, nothing to do")
+    trainer = GroupTrainer(
+        recipe, plan, data, world, folder, stop, lambda teacher: _open_store(teacher, recipe, data, folder)
+    )
+    failed: list[str] = []
+    while True:
+        search = world.main_first(functools.partial(_stop_the_worst, plan, folder, failed)) if recipe.search else None
+        waiting = set(world.main_first(lambda: _waiting(plan))) - set(failed)
+        if not waiting:
+            break
+        groups = _groups([s for s in recipe.students if s.name in waiting], plan, data, world.size, world.device)
+        for line in describe(groups, world.size):
+            say(line)
+        failed += _train(groups, trainer, plan, pause=search)
+        if search is None:
+            break
+    if failed and len(failed) == len(recipe.students):
+        raise EveryStudentFailed(f"every student failed ({', '.join(sorted(failed))})")
+
+
+def show_plan(recipe: Recipe, ranks: int) -> None:
+    """Print who would train where, with whom, and why not fused. Writes nothing; needs no earlier stage."""
+    plan = Plan(recipe)
+    students = [student for student in recipe.students if student.name in _waiting(plan)]
+    for name in sorted({s.name for s in recipe.students} - {s.name for s in students}):
+        say(f"student {name}: complete, nothing to do")
+    try:
+        data = PreparedData.open(plan.folder)
+    except DtrainError:
+        data = None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for line in describe(_groups(students, plan, data, ranks, device), ranks):
+        say(line)
+
+
+def _groups(
+    students: list[Student], plan: Plan, data: PreparedData | None, ranks: int, device: torch.device
+) -> list[TrainingGroup]:
+    machine = Machine(
+        ranks, device.type, lambda s: resolve_precision(s.precision, device, f"students.{s.name}.precision")
+    )
+    return plan_groups(
+        students,
+        plan.recipe.placement,
+        machine,
+        task=plan.recipe.data.task,
+        order=plan.order,
+        cost=lambda student: cost(student, data),
     )
 
+
+def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause: int | None) -> list[str]:
+    """Train all groups over the ranks; the students that failed, the same list on every rank.
+
+    Raises:
+        Stopped: on request, on every rank.
+    """
+    world = trainer.world
     stopped: Stopped | None = None
     failed: list[str] = []
-    take = world.counter("students")
-    while stopped is None and (number := take()) < len(students):
-        student = students[number]
+
+    def train(group: TrainingGroup, records: bool) -> None:
+        nonlocal stopped
         try:
-            stores = {name: _open_store(name, recipe, data, folder) for name in student.teachers or []}
-            member = Member("students", student, plan.model("students", student.name), stores)
-            train_member(member, recipe, data, world, folder, stop)
+            for trained in trainer.train(group, pause):
+                if trained.error is not None and records:
+                    _record_failure(trained, trained.error, plan)
+                    failed.append(trained.member.spec.name)
         except Stopped as reason:
             stopped = reason
-        except Exception as error:
-            _record_failure(student, error, plan, folder)
-            failed.append(student.name)
+
+    for group in groups:
+        if group.way == "all ranks" and stopped is None:
+            train(group, world.is_main)
+    queue = [group for group in groups if group.way != "all ranks"]
+    take = world.counter(f"students/{pause or 'end'}")
+    while stopped is None and (number := take()) < len(queue):
+        train(queue[number], True)
     world.wait_for_all("students")
-    all_failed = [name for names in world.gather_objects(failed) for name in names]
+    everywhere = [name for names in world.gather_objects(failed) for name in names]
     if any(world.gather_objects(stopped is not None)):
         raise stopped or Stopped([])
-    if all_failed and len(all_failed) == len(recipe.students):
-        raise EveryStudentFailed(f"every student failed ({', '.join(sorted(all_failed))})")
+    return everywhere
 
 
-def _waiting(recipe: Recipe, plan: Plan, folder: RunFolder) -> list[str]:
+def _stop_the_worst(plan: Plan, folder: RunFolder, failed: list[str]) -> int | None:
+    """Decide where all students have come to the next comparison; the epoch to train them to, None: to the end."""
+    search = Halving(plan, folder.root / "search.json")
+    metric = plan.recipe.students[0].metric or "accuracy"
+    while (epoch := search.next_epoch) is not None:
+        names = [s.name for s in plan.recipe.students if s.name not in search.stopped and s.name not in failed]
+        names = [name for name in names if not (plan.failure(name) or {}).get("final")]
+        scores = {name: _score_at(name, plan, folder, metric, epoch) for name in names}
+        if any(score is None for score in scores.values()) or not scores:
+            return epoch
+        for name, reason in search.decide({n: s for n, s in scores.items() if s is not None}, metric).items():
+            say_anywhere(f"student {name}: {reason}")
+        _leave_the_stopped(search, plan, folder)
+    _leave_the_stopped(search, plan, folder)
+    return None
+
+
+def _leave_the_stopped(search: Halving, plan: Plan, folder: RunFolder) -> None:
+    for name, reason in search.stopped.items():
+        if plan.failure(name) is None:
+            _write_failure(plan, name, reason, final=True, search=search.identity)
+            remove_checkpoints(folder.checkpoints("students", name))
+
+
+def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int) -> float | None:
+    """A student's best score up to an epoch, from its model folder or checkpoint; None where it is not there yet."""
+    final = folder.model("students", name)
+    if is_done(final, plan.model("students", name)):
+        return _score(name, read_json(final / "history.json"), metric, epoch)
+    steps = sorted(folder.checkpoints("students", name).glob("step-*"), reverse=True)
+    for step in steps:
+        try:
+            position = read_json(step / "state.json")["position"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if position["epoch"] >= epoch:
+            return _score(name, position["history"], metric, epoch)
+    return None
+
+
+def _score(name: str, history: list[dict[str, Any]], metric: str, epoch: int) -> float:
+    score = score_until(history, metric, epoch)
+    if score is None:
+        raise InputError(f"students.{name}.evaluate_every: the search compares after epoch {epoch}, and none was due")
+    return score
+
+
+def _waiting(plan: Plan) -> list[str]:
+    """Students that are to be trained. A peer is again where another one of its peers is not done."""
+
     def ended(name: str) -> bool:
-        return is_done(folder.model("students", name), plan.model("students", name)) or plan.diverged(name)
+        done = is_done(plan.folder.model("students", name), plan.model("students", name))
+        return done or plan.diverged(name)
 
-    return [student.name for student in recipe.students if not ended(student.name)]
+    left = [student for student in plan.recipe.students if not ended(student.name)]
+    again = {student.peers for student in left if student.peers is not None}
+    return [s.name for s in plan.recipe.students if s in left or s.peers in again]
 
 
 def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFolder) -> StoreReader:
@@ -73,19 +186,18 @@ def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFol
     return StoreReader.open(folder.knowledge(teacher), expect=expected_identity(teacher, recipe, data, folder))
 
 
-def _record_failure(student: Student, error: Exception, plan: Plan, folder: RunFolder) -> None:
+def _record_failure(trained: Trained, error: Exception, plan: Plan) -> None:
     """Leave the reason where the report finds it. What would happen again is final; the rest the next run tries again."""
-    known = isinstance(error, DtrainError)
+    name = trained.member.spec.name
     reason = "; ".join(error.problems) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
-    say_anywhere(f"student {student.name}: FAILED: {reason}")
-    if not known:
+    say_anywhere(f"student {name}: FAILED: {reason}")
+    if not isinstance(error, DtrainError):
         traceback.print_exception(error)
-    with publish_folder(folder.model("students", student.name)) as aside:
-        write_json(
-            aside / "failed.json",
-            {
-                "reason": reason,
-                "final": isinstance(error, Diverged | InputError),
-                "fingerprint": plan.model("students", student.name),
-            },
-        )
+    _write_failure(plan, name, reason, final=isinstance(error, Diverged | InputError))
+
+
+def _write_failure(plan: Plan, name: str, reason: str, *, final: bool, search: str | None = None) -> None:
+    """`search`: which one stopped it; a recipe with another search, or none, trains it again."""
+    with publish_folder(plan.folder.model("students", name)) as aside:
+        record = {"reason": reason, "final": final, "fingerprint": plan.model("students", name), "search": search}
+        write_json(aside / "failed.json", record)

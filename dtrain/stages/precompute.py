@@ -3,15 +3,20 @@
     shards, from a counter shared by all ranks -> distinct texts -> batches -> teacher -> shard files -> manifest
 
 What a shard holds is a function of the shard alone, so its bytes are the same whichever rank computes it, and
-a restart computes what is missing.
+a restart computes what is missing. A teacher cut up over the ranks (`knowledge.sharded`) makes its passes on all of
+them at once: there the shards are dealt out, and ranks whose own are done pass along.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +28,7 @@ from tqdm import tqdm
 
 from dtrain.data import Part, PreparedData, inference_batches, tokenizer_name
 from dtrain.distributed import World
-from dtrain.errors import DtrainError, Stopped
+from dtrain.errors import DtrainError, InputError, Stopped
 from dtrain.knowledge import Identity, StoreWriter, new_layout, verify
 from dtrain.knowledge.collect import collector, model_options, pick
 from dtrain.log import say
@@ -33,6 +38,7 @@ from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
 from dtrain.training.engine import resolve_precision
+from dtrain.training.in_step import AllStop, InStep, load_in_step
 from dtrain.training.inference import cast_products, forward_outputs, in_order, in_threads
 
 # What transformers writes into a config without a meaning for the outputs.
@@ -68,6 +74,17 @@ def expected_identity(teacher: str, recipe: Recipe, data: PreparedData, folder: 
     )
 
 
+def check_compile(device: torch.device) -> None:
+    """Raise InputError where torch.compile would find no compiler: of C++ for CPUs, of C for a GPU's launchers."""
+    language, variable, usual = ("C", "CC", "gcc clang") if device.type == "cuda" else ("C++", "CXX", "g++")
+    names = os.environ.get(variable, usual).split()
+    if not any(shutil.which(name) for name in names):
+        raise InputError(
+            f"knowledge.compile: needs a {language} compiler (looked for {', '.join(names)}); "
+            f"install one, name it in the environment's {variable}, or leave compile out"
+        )
+
+
 def check_store(teacher: str, recipe: Recipe, folder: RunFolder) -> None:
     """Raise StoreError unless the teacher's store is whole, made from what is there now, and of its very rows."""
     data = PreparedData.open(folder)
@@ -79,7 +96,12 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
     part = _rows(name, recipe, data)
     settings = recipe.knowledge
     precision = resolve_precision(settings.precision, world.device, "knowledge.precision")
-    teacher = cast_products(load(folder.model("teachers", name)), precision, world.device)
+    source = folder.model("teachers", name)
+    teacher: nn.Module
+    if settings.sharded and world.size > 1:
+        teacher = load_in_step(lambda: load(source), precision, world)
+    else:
+        teacher = cast_products(load(source), precision, world.device)
     assert settings.outputs is not None
     layout = new_layout(
         expected_identity(name, recipe, data, folder),
@@ -109,12 +131,16 @@ def _widths(teacher: nn.Module, part: Part, outputs: Sequence[str], precision: s
         part,
         [np.arange(1)],
         outputs=lambda output: tuple(pick(name, output) for name in outputs),
-        options=model_options(teacher, outputs),
+        options=model_options(_bare(teacher), outputs),
         device=world.device,
         precision=precision,
         threads=1,
     )
     return {name: values.shape[-1] for name, values in zip(outputs, next(answers), strict=True)}
+
+
+def _bare(teacher: nn.Module) -> nn.Module:
+    return teacher.model if isinstance(teacher, InStep) else teacher
 
 
 def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> Part:
@@ -135,6 +161,7 @@ def fill(store: StoreWriter, teacher: nn.Module, part: Part, world: World, *, ti
     """Compute the shards that are missing, together with the other ranks, and publish the store.
 
     Args:
+        teacher: whole on every rank, or an `InStep`.
         part: the store's rows, in its order.
 
     Raises:
@@ -146,23 +173,8 @@ def fill(store: StoreWriter, teacher: nn.Module, part: Part, world: World, *, ti
     if kept:
         say(f"{title}: {kept} of {layout.shard_count} shards are there already")
     begin = time.perf_counter()
-    count = world.counter(f"{title}, {layout.fingerprint}")
-
-    def take() -> int:
-        """The next shard's number; past the last one when asked to stop."""
-        return layout.shard_count if world.asked_to_stop() else count()
-
     work = _Work(teacher, part, store, world)
-    problems: list[str] = []
-    try:
-        shards = work.answered(_missing(store, take), title)
-        # Writing and flushing happen beside the next shard's batches.
-        for _ in in_threads(work.write, shards, threads=1):
-            pass
-    except (DtrainError, OSError) as error:
-        problems = error.problems if isinstance(error, DtrainError) else [f"{store.path}: {error}"]
-        while count() < layout.shard_count:  # leaves nothing to the other ranks, so that all end soon
-            pass
+    problems = _in_step(work, teacher, title) if isinstance(teacher, InStep) else _on_its_own(work, title)
     world.wait_for_all(title)
     problems = [problem for found in world.gather_objects(problems) for problem in found]
     if problems:
@@ -173,11 +185,51 @@ def fill(store: StoreWriter, teacher: nn.Module, part: Part, world: World, *, ti
     say(f"{title}: {work.summary(time.perf_counter() - begin)} -> {store.path}")
 
 
-def _missing(store: StoreWriter, take: Callable[[], int]) -> Iterator[int]:
-    """Numbers of shards for this rank to compute."""
-    while (number := take()) < store.layout.shard_count:
-        if not store.has(number):
-            yield number
+def _on_its_own(work: _Work, title: str) -> list[str]:
+    """Compute shards from the ranks' counter until there are no more; returns problems."""
+    store, world = work.store, work.world
+    last = store.layout.shard_count
+    count = world.counter(f"{title}, {store.layout.fingerprint}")
+
+    def missing() -> Iterator[_Shard]:
+        while not world.asked_to_stop() and (number := count()) < last:
+            if not store.has(number):
+                yield work.begin(number)
+
+    try:
+        # Writing and flushing happen beside the next shard's batches.
+        for _ in in_threads(work.write, work.answered(missing(), title), threads=1):
+            pass
+    except (DtrainError, OSError) as error:
+        while count() < last:  # leaves nothing to the other ranks, so that all end soon
+            pass
+        return _problems(error, store)
+    return []
+
+
+def _in_step(work: _Work, teacher: InStep, title: str) -> list[str]:
+    """Compute every so-many-th missing shard, in as many passes as the busiest rank needs; returns problems."""
+    store, world = work.store, work.world
+    missing = world.gather_objects([n for n in range(store.layout.shard_count) if not store.has(n)])[0]
+    shards = [work.begin(number) for number in missing[world.rank :: world.size]]
+    passes = max(world.gather_objects(sum(len(shard.batches) for shard in shards)))
+    problems: list[str] = []
+
+    def write(shard: _Shard) -> None:
+        try:
+            work.write(shard)
+        except (DtrainError, OSError) as error:  # this rank goes on until all agree to stop
+            problems.extend(_problems(error, store))
+
+    teacher.wants_to_stop = lambda: bool(problems) or world.asked_to_stop()
+    with contextlib.suppress(AllStop):
+        for _ in in_threads(write, work.answered(iter(shards), title, passes), threads=1):
+            pass
+    return problems
+
+
+def _problems(error: DtrainError | OSError, store: StoreWriter) -> list[str]:
+    return error.problems if isinstance(error, DtrainError) else [f"{store.path}: {error}"]
 
 
 def _publish(store: StoreWriter) -> None:
@@ -219,28 +271,35 @@ class _Work:
 
     def __init__(self, teacher: nn.Module, part: Part, store: StoreWriter, world: World) -> None:
         self.layout = layout = store.layout
-        self.options = model_options(teacher, layout.outputs)
+        self.options = model_options(_bare(teacher), layout.outputs)
         if layout.unpadded:
             teacher, self.options = unpadded(teacher), {}
         # Lengths differ from batch to batch: one program for all.
         self.teacher: Any = torch.compile(teacher, dynamic=True) if layout.compiled else teacher
+        self.in_step = isinstance(teacher, InStep)
         self.part = part
         self.store = store
         self.world = world
         self.rows = self.texts = self.tokens = self.padded = 0
 
-    def answered(self, numbers: Iterator[int], title: str) -> Iterator[_Shard]:
-        """The shards `numbers` with all their answers. Batches of the next shard follow without a pause."""
+    def answered(self, shards: Iterator[_Shard], title: str, passes: int = 0) -> Iterator[_Shard]:
+        """The shards with all their answers. Batches of the next shard follow without a pause.
+
+        Args:
+            passes: of the model, at least; those that no shard needs have one row.
+        """
         under_way: deque[_Shard] = deque()
         quiet = not (self.world.is_main and sys.stderr.isatty())
         with tqdm(total=self.layout.rows, desc=title, unit="row", disable=quiet, leave=False) as bar:
 
             def batches() -> Iterator[np.ndarray]:
-                for number in numbers:
-                    shard = self._begin(number)
+                made = 0
+                for shard in shards:
                     under_way.append(shard)
                     bar.update(shard.rows.start - bar.n)  # shards go out in order, so this is all ranks' progress
                     yield from (shard.texts[batch] for batch in shard.batches)
+                    made += len(shard.batches)
+                yield from itertools.repeat(np.arange(1), passes - made)
 
             for answer in forward_outputs(
                 self.teacher,
@@ -250,8 +309,11 @@ class _Work:
                 options=self.options,
                 device=self.world.device,
                 precision=self.layout.precision,
-                threads=self.world.threads,
+                threads=1 if self.in_step else self.world.threads,
+                split=not self.in_step,
             ):
+                if not under_way:
+                    continue
                 bar.update(len(answer[0]))
                 shard = under_way[0]
                 shard.answers.append(answer)
@@ -283,7 +345,8 @@ class _Work:
             f"{self.layout.precision})"
         )
 
-    def _begin(self, number: int) -> _Shard:
+    def begin(self, number: int) -> _Shard:
+        """Which batches a shard's answers come from."""
         rows = self.layout.shard_range(number)
         texts, inverse = distinct_texts(self.part, np.arange(rows.start, rows.stop))
         lengths = self.part.lengths[texts]

@@ -32,7 +32,7 @@ from dtrain.plan import Plan
 from dtrain.predict import labels, spans
 from dtrain.predict.texts import STDIN, Texts, prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
-from dtrain.recipe.schema import Normalization
+from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
 from dtrain.training.engine import resolve_precision
 from dtrain.training.inference import forward_batches

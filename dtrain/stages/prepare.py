@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import read_corpus
@@ -77,6 +78,8 @@ def prepare(recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Cal
     given = _given_tokenizers(recipe, missing)
     if not rows_there:
         corpus = read_corpus(recipe.data, recipe.seed)
+        if recipe.data.augment is not None:
+            corpus = with_made_up_rows(corpus, recipe.data, recipe.seed)
         with publish_folder(folder.data / "rows") as aside:
             write = write_pieces if recipe.data.task == "tagging" else write_rows
             write(corpus, recipe.data, aside)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dtrain.errors import InputError
 from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Student
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,21 @@ class Group:
     count: int
 
     def own(self, recipe: Recipe) -> Recipe:
-        """The recipe with this group's students alone: every `count`-th, so that a grid's slow ends are shared out."""
-        return recipe.model_copy(update={"students": recipe.students[self.number :: self.count]})
+        """The recipe with this group's students alone: every `count`-th, so that a grid's slow ends are shared out.
+
+        Peers stay together.
+
+        Raises:
+            InputError: where a search compares all students.
+        """
+        if recipe.search is not None:
+            raise InputError("--group: the recipe's `search` compares all students; run it without --group")
+        units: dict[str, list[Student]] = {}
+        for student in recipe.students:
+            key = student.name if student.peers is None else f"peers of {student.peers}"
+            units.setdefault(key, []).append(student)
+        mine = list(units.values())[self.number :: self.count]
+        return recipe.model_copy(update={"students": [student for unit in mine for student in unit]})
 
 
 def parse_group(text: str | None) -> Group | None:

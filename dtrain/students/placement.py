@@ -1,19 +1,23 @@
-"""Which student trains where: a queue, longest first, from which every rank takes when it is free."""
+"""How long a student will train, against the others."""
 
 from __future__ import annotations
 
 from dtrain.data import PreparedData, tokenizer_name
-from dtrain.recipe.schema import BiLSTMSpec, IdcnnSpec, Student, TaggerSpec, TextCNNSpec, encoder_of
+from dtrain.recipe.models import BiLSTMSpec, IdcnnSpec, TaggerSpec, TextCNNSpec, encoder_of
+from dtrain.recipe.training import Student
 
 
-def cost(student: Student, data: PreparedData) -> float:
-    """An estimate of a student's training time, in multiply-adds; only its order matters.
+def cost(student: Student, data: PreparedData | None) -> float:
+    """An estimate of a student's training time, in multiply-adds; only its order and ratios matter.
 
     Args:
         student: resolved, so that `rows` is set.
+        data: None before there is any: all rows count alike then.
     """
-    parts = [data.part(part, tokenizer_name(student)) for part in student.rows or ["train"]]
-    tokens = float(sum(part.lengths.sum() for part in parts)) * student.epochs
+    tokens = float(student.epochs)
+    if data is not None:
+        parts = [data.part(part, tokenizer_name(student)) for part in student.rows or ["train"]]
+        tokens *= float(sum(part.lengths.sum() for part in parts))
     spec = student.model
     per_token = 0
     encoder = encoder_of(spec)
@@ -35,8 +39,3 @@ def cost(student: Student, data: PreparedData) -> float:
 def _recurrence(hidden: int, inputs: int) -> int:
     """It runs token after token: about three times as slow as its arithmetic (measured, 2 cores)."""
     return 3 * 2 * 4 * hidden * inputs
-
-
-def queue(students: list[Student], data: PreparedData) -> list[Student]:
-    """Longest first, so that the last one to end ends early; ties by name, the same on every rank."""
-    return sorted(students, key=lambda student: (-cost(student, data), student.name))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +25,128 @@ from safetensors.torch import load_file, save_file
 from dtrain.log import warn
 from dtrain.runfolder import file_fingerprint, publish_folder, read_json, write_json
 
+Found = tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]
 STATE, TENSORS, BEST = "state.json", "tensors.safetensors", "best.safetensors"
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    identity: str,
-    state: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
-    best: dict[str, torch.Tensor],
-) -> None:
-    """Write the checkpoint of `step` and then remove all others, those of another recipe too."""
-    final = folder / f"step-{step:08d}"
-    with publish_folder(final) as aside:
-        save_file(tensors, aside / TENSORS)
-        if best:
-            save_file(best, aside / BEST)
-        sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
-        write_json(aside / STATE, {"identity": identity, "step": step, "sha256": sums, **state})
-    for other in _steps(folder):
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+class Checkpoints:
+    """The checkpoints of one training, written by a thread beside the steps that follow.
 
-
-def load_checkpoint(
-    folder: Path, identity: str
-) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-    """The newest whole checkpoint of this very training as (state, tensors, best), or None.
-
-    The tensors are mapped from the file: a rank reads what it copies of them, and no more.
-    A damaged one is skipped with a warning; one of another recipe, data or teacher is not used.
+    Args:
+        folder: where they are.
+        identity: of this very training; others' are not used, and removed by the first one that is written.
+        section: what a person would compare, to say how another's differ.
+        keep: how many of the last are there; more than one, so that a damaged one has a predecessor.
     """
-    for path in _steps(folder):
-        try:
-            state = read_json(path / STATE)
-            if state["identity"] != identity:
+
+    def __init__(self, folder: Path, identity: str, section: Mapping[str, Any] | None = None, keep: int = 2) -> None:
+        self.folder, self.identity, self.section, self.keep = folder, identity, dict(section or {}), keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of which there is one, damaged ones too."""
+        return [int(path.name.removeprefix("step-")) for path in _steps(self.folder) if self._is_own(path)]
+
+    def newest(self, step: int | None = None) -> Found | None:
+        """The newest whole one, or that of `step`, as (state, tensors, best); None where there is none.
+
+        The tensors are mapped from the file: a rank reads what it copies of them, and no more. A damaged one is
+        skipped with a warning; one of another recipe, data or teacher is not used.
+        """
+        for path in _steps(self.folder):
+            if step is not None and path != self._path(step):
                 continue
-            for name, sum_ in state["sha256"].items():
-                if file_fingerprint(path / name) != sum_:
-                    raise ValueError(f"{name} is damaged")
-            tensors = load_file(path / TENSORS)
-            best = load_file(path / BEST) if (path / BEST).exists() else {}
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            warn(f"{path}: checkpoint skipped: {error}")
-            continue
-        return state, tensors, best
-    return None
+            try:
+                state = read_json(path / STATE)
+                if state["identity"] != self.identity:
+                    warn(f"{path}: checkpoint not used: {self._difference(state.get('section', {}))}")
+                    continue
+                for name, sum_ in state["sha256"].items():
+                    if file_fingerprint(path / name) != sum_:
+                        raise ValueError(f"{name} is damaged")
+                tensors = load_file(path / TENSORS)
+                best = load_file(path / BEST) if (path / BEST).exists() else {}
+            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+                warn(f"{path}: checkpoint skipped: {error}")
+                continue
+            return state, tensors, best
+        return None
+
+    def save(
+        self, step: int, state: dict[str, Any], tensors: dict[str, torch.Tensor], best: dict[str, torch.Tensor]
+    ) -> None:
+        """Begin to write the checkpoint of `step`; waits for the one before. The values must not change any more.
+
+        Raises:
+            DtrainError, OSError: what stopped the one before.
+        """
+        self.wait()
+        self._pending = self._writer.submit(self._write, step, state, tensors, best)
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._pending is not None and not self._pending.done()
+
+    def check(self) -> None:
+        """Raise what stopped the last write, if it has ended; does not wait."""
+        if not self.busy:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the last one is whole under its final name; raises what stopped it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let the last write end, whatever comes of it."""
+        self._writer.shutdown(wait=True)
+
+    def _write(
+        self, step: int, state: dict[str, Any], tensors: dict[str, torch.Tensor], best: dict[str, torch.Tensor]
+    ) -> None:
+        final = self._path(step)
+        with publish_folder(final) as aside:
+            save_file(tensors, aside / TENSORS)
+            if best:
+                save_file(best, aside / BEST)
+            sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
+            record = {"identity": self.identity, "section": self.section, "step": step, "sha256": sums, **state}
+            write_json(aside / STATE, record)
+        own = [path for path in _steps(self.folder) if self._is_own(path)]
+        for other in _steps(self.folder):
+            if other not in own[: self.keep]:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _is_own(self, path: Path) -> bool:
+        try:
+            return bool(read_json(path / STATE)["identity"] == self.identity)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _difference(self, other: Mapping[str, Any]) -> str:
+        before, now = _flat(other), _flat(self.section)
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if not before or not keys:
+            return "its data, teachers or precision were others"
+        shown = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys[:5])
+        return f"made with {shown}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -12,9 +12,10 @@ from torch import nn
 from dtrain.data import Part
 from dtrain.distributed import World
 from dtrain.knowledge import StoreReader
+from dtrain.knowledge.collect import model_options, pick
 from dtrain.losses import LossSum
 from dtrain.metrics import per_class, scores
-from dtrain.recipe.schema import LossSpec, Teacher
+from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.training.evaluation import count_part, evaluate_part
 from dtrain.training.task import LossFunction, Task
 
@@ -29,20 +30,40 @@ class Classification(Task):
         return np.ones(len(part), dtype=np.int64)
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
-        return [LossSpec.model_validate({"type": "cross_entropy", "label_smoothing": spec.label_smoothing})]
+        smoothing = {"label_smoothing": spec.label_smoothing}
+        if spec.model.type == "multi_exit":
+            terms = [{"type": "exits_cross_entropy", **smoothing}, {"type": "exits_distillation"}]
+        else:
+            terms = [{"type": "cross_entropy", **smoothing}]
+        if spec.tolerance:
+            terms.append({"type": "top_gap", "weight": spec.tolerance.weight, "k": spec.tolerance.k})
+        return [LossSpec.model_validate(term) for term in terms]
 
     def loss(
         self, losses: LossSum, rows: Part, stores: Mapping[str, StoreReader], device: torch.device
     ) -> LossFunction:
-        def loss(model: nn.Module, index: np.ndarray) -> Any:
+        read = {
+            name: [output for output, names in losses.teacher_outputs.items() if names is None or name in names]
+            for name in stores
+        }
+        with_features, with_exits = losses.need("features"), losses.need("exits")
+
+        def loss(model: nn.Module, index: np.ndarray, progress: float) -> Any:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
             labels = torch.from_numpy(rows.labels[index]).to(device, non_blocking=True)
             ids = rows.ids[index]
             teachers = {
-                name: {"logits": store.logits(ids).to(device, non_blocking=True)} for name, store in stores.items()
+                name: {output: _stored(stores[name], output, ids).to(device, non_blocking=True) for output in outputs}
+                for name, outputs in read.items()
             }
-            given = {"logits": model(**batch).logits, "labels": labels.clamp(min=0)}
-            return losses(given, teachers, labels >= 0)
+            bare = getattr(model, "module", model)  # DDP's
+            output = model(**batch, **(model_options(bare, ["features"]) if with_features else {}))
+            given = {"logits": output.logits, "labels": labels.clamp(min=0)}
+            if with_features:
+                given["features"] = pick("features", output)
+            if with_exits:
+                given["exits"] = output.exits
+            return losses(given, teachers, labels >= 0, progress=progress)
 
         return loss
 
@@ -59,3 +80,7 @@ class Classification(Task):
 
     def headline(self, scores: Mapping[str, float]) -> str:
         return f"accuracy {scores['accuracy']:.4f}, f1 {scores['f1']:.4f}"
+
+
+def _stored(store: StoreReader, output: str, ids: np.ndarray) -> torch.Tensor:
+    return store.features(ids) if output == "features" else store.logits(ids)

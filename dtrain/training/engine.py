@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
-from dtrain.recipe.schema import TrainSpec
+from dtrain.recipe.training import TrainSpec
 from dtrain.training.lamb import Lamb
 from dtrain.training.optim import build_optimizer, scaled_to_batch
 from dtrain.training.speed import model_flops
@@ -54,8 +54,21 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, DTYPES[precision])
 
 
+def build_model(world: World, make: Callable[[], nn.Module], *, together: bool) -> nn.Module:
+    """What `make` gives, on the CPU; where FSDP2 cuts it up, ranks but the first get its structure only."""
+    if together and world.size > 1 and world.sharding.kind == "fsdp2":
+        from dtrain.training.engine_fsdp import built_once
+
+        return built_once(world, make)
+    return make()
+
+
 def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, together: bool, precision: str) -> Engine:
-    """The engine that the launch asks for, with the optimizer of `spec`; the model is on the CPU, whole.
+    """The engine that the launch asks for, with the optimizer of `spec`; the model is that of `build_model`.
+
+    What is held while it is built, P being the float32 model: host memory has P for every rank on it, under FSDP2
+    for rank 0 alone; ZeRO in 16 bits has a second P there until the exact weights are in place. A device has P under
+    DDP, ZeRO-1 and ZeRO-2 (in 16 bits half of it), and under FSDP2 and ZeRO-3 its share of P and one parameter whole.
 
     Raises:
         InputError: where launch and recipe disagree, or the model cannot do what the recipe asks.
@@ -158,6 +171,19 @@ class Engine:
         """Add the gradient of `loss`, this rank's share of a sum over all ranks."""
         # Ranks' gradients are averaged; the sum is wanted.
         self.scaler.scale(loss * self.ranks).backward()
+
+    def settle(self, forward: Callable[[], torch.Tensor]) -> None:
+        """Before the first step: one pass that counts nothing (*together*).
+
+        DDP lays out its buckets anew after the first pass, in the order in which gradients came. Three ranks or more
+        add a bucket's numbers in an order that depends on their place in it, so without this the first step after a
+        restart would round otherwise than the same step of a run that was never stopped.
+        """
+        if self.together:
+            with self.autocast():
+                loss = forward()
+            self.backward(loss * 0.0)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, clip: float | None = None) -> tuple[torch.Tensor, bool]:
         """Clip the gradients to a global norm of `clip` and apply them (*together*).

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtrain.distributed import World
-from dtrain.recipe.schema import OptimizerSpec
+from dtrain.errors import DtrainError
+from dtrain.recipe.training import OptimizerSpec
 from dtrain.training.engine import Engine
 from dtrain.training.optim import build_optimizer
 
@@ -27,8 +29,7 @@ class ShardedEngine(Engine):
 
     def _keep_blank(self, model: nn.Module) -> None:
         """Remember the module's structure; called before its parameters are cut up."""
-        empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-        self._blank = copy.deepcopy(model, dict(empty))
+        self._blank = blank(model)
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[nn.Module]:
@@ -47,16 +48,26 @@ class FsdpEngine(ShardedEngine):
     def __init__(
         self, world: World, model: nn.Module, optimizer: OptimizerSpec, *, precision: str, reshard: bool = True
     ) -> None:
-        """Cut up `model`, which may be larger than one device: blocks move there one by one, already cut."""
+        """Cut up `model`, whose weights are read on rank 0 alone; elsewhere they may be on the meta device.
+
+        It may be larger than one device, and than the host memory of all but rank 0: each device gets its slices of
+        one parameter after another.
+        """
         self._place(world, model, True, precision)
         self._keep_blank(model)
-        mesh = init_device_mesh(world.device.type, (world.size,))
-        for block in _blocks(model):
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-        fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
-        self.bare = self.model = model
+        cut = blank(model)
+        spread(cut, init_device_mesh(world.device.type, (world.size,)), reshard)
+        cut._apply(lambda t: torch.empty_like(t, device=world.device) if t.is_meta else t.to(world.device))
+        values = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, p in cut.named_parameters(remove_duplicate=False):
+                _scatter(values[name].detach(), p)
+        self.bare = self.model = cut
         # `fully_shard` has put new parameters in place of the old ones: only now can an optimizer hold them.
-        self.optimizer = build_optimizer(model, optimizer)
+        self.optimizer = build_optimizer(cut, optimizer)
+
+    def settle(self, forward: Callable[[], torch.Tensor]) -> None:
+        """Nothing to do: where a gradient is reduced does not change after the first pass."""
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[None]:
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -64,6 +75,48 @@ class FsdpEngine(ShardedEngine):
 
     def close(self) -> None:
         """Nothing outside of this object holds the model."""
+
+
+def built_once(world: World, make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` gives on rank 0; on other ranks the same module with its parameters on the meta device (*together*).
+
+    Raises:
+        DtrainError: what `make` raises on rank 0, on every rank.
+    """
+    model: nn.Module | None = None
+    told: nn.Module | DtrainError | None = None
+    if world.rank == 0:
+        try:
+            model = make()
+            told = blank(model)
+        except DtrainError as error:
+            told = error
+    told = world.gather_objects(told)[0]
+    if isinstance(told, DtrainError):
+        raise told
+    assert told is not None
+    return told if model is None else model
+
+
+def blank(model: nn.Module) -> nn.Module:
+    """A copy with every parameter on the meta device; buffers are copied."""
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, dict(empty))
+
+
+def _scatter(values: torch.Tensor, p: torch.Tensor) -> None:
+    """Give every rank its slice of rank 0's `values`."""
+    assert isinstance(p, DTensor)
+    on_device = p.to_local().device
+    whole = torch.empty(p.shape, dtype=p.dtype, device=on_device) if values.is_meta else values.to(on_device)
+    p.copy_(distribute_tensor(whole, p.device_mesh, p.placements))
+
+
+def spread(model: nn.Module, mesh: DeviceMesh, reshard: bool = True) -> None:
+    """Leave a slice of each parameter on every rank's device, and gather each block when it is called."""
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
-from dtrain.recipe.schema import TrainSpec
+from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding
 from dtrain.training.engine import DTYPES
 from dtrain.training.engine_fsdp import ShardedEngine
@@ -122,6 +122,9 @@ class ZeroEngine(ShardedEngine):
 
     def autocast(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()  # the model itself is in 16 bits; losses are computed in float32
+
+    def settle(self, forward: Callable[[], torch.Tensor]) -> None:
+        """Nothing to do: where a gradient is reduced does not change after the first pass."""
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[Any]:
         # Stages 2 and 3 reduce after every pass: only the sums of a rank's own share are kept.

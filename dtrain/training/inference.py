@@ -116,6 +116,7 @@ def forward_outputs(
     precision: str,
     threads: int,
     options: Mapping[str, Any] | None = None,
+    split: bool = True,
 ) -> Iterator[Answer]:
     """What `outputs` keeps for each batch of row numbers of `part`, on `device`, in the order of `batches`.
 
@@ -130,11 +131,12 @@ def forward_outputs(
         options: further arguments for every call of the model.
         precision: 'fp32', or the autocast type 'bf16' or 'fp16'.
         threads: CPU cores to use.
+        split: False: a batch that does not fit is an error, for a model whose calls other ranks count on.
 
     Raises:
-        DtrainError: a single row does not fit into memory.
+        DtrainError: a single row, or without `split` a batch, does not fit into memory.
     """
-    forward = _Forward(model.to(device), outputs, options or {}, device, precision)
+    forward = _Forward(model.to(device), outputs, options or {}, device, precision, split)
     training = model.training
     model.eval()
     try:
@@ -181,12 +183,14 @@ class _Forward:
         options: Mapping[str, Any],
         device: torch.device,
         precision: str,
+        split: bool,
     ) -> None:
         self.model = model
         self.outputs = outputs
         self.options = options
         self.device = device
         self.precision = precision
+        self.split = split
         self.limit: float = float("inf")  # padded tokens in one call
 
     def __call__(self, batch: Batch) -> Answer:
@@ -205,6 +209,10 @@ class _Forward:
                 if rows == 1:
                     raise DtrainError(
                         f"one row of {length} tokens does not fit into the memory of {self.device}"
+                    ) from None
+                if not self.split:
+                    raise DtrainError(
+                        f"{rows} rows of {length} tokens do not fit into the memory of {self.device}: lower batch_tokens"
                     ) from None
             # Outside of the handler, which keeps the failed attempt's tensors alive.
             self._lower_limit(rows * length // 2)

@@ -1,42 +1,72 @@
-"""Train one model of a recipe, a teacher over all ranks or a student on this one, into its model folder."""
+"""Train models of a recipe into their model folders: a teacher over all ranks, students on this one."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dtrain.augment.noisy import noisy_rows
 from dtrain.data import Part, PreparedData, tokenizer_name
 from dtrain.distributed import World
 from dtrain.knowledge import StoreReader
 from dtrain.log import say, say_anywhere
 from dtrain.losses import build_losses
 from dtrain.models import build, parameter_count, save_model
-from dtrain.recipe.schema import Recipe, Student, Teacher
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import build_engine, resolve_precision
-from dtrain.training.loop import Fit, Position, fit
+from dtrain.training.engine import build_engine, build_model, resolve_precision
+from dtrain.training.loop import Ended, Fit, MakeSteps, Position, fit_all, in_turn
 from dtrain.training.stop import StopRequest
 from dtrain.training.task import Task
 from dtrain.training.tasks import task_of
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
-    """A teacher or student with what it needs for training."""
+    """A teacher or student with what it needs for training.
+
+    Attributes:
+        rows: what it is trained on, where that was read already, for several members.
+        order: the seed of the order of rows; None: the spec's.
+        pause: epochs after which to stop for a look at the scores.
+    """
 
     kind: str  # teachers | students
     spec: Teacher | Student
     identity: str
     stores: dict[str, StoreReader]  # by teacher; empty for teachers and from-scratch students
+    rows: Part | None = None
+    order: int | None = None
+    pause: int | None = None
 
     @property
     def title(self) -> str:
         return f"{self.kind[:-1]} {self.spec.name}"
+
+    @property
+    def together(self) -> bool:
+        """Whether all ranks train it, each on its share of a batch."""
+        return isinstance(self.spec, Teacher) or self.spec.parallel == "data"
+
+    @property
+    def peers(self) -> bool:
+        return isinstance(self.spec, Student) and self.spec.peers is not None
+
+
+@dataclass
+class Trained:
+    """What came of one member: its metrics; or the reason of its failure; or neither, where it is paused."""
+
+    member: Member
+    metrics: dict[str, Any] | None = None
+    error: Exception | None = None
 
 
 def train_member(
@@ -48,30 +78,96 @@ def train_member(
         Stopped: asked to stop, after a checkpoint.
         Diverged: the loss is not finite.
     """
-    spec, together = member.spec, member.kind == "teachers"
+    (trained,) = train_members([member], recipe, data, world, folder, stop)
+    if trained.error is not None:
+        raise trained.error
+    return trained.metrics or {}
+
+
+def train_members(
+    members: list[Member],
+    recipe: Recipe,
+    data: PreparedData,
+    world: World,
+    folder: RunFolder,
+    stop: StopRequest,
+    make_steps: MakeSteps = in_turn,
+) -> Iterator[Trained]:
+    """Train members side by side; each comes out, published, as soon as it has ended.
+
+    Raises:
+        Stopped: asked to stop, after a checkpoint of each that is left.
+        torch.OutOfMemoryError: they do not fit together.
+    """
+    known: dict[Fit, tuple[Member, int]] = {}  # and its number of parameters
+    task = task_of(data)
+    for member in members:
+        try:
+            job, parameters = _prepare(member, task, recipe, data, world, folder, stop)
+            known[job] = (member, parameters)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            yield Trained(member, error=error)
+    peers = []
+    for ended in fit_all(list(known), make_steps):
+        member, parameters = known[ended.job]
+        if ended.error is not None:
+            yield Trained(member, error=ended.error)
+            continue
+        try:
+            metrics = None
+            if not ended.paused:
+                metrics = _metrics(ended.position, parameters, len(ended.job.units))
+                _finish(member, ended, metrics, task, recipe, data, world, folder)
+        except Exception as error:
+            yield Trained(member, error=error)
+            continue
+        if metrics is not None and member.peers:
+            peers.append(ended.job.checkpoints)  # a peer that is not published yet goes on from all of them
+        elif metrics is not None and ended.job.engine.rank == 0:
+            remove_checkpoints(ended.job.checkpoints)
+        yield Trained(member, metrics)
+    for checkpoints in peers:
+        remove_checkpoints(checkpoints)
+
+
+def training_rows(spec: Teacher | Student, data: PreparedData) -> Part:
+    """What a member is trained on."""
     tokenizer = tokenizer_name(spec)
-    train, valid = data.part("train", tokenizer), data.part("valid", tokenizer)
-    if "transfer" in (getattr(spec, "rows", None) or ["train"]):
-        transfer = data.part("transfer", tokenizer)
-        train = Part.concat([train, transfer]) if "train" in spec.rows else transfer  # type: ignore[union-attr,operator]
+    names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
+    return Part.concat([data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
+
+
+def _prepare(
+    member: Member, task: Task, recipe: Recipe, data: PreparedData, world: World, folder: RunFolder, stop: StopRequest
+) -> tuple[Fit, int]:
+    """Build the model and everything around it; also the number of its parameters."""
+    spec, together = member.spec, member.together
+    tokenizer = tokenizer_name(spec)
+    train = training_rows(spec, data) if member.rows is None else member.rows
+    if isinstance(spec, Student) and spec.noisy:
+        train = noisy_rows(train, member.stores, spec.noisy)
+    valid = data.part("valid", tokenizer)
     precision = resolve_precision(spec.precision, world.device, f"{member.kind}.{spec.name}.precision")
 
     assert spec.seed is not None
     torch.manual_seed(spec.seed)
-    model = build(
-        spec.model,
-        vocabulary=data.vocabulary(tokenizer),
-        labels=data.labels,
-        pad_id=data.pad_id(tokenizer),
-        tokenizer_path=data.tokenizer_path(tokenizer),
-        max_length=recipe.data.max_length,
-    )
+
+    def make() -> torch.nn.Module:
+        return build(
+            spec.model,
+            vocabulary=data.vocabulary(tokenizer),
+            labels=data.labels,
+            pad_id=data.pad_id(tokenizer),
+            tokenizer_path=data.tokenizer_path(tokenizer),
+            max_length=recipe.data.max_length,
+        )
+
+    model = build_model(world, make, together=together)
     parameters = parameter_count(model)
     engine = build_engine(world, model, spec, together=together, precision=precision)
-
-    task = task_of(data)
     losses = build_losses(task.teacher_losses(spec) if isinstance(spec, Teacher) else spec.losses or [])
-    adversary = Adversary(spec.adversarial, engine.bare) if spec.adversarial else None
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         return task.scores(
@@ -83,6 +179,11 @@ def train_member(
             distributed=together,
         )
 
+    tell = say if together else say_anywhere
+    tell(
+        f"{member.title}: {spec.model.type}, {parameters:,} parameters, {len(train):,} rows, {precision}, "
+        f"{engine.ranks} rank{'s' if engine.ranks > 1 else ''}"
+    )
     job = Fit(
         title=member.title,
         spec=spec,
@@ -96,34 +197,44 @@ def train_member(
         identity=member.identity,
         stop=stop,
         headline=task.headline,
-        adversary=adversary,
+        adversary=Adversary(spec.adversarial, engine.bare) if spec.adversarial else None,
+        order=member.order,
+        pause=member.pause,
+        peers=member.peers,
     )
-    tell = say if together else say_anywhere
-    tell(
-        f"{member.title}: {spec.model.type}, {parameters:,} parameters, {len(train):,} rows, {precision}, "
-        f"{engine.ranks} rank{'s' if engine.ranks > 1 else ''}"
-    )
-    best, position, monitor = fit(job)
-    if adversary:
-        adversary.close()
-    metrics = _metrics(position, parameters, len(train))
+    return job, parameters
+
+
+def _finish(
+    member: Member,
+    ended: Ended,
+    metrics: dict[str, Any],
+    task: Task,
+    recipe: Recipe,
+    data: PreparedData,
+    world: World,
+    folder: RunFolder,
+) -> None:
+    """Publish the best weights."""
+    job, spec, engine, monitor = ended.job, member.spec, ended.job.engine, ended.monitor
+    assert monitor is not None
+    if job.adversary:
+        job.adversary.close()
     if engine.rank == 0:
-        _publish(member, engine.with_weights(best), metrics, position, task, recipe, data, folder)
+        _publish(member, engine.with_weights(ended.best), metrics, ended.position, task, recipe, data, folder)
+        terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
         hyper = {
             "model": spec.model.type,
             "lr": spec.optimizer.lr,
             "epochs": spec.epochs,
             "seed": spec.seed,
-            "losses": "+".join(losses.names),
+            "losses": "+".join(loss.type for loss in terms),
         }
         monitor.hyperparameters(hyper, {k: metrics[k] for k in ("accuracy", "f1", "loss")})
     monitor.close()
-    if together:
+    if member.together:
         world.wait_for_all("published")
     engine.close()
-    if engine.rank == 0:
-        remove_checkpoints(job.checkpoints)
-    return metrics
 
 
 def _metrics(position: Position, parameters: int, rows: int) -> dict[str, Any]:
@@ -140,6 +251,7 @@ def _metrics(position: Position, parameters: int, rows: int) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "seconds_per_epoch": round(seconds * rows / position.rows, 3),
         "rows_per_second": round(position.rows / seconds, 2),
+        "checkpoint_seconds": round(position.checkpoint_seconds, 3),
     }
 
 
@@ -169,12 +281,17 @@ def _publish(
     say_anywhere(f"{line}; {metrics['seconds_per_epoch']:.1f} s an epoch -> {final}")
 
 
+def _weight(loss: LossSpec) -> str:
+    weight = loss.weight
+    return f"{weight:g}" if isinstance(weight, float) else f"({weight.start:g} to {weight.end:g}, {weight.shape})"
+
+
 def _card(member: Member, metrics: dict[str, Any], task: Task) -> str:
     """The model card: what it is, how it was made, what it scores."""
     spec = member.spec
     teachers = ", ".join(member.stores) or "none"
     terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
-    losses = ", ".join(f"{loss.weight:g} x {loss.type}" for loss in terms)
+    losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in terms)
     names = task.types or task.labels
     shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
     return (

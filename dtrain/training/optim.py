@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dtrain.errors import InputError
-from dtrain.recipe.schema import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.training.lamb import Lamb
 
 
@@ -103,6 +103,8 @@ def rate(spec: ScheduleSpec, total_steps: int, epochs: int) -> Callable[[int], f
             shape = 1.0
         elif spec.type == "linear":
             shape = left
+        elif spec.type == "polynomial":
+            shape = max(0.0, left) ** spec.power
         else:
             shape = 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
         return spec.floor + (1.0 - spec.floor) * max(0.0, shape)

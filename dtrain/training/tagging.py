@@ -21,11 +21,11 @@ from dtrain.errors import DtrainError
 from dtrain.knowledge import StoreReader
 from dtrain.losses import LossSum
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
-from dtrain.recipe.schema import LossSpec, Teacher
+from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.training.inference import forward_outputs
 from dtrain.training.task import LossFunction, Task, check_coverage
 
-EXAMPLES = 12  # texts shown in the report
+WRONG, RIGHT = 8, 4  # texts shown in the report
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Tagging(Task):
         }
         with_nll, with_marginals = losses.need("nll"), losses.need("marginals")
 
-        def loss(model: nn.Module, index: np.ndarray) -> Any:
+        def loss(model: nn.Module, index: np.ndarray, progress: float) -> Any:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
             tags = rows.collate_tags(index).to(device, non_blocking=True) if with_nll else None
             output = model(**batch, tags=tags, marginals=with_marginals)
@@ -83,7 +83,7 @@ class Tagging(Task):
                 teachers[name] = stored
             labelled = torch.from_numpy(rows.labels[index] >= 0).to(device, non_blocking=True)
             units = torch.from_numpy(rows.characters[index].astype(np.int64)).to(device, non_blocking=True)
-            return losses(inputs, teachers, labelled, units)
+            return losses(inputs, teachers, labelled, units, progress=progress)
 
         return loss
 
@@ -214,17 +214,22 @@ def _count(
     offsets = np.cumsum([0, *map(len, gold)])
     empty = np.zeros(0, dtype=np.int16)
     counts = count_entities(np.concatenate([empty, *gold]), np.concatenate([empty, *found]), offsets, types)
-    examples.sort(key=lambda example: example[:2])
-    return counts, [(row, tags) for _, row, tags in examples[:EXAMPLES]]
+    return counts, [(row, tags) for _, row, tags in _first(examples)]
 
 
 def _examples(part: Part, predicted: dict[int, np.ndarray]) -> list[tuple[bool, int, np.ndarray]]:
-    """The first rows with a mistake, and the first without one that hold an entity."""
-    wrong, right = [], []
-    for row in sorted(predicted):
+    """(right?, row, tags) of the first rows with a mistake, and of the first without one that hold an entity."""
+    found = []
+    for row, tags in predicted.items():
         gold = gold_tags(part, row)
-        if not np.array_equal(gold, predicted[row]):
-            wrong.append((False, row, predicted[row]))
-        elif gold.any():
-            right.append((True, row, predicted[row]))
-    return [*wrong[: EXAMPLES - 4], *right[:4]]
+        right = np.array_equal(gold, tags)
+        if not right or gold.any():
+            found.append((right, row, tags))
+    return _first(found)
+
+
+def _first(examples: list[tuple[bool, int, np.ndarray]]) -> list[tuple[bool, int, np.ndarray]]:
+    """The same ones whether chosen at once, or from what several ranks chose."""
+    examples = sorted(examples, key=lambda example: example[1])
+    wrong, right = ([e for e in examples if e[0] is which] for which in (False, True))
+    return wrong[:WRONG] + right[:RIGHT]

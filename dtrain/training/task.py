@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from dtrain.distributed import World
     from dtrain.knowledge import StoreReader
     from dtrain.losses import LossSum
-    from dtrain.recipe.schema import LossSpec, Teacher
+    from dtrain.recipe.training import LossSpec, Teacher
 
-# (model, rows of the part, their numbers) -> the weighted loss sum, and by term its unweighted sum and count
-LossFunction = Callable[[nn.Module, np.ndarray], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
+# (model, numbers of rows of the part, share of all steps that are done) -> the weighted loss sum, and by term its
+# unweighted sum and count
+LossFunction = Callable[[nn.Module, np.ndarray, float], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
 
 class Task(ABC):

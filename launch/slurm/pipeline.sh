@@ -9,12 +9,13 @@ set -euo pipefail
 
 # --- settings -----------------------------------------------------------------------------------
 partition=          # empty: the cluster's default
-nodes=1             # for finetune and precompute; all others take one
+nodes=1             # for pretrain, finetune and precompute; all others take one
 gpus=0              # a node
 cpus=4              # a node
 time=04:00:00       # a job's; what takes longer is requeued and continues
 groups=1            # of students, a job each
 requeues=5          # of one job, at most
+pretrain=           # yes: the recipe has a section `pretrain`
 python=python       # of the environment that holds dtrain
 run=                # the run folder, runs/<name>
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) # where stage.sbatch is
@@ -57,6 +58,7 @@ give_up() {
 }
 
 [[ -n ${DRY_RUN:-}${LOCAL:-} ]] || mkdir -p "$logs"
+[[ -z $pretrain ]] || job pretrain pretrain "$nodes" "$gpus" "$@"
 job prepare prepare 1 0 "$@"
 job finetune finetune "$nodes" "$gpus" "$@"
 job precompute precompute "$nodes" "$gpus" "$@"

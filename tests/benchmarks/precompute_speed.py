@@ -1,9 +1,16 @@
 """How fast a teacher's outputs are computed and stored, against other ways to have them, on the same rows.
 
-    python tests/benchmarks/precompute_speed.py DATA [--rounds 3] [--precision bf16] [--rows 512] [--batch-tokens 4096]
+    python tests/benchmarks/precompute_speed.py DATA [--part a b c d e] [--rounds 3] [--rows 512] [--precision bf16]
 
 DATA is a folder with `tnews/train.json` (titles) and `reviews_distill/hotel/train.txt` (reviews of mixed length,
-cut at 256). The teacher has the shape of BERT-base and made-up weights: speed does not depend on them. Ways:
+cut at 256). The teacher has the shape of BERT-base and made-up weights: speed does not depend on them. Parts:
+
+    a   store / plain, rows/s                   d   the share of the machine's matmul rate that store reaches
+    b   store / trainer, rows/s                 e   reading a store, by `store_read.py`
+    c   two / one, rows/s (CPU)
+
+Two idle cores take about 20 minutes for all of it with the numbers above: 5 for the titles, 14 for the reviews, one for
+part e. Each figure is told on stderr as it is found. Ways:
 
     plain       what distillation scripts do: batches of 16 in file order, padded, float32, logits to Python lists,
                 `Dataset.from_dict`; on every eighth row
@@ -18,7 +25,7 @@ matmul rate that the same process measures just before and after, at its precisi
 
     FLOPs = tokens x 24 H^2 layers + sum over rows of 4 L^2 H layers     (H = 768, L = tokens of the row, 12 layers)
 
-Prints a table for `results/precompute_speed.md`.
+Prints tables for `results/precompute_speed.md`.
 """
 
 from __future__ import annotations
@@ -49,6 +56,14 @@ from dtrain.training.inference import cast_products
 HIDDEN, LAYERS, CLASSES = 768, 12, 15
 MAX_LENGTH = 256
 CORPORA = {"titles": "tnews/train.json", "reviews": "reviews_distill/hotel/train.txt"}
+# The ways that a part runs; of two, the second's rows/s are divided by the first's.
+PARTS: dict[str, tuple[str, ...]] = {
+    "a": ("plain", "store"),
+    "b": ("trainer", "store"),
+    "c": ("one", "two"),
+    "d": ("store",),
+    "e": (),
+}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -214,7 +229,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--unpadded", action="store_true")
-    parser.add_argument("--ways", nargs="+", default=["plain", "trainer", "store", "one", "two"])
+    parser.add_argument("--part", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--corpora", nargs="+", default=list(CORPORA), choices=list(CORPORA))
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--corpus", help=argparse.SUPPRESS)
@@ -225,12 +240,24 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"torch {torch.__version__}, {options.precision}, {options.rows} rows, {options.rounds} rounds, ", end="")
     print(f"{len(os.sched_getaffinity(0))} cores, load average before {load:.1f}\n")
-    for corpus in options.corpora:
-        rounds = [{way: measure(options, way, corpus) for way in options.ways} for _ in range(options.rounds)]
-        report(corpus, rounds)
+    ways = list(dict.fromkeys(way for part in options.part for way in PARTS[part]))
+    for corpus in options.corpora if ways else []:
+        rounds = []
+        for number in range(options.rounds):
+            rounds.append({})
+            for way in ways:
+                begin = time.perf_counter()
+                found = rounds[-1][way] = measure(options, way, corpus)
+                told = f"{corpus}, round {number + 1} of {options.rounds}, {way}: {found['rows_per_second']:.1f} rows/s"
+                print(f"{told} (took {time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
+        report(corpus, rounds, options.part)
+    if "e" in options.part:
+        print("e: reading", flush=True)
+        script = Path(__file__).with_name("store_read.py")
+        subprocess.run([sys.executable, str(script)], check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 
-def report(corpus: str, rounds: list[dict[str, dict[str, float]]]) -> None:
+def report(corpus: str, rounds: list[dict[str, dict[str, float]]], parts: list[str]) -> None:
     def middle(figure: Callable[[dict[str, dict[str, float]]], float]) -> float:
         return statistics.median(figure(each) for each in rounds)
 
@@ -241,10 +268,13 @@ def report(corpus: str, rounds: list[dict[str, dict[str, float]]]) -> None:
         rows, rate, share = (middle(lambda r, w=way, k=key: r[w][k]) for key in ("rows_per_second", "rate", "share"))  # type: ignore[misc]
         print(f"| {way} | {rows:.1f} | {rate / 1e9:.0f} | {share:.0%} |")
     print()
-    for ours, other in (("store", "plain"), ("store", "trainer"), ("two", "one")):
-        if ours in rounds[0] and other in rounds[0]:
+    for part in parts:
+        if part in "abc":
+            other, ours = PARTS[part]
             ratio = middle(lambda r, a=ours, b=other: r[a]["rows_per_second"] / r[b]["rows_per_second"])  # type: ignore[misc]
-            print(f"{ours} / {other}: {ratio:.2f}")
+            print(f"{part}: {ours} / {other}: {ratio:.2f}")
+        elif part == "d":
+            print(f"d: share of the matmul rate: {middle(lambda r: r['store']['share']):.0%}")
     print(flush=True)
 
 

@@ -18,7 +18,7 @@ from seqeval.scheme import IOB2, IOBES, Tokens
 from dtrain.data.corpus import Corpus, check_sources, read_corpus
 from dtrain.data.schemes import read_spans, write_tags
 from dtrain.errors import InputError
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 
 Write = Callable[[str, str], str]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.data import Normalizer
-from dtrain.recipe.schema import Normalization
+from dtrain.recipe.data import Normalization
 
 OFF = {"simplify": False, "half_width": False, "control": False, "whitespace": False, "lower": False}
 GOLDEN = [

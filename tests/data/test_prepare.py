@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from dtrain.data import Normalizer, Part, PreparedData, encode_texts
 from dtrain.errors import DtrainError, InputError
-from dtrain.recipe.schema import Normalization
+from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder
 
 BERT = {"name": "big", "model": {"type": "bert", "vocabulary_size": 200}}

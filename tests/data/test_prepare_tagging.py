@@ -16,7 +16,8 @@ from dtrain.data import Part, PreparedData, encode_documents
 from dtrain.data.normalize import CharacterNormalizer
 from dtrain.errors import InputError
 from dtrain.plan import Plan
-from dtrain.recipe.schema import Normalization, Recipe
+from dtrain.recipe.data import Normalization
+from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
 
 Prepare = Callable[..., RunFolder]

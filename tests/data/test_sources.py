@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from dtrain.data.corpus import check_sources, read_corpus
 from dtrain.data.files import source_files
 from dtrain.errors import InputError
-from dtrain.recipe.schema import Data
+from dtrain.recipe.data import Data
 
 GOOD = '{"text": "一", "label": "a"}\n{"text": "二", "label": "b"}\n'
 TRAIN = {"train.jsonl": GOOD}

@@ -18,7 +18,9 @@ from dtrain.data.tokenizers import (
     trained_tokenizer,
 )
 from dtrain.errors import InputError
-from dtrain.recipe.schema import BertSpec, Recipe, Vocabulary
+from dtrain.recipe.data import Vocabulary
+from dtrain.recipe.models import BertSpec
+from dtrain.recipe.schema import Recipe
 
 TEXTS = ["中文 ab", "文文中 b", "b[SEP]中", ""]
 

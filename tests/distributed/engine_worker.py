@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from dtrain.distributed import World, connect, leave
 from dtrain.models.folder import weights_fingerprint
-from dtrain.recipe.schema import TrainSpec
+from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding, read_deepspeed
-from dtrain.training.checkpoint import load_checkpoint, save_checkpoint
-from dtrain.training.engine import Engine, build_engine
+from dtrain.training.checkpoint import Checkpoints
+from dtrain.training.engine import Engine, build_engine, build_model
 from dtrain.training.optim import build_optimizer
 
 ROWS = 12
@@ -91,7 +91,9 @@ def sharding(way: str, setting: dict[str, Any]) -> Sharding:
 
 def start(world: World, way: str, setting: dict[str, Any]) -> Engine:
     world.sharding = sharding(way, setting)  # what the launch would have said
-    engine = build_engine(world, Tiny(), spec(setting), together=True, precision=setting.get("precision", "fp32"))
+    model = build_model(world, Tiny, together=True)
+    assert all(p.is_meta == (way == "fsdp2" and world.rank > 0) for p in model.parameters())
+    engine = build_engine(world, model, spec(setting), together=True, precision=setting.get("precision", "fp32"))
     if setting.get("mutation"):
         for buffer in engine._buffers:  # type: ignore[attr-defined]
             buffer.offsets = [max(0, offset - 1) for offset in buffer.offsets]
@@ -125,7 +127,7 @@ def run(world: World, setting: dict[str, Any]) -> dict[str, Any]:
     for number, way in enumerate(setting["chain"]):
         engine = start(world, way, setting)
         if saved:
-            found = load_checkpoint(folder / saved, "x")
+            found = Checkpoints(folder / saved, "x").newest()
             assert found is not None
             engine.load_state(found[1])
         for _ in range(setting["steps"]):
@@ -137,7 +139,9 @@ def run(world: World, setting: dict[str, Any]) -> dict[str, Any]:
         saved = f"{setting['name']}-{number}"
         state, weights, norm = engine.state(), engine.weights(), float(engine.parameter_norm())
         if world.is_main:
-            save_checkpoint(folder / saved, step, "x", {}, state, {})
+            checkpoints = Checkpoints(folder / saved, "x")
+            checkpoints.save(step, {}, state, {})
+            checkpoints.wait()
         with engine.plain() as model:
             evaluated = world.gather_objects(weights_fingerprint(model))
         if world.is_main:

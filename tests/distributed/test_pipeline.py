@@ -296,6 +296,26 @@ def test_stopped_by_signal_and_continued_equals_undisturbed(finished: Path, tmp_
         assert file_fingerprint(path) == file_fingerprint(undisturbed / "tiny" / path.relative_to(run)), path
 
 
+def test_stopped_on_four_ranks_and_continued_equals_undisturbed(finished: Path, tmp_path: Path) -> None:
+    """Four numbers have more than one sum in floating point: gradients must be added in one order, restart or not."""
+    weights = []
+    for name in ("stopped", "undisturbed"):
+        root = tmp_path / name
+        shutil.copytree(finished / "runs" / "tiny" / "data", root / "tiny" / "data")
+        command = ["run", finished / "recipe.yaml", f"output_dir={root}", "launch.processes=4", "teachers.0.epochs=30"]
+        command += ["--stages", "finetune"]
+        if name == "stopped":
+            process = subprocess.Popen([sys.executable, "-m", "dtrain", *map(str, command)], stderr=subprocess.DEVNULL)
+            wait_for(lambda root=root: list((root / "tiny" / "checkpoints").rglob("step-*")))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 75
+            assert list((root / "tiny" / "checkpoints" / "teachers" / "cnn").glob("step-*"))
+        dtrain(*command)
+        weights.append([file_fingerprint(path) for path in sorted(root.rglob("model.safetensors"))])
+    assert len(weights[0]) == 2
+    assert weights[0] == weights[1]
+
+
 def test_a_killed_rank_ends_the_run_and_the_next_one_continues(finished: Path, tmp_path: Path) -> None:
     import psutil
 

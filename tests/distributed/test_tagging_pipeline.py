@@ -107,7 +107,7 @@ def test_it_learns_and_reports(finished: Path) -> None:
     manifest = read(run / "knowledge" / "nezha" / "manifest.json")
     assert set(manifest["outputs"]) == {"emissions", "marginals"}
     assert "PER" in (run / "report" / "report.html").read_text(encoding="utf-8")
-    assert "finetune: complete" in dtrain("run", finished / "recipe.yaml")
+    assert "nothing to do" in dtrain("run", finished / "recipe.yaml")
 
 
 @pytest.mark.parametrize("processes", [1, 3])

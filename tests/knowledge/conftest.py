@@ -88,9 +88,9 @@ class MadeUpTagger(MadeUpTeacher):
 
 
 def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: bool = False) -> Part:
-    """Rows of 1 to 20 tokens (2 to 21, of which 2 are no characters), a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
+    """Rows of 1 to 20 tokens (3 to 22, of which 2 are no characters), a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
     random = np.random.default_rng(seed)
-    lengths = random.integers(1, 21, rows) + tagging
+    lengths = random.integers(1, 21, rows) + 2 * tagging
     texts = [random.integers(1, VOCABULARY, length).astype(np.int32) for length in lengths]
     for row in range(1, rows):
         if random.random() < 0.25:

@@ -14,7 +14,7 @@ import torch
 
 import dtrain
 from dtrain.errors import DtrainError
-from dtrain.knowledge import StoreReader, read_manifest, verify
+from dtrain.knowledge import StoreReader, StoreWriter, read_manifest, verify
 from dtrain.stages.precompute import distinct_texts
 
 
@@ -153,6 +153,23 @@ def test_nan_names_the_rows_and_leaves_whole_shards(job, kind, tmp_path, on_rank
     assert not any(name.startswith(".tmp") for name in names)
     bad_shards = {np.searchsorted(made.part.ids, i) // 40 for i in ids}
     assert not names & {f"shard-{number:05d}.arrow" for number in bad_shards}
+
+
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN or infinity"), (1e5, "do not fit float16")])
+def test_a_bad_character_names_its_row(job, tmp_path, value, reason):
+    """Rows 242 and 255 of the shard of rows 240 to 279; ids jump by 1000 at row 250."""
+    made = job(outputs=("emissions",))
+    store = StoreWriter(tmp_path / "store", made.layout, made.part.ids)
+    lengths = made.part.characters[240:280].astype(np.int64)
+    begin = np.cumsum(lengths) - lengths
+    assert lengths[2] > 1 and lengths[15] > 1
+    emissions = torch.zeros(int(lengths.sum()), made.layout.outputs["emissions"].width)
+    emissions[begin[2] + lengths[2] - 1, 3] = value  # its last character
+    emissions[begin[15] : begin[15] + 2, 0] = value  # two of one row: named once
+    with pytest.raises(DtrainError, match=rf"{reason}.*rows with id 242, 1255\b") as refused:
+        store.write(6, {"emissions": emissions}, lengths)
+    assert "emissions" in str(refused.value)
+    assert not (store.path / "shard-00006.arrow").exists()
 
 
 def test_values_beyond_float16_are_refused_with_the_way_out(job, tmp_path):

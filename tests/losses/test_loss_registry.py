@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
 
-from dtrain.losses import check_loss, coerce_parameters, find_loss, loss_names, registry
-from dtrain.recipe.schema import LossSpec
+from dtrain.losses import build_losses, check_loss, coerce_parameters, find_loss, loss_names, registry
+from dtrain.recipe import dump_recipe, load_recipe
+from dtrain.recipe.training import LossSpec
 
 
 def test_names_and_needs() -> None:
@@ -27,9 +29,9 @@ def test_names_and_needs() -> None:
     ("name", "parameters", "message"),
     [
         ("soft_target", {}, r"^type: unknown loss 'soft_target'; did you mean 'soft_targets'\? \(allowed: "),
-        ("xyzzy", {}, r"^type: unknown loss 'xyzzy' \(allowed: cross_entropy, "),
+        ("xyzzy", {}, r"^type: unknown loss 'xyzzy' \(allowed: cosine, cross_entropy, "),
         ("soft_targets", {"temprature": 2}, r"^temprature: unknown key; did you mean 'temperature'\?"),
-        ("soft_targets", {"nil": 2}, r"^nil: unknown key \(allowed: type, weight, teachers, temperature\)$"),
+        ("soft_targets", {"nil": 2}, r"^nil: unknown key \(allowed: type, weight, teachers, weighting, temperature\)$"),
         ("cross_entropy", {"wieght": 2}, r"did you mean 'weight'"),
         ("logit_regression", {"temperature": 2}, r"^temperature: unknown key \(allowed: type, weight, tea"),
         ("soft_targets", {"temperature": 0}, r"^temperature: input should be greater than 0, found 0$"),
@@ -89,6 +91,32 @@ def test_a_new_loss_is_a_function_and_a_line() -> None:
 
 
 @pytest.mark.usefixtures("scratch_registry")
+def test_a_recipe_uses_a_new_loss(tmp_path: Path) -> None:
+    """The function, its line, and a recipe that names it: read, resolved, written out, and computed."""
+
+    @registry.register("logits", "teachers.logits")
+    def largest_difference(student_logits: Any, teacher_logits: Any, *, factor: float = 1.0) -> Any:
+        return factor * (student_logits - teacher_logits.mean(0)).abs().amax(-1)
+
+    path = tmp_path / "recipe.yaml"
+    loss = "{type: largest_difference, factor: 2, weight: {start: 1, until: 0.5}}"
+    path.write_text(
+        "name: new\ndata: {train: a.jsonl}\nteachers: [{name: t, model: {type: textcnn}}]\n"
+        f"students: [{{name: s, model: {{type: bilstm}}, losses: [{loss}]}}]\n"
+    )
+    recipe = load_recipe(str(path))
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+    import torch
+
+    losses = build_losses(recipe.students[0].losses or [])
+    given = {"logits": torch.zeros(1, 2)}, {"t": {"logits": torch.tensor([[3.0, -4.0]])}}, torch.tensor([False])
+    for progress, total in ((0.0, 8.0), (0.25, 4.0), (0.5, 0.0), (0.9, 0.0)):
+        found, sums, counts = losses(*given, progress=progress)
+        assert (found.item(), sums["largest_difference"].item(), counts["largest_difference"].item()) == (total, 8, 1)
+
+
+@pytest.mark.usefixtures("scratch_registry")
 def test_registration_mistakes_are_refused() -> None:
     def cross_entropy(student_logits: object, labels: object) -> None: ...
 
@@ -98,7 +126,7 @@ def test_registration_mistakes_are_refused() -> None:
         registry.register("logits", "labels")(cross_entropy)
     with pytest.raises(ValueError, match="'weight' is a key of every loss"):
         registry.register("logits")(typed)
-    with pytest.raises(ValueError, match=r"needs logits, label \(allowed: classification: logits, labels, "):
+    with pytest.raises(ValueError, match=r"needs logits, label \(allowed: classification: logits, features, "):
         registry.register("logits", "label")(typed)
     with pytest.raises(ValueError, match="needs logits, mask"):  # of two tasks
         registry.register("logits", "mask")(typed)

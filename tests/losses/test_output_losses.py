@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dtrain.losses.outputs import cross_entropy, logit_regression, soft_targets
+from dtrain.losses.outputs import (
+    cosine,
+    cross_entropy,
+    logit_regression,
+    reverse_soft_targets,
+    soft_targets,
+    teacher_annealing,
+    top_gap,
+)
 
 
 def np_softmax(logits: np.ndarray) -> np.ndarray:
@@ -63,6 +71,50 @@ def test_logit_regression_by_hand() -> None:
     assert logit_regression(student, teachers).tolist() == [1 + 0 + 4]
 
 
+def test_reverse_soft_targets_by_hand() -> None:
+    # The uniform student against [1/4, 3/4] at T = 2: 4 (1/2 ln 2 + 1/2 ln(2/3)) = 2 ln(4/3)
+    student = torch.zeros(1, 2)
+    teacher = torch.tensor([[0.0, 2 * math.log(3)]])
+    assert reverse_soft_targets(student, teacher).item() == pytest.approx(2 * math.log(4 / 3), rel=1e-6)
+    # Of [1/4, 3/4] and [3/4, 1/4] the mean is uniform.
+    teachers = torch.stack([teacher, teacher.flip(-1)])
+    assert reverse_soft_targets(student, teachers).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_reverse_is_forward_with_the_roles_swapped(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    student, (teacher, _) = logits
+    torch.testing.assert_close(
+        reverse_soft_targets(student, teacher, temperature=3.0), soft_targets(teacher, student, temperature=3.0)
+    )
+
+
+def test_cosine_by_hand() -> None:
+    student = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    teacher = torch.tensor([[4.0, 3.0], [-2.0, 0.0]])
+    torch.testing.assert_close(cosine(student, teacher), torch.tensor([1 - 24 / 25, 2.0]))
+    torch.testing.assert_close(cosine(student, torch.stack([teacher, 2 * student - teacher])), torch.zeros(2))
+
+
+def test_teacher_annealing_by_hand() -> None:
+    # The student says [1/4, 3/4], the teacher [3/4, 1/4], the label is class 1.
+    student = torch.tensor([[0.0, math.log(3)]]).repeat(2, 1)
+    teacher, labels = student.flip(-1), torch.tensor([1, 0])
+    labelled = torch.tensor([True, False])
+    low, high = math.log(4 / 3), math.log(4)  # -log 3/4, -log 1/4
+    soft = 0.75 * high + 0.25 * low
+    for progress, until, gold in ((0.0, 1.0, 0.0), (0.25, 1.0, 0.25), (0.25, 0.5, 0.5), (0.8, 0.5, 1.0)):
+        found = teacher_annealing(student, labels, labelled, teacher, progress, until=until)
+        expected = [gold * low + (1 - gold) * soft, (1 - gold) * soft]
+        torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_top_gap_by_hand() -> None:
+    student = torch.tensor([[1.0, 9.0, 3.0, 5.0]])
+    assert top_gap(student, k=2).tolist() == [4.0]
+    assert top_gap(student, k=3).tolist() == [5.0]
+    assert top_gap(student, k=9).tolist() == top_gap(student, k=4).tolist() == [6.0]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 20.0])
 def test_soft_targets_against_numpy(logits: tuple[torch.Tensor, torch.Tensor], temperature: float) -> None:
     student, teachers = logits
@@ -94,7 +146,7 @@ def test_against_torch(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 def test_one_teacher_stacked_is_one_teacher(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
     student, (teacher, _) = logits
-    for loss in (soft_targets, logit_regression):
+    for loss in (soft_targets, reverse_soft_targets, logit_regression, cosine):
         assert torch.equal(loss(student, teacher), loss(student, teacher[None]))
 
 
@@ -105,6 +157,11 @@ def test_gradients(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert torch.autograd.gradcheck(lambda z: cross_entropy(z, labels, label_smoothing=0.1), student)
     assert torch.autograd.gradcheck(lambda z: soft_targets(z, teachers, temperature=3.0), student)
     assert torch.autograd.gradcheck(lambda z: logit_regression(z, teachers), student)
+    assert torch.autograd.gradcheck(lambda z: reverse_soft_targets(z, teachers, temperature=3.0), student)
+    assert torch.autograd.gradcheck(lambda z: cosine(z, teachers), student)
+    assert torch.autograd.gradcheck(lambda z: top_gap(z, k=3), student)
+    labelled = labels > 0
+    assert torch.autograd.gradcheck(lambda z: teacher_annealing(z, labels, labelled, teachers, 0.3), student)
 
 
 def test_gradient_of_soft_targets_at_high_temperature_is_that_of_regression() -> None:

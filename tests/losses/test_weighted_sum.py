@@ -9,7 +9,7 @@ import torch
 
 from dtrain.losses import LossSum, build_losses
 from dtrain.losses.outputs import cross_entropy, logit_regression, soft_targets
-from dtrain.recipe.schema import LossSpec
+from dtrain.recipe.training import LossSpec
 
 
 def call(
@@ -139,3 +139,27 @@ def test_what_is_read_of_teachers() -> None:
     )
     assert losses.teacher_outputs == {"marginals": {"a", "b"}, "emissions": None}
     assert losses.need("marginals") and not losses.need("labels")
+
+
+@pytest.mark.parametrize(
+    ("section", "weights"),
+    [
+        ({"start": 1, "end": 0, "until": 0.5}, {0: 1.0, 0.25: 0.5, 0.5: 0.0, 0.9: 0.0}),
+        ({"start": 0.2, "end": 1}, {0: 0.2, 0.5: 0.6, 0.75: 0.8}),
+        ({"start": 1, "end": 0, "shape": "cosine"}, {0: 1.0, 1 / 3: 0.75, 0.5: 0.5, 2 / 3: 0.25}),
+        # distillation that stops early (Cho and Hariharan, ICCV 2019)
+        ({"start": 0.7, "shape": "step", "until": 0.4}, {0: 0.7, 0.39: 0.7, 0.4: 0.0, 0.9: 0.0}),
+    ],
+)
+def test_a_weight_follows_its_schedule(
+    batch: tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]],
+    section: dict[str, Any],
+    weights: dict[float, float],
+) -> None:
+    student, labels, teachers = batch
+    losses = build_losses(specs({"type": "cross_entropy", "weight": 2}, {"type": "soft_targets", "weight": section}))
+    given = {"logits": student, "labels": labels.clamp(min=0)}
+    stored = {name: {"logits": logits} for name, logits in teachers.items()}
+    for progress, weight in weights.items():
+        total, sums, _ = losses(given, stored, labels >= 0, progress=progress)
+        torch.testing.assert_close(total, 2 * sums["cross_entropy"] + weight * sums["soft_targets"])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, log_loss
 from torch import nn
@@ -80,6 +80,8 @@ rows = st.lists(st.tuples(st.integers(1, 9), st.integers(-1, CLASSES - 1)), min_
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows.filter(lambda rows: any(label >= 0 for _, label in rows)))
+@example([(9, 0)])  # one row: three of four ranks have none
+@example([(3, label) for label in (0, 1, 2, 3, 0)])  # batches of four rows and one
 def test_scores_do_not_depend_on_the_number_of_ranks(drawn):
     part = part_of([length for length, _ in drawn], [label for _, label in drawn])
 

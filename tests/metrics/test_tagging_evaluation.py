@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOBES
@@ -13,7 +13,7 @@ from seqeval.scheme import IOBES
 from dtrain.data import Part
 from dtrain.errors import DtrainError
 from dtrain.models import build
-from dtrain.recipe.schema import TaggerSpec
+from dtrain.recipe.models import TaggerSpec
 from dtrain.training.tagging import Tagging, tag_part
 from tests.metrics.test_evaluation import Rank, on_ranks
 
@@ -93,6 +93,8 @@ drawn = st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), min
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn.filter(lambda rows: rows[0][1]))
+@example([(5, True, False)])  # one row: three of four ranks have none
+@example([(3, True, False)] * 3 + [(3, True, True)])  # batches of three rows and one, of one document
 def test_scores_equal_seqeval_for_any_number_of_ranks(rows):
     part = part_of(rows)
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from dtrain.errors import InputError
 from dtrain.models import build, load, parameter_count, save_model, weights_fingerprint
-from dtrain.recipe.schema import BertSpec, NezhaSpec
+from dtrain.recipe.models import BertSpec, NezhaSpec
 
 
 def tokenizer_folder(folder: Path) -> Path:

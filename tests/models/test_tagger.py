@@ -19,7 +19,8 @@ from dtrain.models import TaggerOutput, build, embedding_of, load, save_model, w
 from dtrain.models.fusion import DynamicFusion
 from dtrain.models.idcnn import IDCNN
 from dtrain.models.tagger import Tagger
-from dtrain.recipe.schema import ModelSpec, OptimizerSpec
+from dtrain.recipe.models import ModelSpec
+from dtrain.recipe.training import OptimizerSpec
 from dtrain.training.optim import build_optimizer
 
 TAGS = ["O", *(f"{part}-{kind}" for kind in ("NAME", "ORG") for part in "BIES")]

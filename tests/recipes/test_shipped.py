@@ -41,10 +41,31 @@ def test_quickstart_finds_its_data_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_tnews_recipes_fit_the_real_files(data_folder):
-    for name in ("tnews", "tnews_ensemble"):
+    for name in ("tnews", "tnews_ensemble", "noisy_student", "multi_exit"):
         parts = {part: getattr(load_recipe(name).data, part) for part in ("train", "valid", "test", "transfer")}
         moved = [f"data.{part}={data_folder.parent / paths[0]}" for part, paths in parts.items() if paths]
         check_inputs(load_recipe(name, moved))
+
+
+@pytest.mark.parametrize("name", ["thucnews_same_structure", "thucnews_other_structure", "sst2_bilstm"])
+def test_other_recipes_fit_the_real_files(name, data_folder):
+    data = load_recipe(name).data
+    parts = {part: getattr(data, part)[0] for part in ("train", "valid", "test")}
+    check_inputs(load_recipe(name, [f"data.{part}={data_folder.parent / path}" for part, path in parts.items()]))
+
+
+@pytest.mark.parametrize("domain", ["clothing", "fruit", "hotel", "pda", "shampoo"])
+def test_reviews_recipe_fits_every_domain(domain, data_folder, tmp_path):
+    text = shipped_recipes()["reviews_distill"].read_text(encoding="utf-8")
+    program = re.search(r"awk -F'\\t' '(.*)'  makes", text)[1]  # the recipe's own advice on the published files
+    moved = []
+    for part, file in {"train": "train.txt", "transfer": "dev.txt", "test": "test.txt"}.items():
+        source = data_folder / "reviews_distill" / domain / file
+        cleaned = subprocess.run(["awk", "-F\t", program, source], check=True, capture_output=True).stdout
+        assert len(cleaned.splitlines()) > 0.99 * len(source.read_bytes().splitlines())
+        (tmp_path / file).write_bytes(cleaned)
+        moved.append(f"data.{part}={tmp_path / file}")
+    check_inputs(load_recipe("reviews_distill", moved))
 
 
 def test_quickstart_compares_a_student_with_its_like_from_scratch():

@@ -76,9 +76,11 @@ def write_inputs(folder: Path) -> Path:
 class Pipeline:
     """A run that was submitted, and its jobs by name."""
 
-    def __init__(self, cluster: slurm.Cluster, recipe: Path, folder: Path, *options: str) -> None:
+    def __init__(
+        self, cluster: slurm.Cluster, recipe: Path | str, folder: Path, *options: str, name: str = "tiny"
+    ) -> None:
         self.cluster = cluster
-        self.run = folder / "runs" / "tiny"
+        self.run = folder / "runs" / name
         words = [sys.executable, "-m", "dtrain", "submit", recipe, f"output_dir={folder}/runs", *options]
         self.told = cluster.run(*words, cwd=folder)
         line = next(line for line in self.told.splitlines() if line.startswith("jobs: "))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dtrain.data import Part
 from dtrain.distributed import World
-from dtrain.errors import Stopped
+from dtrain.errors import DtrainError, Stopped
 from dtrain.losses import build_losses
 from dtrain.models import build
-from dtrain.recipe.schema import BiLSTMSpec, LossSpec, Student
+from dtrain.recipe.models import BiLSTMSpec
+from dtrain.recipe.training import LossSpec, Student
 from dtrain.training.adversarial import Adversary
+from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.classification import Classification
 from dtrain.training.engine import Engine
 from dtrain.training.evaluation import evaluate_part
@@ -58,10 +63,10 @@ def train(
     adversary = Adversary(student.adversarial, model) if student.adversarial else None
     calls = 0
 
-    def loss(model: torch.nn.Module, index: np.ndarray) -> Any:
+    def loss(model: torch.nn.Module, index: np.ndarray, progress: float) -> Any:
         nonlocal calls
         calls += 1
-        total, sums, counts = whole(model, index)
+        total, sums, counts = whole(model, index, progress)
         return (total * math.nan if calls == spoil_at else total), sums, counts
 
     job = Fit(
@@ -82,7 +87,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def without_times(position: Position) -> dict[str, Any]:
-    return {k: v for k, v in vars(position).items() if k != "seconds"}
+    return {k: v for k, v in vars(position).items() if k not in ("seconds", "checkpoint_seconds")}
 
 
 @pytest.mark.parametrize("stops", [[0], [1, 0], [0, 0, 0, 0, 0], [3, 2]])
@@ -151,23 +156,60 @@ def test_evaluated_once_even_when_asked_too_rarely(world: World, rows: Part, tmp
     assert position.best_step == position.step
 
 
-def test_a_checkpoint_of_another_recipe_is_not_used(world: World, rows: Part, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_not_used(
+    world: World, rows: Part, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(Stopped):
         train(world, rows, tmp_path, spec(), stop_at=0)
-    from dtrain.training.checkpoint import load_checkpoint
-
-    assert load_checkpoint(tmp_path / "checkpoints", "another") is None
+    capsys.readouterr()
+    section = spec(seed=4).model_dump(mode="json")
+    assert Checkpoints(tmp_path / "checkpoints", "another", section).newest() is None
+    assert "made with seed 3 (now 4)" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_recipe_does_not_push_out_the_new_one(tmp_path: Path) -> None:
-    from dtrain.training.checkpoint import load_checkpoint, save_checkpoint
-
     for identity, step in (("old", 500), ("new", 100)):
-        save_checkpoint(tmp_path, step, identity, {}, {"x": torch.ones(1)}, {})
-    found = load_checkpoint(tmp_path, "new")
+        written = Checkpoints(tmp_path, identity)
+        written.save(step, {}, {"x": torch.ones(1)}, {})
+        written.close()
+    found = Checkpoints(tmp_path, "new").newest()
     assert found is not None
     assert found[0]["step"] == 100
-    assert load_checkpoint(tmp_path, "old") is None
+    assert Checkpoints(tmp_path, "old").newest() is None
+
+
+def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+    written = Checkpoints(tmp_path, "x", keep=3)
+    for step in (2, 4, 6, 8, 10):
+        written.save(step, {}, {"x": torch.ones(1)}, {})
+    written.close()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-{step:08d}" for step in (6, 8, 10)]
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr("dtrain.training.checkpoint.save_file", lambda *a: gate.wait(30) and save_file(*a))
+    written = Checkpoints(tmp_path, "x")
+    written.save(2, {}, {"x": torch.ones(1)}, {})  # would wait for the gate for ever if it wrote here
+    written.check()
+    assert Checkpoints(tmp_path, "x").newest() is None
+    gate.set()
+    written.wait()
+    found = Checkpoints(tmp_path, "x").newest()
+    assert found is not None and torch.equal(found[1]["x"], torch.ones(1))
+    written.close()
+
+
+def test_a_write_that_failed_ends_the_training(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dtrain.training.checkpoint.save_file", full)
+    with pytest.raises(DtrainError, match=r"step-0000000\d: no space left on its disk"):
+        train(world, rows, tmp_path, spec(checkpoint_every=2))
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_damaged_checkpoint_is_skipped(
@@ -176,7 +218,8 @@ def test_a_damaged_checkpoint_is_skipped(
     expected, _ = train(world, rows, tmp_path / "undisturbed", spec())
     with pytest.raises(Stopped):
         train(world, rows, tmp_path, spec(), stop_at=3)
-    (step,) = (tmp_path / "checkpoints").glob("step-*")
+    *older, step = sorted((tmp_path / "checkpoints").glob("step-*"))
+    assert len(older) == 1
     content = bytearray((step / "tensors.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
     (step / "tensors.safetensors").write_bytes(content)

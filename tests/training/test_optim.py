@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dtrain.errors import InputError
-from dtrain.recipe.schema import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.training.optim import build_optimizer, parameter_groups, rate, scaled_to_batch
 
 

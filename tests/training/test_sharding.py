@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dtrain.errors import InputError
-from dtrain.recipe.schema import TrainSpec
+from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding, configs_folder, read_deepspeed, read_sharding, take_variables
+from dtrain.training.engine import check_engine
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json"}
@@ -128,3 +131,14 @@ def test_what_the_recipe_says_otherwise_is_refused(section: dict[str, Any], told
         fill_config(
             Sharding("zero", "ds.json", deepspeed={"zero_optimization": {"stage": 1}, **section}), spec(), 2, "bf16"
         )
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in configs_folder("ds_configs").glob("*.json")))
+def test_pgd_is_refused_under_zero(name: str) -> None:
+    pytest.importorskip("deepspeed")
+    world: Any = SimpleNamespace(size=2, device=torch.device("cpu"), sharding=read_deepspeed(name + ".json"))
+    with pytest.raises(InputError, match=r"teachers\.t\.adversarial\.type: pgd .*\(use fsdp2 or ddp\)"):
+        check_engine(world, spec(adversarial={"type": "pgd"}))
+    check_engine(world, spec(adversarial={"type": "fgm"}))
+    world.size = 1  # nothing is spread
+    check_engine(world, spec(adversarial={"type": "pgd"}))

@@ -1,0 +1,92 @@
+"""The rows of a noisy student (Xie et al. 2020, 1911.04252): those its teachers are sure of, balanced, with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dtrain.data import Part
+from dtrain.errors import InputError
+from dtrain.recipe.training import Noisy
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dtrain.knowledge import StoreReader
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyPart(Part):
+    """Rows in which each token is blanked with the chance `noise` whenever they are collated, anew each time.
+
+    A blank is the padding's id where the mask says token: in the package's own students its vector is 0. Which tokens
+    follows from torch's generator, as dropout does.
+    """
+
+    noise: float = 0.0
+
+    def collate(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        batch = super().collate(index)
+        ids = batch["input_ids"]
+        batch["input_ids"] = ids.masked_fill(torch.rand(ids.shape) < self.noise, self.pad_id)
+        return batch
+
+
+def noisy_rows(part: Part, stores: Mapping[str, StoreReader], spec: Noisy) -> NoisyPart:
+    """All labelled rows, and the unlabelled ones that `confident` chooses by the mean of the teachers' distributions.
+
+    Raises:
+        InputError: no unlabelled row is left.
+    """
+    unlabelled = np.flatnonzero(part.labels < 0)
+    distributions = [store.logits(part.ids[unlabelled]).softmax(-1) for store in stores.values()]
+    chosen = unlabelled[confident(torch.stack(distributions).mean(0), spec.confidence, spec.balance)]
+    if not len(chosen):
+        raise InputError(f"noisy.confidence: no transfer row reaches {spec.confidence:g}")
+    return _take(part, np.concatenate([np.flatnonzero(part.labels >= 0), chosen]), spec.token_noise)
+
+
+def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.ndarray:
+    """Rows [M] whose largest probability is at least `floor`, ascending.
+
+    Balanced, every class that has rows is given the same number of them, the mean over these classes (rounded up): of
+    a larger class the surest rows, of a smaller one all, the surest coming again until there are enough.
+
+    Args:
+        probabilities: float [N, C].
+    """
+    largest, classes = (tensor.numpy() for tensor in probabilities.max(-1))
+    kept = np.flatnonzero(largest >= floor)
+    if not balance or not len(kept):
+        return kept
+    surest = kept[np.argsort(-largest[kept], kind="stable")]
+    by_class = [rows for c in range(probabilities.shape[1]) if len(rows := surest[classes[surest] == c])]
+    return np.sort(np.concatenate([np.resize(rows, -(-len(kept) // len(by_class))) for rows in by_class]))
+
+
+def _take(part: Part, index: np.ndarray, noise: float) -> NoisyPart:
+    """The rows at `index`, which may come several times."""
+    lengths = part.lengths[index].astype(np.int64)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    where = np.arange(offsets[-1]) + np.repeat(part.offsets[index] - offsets[:-1], lengths)
+
+    def load_rows() -> Dataset:
+        return part.rows().select(index)
+
+    same = {field.name: getattr(part, field.name) for field in fields(Part)}
+    return NoisyPart(
+        **same
+        | {
+            "ids": part.ids[index],
+            "labels": part.labels[index],
+            "tokens": part.tokens[where],
+            "types": None if part.types is None else part.types[where],
+            "offsets": offsets,
+            "load_rows": load_rows,
+        },
+        noise=noise,
+    )

@@ -1,0 +1,77 @@
+"""Texts cut into words with their parts of speech, by the tagger that a recipe names."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dtrain.errors import InputError
+from dtrain.recipe.data import Augment, Data
+
+
+class Word(NamedTuple):
+    """A word, and its part of speech: empty where no tagger told it, and then nothing may take its place."""
+
+    text: str
+    tag: str = ""
+
+
+Cutter = Callable[[str], list[Word]]
+
+
+def cutter(data: Data) -> tuple[Cutter, str]:
+    """What cuts a normalised text into words, and what to join them with again.
+
+    Without a tagger a word is what `data.vocabulary.unit` says: what stands between blanks, or a character.
+
+    Raises:
+        InputError: the tagger's package, or its data, is not installed.
+    """
+    assert data.augment is not None
+    if data.augment.tagger == "jieba":
+        return _jieba(), ""
+    if data.augment.tagger == "nltk":
+        return _nltk(), " "
+    if data.vocabulary.unit == "word":
+        return lambda text: [Word(word) for word in text.split()], " "
+    return lambda text: [Word(character) for character in text], ""
+
+
+def check_tagger(augment: Augment) -> None:
+    """Raises InputError where the tagger is not installed."""
+    if augment.tagger == "jieba":
+        _jieba()
+    elif augment.tagger == "nltk":
+        _nltk()
+
+
+def _jieba() -> Cutter:
+    try:
+        import jieba
+        import jieba.posseg
+    except ImportError:
+        raise InputError(
+            "data.augment.tagger: 'jieba' needs the package jieba: pip install jieba"
+        ) from None
+    jieba.setLogLevel("ERROR")
+    if not jieba.dt.initialized:
+        # It reads its cache from the common temporary folder, which is anyone's to write: give it one of its own.
+        with tempfile.TemporaryDirectory() as folder:
+            jieba.dt.tmp_dir = folder
+            jieba.initialize()
+    return lambda text: [Word(pair.word, pair.flag) for pair in jieba.posseg.cut(text)]
+
+
+def _nltk() -> Cutter:
+    try:
+        import nltk
+
+        nltk.pos_tag(["a"])
+    except ImportError:
+        raise InputError("data.augment.tagger: 'nltk' needs the package nltk: pip install 'dtrain[english]'") from None
+    except LookupError:
+        raise InputError(
+            "data.augment.tagger: nltk's tagger is not there: python -m nltk.downloader averaged_perceptron_tagger_eng"
+        ) from None
+    return lambda text: [Word(word, tag) for word, tag in nltk.pos_tag(text.split())] if text.split() else []

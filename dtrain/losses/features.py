@@ -1,0 +1,75 @@
+"""Losses on features, the pooled vector [B, F] that reaches a classifier: values a row [B].
+
+Torch is imported inside the functions, because recipes are checked against their signatures without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from dtrain.losses.outputs import full_precision
+from dtrain.losses.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@register("features", "teachers.features")
+def feature_hint(student_features: Tensor, teacher_features: Tensor, *, beta: Width = 1.0) -> Tensor:
+    """The *mean* over features of smoothL1(f_t - f_s): d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
+
+    The hint of distillation between like structures (a BERT-CNN teaches a TextCNN), features before the classifier.
+    Of several teachers, the mean of the values.
+
+    Args:
+        student_features: float [B, F].
+        teacher_features: float [B, F], or [K, B, F] of K teachers.
+        beta: where the square becomes a line.
+
+    Returns:
+        float [B].
+
+    Raises:
+        InputError: the widths differ.
+    """
+    from torch.nn import functional
+
+    student, teacher = _same_width(student_features, teacher_features)
+    values = functional.smooth_l1_loss(student.expand_as(teacher), teacher, reduction="none", beta=beta).mean(-1)
+    return values.mean(0) if values.dim() == 2 else values
+
+
+@register("features", "teachers.features")
+def feature_cosine(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """1 - cos(f_t, f_s). Of several teachers, the mean of the values.
+
+    Args:
+        student_features: float [B, F].
+        teacher_features: float [B, F], or [K, B, F] of K teachers.
+
+    Returns:
+        float [B].
+
+    Raises:
+        InputError: the widths differ.
+    """
+    from torch.nn import functional
+
+    student, teacher = _same_width(student_features, teacher_features)
+    values = 1 - functional.cosine_similarity(student.expand_as(teacher), teacher, dim=-1)
+    return values.mean(0) if values.dim() == 2 else values
+
+
+def _same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    from dtrain.errors import InputError
+
+    if student.shape[-1] != teacher.shape[-1]:
+        raise InputError(
+            f"losses: the student has {student.shape[-1]} features and its teacher {teacher.shape[-1]}; hints "
+            "compare features of one width (of a textcnn or bert_cnn: filters x number of widths)"
+        )
+    return full_precision(student), full_precision(teacher)

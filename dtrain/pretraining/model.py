@@ -1,0 +1,53 @@
+"""A masked language model that scores the vocabulary at masked positions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class MaskedLM(nn.Module):
+    """A BERT or NEZHA with its masked-token head, around transformers' own model (`lm`), which is what is saved.
+
+    The projection on the vocabulary is by far the head's largest product and largest result; of 15 % of the
+    positions it takes 15 % of the time and memory. Scores are those of `lm` at these positions.
+    """
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration of the model inside."""
+        return self.lm.config
+
+    def forward(self, input_ids: Tensor, places: Tensor, pieces: Tensor | None = None) -> Tensor:
+        """Scores over the vocabulary, [M, V].
+
+        Args:
+            input_ids: int64 [B, L], no padding.
+            places: int64 [M], positions in the flattened [B · L].
+            pieces: int64 [B, L], the piece that each token is in, ascending; tokens then attend to their own alone,
+                and BERT's positions are counted from each piece's first token.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        if pieces is not None:
+            same = pieces[:, :, None] == pieces[:, None, :]
+            if self.config.model_type == "bert":
+                inputs |= {"attention_mask": same[:, None], "position_ids": _within(pieces)}
+            else:
+                inputs["attention_mask"] = same
+        states = self.lm.base_model(**inputs).last_hidden_state
+        return self.lm.cls.predictions(states.flatten(0, 1)[places])  # type: ignore[operator, union-attr]
+
+
+def _within(pieces: Tensor) -> Tensor:
+    """The position of each token in its piece, int64 [B, L]."""
+    places = torch.arange(pieces.size(1), device=pieces.device).expand_as(pieces)
+    first = torch.ones_like(pieces, dtype=torch.bool)
+    first[:, 1:] = pieces[:, 1:] != pieces[:, :-1]
+    return places - torch.where(first, places, 0).cummax(dim=1).values

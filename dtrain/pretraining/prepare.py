@@ -1,0 +1,223 @@
+"""From the corpus's files to packed rows under `<run>/data/corpus/`: read, checked, tokenised and packed once.
+
+The main rank works, the others wait; reading and tokenising go over worker processes where there is much to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from dtrain.data.normalize import Normalizer
+from dtrain.data.problems import Problems
+from dtrain.data.tokenizers import given_tokenizer, load_tokenizer, trained_tokenizer
+from dtrain.data.write import map_rows
+from dtrain.errors import DtrainError, InputError
+from dtrain.log import say
+from dtrain.pretraining.corpus import KEY, DocumentNormalizer, excluded_files, excluded_texts, read_documents
+from dtrain.pretraining.packing import Documents, pack, write_rows
+from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
+from dtrain.recipe.pretraining import Pretrain
+from dtrain.recipe.schema import Recipe
+from dtrain.runfolder import RunFolder, is_done, mark_done, publish_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PARTS = ("train", "held_out")
+STRETCH = 20_000  # documents that are packed at a time
+WRITE_EVERY = 1000  # raw documents a batch of the Arrow file
+
+TEXTS = datasets.Features(
+    {"text": datasets.Value("string"), "lines_out": datasets.Value("int32"), "share": datasets.Value("float64")}
+)
+TOKENS = datasets.Features(
+    {
+        "tokens": datasets.List(datasets.Value("int32")),
+        "flags": datasets.List(datasets.Value("uint8")),
+        "held_out": datasets.Value("bool"),
+    }
+)
+
+
+def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str) -> None:
+    """Tokens and, for the length of every phase, packed rows, unless they are there for these very inputs.
+
+    Raises:
+        InputError: for files that are not what the recipe says, or too little text; nothing is written then.
+    """
+    spec = recipe.pretrain
+    assert spec is not None
+    corpus = folder.data / "corpus"
+    datasets.disable_progress_bars()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizers' threads and forked workers do not mix
+    if not is_done(corpus, identity):
+        problems = Problems()
+        if spec.corpus.dictionary:
+            check_dictionary(spec.corpus.dictionary, problems)
+        problems.raise_if_any()
+        given = _given_tokenizer(recipe, spec)
+        with publish_folder(corpus) as aside:
+            _write_tokens(recipe, spec, given, aside)
+            mark_done(aside, identity)
+    for length in sorted({phase.max_length for phase in spec.phases}):
+        rows = corpus / f"rows-{length}"
+        if not is_done(rows, identity):
+            with publish_folder(rows) as aside:
+                counts = _write_packed(corpus, length, aside)
+                mark_done(aside, identity)
+            told = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in counts.items())
+            say(f"pretrain: {told} rows of {length} tokens")
+
+
+def corpus_tokenizer(folder: RunFolder) -> Path:
+    """Where the tokenizer is that the corpus was tokenised with."""
+    return folder.data / "corpus" / "tokenizer"
+
+
+def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast | None:
+    longest = max(phase.max_length for phase in spec.phases)
+    tokenizer = given_tokenizer("pretrain", spec.model, longest, recipe.data.normalize.lower)
+    if tokenizer is not None:
+        for name in ("cls", "sep", "mask"):
+            if getattr(tokenizer, f"{name}_token_id") is None:
+                raise InputError(f"pretrain.model: its tokenizer has no [{name.upper()}]")
+    return tokenizer
+
+
+def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast | None, folder: Path) -> None:
+    """`tokenizer/`, `tokens/` and `corpus.json`."""
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    normalizer = Normalizer(recipe.data.normalize)
+    excluded = excluded_texts(excluded_files(recipe), normalizer)
+    raw = _raw_documents(spec, scratch / "raw.arrow")
+    assert spec.seed is not None
+    normalize = _NormalizeBatch(DocumentNormalizer(normalizer, excluded), spec.seed)
+    texts = map_rows(raw, normalize, TEXTS, recipe.data, scratch)
+    out = int(texts.data.column("lines_out").to_numpy().sum())
+    share = texts.data.column("share").to_numpy()
+    kept = share < 1.0
+    texts, share = texts.select(np.flatnonzero(kept)), share[kept]
+    different = np.unique(share)
+    if len(different) < 2:
+        raise InputError(f"{KEY}.sources: {len(different)} different document(s) left; training and perplexity need 2")
+    # Documents with the same text have the same share: none is held out and trained on.
+    bound = different[max(1, round(spec.corpus.held_out * len(different))) - 1]
+    held_out = share <= bound
+    _assert_absent(texts, excluded)
+
+    training = texts.select(np.flatnonzero(~held_out)).select_columns(["text"])
+    tokenizer = given or trained_tokenizer(
+        spec.model, (batch["text"] for batch in training.iter(1000)), recipe.data.normalize.lower
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    segmenter(spec.corpus.dictionary)  # here, so that forked workers have it
+    encode = _EncodeBatch(TokenFlagger(tokenizer, spec.corpus.dictionary), float(bound))
+    tokens = map_rows(texts, encode, TOKENS, recipe.data, scratch)
+    tokens.save_to_disk(folder / "tokens")
+    count = len(tokens.data.column("tokens").combine_chunks().flatten())
+    shutil.rmtree(scratch)
+    info = {
+        "documents": len(texts),
+        "held_out": int(held_out.sum()),
+        "tokens": count,
+        "excluded_lines": out,
+        "vocabulary": len(tokenizer),
+    }
+    write_json(folder / "corpus.json", info)
+    say(
+        f"pretrain: {len(texts):,} documents ({info['held_out']:,} held out), {count:,} tokens, vocabulary of "
+        f"{len(tokenizer):,}; {out:,} lines left out that are in files not to be trained on"
+    )
+
+
+def _raw_documents(spec: Pretrain, file: Path) -> datasets.Dataset:
+    """The documents as they are in the user's files, in one Arrow file.
+
+    Raises InputError where something is wrong with the files.
+    """
+    problems = Problems()
+    schema = pa.schema({"raw": pa.string()})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        batch: list[str] = []
+        for text in read_documents(spec.corpus, problems):
+            batch.append(text)
+            if len(batch) == WRITE_EVERY:
+                writer.write_batch(pa.record_batch([pa.array(batch)], schema=schema))
+                batch = []
+        writer.write_batch(pa.record_batch([pa.array(batch, pa.string())], schema=schema))
+    problems.raise_if_any()
+    return datasets.Dataset.from_file(str(file))
+
+
+class _NormalizeBatch:
+    """Adds to each text a number in [0, 1) that follows from it and the seed, 1 where nothing of it is left."""
+
+    def __init__(self, normalizer: DocumentNormalizer, seed: int) -> None:
+        self.normalizer, self.salt = normalizer, seed.to_bytes(8, "little")
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        done = [self.normalizer(text) for text in batch["raw"]]
+        return {
+            "text": [text for text, _ in done],
+            "lines_out": [out for _, out in done],
+            "share": [self._share(text) if text else 1.0 for text, _ in done],
+        }
+
+    def _share(self, text: str) -> float:
+        digest = hashlib.blake2b(text.encode(), digest_size=6, key=self.salt).digest()
+        return int.from_bytes(digest, "little") / 2**48
+
+
+class _EncodeBatch:
+    def __init__(self, flagger: TokenFlagger, bound: float) -> None:
+        self.flagger, self.bound = flagger, bound
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        tokens, flags = self.flagger(batch["text"])
+        return {"tokens": tokens, "flags": flags, "held_out": [share <= self.bound for share in batch["share"]]}
+
+
+def _assert_absent(texts: datasets.Dataset, excluded: set[str]) -> None:
+    """Read what is to be trained on once more: no line and no document may be an excluded text."""
+    for batch in texts.select_columns(["text"]).iter(1000):
+        for text in batch["text"]:
+            if text.replace("\n", " ") in excluded or not excluded.isdisjoint(text.split("\n")):
+                raise DtrainError(f"the corpus holds {text[:60]!r}, which is in a file that is not to be trained on")
+
+
+# --- packing ---------------------------------------------------------------------------------------
+
+
+def _write_packed(corpus: Path, length: int, folder: Path) -> dict[str, int]:
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    tokens = datasets.load_from_disk(corpus / "tokens")
+    held_out = tokens.data.column("held_out").to_numpy()
+    counts = {}
+    for part, chosen in zip(PARTS, (~held_out, held_out), strict=True):
+        stretches = _stretches(tokens, np.flatnonzero(chosen))
+        rows = pack(stretches, length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+        counts[part] = write_rows(rows, length, folder / part)
+        if not counts[part]:
+            key = f"{KEY}.held_out" if part == "held_out" else f"{KEY}.sources"
+            few = "too little text is held out" if part == "held_out" else "too little text"
+            raise InputError(f"{key}: {few} to fill one row of {length} tokens (pretrain.phases: max_length)")
+    return counts
+
+
+def _stretches(tokens: datasets.Dataset, index: np.ndarray) -> Iterator[Documents]:
+    for start in range(0, len(index), STRETCH):
+        table = tokens.select(index[start : start + STRETCH]).with_format("arrow")[:]
+        lists = table.column("tokens").combine_chunks()
+        flags = table.column("flags").combine_chunks()
+        offsets = lists.offsets.to_numpy()
+        yield lists.flatten().to_numpy(), flags.flatten().to_numpy(), offsets - offsets[0]

@@ -1,0 +1,89 @@
+"""Words of a text by jieba, and which of a tokenizer's tokens begin one: worked out once, when a corpus is prepared."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dtrain.data.files import numbered_lines, resolve_path
+from dtrain.data.problems import Problems
+
+if TYPE_CHECKING:
+    import jieba
+    from transformers import PreTrainedTokenizerFast
+
+# What a token of a document is, as bits.
+WORD, SENTENCE = 1, 2  # begins one
+SENTENCE_END = re.compile(r"(?:[。！？；!?;…]+|\.(?=\s))[”’」』）)\"']*\s*|\n+")
+ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
+
+
+@cache
+def segmenter(dictionary: str | None) -> jieba.Tokenizer:
+    """jieba with its own dictionary and the user's words. One a process; made before workers are forked."""
+    import jieba
+
+    tokenizer = jieba.Tokenizer()
+    # What `initialize` does, without its cache: a file in a folder that all users share, read without any check.
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    if dictionary is not None:
+        for _, line in numbered_lines(resolve_path(dictionary), dictionary, Problems()):
+            word, *rest = line.split()
+            tokenizer.add_word(word, *(int(count) for count in rest[:1] if count.isdigit()))
+    return tokenizer
+
+
+def check_dictionary(name: str, problems: Problems) -> None:
+    """Every line must be `word [count [tag]]`; lines that are not become problems."""
+    for number, line in numbered_lines(resolve_path(name), name, problems):
+        if not ENTRY.fullmatch(line):
+            problems.add(f"{name}:{number}: must be `word [count [tag]]`, found {line[:40]!r}")
+
+
+def word_of_character(text: str, dictionary: str | None) -> np.ndarray:
+    """The number of the word that each character is in, int [characters]."""
+    lengths = [len(word) for word in segmenter(dictionary).cut(text)]
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def sentence_of_character(text: str) -> np.ndarray:
+    """The number of the sentence that each character is in, int [characters]; marks at its end belong to it."""
+    numbers = np.zeros(len(text), dtype=np.int64)
+    ends = [match.end() for match in SENTENCE_END.finditer(text) if match.end() < len(text)]
+    numbers[ends] = 1
+    return numbers.cumsum()
+
+
+class TokenFlagger:
+    """Calls as `flagger(texts) -> (ids, flags)`: a document's token ids without special ones, and what they begin.
+
+    A token begins a word where jieba's word and the tokenizer's own (the letters between blanks, a single Chinese
+    character) both change: so neither the characters of a Chinese word nor the pieces of an English one come apart.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, dictionary: str | None) -> None:
+        self.backend = tokenizer.backend_tokenizer
+        self.dictionary = dictionary
+
+    def __call__(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
+        ids: list[list[int]] = []
+        flags: list[list[int]] = []
+        for text, encoding in zip(texts, self.backend.encode_batch(texts, add_special_tokens=False), strict=True):
+            ids.append(encoding.ids)
+            if not encoding.ids:
+                flags.append([])
+                continue
+            first = np.array([start for start, _ in encoding.offsets])
+            own = np.array(encoding.word_ids)
+            words = word_of_character(text, self.dictionary)[first]
+            sentences = sentence_of_character(text)[first]
+            new = np.ones((2, len(first)), dtype=bool)
+            new[0, 1:] = (np.diff(words) != 0) & (np.diff(own) != 0)
+            new[1, 1:] = (np.diff(sentences) != 0) & (np.diff(own) != 0)
+            new[0] |= new[1]
+            flags.append((new[0] * WORD + new[1] * SENTENCE).tolist())
+        return ids, flags

@@ -1,0 +1,139 @@
+"""The section `data`: where rows come from and what is done to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+
+from dtrain.recipe.values import Closed, Column, Paths, Probability, Share
+
+
+class Columns(Closed):
+    """Where a row's parts are: names (JSON keys, header names) or numbers from 0 (no header)."""
+
+    text: Column = "text"
+    text_b: Column | None = None
+    label: Column = "label"
+    id: Column | None = None
+
+    @model_validator(mode="after")
+    def one_role_each(self) -> Columns:
+        given = [column for column in (self.text, self.text_b, self.label, self.id) if column is not None]
+        twice = [column for column in given if given.count(column) > 1]
+        if twice:
+            raise ValueError(f"column {twice[0]!r} is given two roles")
+        return self
+
+
+class Split(Closed):
+    """Shares cut off the training rows, stratified by label, for each part that has no file."""
+
+    valid: Share = 0.1
+    test: Share = 0.0
+
+    @model_validator(mode="after")
+    def leaves_something(self) -> Split:
+        if self.valid + self.test >= 1.0:
+            raise ValueError(f"valid + test is {self.valid + self.test:g}; it must leave training rows (be under 1)")
+        return self
+
+
+class Normalization(Closed):
+    """What is done to every text, in this order; part of the identity of data and stores."""
+
+    simplify: bool = True  # traditional -> simplified Chinese
+    half_width: bool = True  # full-width -> half-width forms
+    control: bool = True  # drop control and zero-width characters
+    whitespace: bool = True  # runs of white space -> one space, ends stripped
+    lower: bool = True
+
+
+class Vocabulary(Closed):
+    """The students' vocabulary, counted on training and transfer text or given as a file."""
+
+    unit: Literal["character", "word"] = "character"
+    min_count: PositiveInt = 3
+    max_size: Annotated[int, Field(ge=8)] | None = None
+    file: str | None = None
+
+
+class Augment(Closed):
+    """Made-up transfer rows from training rows (augment/, Tang et al. 2019), labelled by the teachers alone."""
+
+    n_iter: PositiveInt = 20  # attempts at each training row
+    p_mask: Probability = 0.1  # of a word
+    p_pos: Probability | None = None  # of a word: another of its kind takes its place; default 0.1 with a tagger
+    p_ng: Probability = 0.25  # of a text: an n-gram alone is kept
+    max_ngram: PositiveInt = 5
+    tagger: Literal["jieba", "nltk"] | None = None  # of words and their parts of speech
+
+    @model_validator(mode="after")
+    def can_be_done(self) -> Augment:
+        if self.p_pos is None:
+            self.p_pos = 0.1 if self.tagger else 0.0
+        if self.p_mask + self.p_pos > 1:
+            raise ValueError(f"p_pos: p_mask + p_pos is {self.p_mask + self.p_pos:g}; a word has one fate (at most 1)")
+        if self.p_pos and self.tagger is None:
+            raise ValueError("p_pos: parts of speech need a tagger: jieba for Chinese, nltk for English")
+        return self
+
+
+class Data(Closed):
+    task: Literal["classification", "pairs", "tagging"] = "classification"
+    train: Paths
+    valid: Paths = []
+    test: Paths = []
+    transfer: Paths = []  # unlabelled rows for students to learn the teachers' outputs on
+    augment: Augment | None = None  # more of them, made up from training rows
+    format: Literal["auto", "jsonl", "tsv", "csv", "lines", "dataset", "conll"] = "auto"
+    scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in conll files
+    header: bool = True
+    columns: Columns = Columns()
+    labels: list[str] | str | None = None  # the label map in order: a list, or a file of one a line
+    split: Split = Split()
+    normalize: Normalization = Normalization()
+    vocabulary: Vocabulary = Vocabulary()
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    workers: PositiveInt | Literal["auto"] = "auto"
+
+    @field_validator("train", "valid", "test", "transfer", mode="before")
+    @classmethod
+    def one_or_many(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def labels_differ(cls, value: list[str] | str | None, info: ValidationInfo) -> list[str] | str | None:
+        if isinstance(value, list):
+            if info.data.get("task") == "tagging":
+                if not value or any(not name or name != name.strip("- ") for name in value):
+                    raise ValueError("needs at least one entity type, none empty or with a dash or blank around it")
+            elif len(value) < 2:
+                raise ValueError(f"{len(value)} label(s) given; classification needs at least 2")
+            twice = sorted({label for label in value if value.count(label) > 1})
+            if twice:
+                raise ValueError(f"label {twice[0]!r} is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def consistent(self) -> Data:
+        if not self.train:
+            raise ValueError("train: no file given")
+        if self.task == "pairs" and self.columns.text_b is None:
+            raise ValueError("columns.text_b: must name the second text for task 'pairs'")
+        if self.task != "pairs" and self.columns.text_b is not None:
+            raise ValueError("columns.text_b: is only for task 'pairs'")
+        if self.task != "tagging":
+            for key, found, default in (("format", self.format, "conll"), ("scheme", self.scheme, None)):
+                if found == default or (default is None and found != "auto"):
+                    raise ValueError(f"{key}: {found!r} is only for task 'tagging'")
+        elif self.format not in ("auto", "jsonl", "conll", "lines"):
+            raise ValueError(f"format: {self.format!r} is not for task 'tagging' (allowed: auto, conll, jsonl, lines)")
+        elif self.vocabulary.unit != "character":
+            raise ValueError("vocabulary.unit: task 'tagging' reads characters")
+        elif self.augment is not None:
+            raise ValueError("augment: is not for task 'tagging'")
+        elif not self.valid and not self.test and "split" not in self.model_fields_set:
+            self.split = Split(valid=0.1, test=0.2)  # 7:1:2, as entity corpora without splits are cut
+        return self

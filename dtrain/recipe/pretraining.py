@@ -1,0 +1,84 @@
+"""The section `pretrain`: masked language modelling on plain text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from dtrain.recipe.models import BertSpec, NezhaSpec
+from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.recipe.values import Closed, Column, Paths, Positive, Precision
+
+
+class CorpusSource(Closed):
+    """Text to pre-train on: a file, a folder of .txt and .jsonl files, a `datasets` folder, or hub:name."""
+
+    path: str
+    format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by suffix
+    column: Column = "text"  # of everything but plain lines
+    header: bool = True  # of tables
+    documents: Literal["blank", "line"] = "blank"  # plain lines: a blank line ends a document, or every line is one
+
+
+class CorpusSpec(Closed):
+    """Where the text is, what may not be in it, and how it is cut."""
+
+    sources: Annotated[list[CorpusSource], Field(min_length=1)]
+    exclude: Paths = []  # files whose rows must not enter, beside data.valid and data.test
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01  # share of the documents, for the perplexity
+    dictionary: str | None = None  # words for jieba, one a line: `word [count [tag]]`
+    separate: bool = False  # a token attends to its own document only
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def paths_alone(cls, value: Any) -> Any:
+        listed = value if isinstance(value, list) else [value]
+        return [{"path": source} if isinstance(source, str) else source for source in listed]
+
+
+class MaskingSpec(Closed):
+    """Which tokens are to be predicted; of those 80 % are read as [MASK], 10 % as another token."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    ngram: Annotated[int, Field(ge=1, le=10)] = 1  # the most words that are masked together
+
+
+class Phase(Closed):
+    """One stretch of pre-training at one length; the optimizer starts anew with each."""
+
+    max_length: Annotated[int, Field(ge=8, le=8192)] = 128
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 256  # rows per optimizer step over all ranks
+    accumulation: PositiveInt = 1
+    clip: Positive | None = 1.0
+    optimizer: OptimizerSpec = OptimizerSpec(type="lamb", lr=6.25e-4, lr_scaling="sqrt", reference_batch=512)
+    schedule: ScheduleSpec = ScheduleSpec(type="polynomial", warmup=1 / 320)
+    evaluate_every: PositiveInt | None = None  # steps; default: once an epoch
+    checkpoint_every: PositiveInt | None = None
+
+
+class Pretrain(Closed):
+    """Masked language modelling on plain text; a member's `pretrained: pretrain` names what comes out."""
+
+    model: Annotated[BertSpec | NezhaSpec, Field(discriminator="type")]
+    corpus: CorpusSpec
+    masking: MaskingSpec = MaskingSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # default: the recipe's
+    precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]
+
+    def training(self, number: int) -> TrainSpec:
+        """Phase `number` (from 0) as the training loop takes it."""
+        assert self.seed is not None
+        phase = self.phases[number]
+        return TrainSpec(
+            name=f"phase-{number + 1}",
+            model=self.model,
+            seed=self.seed + number,  # else phases of one length would see the same batches and masks
+            precision=self.precision,
+            activation_checkpointing=self.activation_checkpointing,
+            metric="loss",
+            **{name: getattr(phase, name) for name in Phase.model_fields if name != "max_length"},
+        )

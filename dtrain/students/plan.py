@@ -1,0 +1,167 @@
+"""Which students train side by side, in which way, and in which order: a pure function of recipe, data and machine.
+
+students ── what can be trained together? ──▶ sets ── cut so that every rank has work ──▶ groups, longest first
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dtrain.data import tokenizer_name
+from dtrain.recipe.models import BiLSTMSpec, TextCNNSpec
+from dtrain.recipe.schema import Placement
+from dtrain.recipe.training import Student
+from dtrain.runfolder import fingerprint
+
+Way = Literal["all ranks", "peers", "fused", "streams", "alone"]
+MOST_FUSED = 16  # of one group; more members find the GPU full, and share one fate when memory runs out
+MOST_STREAMS = 4
+WORDS = {
+    "all ranks": "by all ranks",
+    "peers": "learning from each other",
+    "fused": "as one stacked model",
+    "streams": "on CUDA streams side by side",
+    "alone": "alone",
+}
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """Students that one rank trains at the same time (`all ranks`: one student that all train).
+
+    Attributes:
+        why: the reason for not being fused; empty where fused.
+        cost: an estimate, of which only ratios matter.
+    """
+
+    students: tuple[Student, ...]
+    way: Way
+    why: str
+    cost: float
+
+    @property
+    def names(self) -> list[str]:
+        return [student.name for student in self.students]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan is for."""
+
+    ranks: int
+    device: str  # cpu | cuda
+    precision: Callable[[Student], str]  # that a student will train in
+
+
+def plan_groups(
+    students: Sequence[Student],
+    placement: Placement,
+    machine: Machine,
+    *,
+    task: str,
+    order: Callable[[Student], int],
+    cost: Callable[[Student], float],
+) -> list[TrainingGroup]:
+    """Every student in exactly one group; groups that all ranks train first, then longest first.
+
+    Args:
+        task: of the data.
+        order: the seed of a student's order of rows.
+        cost: of one student.
+
+    Returns:
+        The same list on every rank.
+    """
+    everyone = sum(map(cost, students)) or 1.0
+    sets: dict[tuple[Way, str, str], list[Student]] = {}
+    for student in students:
+        way, why = _way(student, placement, machine, task)
+        key = {"fused": _structure, "streams": _rows}.get(way, lambda s, _: s.name)(student, order(student))
+        if way == "peers":
+            key = str(student.peers)
+        sets.setdefault((way, why, key), []).append(student)
+    groups = []
+    for (way, why, _), members in sets.items():
+        if way in ("fused", "streams"):
+            most = MOST_FUSED if way == "fused" else MOST_STREAMS
+            share = math.ceil(machine.ranks * sum(map(cost, members)) / everyone - 1e-9)
+            pieces = min(len(members), max(share, math.ceil(len(members) / most)))
+        else:
+            pieces = 1
+        members = sorted(members, key=lambda student: (-cost(student), student.name)) if way != "peers" else members
+        for piece in _cut(members, pieces):
+            reason = "no other student can be stacked with it here" if way == "fused" and len(piece) == 1 else why
+            alone = len(piece) == 1 and way in ("fused", "streams")
+            groups.append(TrainingGroup(tuple(piece), "alone" if alone else way, reason, sum(map(cost, piece))))
+    return sorted(groups, key=lambda group: (group.way != "all ranks", -group.cost, group.names))
+
+
+def describe(groups: Sequence[TrainingGroup], ranks: int) -> list[str]:
+    """The plan in words: who trains where, with whom, and why not fused."""
+    count = sum(len(group.students) for group in groups)
+    plural = "s" if ranks > 1 else ""
+    lines = [f"plan: {count} students in {len(groups)} groups on {ranks} rank{plural}, longest first"]
+    load = [0.0] * ranks
+    whole = sum(group.cost for group in groups) or 1.0
+    for number, group in enumerate(groups):
+        rank = load.index(min(load))
+        where = "all ranks" if group.way == "all ranks" else f"rank {rank}"
+        if group.way != "all ranks":
+            load[rank] += group.cost
+        why = f" (not fused: {group.why})" if group.why else ""
+        share = f"{100 * group.cost / whole:.0f} % of the work"
+        lines.append(f"  {number + 1}. {where}: {', '.join(group.names)}: {WORDS[group.way]}{why}, {share}")
+    if ranks > 1:
+        lines.append("  (a rank that is free takes the next group, so ranks may come out otherwise)")
+    return lines
+
+
+def why_not_stacked(student: Student, precision: str, task: str) -> str:
+    """The reason why a student has no stacked form; empty where it has one."""
+    if task == "tagging" or not isinstance(student.model, BiLSTMSpec | TextCNNSpec):
+        return f"{student.model.type} has no stacked form"
+    if student.optimizer.type == "lamb":
+        return "lamb has no stacked form"
+    if student.adversarial is not None:
+        return f"{student.adversarial.type} takes a pass of its own"
+    if precision == "fp16":
+        return "fp16 has a loss scale of its own"
+    return ""
+
+
+def _way(student: Student, placement: Placement, machine: Machine, task: str) -> tuple[Way, str]:
+    if student.parallel == "data":
+        return "all ranks", "parallel: data"
+    if student.peers is not None:
+        return "peers", "peers see each other's answers in each step"
+    if student.noisy is not None:
+        return "alone", "a noisy student has rows of its own"
+    if placement.fuse == "never":
+        return "alone", "placement.fuse is never"
+    if placement.fuse == "auto" and machine.device == "cpu":
+        return "alone", "on a CPU arithmetic binds, and stacking gains nothing"
+    why = why_not_stacked(student, machine.precision(student), task)
+    if not why:
+        return "fused", ""
+    return ("streams" if machine.device == "cuda" else "alone"), why
+
+
+def _rows(student: Student, order: int) -> str:
+    """What decides which rows a step reads."""
+    rule = (student.batch_size, student.batch_tokens, student.accumulation)
+    return fingerprint(tokenizer_name(student), student.rows, rule, order)
+
+
+def _structure(student: Student, order: int) -> str:
+    """What members of a stack have in common; all else is theirs."""
+    shape = student.model.model_dump(mode="json", exclude={"dropout"})
+    return fingerprint(_rows(student, order), shape, student.optimizer.type, student.precision)
+
+
+def _cut(members: list[Student], pieces: int) -> list[list[Student]]:
+    """Into stretches of like length."""
+    ends = [round(len(members) * piece / pieces) for piece in range(pieces + 1)]
+    return [members[start:end] for start, end in zip(ends, ends[1:], strict=False)]

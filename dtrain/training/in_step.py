@@ -1,0 +1,77 @@
+"""Answers of a model that no device can hold: cut up over all ranks, which make their passes at the same time.
+
+    parameters: a slice on each rank -> gathered block by block -> this rank's own batch -> freed again
+
+Each pass gathers weights from every rank, so a rank without a batch passes as well, and nobody may leave alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from dtrain.distributed import World
+from dtrain.training.engine_fsdp import spread
+from dtrain.training.inference import cast_products
+
+EVERY = 8  # passes between two looks at whether all go on, each of which waits for the device
+
+
+class AllStop(Exception):
+    """Raised on every rank, by the same pass: one of them does not want to go on."""
+
+
+class InStep(nn.Module):
+    """`model`, cut up over the ranks of `world`; called as often, and by one thread, on every rank.
+
+    Its answers are those of the whole model, bit for bit: gathered weights lie where torch aligns tensors.
+    """
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        super().__init__()
+        self.model = model
+        self.world = world
+        self.passes = 0
+        self.over = False
+        self.wants_to_stop: Callable[[], bool] = lambda: False  # asked on each rank, every few passes
+
+    def forward(self, **batch: Any) -> Any:
+        """What the model returns.
+
+        Raises:
+            AllStop: some rank wants to stop. After any other error this process must end, upon which the launcher
+                ends the other ranks: they wait for this one's weights.
+        """
+        if self.over:  # for batches that were already on their way
+            raise AllStop
+        self.over = True
+        if self.passes % EVERY == 0 and self.world.any(self.wants_to_stop()):
+            raise AllStop
+        answer = self.model(**batch)
+        self.passes += 1
+        self.over = False
+        return answer
+
+
+def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) -> InStep:
+    """A model for inference that every rank holds a slice of. Every rank must call it.
+
+    The ranks of a machine load one after another, so that its memory holds one whole model at a time; blocks go
+    to the device one by one, already cut.
+
+    Args:
+        load: gives the whole model on the CPU.
+        precision: 'fp32', or the autocast type of its products.
+    """
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    model = nn.Module()
+    for turn in range(max(world.gather_objects(world.local_size))):
+        if turn == world.local_rank:
+            # Frozen: a block may then hold parameters of several types.
+            model = cast_products(load(), precision, world.device).requires_grad_(False)
+            spread(model, mesh)
+        world.wait_for_all("loading a model rank by rank")
+    return InStep(model.eval(), world)

@@ -1,0 +1,394 @@
+"""One model's way through its training: where it is, its batches and rates, what is logged, scored and kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dtrain.data import share_of, training_batches
+from dtrain.errors import DtrainError, Stopped
+from dtrain.recipe.training import TrainSpec
+from dtrain.runfolder import fingerprint
+from dtrain.training.adversarial import Adversary
+from dtrain.training.checkpoint import Checkpoints
+from dtrain.training.engine import Engine
+from dtrain.training.monitor import Monitor
+from dtrain.training.optim import rate, scaled_to_batch
+from dtrain.training.speed import Speed
+from dtrain.training.stop import StopRequest
+from dtrain.training.task import LossFunction
+
+LOG_EVERY = 20
+STOP_EVERY = 5  # steps between agreements on stopping
+MAX_SKIPPED = 50  # fp16 steps in a row
+
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+# The weighted loss sum, and by term its unweighted sum and count
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+class Diverged(DtrainError):
+    """The loss is no number any more, or fp16 overflows without end."""
+
+
+@dataclass
+class Position:
+    """Everything a run needs to continue, besides tensors."""
+
+    step: int = 0  # optimizer steps tried so far
+    applied: int = 0  # steps not skipped by fp16 overflow; the schedule follows these
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    best_score: float | None = None
+    best_step: int = 0
+    best_epoch: float = 0.0
+    worse: int = 0  # evaluations since the best
+    skipped: int = 0
+    rows: int = 0
+    seconds: float = 0.0  # in training steps, evaluation not counted
+    checkpoint_seconds: float = 0.0  # that steps waited for checkpoints
+    finished: bool = False  # patience is over
+    running: dict[str, list[float]] = field(default_factory=dict)  # sum and count by term since the last evaluation
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def advance(self, rows: int, epoch_steps: int, applied: bool) -> bool:
+        """Count one step; whether it was the last of its epoch."""
+        self.step += 1
+        self.batch += 1
+        self.rows += rows
+        self.applied += applied
+        self.skipped = 0 if applied else self.skipped + 1
+        if self.batch < epoch_steps:
+            return False
+        self.epoch, self.batch = self.epoch + 1, 0
+        return True
+
+
+class Rows(Hashable, Protocol):
+    """What is trained on, as far as the loop looks at it."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, [N]."""
+
+
+@dataclass(eq=False)
+class Fit:
+    """What is trained, and where."""
+
+    title: str
+    spec: TrainSpec
+    engine: Engine
+    rows: Rows
+    units: np.ndarray  # int [N]: what each row counts in the mean that is trained on
+    loss: LossFunction
+    evaluate: Evaluate
+    checkpoints: Path
+    tensorboard: Path
+    identity: str
+    stop: StopRequest
+    headline: Callable[[dict[str, float]], str]  # scores in words
+    adversary: Adversary | None = None
+    begin_step: Callable[[np.ndarray, int, int], None] | None = None  # (global batch, epoch, step); may set its `units`
+    order: int | None = None  # the seed of the order of rows; None: the spec's
+    pause: int | None = None  # epochs after which to stop for a look at the scores
+    peers: bool = False  # others are trained on its answers: it can only go on from where they are
+
+
+def checkpoints_of(job: Fit) -> Checkpoints:
+    """Where it goes on from. Peers keep two at least: they go on from a step that all of them have."""
+    identity = fingerprint(job.identity, job.engine.precision)
+    keep = max(job.spec.keep_checkpoints, 2 if job.peers else 1)
+    return Checkpoints(job.checkpoints, identity, job.spec.model_dump(mode="json"), keep)
+
+
+class Run:
+    """A `Fit` under way. Its checkpoint is loaded when it is built.
+
+    Attributes:
+        batch: the rows of the next step, positions in `job.rows`.
+        norm, applied: of the last step, set by who makes it (`make_step` does).
+    """
+
+    def __init__(self, job: Fit, from_step: int | None = None) -> None:
+        """`from_step`: of the checkpoint to go on from (0: none); None: the newest."""
+        self.job = job
+        spec, engine = job.spec, job.engine
+        self.checkpoints = checkpoints_of(job)
+        self.position = Position()
+        self.best: dict[str, torch.Tensor] = {}
+        self._base = [group["lr"] for group in engine.optimizer.param_groups]
+        found = self.checkpoints.newest(from_step) if from_step != 0 else None
+        if found:
+            state, tensors, self.best = found
+            engine.load_state(tensors)
+            self.position = Position(**state["position"])
+            del state, tensors
+        del found
+        self.total = sum(len(self._epoch(epoch)) for epoch in range(spec.epochs))
+        self._factor = rate(scaled_to_batch(spec)[1], self.total, spec.epochs)
+        self._batches = self._epoch(self.position.epoch)
+        self.norm = torch.zeros(())
+        self.applied = True
+        self.monitor = Monitor(job.title, job.tensorboard, self.total, self.position.step, speaks=engine.rank == 0)
+        self.window = _Window(engine, job.title, self.position)
+        self._speed = Speed(engine.flops, engine.world.device, engine.precision, engine.ranks, self.position.seconds)
+        self._epoch_ended = False
+
+    @property
+    def ended(self) -> bool:
+        return self.position.finished or self.position.step >= self.total
+
+    @property
+    def paused(self) -> bool:
+        return self.job.pause is not None and self.position.epoch >= self.job.pause
+
+    def settle(self) -> None:
+        """Before the first step; see `Engine.settle`."""
+        if not self.ended:
+            row = self.batch[:1]
+            self.job.engine.settle(lambda: self.job.loss(self.job.engine.model, row, self.progress)[0])
+        self.window.restart_clock()
+
+    # --- a step --------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> np.ndarray:
+        return self._batches[self.position.batch]
+
+    @property
+    def progress(self) -> float:
+        return self.position.step / self.total
+
+    def shares(self) -> list[tuple[np.ndarray, float]]:
+        """This rank's micro-batches of the step, each with the factor on its sum of losses."""
+        engine, batch = self.job.engine, self.batch
+        shares = share_of(batch, engine.rank, engine.ranks, self.job.spec.accumulation, self.position.step)
+        whole = float(self.job.units[batch].sum())
+        # A rank without rows still takes part, with a row that counts nothing.
+        return [(rows, 1.0 / whole) if len(rows) else (batch[:1], 0.0) for rows in shares]
+
+    def random_seed(self) -> int:
+        """Of this step's dropout, a function of (seed, rank, step): no random state to keep."""
+        return int(fingerprint(self.job.spec.seed, self.job.engine.rank, self.position.step)[:15], 16)
+
+    def begin_step(self) -> None:
+        """Rates, and what else is new with each step."""
+        for group, lr in zip(self.job.engine.optimizer.param_groups, self._base, strict=True):
+            group["lr"] = lr * self._factor(self.position.applied)
+        if self.job.begin_step:
+            self.job.begin_step(self.batch, self.position.epoch, self.position.step)
+        self.job.engine.model.train()
+
+    def make_step(self) -> None:
+        """One optimizer step on the global batch."""
+        self.begin_step()
+        torch.manual_seed(self.random_seed())
+        shares = self.shares()
+        for number, (rows, scale) in enumerate(shares):
+            self._micro_step(rows, scale, number == len(shares) - 1)
+        self.norm, self.applied = self.job.engine.step(self.job.spec.clip)
+
+    def _micro_step(self, rows: np.ndarray, scale: float, last: bool) -> None:
+        """Add the gradient of `scale` x the loss of these rows, adversarial passes included."""
+        engine, adversary = self.job.engine, self.job.adversary
+        measured: list[Losses] = []
+
+        def forward() -> torch.Tensor:
+            with engine.autocast():
+                losses = self.job.loss(engine.model, rows, self.progress)
+            measured.append(losses)
+            return losses[0] * scale
+
+        if adversary is None:
+            with engine.synchronise_when(last):
+                engine.backward(forward())
+        else:
+            adversary.micro_step(forward, engine.backward, lambda ends: engine.synchronise_when(last and ends))
+        self.measured(measured[0], rows, scale)  # of the plain pass
+
+    def measured(self, losses: Losses, rows: np.ndarray, scale: float) -> None:
+        """Take in what a micro-batch lost, for the log."""
+        self.window.add(*losses, int(self.job.units[rows].sum()) if scale else 0)
+
+    # --- after a step --------------------------------------------------------------------------------
+
+    def after_step(self) -> None:
+        """Count the step; log and evaluate where due.
+
+        Raises:
+            Diverged: the loss is not finite, or fp16 overflows without end.
+        """
+        job, position, engine = self.job, self.position, self.job.engine
+        batch, epoch_steps = self.batch, len(self._batches)
+        self._epoch_ended = epoch_ends = position.advance(len(batch), epoch_steps, self.applied)
+        self._speed.add(job.rows.lengths[batch])
+        if position.skipped > MAX_SKIPPED:
+            raise Diverged(
+                f"{job.title}: fp16 overflowed in {position.skipped} steps in a row, to step {position.step}"
+            )
+        if position.step % LOG_EVERY == 0 or epoch_ends:
+            means = self.window.flush()
+            watched = {
+                "lr": engine.optimizer.param_groups[0]["lr"],
+                "gradient_norm": float(self.norm),
+                **engine.watched(),
+            }
+            watched["skipped_steps"] = position.step - position.applied
+            ratios = engine.trust_ratios()
+            self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
+        every = job.spec.evaluate_every
+        if (position.step % every == 0 if every else epoch_ends) or position.step == self.total:
+            self.window.flush()
+            if self._evaluate(epoch_steps):
+                self.best = engine.weights()
+            self.window.restart_clock()
+        if epoch_ends and not self.ended:
+            self._batches = self._epoch(position.epoch)
+        self.checkpoints.check()
+
+    def close(self) -> None:
+        """Let go of files; a checkpoint under way is whole when this returns."""
+        self.checkpoints.close()
+        self.monitor.close()
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """Whether this is a step after which to ask if training is to stop."""
+        return not self.ended and self.position.step % STOP_EVERY == 0
+
+    @property
+    def checkpoint_due(self) -> bool:
+        every = self.job.spec.checkpoint_every
+        due = self.position.step % every == 0 if every else self._epoch_ended
+        return (due or self.paused) and not self.ended
+
+    def checkpoint(self) -> None:
+        """Begin to write all that continuing needs (*together*); steps may follow."""
+        self.window.flush()
+        begin = time.perf_counter()
+        tensors = self.job.engine.state()
+        if self.job.engine.rank == 0:
+            self.checkpoints.save(self.position.step, {"position": asdict(self.position)}, tensors, self.best)
+        del tensors
+        self.position.checkpoint_seconds += time.perf_counter() - begin
+        self.window.restart_clock()
+
+    def leave(self) -> None:
+        """Stop on request, after a checkpoint. Raises Stopped."""
+        if self.job.engine.together:
+            self.job.engine.world.wait_for_all("checkpoint")  # nobody leaves before it is whole
+        reason = f"stopped on request ({self.job.stop.reason}) at step {self.position.step} of {self.total}"
+        raise Stopped(f"{self.job.title}: {reason}; the same command continues")
+
+    def explain(self, error: Exception) -> Exception:
+        """A divergence tells where to find the last good weights."""
+        kept = sorted(self.job.checkpoints.glob("step-*"))
+        if not isinstance(error, Diverged) or not kept:
+            return error
+        return Diverged(f"{error}; the last good checkpoint is {kept[-1]}")
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        spec = self.job.spec
+        seed = spec.seed if self.job.order is None else self.job.order
+        assert seed is not None
+        return _batches(self.job.rows, seed, epoch, spec.batch_size, spec.batch_tokens)
+
+    def _evaluate(self, epoch_steps: int) -> bool:
+        """Score the model as it is; whether it is the best so far. Sets `finished` when patience is over."""
+        job, position, spec = self.job, self.position, self.job.spec
+        with job.engine.plain() as model:
+            scores = job.evaluate(model)
+        assert spec.metric is not None  # filled by the recipe
+        score = -scores["loss"] if spec.metric == "loss" else scores[spec.metric]
+        if not math.isfinite(scores["loss"]):
+            raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
+        epoch = round(position.epoch + position.batch / epoch_steps, 4)
+        stop_epoch = getattr(spec, "stop_epoch", None)  # of a teacher that is stopped early, whatever it scores
+        better = position.best_score is None or score > position.best_score or stop_epoch is not None
+        if better:
+            position.best_score, position.best_step, position.best_epoch, position.worse = (
+                score,
+                position.step,
+                epoch,
+                0,
+            )
+        else:
+            position.worse += 1
+            position.finished = spec.patience is not None and position.worse >= spec.patience
+        position.finished |= stop_epoch is not None and position.epoch >= stop_epoch
+        means = {name: sum_ / count if count else 0.0 for name, (sum_, count) in position.running.items()}
+        position.running.clear()
+        position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
+        position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
+        words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}, loss {scores['loss']:.4f}"
+        self.monitor.evaluation(position.step, epoch, scores, words + " (best so far)" * better, position.seconds)
+        return better
+
+
+@lru_cache(maxsize=2)
+def _batches(rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None) -> list[np.ndarray]:
+    """Models trained together share the very arrays."""
+    return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)
+
+
+class _Window:
+    """Loss terms on the device between two looks at them, so that steps do not wait for the host."""
+
+    def __init__(self, engine: Engine, title: str, position: Position) -> None:
+        self.engine, self.title, self.position = engine, title, position
+        self._pending: dict[str, list[torch.Tensor]] = {}
+        self._clock = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """What came before (an evaluation, a checkpoint) is no training time."""
+        self._clock = time.perf_counter()
+
+    def add(
+        self, total: torch.Tensor, sums: dict[str, torch.Tensor], counts: dict[str, torch.Tensor], units: int
+    ) -> None:
+        """Take in a micro-batch; one without rows (of a rank that only took part) adds zeros."""
+        share = units > 0
+        whole = torch.tensor(float(units), device=total.device)
+        for name, sum_, count in [("loss", total.detach(), whole), *((n, sums[n], counts[n]) for n in sums)]:
+            pair = (
+                torch.stack([sum_.double(), count.double()])
+                if share
+                else torch.zeros(2, dtype=torch.float64, device=total.device)
+            )
+            self._pending.setdefault(name, []).append(pair)
+
+    def flush(self) -> dict[str, float]:
+        """Means over all ranks since the last flush, unweighted, by term.
+
+        It waits for the device: the time since the last flush is what its steps took, and is counted.
+
+        Raises:
+            Diverged: when one is not finite.
+        """
+        if not self._pending:
+            return {}
+        pairs = torch.stack([torch.stack(found).sum(0) for found in self._pending.values()])
+        if self.engine.together:
+            pairs = self.engine.world.sum(pairs)
+        means = {}
+        for name, (sum_, count) in zip(self._pending, pairs.tolist(), strict=True):
+            if not math.isfinite(sum_):
+                raise Diverged(f"{self.title}: {name} is {sum_} at step {self.position.step}")
+            kept = self.position.running.setdefault(name, [0.0, 0.0])
+            kept[0] += sum_
+            kept[1] += count
+            means[name] = sum_ / count if count else 0.0
+        self._pending = {}
+        now = time.perf_counter()
+        self.position.seconds += now - self._clock
+        self._clock = now
+        return means

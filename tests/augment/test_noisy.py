@@ -1,0 +1,81 @@
+"""Which rows a noisy student sees, and how often a token of theirs is blanked."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtrain.augment.noisy import confident, noisy_rows
+from dtrain.data import Part
+from dtrain.errors import InputError
+from dtrain.recipe.training import Noisy
+
+# classes 0 0 0 1 0 1 2
+PROBABILITIES = torch.tensor(
+    [[0.9, 0.1, 0], [0.6, 0.2, 0.2], [0.8, 0.1, 0.1], [0.1, 0.9, 0], [0.7, 0.3, 0], [0.4, 0.5, 0.1], [0, 0.3, 0.7]]
+)
+
+
+def test_the_sure_ones() -> None:
+    assert confident(PROBABILITIES, 0.0, False).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert confident(PROBABILITIES, 0.7, False).tolist() == [0, 2, 3, 4, 6]
+    assert confident(PROBABILITIES, 0.95, True).tolist() == []
+
+
+def test_balanced() -> None:
+    # 7 rows of 3 classes: 3 each. Of class 0 the surest three, of 1 both and the surest again, of 2 its one three times
+    assert confident(PROBABILITIES, 0.0, True).tolist() == [0, 2, 3, 3, 4, 5, 6, 6, 6]
+    # without class 2: 4 rows of 2 classes
+    assert confident(PROBABILITIES[:6], 0.7, True).tolist() == [0, 2, 3, 3]
+
+
+class Store:
+    """Answers log-probabilities of rows 100, 101, ..."""
+
+    def logits(self, ids: np.ndarray) -> torch.Tensor:
+        return (PROBABILITIES.clamp(min=1e-9))[ids - 100].log()
+
+
+def part() -> Part:
+    """Two labelled rows, then seven without; row n has n + 1 tokens, all n + 10."""
+    lengths = np.arange(1, 10)
+    return Part(
+        ids=np.concatenate([[0, 1], np.arange(100, 107)]),
+        labels=np.array([1, 0] + [-1] * 7),
+        tokens=np.repeat(np.arange(10, 19), lengths).astype(np.int32),
+        types=None,
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        pad_id=0,
+        load_rows=lambda: SimpleNamespace(select=list),  # type: ignore[arg-type,return-value]
+    )
+
+
+def test_rows_keep_what_is_theirs() -> None:
+    stores: Any = {"t": Store()}
+    rows = noisy_rows(part(), stores, Noisy(confidence=0.0, token_noise=0.0))
+    assert rows.ids.tolist() == [0, 1, 100, 102, 103, 103, 104, 105, 106, 106, 106]
+    assert rows.labels.tolist() == [1, 0] + [-1] * 9
+    batch = rows.collate(np.arange(len(rows)))
+    for place, number in enumerate([0, 1, 2, 4, 5, 5, 6, 7, 8, 8, 8]):
+        assert batch["input_ids"][place].tolist() == [10 + number] * (number + 1) + [0] * (8 - number)
+    assert list(rows.rows()) == [0, 1, 2, 4, 5, 5, 6, 7, 8, 8, 8]
+    with pytest.raises(InputError, match=r"noisy\.confidence: no transfer row reaches 0\.95"):
+        noisy_rows(part(), stores, Noisy(confidence=0.95))
+
+
+def test_tokens_are_blanked_anew_each_time() -> None:
+    stores: Any = {"t": Store()}
+    rows = noisy_rows(part(), stores, Noisy(token_noise=0.25))
+    torch.manual_seed(0)
+    batches = [rows.collate(np.arange(len(rows))) for _ in range(200)]
+    tokens = torch.stack([batch["input_ids"] for batch in batches])
+    mask = batches[0]["attention_mask"].bool()
+    assert all(torch.equal(batch["attention_mask"], batches[0]["attention_mask"]) for batch in batches)
+    assert (tokens[:, mask] == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert not torch.equal(tokens[0], tokens[1])
+    torch.manual_seed(0)
+    assert torch.equal(rows.collate(np.arange(len(rows)))["input_ids"], tokens[0])

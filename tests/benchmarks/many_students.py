@@ -1,0 +1,177 @@
+"""Student-steps a second of K students: one after another, stacked, K processes; and two ranks of one thread each.
+
+    python tests/benchmarks/many_students.py [--quick] [--device cuda] [--output results.json]
+
+Made-up rows at the sizes of TNEWS (15 classes, 4,000 characters, 22 tokens a row): TextCNN 300 x 256 x (2, 3, 4) and
+BiLSTM 512 / 512, batches of 128 and 16. Every measurement runs in processes of its own, from barrier to barrier, and
+reports its peak memory. Ways take turns, so that another user of the machine slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CLASSES, VOCABULARY, TOKENS = 15, 4000, 22
+SHAPES: dict[str, dict[str, Any]] = {
+    "textcnn": {"type": "textcnn", "embedding": 300, "filters": 256, "widths": [2, 3, 4]},
+    "bilstm": {"type": "bilstm", "embedding": 512, "hidden": 512, "dropout": 0.5},
+}
+SMALL = {
+    "textcnn": {"type": "textcnn", "embedding": 64, "filters": 32, "widths": [2, 3, 4]},
+    "bilstm": {"type": "bilstm", "embedding": 64, "hidden": 64, "dropout": 0.5},
+}
+
+
+def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: int, device: str, start: float) -> dict:
+    """In this process: `members` students, one after another or stacked; begins at the time `start`."""
+    import numpy as np
+    import torch
+
+    from dtrain.data import Part
+    from dtrain.distributed import connect
+    from dtrain.losses import build_losses
+    from dtrain.models import build
+    from dtrain.recipe.training import LossSpec, Student
+    from dtrain.students.shared import Memo, SharedRows
+    from dtrain.students.ways import Fused
+    from dtrain.training.classification import Classification
+    from dtrain.training.engine import build_engine, resolve_precision
+    from dtrain.training.loop import in_turn
+    from dtrain.training.run import Fit, Run
+
+    world = connect()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    random = np.random.default_rng(0)
+    lengths = random.integers(12, TOKENS + 11, 40 * batch)
+    rows = Part(
+        ids=np.arange(len(lengths)), labels=random.integers(0, CLASSES, len(lengths)),
+        tokens=random.integers(4, VOCABULARY, lengths.sum()).astype(np.int32), types=None,
+        offsets=np.concatenate([[0], lengths.cumsum()]), pad_id=0, load_rows=lambda: None,
+    )  # fmt: skip
+    rows = SharedRows.of(rows, Memo(4, world.device))
+    task = Classification([str(c) for c in range(CLASSES)], [])
+    runs = []
+    folder = Path(tempfile.mkdtemp())
+    for number in range(members):
+        spec = Student.model_validate(
+            {
+                "name": f"s{number}",
+                "model": shape,
+                "seed": number,
+                "batch_size": batch,
+                "metric": "accuracy",
+                "epochs": 99,
+            }
+        )
+        torch.manual_seed(number)
+        model = build(spec.model, vocabulary=VOCABULARY, labels=task.labels, pad_id=0)
+        engine = build_engine(
+            world, model, spec, together=False, precision=resolve_precision("auto", world.device, "precision")
+        )
+        losses = build_losses([LossSpec(type="cross_entropy")])
+        runs.append(Run(Fit(
+            title=spec.name, spec=spec, engine=engine, rows=rows, units=task.units(rows), order=0, identity="x",
+            loss=task.loss(losses, rows, {}, world.device), evaluate=lambda model: {}, stop=None, headline=str,  # type: ignore[arg-type]
+            checkpoints=folder / spec.name, tensorboard=folder / f"tb{number}",
+        )))  # fmt: skip
+    make_steps = Fused() if way == "fused" else in_turn
+
+    def step() -> None:
+        make_steps(runs)
+        for run in runs:
+            run.position.advance(batch, 40, True)
+            run.window._pending.clear()
+
+    def settle() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    step()
+    settle()
+    time.sleep(max(0.0, start - time.time()))
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    settle()
+    seconds = time.perf_counter() - begin
+    for run in runs:
+        run.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    return {"steps": steps * members, "seconds": seconds, "memory_gib": peak}
+
+
+def spread(shape: dict[str, Any], batch: int, counts: list[int], way: str, threads: int, steps: int, how: Any) -> dict:
+    """One process for each of `counts` members, all at the same time; steps a second of all together."""
+    start = time.time() + how.warm_up
+    command = [sys.executable, __file__, "--worker"]
+    processes = []
+    for count in counts:
+        job = [shape, batch, count, way, steps, how.device, start]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        processes.append(
+            subprocess.Popen([*command, json.dumps(job)], env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    return {
+        "steps_per_second": sum(a["steps"] for a in answers) / max(a["seconds"] for a in answers),
+        "memory_gib": sum(a["memory_gib"] for a in answers),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="small shapes, K up to 4: does it run, not how fast it is")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--warm-up", type=float, default=None, help="seconds until all processes are ready")
+    parser.add_argument("--output", type=Path)
+    how = parser.parse_args()
+    if how.worker:
+        print(json.dumps(measure(*json.loads(how.worker))))
+        return
+    how.warm_up = how.warm_up or (30 if how.quick else 60)
+    cores = len(os.sched_getaffinity(0))
+    found = []
+    for name, shape in (SMALL if how.quick else SHAPES).items():
+        for batch in (16,) if how.quick else (128, 16):
+            for members in (1, 4) if how.quick else (1, 2, 4, 8, 16, 32):
+                steps = max(2, (8 if how.quick else 64) // members)
+                ways = {
+                    "one after another": ([members], "in turn", cores),
+                    "fused": ([members], "fused", cores),
+                    "processes": ([1] * members, "in turn", max(1, cores // members)),
+                    "two ranks": ([(members + 1) // 2, members // 2 or 1], "in turn", 1),
+                }
+                line: dict[str, Any] = {"model": name, "batch": batch, "members": members}
+                for way, (counts, steps_by, threads) in ways.items():
+                    if way == "two ranks" and members == 1:
+                        continue
+                    line[way] = spread(shape, batch, counts, steps_by, threads, steps, how)
+                found.append(line)
+                base = line["one after another"]["steps_per_second"]
+                shown = (
+                    f"{w} {line[w]['steps_per_second'] / base:.2f}x"
+                    for w in ways
+                    if w in line and w != "one after another"
+                )
+                print(
+                    f"{name} batch {batch} K {members}: {base:.1f} student-steps/s one after another; {', '.join(shown)}"
+                )
+    if how.output:
+        how.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

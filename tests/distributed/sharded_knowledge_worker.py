@@ -1,0 +1,193 @@
+"""Stores filled by teachers that are cut up over 2 and over 3 ranks, and by whole ones: `... FOLDER`.
+
+Writes FOLDER/<ranks>/<case>, a store, and FOLDER/<ranks>/facts-<rank>.json, what happened on this rank. Ranks are
+forked before torch has any thread, so that the imports are paid once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from dtrain.distributed import World, connect, leave
+from dtrain.errors import DtrainError, Stopped
+from dtrain.models import build, in_own_memory
+from dtrain.recipe.models import BertSpec, TaggerSpec
+from dtrain.stages.precompute import fill
+from dtrain.training.in_step import EVERY, InStep, load_in_step
+from dtrain.training.inference import cast_products
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
+from conftest import FEATURES, VOCABULARY, Job, StoreWriter
+
+# Five classes and a layer of 65: slices are uneven and padded.
+SHAPE = {"type": "bert", "layers": 3, "hidden": FEATURES, "heads": 2, "intermediate": 65, "dropout": 0.0}
+CASES: dict[str, dict[str, Any]] = {
+    "logits": {"outputs": ("logits", "features"), "dtype": "float32", "shard_rows": 60, "batch_tokens": 50},
+    "bf16": {"outputs": ("logits",), "dtype": "float32", "precision": "bf16", "shard_rows": 60},
+    "tags": {"outputs": ("emissions", "marginals"), "dtype": "float32", "shard_rows": 70},
+    "two shards": {"outputs": ("logits",), "dtype": "float32", "shard_rows": 150},
+}
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    spec = BertSpec.model_validate(SHAPE)
+    return in_own_memory(build(spec, vocabulary=VOCABULARY, labels=list("abcde"), pad_id=0)).eval()
+
+
+def tagger() -> nn.Module:
+    torch.manual_seed(0)
+    section = {"type": "tagger", "encoder": {**SHAPE, "type": "nezha"}, "fusion": "dynamic", "lstm": 6, "dropout": 0.0}
+    spec = TaggerSpec.model_validate(section)
+    return in_own_memory(build(spec, vocabulary=VOCABULARY, labels=["O", "B-X", "I-X", "E-X", "S-X"], pad_id=0)).eval()
+
+
+class Calls:
+    """Counts the calls of a model, and may do something at one of them."""
+
+    def __init__(self, model: nn.Module, at: int = -1, act: Callable[[], None] = lambda: None) -> None:
+        self.made, self.at, self.act = 0, at, act
+        inner = model.model if isinstance(model, InStep) else model
+        inner.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.made += 1
+        if self.made == self.at:
+            self.act()
+
+
+class Request:
+    """A request to stop that reached this rank."""
+
+    asked = False
+
+    def anywhere(self) -> bool:
+        return self.asked
+
+
+def attempt(store: StoreWriter, teacher: nn.Module, job: Job, world: World) -> str:
+    try:
+        fill(store, teacher, job.part, world, title="made-up")
+    except Stopped:
+        return "stopped"
+    except DtrainError as error:
+        return f"failed {error}"
+    return "done"
+
+
+def main() -> None:
+    for ranks in (1, 2, 3):
+        folder = Path(sys.argv[1], str(ranks))
+        folder.mkdir()
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+        children = [start(folder, rank, ranks, port) for rank in range(ranks)]
+        for _ in range(ranks):
+            child, status = os.wait()
+            children.remove(child)
+            if status:
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+                sys.exit(f"{ranks} ranks: one ended with status {status}")
+
+
+def start(folder: Path, rank: int, ranks: int, port: int) -> int:
+    """Fork a rank; returns its process id."""
+    child = os.fork()
+    if child == 0:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        if ranks > 1:
+            os.environ.update({name: str(value) for name, value in place.items()})
+            os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        try:
+            one_rank(folder)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return child
+
+
+def one_rank(folder: Path) -> None:
+    world = connect()
+    facts: dict[str, Any] = {}
+
+    def teacher_of(job: Job) -> nn.Module:
+        make = tagger if job.tagging else bert
+        if world.size == 1:
+            return cast_products(make(), job.precision, world.device)
+        return load_in_step(make, job.precision, world)
+
+    for name, settings in CASES.items():
+        job = Job(**settings)
+        teacher = teacher_of(job)
+        store = StoreWriter(folder / name, job.layout, job.part.ids)
+        calls = Calls(teacher)
+        facts[name] = {"outcome": attempt(store, teacher, job, world), "passes": calls.made}
+        if world.size > 1:
+            kinds = {type(p) for p in teacher.parameters()}
+            facts[name]["cut"] = kinds == {DTensor}
+            facts[name]["slice"] = sum(p.to_local().numel() for p in teacher.parameters())  # type: ignore[attr-defined]
+    facts["whole"] = sum(p.numel() for p in bert().parameters())
+    if world.size > 1:
+        facts |= troubles(folder, world, teacher_of)
+    (folder / f"facts-{world.rank}.json").write_text(json.dumps(facts))
+    leave(0)
+
+
+def troubles(folder: Path, world: World, teacher_of: Callable[[Job], nn.Module]) -> dict[str, Any]:
+    """A restart, a request to stop, and NaN, each known to one rank alone."""
+    facts: dict[str, Any] = {}
+    job = Job(**CASES["logits"])
+
+    def store_in(name: str) -> StoreWriter:
+        return StoreWriter(folder / name, job.layout, job.part.ids)
+
+    def copy() -> None:
+        shutil.copytree(folder / "logits", folder / "restarted")
+        for name in ("manifest.json", "shard-00001.arrow", "shard-00004.arrow"):
+            (folder / "restarted" / name).unlink()
+
+    world.main_first(copy)
+    teacher = teacher_of(job)
+    calls = Calls(teacher)
+    facts["restarted"] = {"outcome": attempt(store_in("restarted"), teacher, job, world), "passes": calls.made}
+
+    world.stop = Request()  # type: ignore[assignment]
+    teacher = teacher_of(job)
+    last = world.rank == world.size - 1
+    calls = Calls(teacher, at=EVERY + 2, act=lambda: setattr(world.stop, "asked", last))
+    facts["stopped"] = {"outcome": attempt(store_in("stopped"), teacher, job, world), "passes": calls.made}
+    world.stop = None
+    facts["continued"] = {"outcome": attempt(store_in("stopped"), teacher_of(job), job, world)}
+
+    poison = VOCABULARY - 1
+    job.part.tokens[job.part.tokens == poison] = 1
+    job.part.tokens[job.part.offsets[63]] = poison  # of the second shard, the second rank's first
+
+    def broken() -> nn.Module:
+        model = bert()
+        with torch.no_grad():
+            model.get_parameter("bert.embeddings.word_embeddings.weight")[poison] = float("nan")
+        return model
+
+    teacher = load_in_step(broken, "fp32", world)
+    calls = Calls(teacher)
+    facts["nan"] = {"outcome": attempt(store_in("nan"), teacher, job, world), "passes": calls.made}
+    return facts
+
+
+if __name__ == "__main__":
+    main()

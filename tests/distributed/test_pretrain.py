@@ -1,0 +1,162 @@
+"""Pre-training through the command line: any way to spread it gives one model, stopping changes nothing, a teacher
+starts from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+RECIPE = """\
+name: pre
+seed: 5
+output_dir: {folder}/runs
+pretrain:
+  model: {{type: {model}, size: tiny, hidden: 16, heads: 2, dropout: 0, vocabulary_size: 150}}
+  corpus: {{sources: [{{path: {folder}/text.txt, documents: line}}], held_out: 0.1, separate: {separate}}}
+  masking: {{ngram: 2}}
+  phases:
+    - {{max_length: 16, epochs: 1, batch_size: 24, accumulation: 2, optimizer: {{type: lamb, lr: 0.01}}}}
+    - {{max_length: 32, epochs: 2, batch_size: 12, optimizer: {{type: adamw, lr: 0.002}}}}
+data:
+  train: {folder}/train.jsonl
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - name: teacher
+    model: {{type: {model}, pretrained: pretrain}}
+    epochs: 1
+launch: {{processes: 2}}
+report: {{latency: false}}
+"""
+WORDS = ["球队", "比赛", "进球", "冠军", "好吃", "餐厅", "美味", "火锅", "股票", "基金", "银行", "利率"]
+
+
+def write_recipe(folder: Path, model: str, separate: bool) -> Path:
+    draw = random.Random(0)
+    lines = ["".join(draw.choices(WORDS, k=draw.randint(3, 9))) + "。\n" for _ in range(150)]
+    (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
+    rows = [{"text": "".join(draw.choices(WORDS, k=4)), "label": "ab"[n % 2]} for n in range(40)]
+    dumped = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "train.jsonl").write_text("".join(dumped), encoding="utf-8")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=folder, model=model, separate=str(separate).lower()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("pretrain"), "nezha", separate=False)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "dtrain", *map(str, arguments)]
+
+
+def dtrain(*arguments: str | Path, code: int = 0) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, env=os.environ)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def weights(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest relative distance of two models' weights, keys' biases left out: their gradient is round-off."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).norm() / (a[n].norm() + 1e-6)) for n in a if "key.bias" not in n)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> Path:
+    """The models of one process."""
+    out = recipe.parent / "alone"
+    dtrain("pretrain", recipe, f"output_dir={out}")
+    return out / "pre" / "pretrain"
+
+
+@pytest.mark.parametrize(("way", "ranks"), [("ddp", 3), ("fsdp2", 2), ("zero3", 2)])
+def test_the_model_does_not_depend_on_how_it_is_spread(
+    recipe: Path, alone: Path, tmp_path: Path, way: str, ranks: int
+) -> None:
+    changes = [f"output_dir={tmp_path}", f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
+    dtrain("run", recipe, *changes, "--stages", "pretrain")
+    for phase in ("phase-1", "phase-2"):
+        assert distance(tmp_path / "pre" / "pretrain" / phase, alone / phase) < 1e-4, phase
+    one, other = (
+        json.loads((f / "phase-2" / "metrics.json").read_text()) for f in (alone, tmp_path / "pre" / "pretrain")
+    )
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert other["tokens"] == one["tokens"]
+    assert not (tmp_path / "pre" / "checkpoints").exists()
+
+
+def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(recipe: Path, tmp_path: Path) -> None:
+    """In the second phase, with two ranks; what was stopped has a model folder of its latest evaluation."""
+    longer = [
+        "pretrain.phases.0.epochs=1",
+        "pretrain.phases.1.epochs=12",
+        "pretrain.phases.1.checkpoint_every=5",
+        "pretrain.model.dropout=0.1",
+    ]
+    undisturbed, stopped = tmp_path / "a", tmp_path / "b"
+    dtrain("run", recipe, f"output_dir={undisturbed}", *longer, "--stages", "pretrain")
+    arguments = ["run", recipe, f"output_dir={stopped}", *longer, "--stages", "pretrain"]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    root = stopped / "pre"
+    deadline = time.monotonic() + 300
+    while not list((root / "checkpoints" / "pretrain" / "phase-2").glob("step-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "pretrain phase 2: stopped on request (SIGTERM)" in err
+    assert not (root / "pretrain" / "phase-2").exists()
+    told = dtrain(*arguments)
+    assert "pretrain phase 1: complete, nothing to do" in told
+    a, b = (weights(folder / "pre" / "pretrain" / "phase-2") for folder in (undisturbed, stopped))
+    assert a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+    assert not (root / "pretrain" / "latest").exists()
+    assert "nothing to do" in dtrain(*arguments)
+
+
+def test_from_text_to_a_teacher_bert_with_documents_kept_apart(tmp_path: Path) -> None:
+    """`dtrain run` does it all; the folder is transformers' own, tokenizer included, and the teacher begins with it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
+
+    recipe = write_recipe(tmp_path, "bert", separate=True)
+    slow = "teachers.teacher.optimizer.lr=1e-9"  # the teacher's encoder then is still what it began with
+    dtrain("run", recipe, slow, "--stages", "pretrain,prepare,finetune")
+    root = tmp_path / "runs" / "pre"
+    result = root / "pretrain" / "phase-2"
+    model = AutoModelForMaskedLM.from_pretrained(result)
+    assert isinstance(model, BertForMaskedLM)
+    tokenizer = AutoTokenizer.from_pretrained(result)
+    assert tokenizer.tokenize("球队比赛") == ["球", "队", "比", "赛"] and model.config.vocab_size == len(tokenizer)
+    made, taught = weights(result), weights(root / "teachers" / "teacher")
+    shared = [name for name in made if name.startswith("bert.")]
+    assert len(shared) > 30 and all((made[name] - taught[name]).abs().max() < 1e-6 for name in shared)
+
+    scalars: set[str] = set()
+    for phase in ("phase-1", "phase-2"):
+        events = EventAccumulator(str(root / "tensorboard" / "pretrain" / phase)).Reload()
+        scalars |= set(events.Tags()["scalars"])
+    expected = {"train/loss", "train/accuracy", "valid/loss", "valid/accuracy", "valid/perplexity"}
+    assert expected | {"speed/tokens_per_second", "speed/model_tflops", "train/trust_ratio_median"} <= scalars

@@ -1,0 +1,110 @@
+"""Losses, weightings and the students they are for, as a recipe gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtrain.errors import InputError
+from dtrain.recipe import dump_recipe, load_recipe
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Teacher
+from dtrain.training.classification import Classification
+
+
+def load(folder: Path, student: str, teachers: str = "[a, b]", data: str = "train: x.jsonl") -> Recipe:
+    path = folder / "r.yaml"
+    names = teachers.strip("[]").split(", ")
+    listed = ", ".join(f"{{name: {name}, model: {{type: textcnn}}}}" for name in names)
+    path.write_text(f"name: r\ndata: {{{data}}}\nteachers: [{listed}]\nstudents:\n  - {{name: s, {student}}}\n")
+    recipe = load_recipe(str(path))
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+    return recipe
+
+
+CNN = "model: {type: textcnn}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        ("type: soft_targets, weighting: entropy", ["logits"]),
+        ("type: feature_hint", ["features"]),
+        ("type: feature_hint, weighting: gradient", ["features"]),
+        ("type: feature_hint, weighting: confidence", ["logits", "features"]),
+        ("type: soft_targets, weighting: {type: fixed, weights: {a: 1, b: 2}}", ["logits"]),
+        ("type: soft_targets, teachers: [b], weighting: {type: fixed, weights: {b: 2}}", ["logits"]),
+        ("type: soft_targets, weighting: {type: gradient, limit: 0.5}", ["logits"]),
+        ("type: teacher_annealing, until: 0.5", ["logits"]),
+    ],
+)
+def test_what_is_read_is_stored(loss: str, outputs: list[str], tmp_path: Path) -> None:
+    assert load(tmp_path, f"{CNN}, losses: [{{{loss}}}]").knowledge.outputs == outputs
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("losses: [{type: soft_targets, weighting: {type: fixed, weights: {a: 1}}}]",
+         r"r\.yaml:5: students\.0\.losses\.0 \(soft_targets\)\.weighting\.weights: must name its teachers, found a "),
+        ("losses: [{type: soft_targets, weighting: {type: gradient, limit: 0.4}}]",
+         r"limit: 0\.4 x 2 teachers is under 1"),
+        ("losses: [{type: cross_entropy, weighting: average}]", r"\(cross_entropy\): takes no teachers"),
+        ("losses: [{type: soft_targets, weighting: {typ: average}}]", r"weighting\.typ: unknown key; did you mean 'type'"),
+        ("losses: [{type: soft_targets, weight: {start: 1, unitl: 0.5}}]", r"unknown key; did you mean 'until'"),
+        ("losses: [{type: soft_targets, weight: -1}]", r"losses\.0\.weight: .*greater than or equal to 0, found -1"),
+        ("losses: [{type: exits_cross_entropy}]", r"exits_cross_entropy is for model type multi_exit"),
+        ("noisy: {confidence: 0.5}", r"noisy: needs teachers, rows with transfer"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(student: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, f"{CNN}, {student}")
+
+
+def test_weightings_of_taggers(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    text = (
+        "name: r\ndata: {task: tagging, train: x.bmes}\nteachers: [{name: a, model: {type: tagger}}]\n"
+        "students: [{name: s, model: {type: idcnn}, losses: [{type: marginal_matching, weighting: average}]}]\n"
+    )
+    path.write_text(text)
+    load_recipe(str(path))
+    path.write_text(text.replace("average", "confidence"))
+    with pytest.raises(InputError, match=r"'confidence' is not for task 'tagging' \(allowed: average, fixed\)"):
+        load_recipe(str(path))
+
+
+def test_students_with_needs_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'siamese' reads pairs, and data.task is 'classification'"):
+        load(tmp_path, "model: {type: siamese}")
+    load(tmp_path, "model: {type: siamese}", data="task: pairs, train: x.jsonl, columns: {text_b: b}")
+    exits = "model: {type: multi_exit, encoder: {type: bert, size: tiny}, exits: [1]}"
+    losses = load(tmp_path, exits).students[0].losses
+    assert [loss.type for loss in losses or []] == ["exits_cross_entropy", "exits_distillation", "soft_targets"]
+    with pytest.raises(InputError, match="every exit needs a loss: exits_cross_entropy or exits_distillation"):
+        load(tmp_path, f"{exits}, losses: [{{type: soft_targets}}]")
+
+
+def test_teachers_that_are_tolerant_or_have_exits() -> None:
+    task = Classification(["a", "b"], [])
+    plain = {"name": "t", "model": {"type": "textcnn"}, "label_smoothing": 0.1}
+    tolerant = Teacher.model_validate(plain | {"tolerance": {"weight": 0.3, "k": 4}})
+    terms = task.teacher_losses(tolerant)
+    assert [(term.type, term.weight, term.parameters()) for term in terms] == [
+        ("cross_entropy", 1.0, {"label_smoothing": 0.1}),
+        ("top_gap", 0.3, {"k": 4}),
+    ]
+    exits = {"type": "multi_exit", "encoder": {"type": "bert", "size": "tiny"}, "exits": [1]}
+    terms = task.teacher_losses(Teacher.model_validate(plain | {"model": exits}))
+    assert [term.type for term in terms] == ["exits_cross_entropy", "exits_distillation"]
+
+
+def test_an_early_stop_is_within_the_epochs() -> None:
+    plain = {"name": "t", "model": {"type": "textcnn"}, "epochs": 3}
+    with pytest.raises(ValueError, match="stop_epoch: 4 is more than the 3 epochs"):
+        Teacher.model_validate(plain | {"stop_epoch": 4})
+    with pytest.raises(ValueError, match="stop_epoch: not together with patience"):
+        Teacher.model_validate(plain | {"stop_epoch": 2, "patience": 1})

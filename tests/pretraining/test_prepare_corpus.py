@@ -1,0 +1,199 @@
+"""From text files to packed rows: what enters, what is held out, what may not enter, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from dtrain.data.problems import Problems
+from dtrain.data.tokenizers import load_tokenizer
+from dtrain.errors import DtrainError, InputError
+from dtrain.plan import Plan
+from dtrain.pretraining import prepare
+from dtrain.pretraining.corpus import check_corpus, read_documents
+from dtrain.pretraining.masking import MASKABLE
+from dtrain.pretraining.packing import PackedRows
+from dtrain.recipe.pretraining import CorpusSpec
+from dtrain.recipe.schema import Recipe
+from dtrain.runfolder import RunFolder
+
+Load = Callable[..., Recipe]
+
+
+def prepared(recipe: Recipe) -> RunFolder:
+    plan = Plan(recipe)
+    prepare.prepare_corpus(recipe, plan.folder, plan.corpus)
+    return plan.folder
+
+
+def texts(folder: RunFolder) -> tuple[list[str], np.ndarray]:
+    """Documents as the tokenizer gives them back, without blanks, and whether each is held out."""
+    tokens = datasets.load_from_disk(folder.data / "corpus" / "tokens")
+    tokenizer = load_tokenizer(folder.data / "corpus" / "tokenizer")
+    return [joined(tokenizer, row) for row in tokens["tokens"]], np.array(tokens["held_out"])
+
+
+def joined(tokenizer: Any, tokens: Any) -> str:
+    """Tokens as they are written, `##` and blanks left out."""
+    return "".join(token.removeprefix("##") for token in tokenizer.convert_ids_to_tokens(list(tokens)))
+
+
+def documents(*sources: Any) -> list[str]:
+    return list(read_documents(CorpusSpec.model_validate({"sources": list(sources)}), Problems()))
+
+
+def test_documents_of_every_format(text_files: Path) -> None:
+    lines = (text_files / "text.txt").read_text(encoding="utf-8").splitlines()
+    books = (text_files / "books.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    assert documents({"path": str(text_files / "text.txt"), "documents": "line"}) == lines
+    assert documents(str(text_files / "text.txt")) == ["\n".join(lines)]  # no blank line: one document
+    assert documents(str(text_files / "books.txt")) == books
+    rows = [json.loads(line)["text"] for line in (text_files / "rows.jsonl").open(encoding="utf-8")]
+    assert documents(str(text_files / "rows.jsonl")) == rows
+    table = text_files / "titles.tsv"
+    table.write_text("".join(f"{row}\t{n}\n" for n, row in enumerate(rows)), encoding="utf-8")
+    assert documents({"path": str(table), "header": False, "column": 0}) == rows
+    datasets.Dataset.from_dict({"body": rows}).save_to_disk(text_files / "saved")
+    assert documents({"path": str(text_files / "saved"), "column": "body"}) == rows
+
+
+def test_a_folder_is_every_text_file_in_it_in_order(text_files: Path) -> None:
+    folder = text_files / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "b.txt").write_text("二\n\n三\n", encoding="utf-8")
+    (folder / "a.jsonl").write_text('{"text": "一"}\n', encoding="utf-8")
+    (folder / "inner" / "c.txt").write_text("四\n", encoding="utf-8")
+    (folder / "notes.md").write_text("no text of ours", encoding="utf-8")
+    assert documents(str(folder)) == ["一", "二", "三", "四"]
+
+
+def test_rows_hold_the_text_and_nothing_else(recipe_of: Load, text_files: Path) -> None:
+    folder = prepared(recipe_of())
+    found, held_out = texts(folder)
+    lines = (text_files / "text.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(found) == sorted(line.replace("！", "!") for line in lines)
+    assert held_out.sum() == 16  # a fifth of 80
+    tokenizer = load_tokenizer(folder.data / "corpus" / "tokenizer")
+    whole = "".join(text for text, out in zip(found, held_out, strict=True) if not out)
+    for length in (16, 32):
+        rows = PackedRows.open(folder.data / "corpus" / f"rows-{length}" / "train")
+        tokens, kinds = rows.take(np.arange(len(rows)))
+        assert (tokens[kinds == 4] == tokenizer.cls_token_id).all()
+        special = np.isin(tokens, [tokenizer.cls_token_id, tokenizer.sep_token_id])
+        assert not (kinds[special] & MASKABLE).any()
+        stream = joined(tokenizer, tokens.reshape(-1).tolist()).replace("[CLS]", "").replace("[SEP]", "")
+        assert whole.startswith(stream)
+        assert len(whole) - len(stream) < length * len("windows")  # what would not fill a row is left out
+        assert tokenizer.pad_token_id not in tokens
+
+
+def test_a_document_that_comes_twice_is_on_one_side(recipe_of: Load, text_files: Path) -> None:
+    file = text_files / "text.txt"
+    file.write_text(file.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    found, held_out = texts(prepared(recipe_of()))
+    inside = {text for text, out in zip(found, held_out, strict=True) if out}
+    assert len(inside) == 16 and held_out.sum() == 48
+    assert inside.isdisjoint(text for text, out in zip(found, held_out, strict=True) if not out)
+
+
+def test_excluded_rows_do_not_enter(recipe_of: Load, text_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither whole lines of text files, nor tab-separated fields, nor values of JSON objects; full-width or not."""
+    lines = (text_files / "text.txt").read_text(encoding="utf-8").splitlines()
+    valid = [json.loads(line)["text"] for line in (text_files / "valid.jsonl").open(encoding="utf-8")]
+    with (text_files / "text.txt").open("a", encoding="utf-8") as file:
+        file.write(valid[0].replace("！", "!") + "\n")  # data.valid is kept out without being named
+    (text_files / "test.tsv").write_text(f"{lines[3]}\t1\nx\t{lines[5].upper()}\n", encoding="utf-8")
+    (text_files / "dev.json").write_text(json.dumps({"s": lines[7], "n": 3}) + "\n", encoding="utf-8")
+    exclude = [str(text_files / "test.tsv"), str(text_files / "dev.json")]
+    books = {"path": str(text_files / "books.txt")}
+    sources = [{"path": str(text_files / "text.txt"), "documents": "line"}, books]
+    book = (text_files / "books.txt").read_text(encoding="utf-8").split("\n")[1]
+    (text_files / "dev.txt").write_text(book + "\n", encoding="utf-8")
+    recipe = recipe_of(corpus={"sources": sources, "exclude": [*exclude, str(text_files / "dev.txt")]})
+    folder = prepared(recipe)
+    info = json.loads((folder.data / "corpus" / "corpus.json").read_text(encoding="utf-8"))
+    assert info["excluded_lines"] == 5
+    found, _ = texts(folder)
+    whole = "\n".join(found)
+    for text in (lines[3], lines[5], lines[7], book, valid[0]):
+        assert text.lower().replace("！", "!") not in whole
+    assert lines[4].replace("！", "!") in whole
+
+    # The assertion has eyes of its own: it fails where the filter lets something through.
+    class Blind(prepare.DocumentNormalizer):
+        def __init__(self, normalizer: Any, excluded: set[str]) -> None:
+            super().__init__(normalizer, set())
+
+    monkeypatch.setattr(prepare, "DocumentNormalizer", Blind)
+    with pytest.raises(DtrainError, match="which is in a file that is not to be trained on"):
+        prepare.prepare_corpus(recipe, RunFolder(text_files / "other"), "x")
+    assert not (text_files / "other" / "data" / "corpus").exists()
+
+
+def test_workers_change_nothing(recipe_of: Load, text_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(recipe_of())
+    monkeypatch.setattr("dtrain.data.write.WORKER_BYTES", 0)
+    monkeypatch.setattr(prepare, "STRETCH", 7)
+    recipe = recipe_of(output_dir=str(text_files / "again"))
+    recipe.data.workers = 2
+    second = prepared(recipe)
+    for length in (16, 32):
+        for part in ("train", "held_out"):
+            one, other = (PackedRows.open(f.data / "corpus" / f"rows-{length}" / part) for f in (first, second))
+            everything = np.arange(len(one))
+            assert len(one) == len(other)
+            for a, b in zip(one.take(everything), other.take(everything), strict=True):
+                assert np.array_equal(a, b)
+
+
+def test_long_documents_are_cut_at_sentences(recipe_of: Load, text_files: Path) -> None:
+    folder = prepared(recipe_of(corpus={"sources": [str(text_files / "books.txt")]}))
+    tokenizer = load_tokenizer(folder.data / "corpus" / "tokenizer")
+    rows = PackedRows.open(folder.data / "corpus" / "rows-32" / "train")
+    tokens, _ = rows.take(np.arange(len(rows)))
+    stream = joined(tokenizer, tokens.reshape(-1).tolist())
+    pieces = [piece.removesuffix("[SEP]") for piece in stream.split("[CLS]")[1:-1]]
+    assert sum(piece[-1] in "。!" for piece in pieces) / len(pieces) > 0.9  # a few sentences are longer than a row
+
+
+@pytest.mark.parametrize(
+    ("corpus", "told"),
+    [
+        ({"sources": ["no.txt"]}, "pretrain.corpus.sources.0: no.txt: no such file"),
+        ({"sources": ["{}/empty.txt"]}, "pretrain.corpus.sources.0: {}/empty.txt: the file is empty"),
+        (
+            {"sources": ["{}/odd.xml"]},
+            "pretrain.corpus.sources.0: {}/odd.xml: the suffix .xml tells no format; set `format`",
+        ),
+        ({"exclude": ["gone.txt"]}, "pretrain.corpus.exclude: gone.txt: no such file"),
+        ({"dictionary": "gone.txt"}, "pretrain.corpus.dictionary: gone.txt: no such file"),
+    ],
+)
+def test_missing_files_are_told_before_anything_is_written(
+    recipe_of: Load, text_files: Path, corpus: dict[str, Any], told: str
+) -> None:
+    (text_files / "empty.txt").touch()
+    (text_files / "odd.xml").write_text("x")
+    filled = json.loads(json.dumps(corpus).replace("{}", str(text_files)))
+    with pytest.raises(InputError) as error:
+        check_corpus(recipe_of(corpus=filled))
+    assert error.value.problems == [told.replace("{}", str(text_files))]
+
+
+def test_bad_rows_and_too_little_text_are_told(recipe_of: Load, text_files: Path) -> None:
+    (text_files / "bad.jsonl").write_text('{"text": "好"}\n{"txt": "x"}\n{"text": 3}\n', encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        prepared(recipe_of(corpus={"sources": [str(text_files / "bad.jsonl")]}))
+    assert [line.split(": ")[0] for line in error.value.problems] == [f"{text_files}/bad.jsonl:{n}" for n in (2, 3)]
+    (text_files / "one.txt").write_text("只有一行\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"pretrain.corpus.sources: 1 different document\(s\) left"):
+        prepared(recipe_of(corpus={"sources": [str(text_files / "one.txt")]}))
+    (text_files / "two.txt").write_text("第一行\n\n第二行\n", encoding="utf-8")
+    with pytest.raises(InputError, match="too little text to fill one row of 16 tokens"):
+        prepared(recipe_of(corpus={"sources": [str(text_files / "two.txt")]}))

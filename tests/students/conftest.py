@@ -1,0 +1,119 @@
+"""Students on made-up rows, trained alone or side by side, without a run folder around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtrain.data import Part
+from dtrain.distributed import World, connect
+from dtrain.losses import build_losses
+from dtrain.models import build
+from dtrain.recipe.training import LossSpec, Student
+from dtrain.training.classification import Classification
+from dtrain.training.engine import build_engine
+from dtrain.training.evaluation import evaluate_part
+from dtrain.training.loop import Ended, Fit, MakeSteps, fit_all, in_turn
+
+LABELS = ["even", "odd", "none"]
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    world = connect()
+    torch.set_num_threads(1)
+    return world
+
+
+@pytest.fixture
+def rows() -> Part:
+    """90 rows of 0 to 9 tokens, a seventh of them without a label."""
+    random = np.random.default_rng(0)
+    texts = [random.integers(2, 30, random.integers(0, 10)) for _ in range(90)]
+    labels = [int(text[0]) % 2 if len(text) else 2 for text in texts]
+    return Part(
+        ids=np.arange(90) + 500,
+        labels=np.array([-1 if i % 7 == 3 else label for i, label in enumerate(labels)]),
+        tokens=np.concatenate(texts).astype(np.int32),
+        types=None,
+        offsets=np.cumsum([0, *map(len, texts)]),
+        pad_id=0,
+        load_rows=lambda: pytest.fail("not needed"),
+    )
+
+
+class Opinions:
+    """Stands for a knowledge store: what a teacher thinks of a row, by its id."""
+
+    def __init__(self, seed: int, width: int = len(LABELS)) -> None:
+        self.table = torch.randn(1000, width, generator=torch.Generator().manual_seed(seed))
+
+    def logits(self, ids: np.ndarray) -> torch.Tensor:
+        return self.table[ids]
+
+    features = logits
+
+
+class NeverStop:
+    reason = "test"
+
+    def anywhere(self) -> bool:
+        return False
+
+
+Train = Callable[..., dict[str, Ended]]
+
+
+@pytest.fixture
+def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., Fit]:
+    def make(student: Student, folder: str = "run", loss: Any = None, stop: Any = None, **more: Any) -> Fit:
+        torch.manual_seed(student.seed or 0)
+        model = build(student.model, vocabulary=30, labels=LABELS, pad_id=0)
+        task = Classification(LABELS, [])
+        losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
+        stores: Any = {name: Opinions(number) for number, name in enumerate(student.teachers or [])}
+        own = task.loss(losses, rows, stores, torch.device("cpu"))
+        root = tmp_path / folder / student.name
+        return Fit(
+            title=student.name, spec=student, rows=rows, units=task.units(rows), headline=task.headline,
+            engine=build_engine(world, model, student, together=False, precision="fp32"),
+            loss=loss(own) if loss else own, identity=student.name, stop=stop or NeverStop(), order=3,
+            evaluate=lambda m: evaluate_part(m, rows, world, classes=3, precision="fp32", distributed=False),
+            checkpoints=root / "checkpoints", tensorboard=root / "tb", **more,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def train(job: Callable[..., Fit]) -> Train:
+    """Train students side by side; how each ended, by name. `jobs`: made already, in place of students."""
+
+    def run(students: list[Student], way: MakeSteps = in_turn, jobs: list[Fit] | None = None, **how: Any) -> Any:
+        ended = {}
+        for one in fit_all(jobs if jobs is not None else [job(student, **how) for student in students], way):
+            if one.monitor is not None:
+                one.monitor.close()
+            ended[one.job.spec.name] = one
+        return ended
+
+    return run
+
+
+SHAPES = {
+    "textcnn": {"type": "textcnn", "embedding": 8, "filters": 8, "widths": [2, 3], "dropout": 0.0},
+    "bilstm": {"type": "bilstm", "embedding": 8, "hidden": 8, "dropout": 0.0},
+    "bilstm-2-max": {"type": "bilstm", "embedding": 8, "hidden": 8, "layers": 2, "pooling": "max", "dropout": 0.0},
+    "bilstm-2-mean": {"type": "bilstm", "embedding": 8, "hidden": 8, "layers": 2, "pooling": "mean", "dropout": 0.0},
+}
+
+
+def student(name: str, shape: str = "textcnn", dropout: float = 0.0, **changes: Any) -> Student:
+    values = {"name": name, "model": {**SHAPES[shape], "dropout": dropout}, "seed": 3, "epochs": 4, "batch_size": 7,
+              "optimizer": {"lr": 0.01}, "metric": "accuracy", "teachers": []}  # fmt: skip
+    return Student.model_validate(values | changes)

@@ -1,0 +1,120 @@
+"""Which students are trained together: every rule by a case that it decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dtrain.recipe.schema import Placement
+from dtrain.recipe.training import Student
+from dtrain.students.plan import MOST_FUSED, Machine, TrainingGroup, describe, plan_groups
+from tests.students.conftest import student
+
+BERT = {"type": "bert", "size": "tiny"}
+
+
+def plan(
+    students: list[Student], device: str = "cuda", ranks: int = 1, task: str = "classification", **placement: Any
+) -> list[TrainingGroup]:
+    machine = Machine(ranks, device, lambda s: "fp32" if s.precision == "auto" else s.precision)
+    section = Placement(**placement)
+    return plan_groups(
+        students, section, machine, task=task,
+        order=lambda s: 0 if section.share_order else s.seed or 0, cost=lambda s: float(s.epochs),
+    )  # fmt: skip
+
+
+def named(groups: list[TrainingGroup]) -> set[tuple[str, ...]]:
+    return {tuple(sorted(group.names)) for group in groups}
+
+
+def test_members_may_differ_in_what_a_stack_holds_a_member() -> None:
+    students = [
+        student("a"),
+        student("b", seed=4, dropout=0.5, epochs=7, clip=None, patience=2),
+        student("c", optimizer={"lr": 0.3, "weight_decay": 0.5, "modules": {"classifier": 1.0}}),
+        student("d", losses=[{"type": "soft_targets", "temperature": 9}], teachers=["t"]),
+        student("e", schedule={"type": "cosine", "warmup": 0.5}),
+    ]
+    (group,) = plan(students)
+    assert (group.way, group.why, set(group.names)) == ("fused", "", set("abcde"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": "bilstm"},
+        {"model": {"type": "textcnn", "embedding": 9}},
+        {"batch_size": 8},
+        {"batch_size": None, "batch_tokens": 50},
+        {"accumulation": 2},
+        {"rows": ["train", "transfer"]},
+        {"optimizer": {"type": "sgd"}},
+        {"precision": "bf16"},
+    ],
+)
+def test_what_keeps_students_apart(changes: dict[str, Any]) -> None:
+    assert named(plan([student("a"), student("b"), student("c", **changes)])) == {("a", "b"), ("c",)}
+
+
+def test_own_orders_keep_seeds_apart() -> None:
+    students = [student("a", seed=1), student("b", seed=2)]
+    assert named(plan(students)) == {("a", "b")}
+    assert named(plan(students, share_order=False)) == {("a",), ("b",)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model": BERT}, "bert has no stacked form"),
+        ({"optimizer": {"type": "lamb"}}, "lamb has no stacked form"),
+        ({"adversarial": {"type": "fgm"}}, "fgm takes a pass of its own"),
+        ({"precision": "fp16"}, "fp16 has a loss scale of its own"),
+    ],
+)
+def test_what_cannot_be_stacked_goes_on_streams_or_alone(changes: dict[str, Any], why: str) -> None:
+    students = [student(name, **changes) for name in "abcdef"]
+    groups = plan(students)
+    assert {(group.way, group.why) for group in groups} <= {("streams", why), ("alone", why)}
+    assert max(len(group.students) for group in groups) <= 4 if "model" not in changes else True
+    assert {(g.way, g.why, len(g.students)) for g in plan(students, "cpu", fuse="always")} == {("alone", why, 1)}
+
+
+def test_a_cpu_places_and_does_not_fuse_unless_told_to() -> None:
+    students = [student(name) for name in "abc"]
+    assert {(group.way, len(group.students)) for group in plan(students, "cpu")} == {("alone", 1)}
+    assert "arithmetic binds" in plan(students, "cpu")[0].why
+    assert [group.way for group in plan(students, "cpu", fuse="always")] == ["fused"]
+    assert {group.way for group in plan(students, "cuda", fuse="never")} == {"alone"}
+
+
+def test_every_rank_has_work_and_no_stack_is_too_large() -> None:
+    students = [student(f"s{n}") for n in range(40)]
+    for ranks, pieces in ((1, 3), (2, 3), (8, 8), (100, 40)):
+        groups = plan(students, ranks=ranks)
+        assert len(groups) == pieces
+        assert sorted(name for group in groups for name in group.names) == sorted(s.name for s in students)
+        assert max(len(group.students) for group in groups) <= MOST_FUSED
+
+
+def test_longest_first_and_all_ranks_before() -> None:
+    students = [student("short", epochs=1), student("all", epochs=2, parallel="data"), student("long", epochs=9)]
+    groups = plan(students, "cpu", ranks=2)
+    assert [group.names for group in groups] == [["all"], ["long"], ["short"]]
+    told = describe(groups, 2)
+    assert "1. all ranks: all: by all ranks" in told[1]
+    assert "2. rank 0: long: alone (not fused: on a CPU" in told[2]
+    assert "3. rank 1: short" in told[3]
+
+
+def test_peers_stay_together() -> None:
+    students = [
+        student("a", peers="x"),
+        student("b", "bilstm", peers="x"),
+        student("c", peers="y"),
+        student("d", peers="y"),
+    ]
+    groups = plan(students, ranks=4)
+    assert named(groups) == {("a", "b"), ("c", "d")}
+    assert {group.way for group in groups} == {"peers"}

@@ -1,0 +1,92 @@
+"""What students of a group have in common is read once; streams; and a group that does not fit is cut in two."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from dtrain.data import Part
+from dtrain.students.plan import TrainingGroup
+from dtrain.students.shared import Memo, SharedRows, SharedStore
+from dtrain.students.train import GroupTrainer
+from dtrain.students.ways import Streams
+from dtrain.training.member import Member, Trained
+from tests.students.conftest import Opinions, Train, student
+
+
+def test_a_batch_is_read_once(rows: Part) -> None:
+    memo = Memo(2, torch.device("cpu"))
+    shared, store = SharedRows.of(rows, memo), SharedStore(Opinions(0), Memo(1, torch.device("cpu")))  # type: ignore[arg-type]
+    for index in (np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([3, 4])):
+        for name, tensor in shared.collate(index).items():
+            assert torch.equal(tensor, rows.collate(index)[name])
+        assert torch.equal(store.logits(rows.ids[index]), Opinions(0).logits(rows.ids[index]))
+    assert memo.reads == 2
+    shared.collate(np.array([7]))
+    shared.collate(np.array([8]))
+    shared.collate(np.array([3, 4]))
+    assert memo.reads == 5
+    assert len(shared) == len(rows) and np.array_equal(shared.lengths, rows.lengths)
+
+
+def test_streams_compute_the_same(train: Train) -> None:
+    issued: list[int] = []
+
+    @contextlib.contextmanager
+    def region(number: int) -> Iterator[None]:
+        issued.append(number)
+        yield
+
+    students = [student("a", dropout=0.3, epochs=1), student("b", "bilstm", seed=4, epochs=1)]
+    found = train(students, Streams(torch.device("cpu"), region))
+    assert issued == [0, 1] * 13
+    expected = train(students, folder="alone")
+    for name, one in found.items():
+        assert all(torch.equal(tensor, expected[name].best[key]) for key, tensor in one.best.items())
+
+
+class Cramped(GroupTrainer):
+    """Has memory for two students at a time, and ends one of them before it notices."""
+
+    def __init__(self) -> None:
+        self.tried: list[list[str]] = []
+
+    def _member(self, student: Any, stores: Any, pause: Any) -> Member:
+        return Member("students", student, student.name, stores)
+
+    def _way(self, group: Any) -> Any:
+        return None
+
+    def _side_by_side(self, students: Any, way: Any, pause: Any) -> Iterator[Trained]:
+        self.tried.append([s.name for s in students])
+        yield Trained(self._member(students[0], {}, None), metrics={})
+        if len(students) > 2 or students[0].name == "huge":
+            raise torch.OutOfMemoryError("no more")
+        for one in students[1:]:
+            yield Trained(self._member(one, {}, None), metrics={})
+
+
+def test_out_of_memory_cuts_a_group_in_two() -> None:
+    trainer = Cramped()
+    group = TrainingGroup(tuple(student(name) for name in "abcdef"), "fused", "", 1.0)
+    assert [trained.member.spec.name for trained in trainer.train(group)] == list("abcdef")
+    assert trainer.tried == [list("abcdef"), list("bcd"), list("cd"), list("ef")] or trainer.tried[0] == list("abcdef")
+    assert all(len(tried) <= 3 for tried in trainer.tried[1:])
+
+
+def test_one_that_fits_nowhere_is_its_own_failure() -> None:
+    class Never(Cramped):
+        def _side_by_side(self, students: Any, way: Any, pause: Any) -> Iterator[Trained]:
+            if any(s.name == "huge" for s in students):
+                raise torch.OutOfMemoryError("no more")
+            yield from super()._side_by_side(students, way, pause)
+
+    group = TrainingGroup(tuple(student(name) for name in ("a", "huge", "b")), "fused", "", 1.0)
+    ended = {trained.member.spec.name: trained.error for trained in Never().train(group)}
+    assert ended.keys() == {"a", "huge", "b"}
+    assert "out of memory" in str(ended["huge"])
+    assert ended["a"] is None and ended["b"] is None
