@@ -51,9 +51,7 @@ def _jieba() -> Cutter:
         import jieba
         import jieba.posseg
     except ImportError:
-        raise InputError(
-            "data.augment.tagger: 'jieba' needs the package jieba: pip install jieba"
-        ) from None
+        raise InputError("data.augment.tagger: 'jieba' needs the package jieba: pip install jieba") from None
     jieba.setLogLevel("ERROR")
     if not jieba.dt.initialized:
         # It reads its cache from the common temporary folder, which is anyone's to write: give it one of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable
@@ -19,6 +20,7 @@ from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import fingerprint
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import Checkpoints
+from dtrain.training.communication import CommunicationShare, is_watched
 from dtrain.training.engine import Engine
 from dtrain.training.monitor import Monitor
 from dtrain.training.optim import rate, scaled_to_batch
@@ -141,6 +143,7 @@ class Run:
         self.monitor = Monitor(job.title, job.tensorboard, self.total, self.position.step, speaks=engine.rank == 0)
         self.window = _Window(engine, job.title, self.position)
         self._speed = Speed(engine.flops, engine.world.device, engine.precision, engine.ranks, self.position.seconds)
+        self._communication = CommunicationShare(engine.world.device)
         self._epoch_ended = False
 
     @property
@@ -190,6 +193,11 @@ class Run:
 
     def make_step(self) -> None:
         """One optimizer step on the global batch."""
+        watched = self.job.engine.together and is_watched(self.position.step)
+        with self._communication.watch() if watched else contextlib.nullcontext():
+            self._make_step()
+
+    def _make_step(self) -> None:
         self.begin_step()
         torch.manual_seed(self.random_seed())
         shares = self.shares()
@@ -243,6 +251,8 @@ class Run:
                 **engine.watched(),
             }
             watched["skipped_steps"] = position.step - position.applied
+            if self._communication.last is not None:
+                watched["communication_share"] = self._communication.last
             ratios = engine.trust_ratios()
             self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
         every = job.spec.evaluate_every

@@ -223,6 +223,9 @@ def test_everything_written_is_loaded_back(finished: Path) -> None:
         events = EventAccumulator(str(run / "tensorboard" / name)).Reload()
         tags = set(events.Tags()["scalars"])
         assert {"train/loss", "train/lr", "train/gradient_norm", "speed/rows_per_second", "speed/memory_gib"} <= tags
+        assert ("train/communication_share" in tags) == name.startswith("teachers/")
+        if name.startswith("teachers/"):
+            assert all(0.0 < scalar.value <= 1.0 for scalar in events.Scalars("train/communication_share"))
         assert events.Scalars("valid/accuracy")[-1].step == metrics["steps"]
         best = max(s.value for s in events.Scalars("valid/accuracy"))
         assert best == pytest.approx(metrics["accuracy"])
