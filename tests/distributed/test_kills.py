@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 WAYS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 KILLS = int(os.environ.get("KILLS", "50")) // len(WAYS)
-PATIENCE = 60  # seconds until every process of a run that lost one has ended
+PATIENCE = 120  # seconds until every process of a run that lost one has ended
 
 
 def start(recipe: Path, way: str) -> subprocess.Popen[str]:

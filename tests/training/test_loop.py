@@ -150,6 +150,25 @@ def test_a_loss_that_is_no_number_ends_it(world: World, rows: Part, tmp_path: Pa
         train(world, rows, tmp_path, spec(), spoil_at=9)
 
 
+def test_overflow_without_end_ends_it_and_does_not_advance_the_schedule(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, steps, rates = Engine.step, 0, []
+
+    def step(engine: Engine, clip: float | None = None) -> tuple[torch.Tensor, bool]:
+        nonlocal steps
+        steps += 1
+        rates.append(engine.optimizer.param_groups[0]["lr"])
+        return plain(engine, clip) if steps < 40 else (torch.tensor(math.inf), False)
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(
+        Diverged, match=r"fp16 overflowed in 51 steps in a row, to step 90; the last good checkpoint is"
+    ):
+        train(world, rows, tmp_path, spec(epochs=20))
+    assert rates[38] != rates[39] and len(rates[39:]) == 51 and len(set(rates[39:])) == 1
+
+
 def test_evaluated_once_even_when_asked_too_rarely(world: World, rows: Part, tmp_path: Path) -> None:
     best, position = train(world, rows, tmp_path, spec(evaluate_every=10_000))
     assert best
