@@ -136,7 +136,7 @@ def test_checking_recipes_imports_no_torch() -> None:
     code = (
         "import sys\n"
         "from dtrain.losses import build_losses, check_loss, find_loss\n"
-        "from dtrain.recipe.schema import LossSpec\n"
+        "from dtrain.recipe.training import LossSpec\n"
         "spec = LossSpec.model_validate({'type': 'soft_targets', 'temperature': 3})\n"
         "build_losses([spec]); find_loss('soft_targets')\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
