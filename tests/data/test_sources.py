@@ -162,7 +162,7 @@ def test_reading_needs_neither_torch_nor_datasets(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from dtrain.data import check_sources, check_tokenizers, source_files, tokenizer_name\n"
-        "from dtrain.recipe.schema import Data\n"
+        "from dtrain.recipe.data import Data\n"
         f"check_sources(Data.model_validate({{'train': {str(tmp_path / 'train.jsonl')!r}}}))\n"
         "heavy = {'torch', 'datasets', 'transformers', 'tokenizers'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
