@@ -64,14 +64,18 @@ class BiLSTM(nn.Module):
             token_type_ids: taken for the sake of a common call, and not used.
         """
         lengths = attention_mask.sum(1).clamp(min=1)
-        ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
-        if ids.shape[1] == 0:
-            ids = functional.pad(ids, (0, 1), value=self.pad_token_id)
+        ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
         embedded = self.embedding(ids)  # row by row, for who perturbs it there
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, (final, _) = self.lstm(packed)
         features = pooled(states, final, lengths, self.pooling)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)
+
+
+def padded_ids(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> Tensor:
+    """int64 [B, L], L at least 1: the padding id behind each text's end, whatever stands there."""
+    ids = input_ids.masked_fill(attention_mask == 0, pad_token_id)
+    return ids if ids.shape[1] else functional.pad(ids, (0, 1), value=pad_token_id)
 
 
 def pooled(states: PackedSequence, final: Tensor, lengths: Tensor, pooling: str) -> Tensor:

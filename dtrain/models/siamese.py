@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from dtrain.models.bilstm import POOLINGS, pooled
+from dtrain.models.bilstm import POOLINGS, padded_ids, pooled
 from dtrain.models.output import ClassifierOutput
 
 
@@ -64,9 +63,7 @@ class Siamese(nn.Module):
             attention_mask: [B, L], 1 for tokens and 0 for padding.
             token_type_ids: taken for the sake of a common call, and not used.
         """
-        ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
-        if ids.shape[1] == 0:
-            ids = functional.pad(ids, (0, 1), value=self.pad_token_id)
+        ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
         ends = attention_mask.sum(1).long()
         places = torch.arange(ids.shape[1], device=ids.device)
         at_separator = (ids == self.separator_id) & (places < ends[:, None])

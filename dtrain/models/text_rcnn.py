@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from dtrain.models.bilstm import padded_ids
 from dtrain.models.output import ClassifierOutput
 
 
@@ -61,9 +62,7 @@ class TextRCNN(nn.Module):
             token_type_ids: taken for the sake of a common call, and not used.
         """
         lengths = attention_mask.sum(1).clamp(min=1)
-        ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
-        if ids.shape[1] == 0:
-            ids = functional.pad(ids, (0, 1), value=self.pad_token_id)
+        ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
         embedded = self.embedding(ids)
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # zeros beyond a text's end

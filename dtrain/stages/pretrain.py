@@ -26,7 +26,7 @@ from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import RunFolder, is_done, mark_done, publish_folder, write_json
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import build_engine, resolve_precision
+from dtrain.training.engine import build_engine, build_model, resolve_precision
 from dtrain.training.loop import Fit, Position, fit
 from dtrain.training.optim import scaled_to_batch
 from dtrain.training.stop import StopRequest
@@ -87,7 +87,11 @@ def train_phase(
     precision = resolve_precision(spec.precision, world.device, "pretrain.precision")
 
     torch.manual_seed(training.seed)
-    model = _model(spec, number, folder, len(tokenizer), tokenizer.pad_token_id)
+
+    def make() -> torch.nn.Module:
+        return _model(spec, number, folder, len(tokenizer), tokenizer.pad_token_id)
+
+    model = build_model(world, make, together=True)
     parameters = parameter_count(model)
     engine = build_engine(world, model, training, together=True, precision=precision)
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dtrain.data import PreparedData, tokenizer_name
-from dtrain.recipe.models import BiLSTMSpec, IdcnnSpec, TaggerSpec, TextCNNSpec, encoder_of
+from dtrain.recipe.models import (
+    BertCNNSpec,
+    BiLSTMSpec,
+    FastTextSpec,
+    IdcnnSpec,
+    SiameseSpec,
+    TaggerSpec,
+    TextCNNSpec,
+    TextRCNNSpec,
+    encoder_of,
+)
 from dtrain.recipe.training import Student
 
 
@@ -26,7 +36,14 @@ def cost(student: Student, data: PreparedData | None) -> float:
         per_token += 12 * hidden * hidden * layers
     if isinstance(spec, TextCNNSpec):
         per_token += spec.embedding * spec.filters * sum(spec.widths)
-    elif isinstance(spec, BiLSTMSpec):
+    elif isinstance(spec, BertCNNSpec):
+        per_token += spec.encoder.shape()[0] * spec.filters * sum(spec.widths)
+    elif isinstance(spec, FastTextSpec):
+        per_token += spec.embedding * spec.ngrams
+    elif isinstance(spec, TextRCNNSpec):
+        combined = (spec.embedding + 2 * spec.hidden) * spec.features
+        per_token += _recurrence(spec.hidden, spec.embedding + spec.hidden) + combined
+    elif isinstance(spec, BiLSTMSpec | SiameseSpec):
         per_token += _recurrence(spec.hidden, spec.embedding + spec.hidden + (spec.layers - 1) * 3 * spec.hidden)
     elif isinstance(spec, TaggerSpec) and spec.lstm:
         width = encoder.shape()[0] if encoder is not None else spec.embedding

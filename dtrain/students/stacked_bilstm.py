@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from dtrain.models.bilstm import BiLSTM
+from dtrain.models.bilstm import BiLSTM, padded_ids
 from dtrain.students.stacked import dropout_each, embed_each, linear_each
 
 
@@ -37,9 +36,7 @@ def forward_bilstm(
     """
     first = models[0]
     lengths = attention_mask.sum(1).clamp(min=1)
-    ids = input_ids.masked_fill(attention_mask == 0, first.pad_token_id)
-    if ids.shape[1] == 0:
-        ids = functional.pad(ids, (0, 1), value=first.pad_token_id)
+    ids = padded_ids(input_ids, attention_mask, first.pad_token_id)
     real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # [B, L]
     states = embed_each(weights["embedding.weight"], ids)
     for layer in range(first.lstm.num_layers):

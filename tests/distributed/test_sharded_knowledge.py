@@ -75,7 +75,8 @@ def test_restart_computes_what_is_missing(whole: Run, cut: Run) -> None:
     assert cut.hashes("restarted") == whole.hashes("logits")
     for facts in cut.facts:
         assert facts["restarted"]["outcome"] == "done"
-        assert facts["restarted"]["passes"] <= 0.6 * facts["logits"]["passes"]
+        # One pass tells the widths; of 5 shards 2 are missing.
+        assert facts["restarted"]["passes"] - 1 <= 0.5 * (facts["logits"]["passes"] - 1)
 
 
 def test_one_ranks_request_stops_all_and_they_continue(whole: Run, cut: Run) -> None:
