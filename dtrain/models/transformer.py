@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertModel,
     PreTrainedModel,
 )
 
@@ -96,6 +98,25 @@ def encoder_from_config(config: dict[str, Any]) -> PreTrainedModel:
     except Exception as error:  # its values reach every part of the model's constructor
         raise ValueError(f"encoder: {_first_line(error)}") from None
     return _without_pooler(model).train()
+
+
+def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let a GPU run ahead: transformers asks at every batch whether a BERT's mask [B, L] hides anything.
+
+    [B, 1, 1, L] it takes as it is. Does nothing for a CPU, where asking is cheap and batches without padding need no mask.
+    """
+
+    def widen(_: nn.Module, args: Any, named: dict[str, Any]) -> Any:
+        mask = named.get("attention_mask")
+        if mask is not None and mask.dim() == 2:
+            named["attention_mask"] = mask[:, None, None, :].bool()
+        return args, named
+
+    if device.type != "cpu":
+        for module in model.modules():
+            if isinstance(module, BertModel):
+                module.register_forward_pre_hook(widen, with_kwargs=True)
+    return model
 
 
 def _without_pooler(model: Any) -> Any:

@@ -50,7 +50,8 @@ class Knowledge(Closed):
     unpadded: bool = False  # variable-length attention, on a GPU
     sharded: bool = False  # the teacher cut up over all ranks, for one that fits no device
     shard_rows: PositiveInt = 4096
-    batch_tokens: PositiveInt = 4096
+    # padded tokens in one call of a model; by default 512 where a CPU precomputes, else 4096
+    batch_tokens: PositiveInt | None = None
 
     @model_validator(mode="after")
     def whole_where_needed(self) -> Knowledge:

@@ -29,17 +29,26 @@ from tqdm import tqdm
 from dtrain.data import Part, PreparedData, inference_batches, tokenizer_name
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError, Stopped
-from dtrain.knowledge import Identity, StoreWriter, new_layout, verify
+from dtrain.knowledge import Identity, StoreError, StoreWriter, new_layout, verify
 from dtrain.knowledge.collect import collector, model_options, pick
 from dtrain.log import say
 from dtrain.models import load, weights_fingerprint
+from dtrain.models.transformer import without_mask_checks
 from dtrain.models.unpadded import unpadded
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
 from dtrain.training.engine import resolve_precision
 from dtrain.training.in_step import AllStop, InStep, load_in_step
-from dtrain.training.inference import cast_products, forward_outputs, in_order, in_threads
+from dtrain.training.inference import (
+    BATCH_TOKENS,
+    CPU_BATCH_TOKENS,
+    cast_products,
+    forward_outputs,
+    in_order,
+    in_threads,
+    pack_products,
+)
 
 # What transformers writes into a config without a meaning for the outputs.
 _NO_EFFECT = {"_name_or_path", "transformers_version"}
@@ -86,10 +95,15 @@ def check_compile(device: torch.device) -> None:
 
 
 def check_store(teacher: str, recipe: Recipe, folder: RunFolder) -> None:
-    """Raise StoreError unless the teacher's store is whole, made from what is there now, and of its very rows."""
+    """Raise StoreError unless the teacher's store is whole, as the recipe asks, of what is there now and its very rows."""
     data = PreparedData.open(folder)
     ids = _rows(teacher, recipe, data).ids
-    verify(folder.knowledge(teacher), expected_identity(teacher, recipe, data, folder), ids)
+    store = folder.knowledge(teacher)
+    verify(store, expected_identity(teacher, recipe, data, folder), ids)
+    if not is_done(store, Plan(recipe).knowledge(teacher)):
+        raise StoreError(
+            f"{store}: whole, but not what this recipe asks for (`knowledge` or a stage before has changed)"
+        )
 
 
 def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, folder: RunFolder) -> None:
@@ -102,6 +116,8 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
         teacher = load_in_step(lambda: load(source), precision, world)
     else:
         teacher = cast_products(load(source), precision, world.device)
+        if not settings.compile:  # whose programs do both by themselves
+            teacher = without_mask_checks(pack_products(teacher, world.device), world.device)
     assert settings.outputs is not None
     layout = new_layout(
         expected_identity(name, recipe, data, folder),
@@ -111,7 +127,7 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
         precision=precision,
         compiled=settings.compile,
         unpadded=settings.unpadded,
-        batch_tokens=settings.batch_tokens,
+        batch_tokens=settings.batch_tokens or (CPU_BATCH_TOKENS if world.device.type == "cpu" else BATCH_TOKENS),
         shard_rows=settings.shard_rows,
         top_k=settings.top_k,
         characters=part.characters,

@@ -35,7 +35,7 @@ from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
 from dtrain.training.engine import resolve_precision
-from dtrain.training.inference import forward_batches
+from dtrain.training.inference import BATCH_TOKENS, forward_batches
 
 FORMS = {"classification": ("jsonl", "tsv", "clue"), "tagging": ("jsonl", "tsv", "clue", "conll")}
 
@@ -81,7 +81,7 @@ def run(
     if input is not None or tagging:  # prepared pieces are joined again and cut again
         part = _encode(place, texts, recipe.data.task, recipe.data.normalize, recipe.data.max_length)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
-    trained, budget = load(place), recipe.knowledge.batch_tokens
+    trained, budget = load(place), recipe.knowledge.batch_tokens or BATCH_TOKENS
     if tagging:
         found = spans.tag_texts(trained, part, texts.text, data.types, world, precision, budget)
         lines = spans.lines(texts, found, form, data.scheme)

@@ -16,7 +16,7 @@ from dtrain.data import Part, inference_batches
 from dtrain.distributed import World
 from dtrain.errors import DtrainError
 from dtrain.metrics import Confusion, scores
-from dtrain.training.inference import forward_batches
+from dtrain.training.inference import BATCH_TOKENS, forward_batches
 from dtrain.training.task import check_coverage
 
 
@@ -27,7 +27,7 @@ def evaluate_part(
     *,
     classes: int,
     precision: str,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     distributed: bool = True,
 ) -> dict[str, float]:
     """The scores of `dtrain.metrics.scores` and `loss`, the mean cross-entropy of the labelled rows.
@@ -59,7 +59,7 @@ def count_part(
     *,
     classes: int,
     precision: str,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     distributed: bool = True,
 ) -> tuple[Confusion, float]:
     """The confusion matrix of a part's labelled rows and their mean cross-entropy; arguments as `evaluate_part`."""

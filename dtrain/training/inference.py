@@ -30,6 +30,9 @@ Result = TypeVar("Result")
 Batch = dict[str, Tensor]
 Answer = tuple[Tensor, ...]
 
+BATCH_TOKENS = 4096  # padded tokens in one call of a model, unless the recipe says otherwise
+CPU_BATCH_TOKENS = 512  # the same for a large model on a CPU: what its layers hand on then stays in the cache
+
 
 def forward_logits(
     model: nn.Module,
@@ -76,6 +79,35 @@ def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.
             if isinstance(module, nn.Linear | nn.Conv1d) and module is not exempt:
                 module.to(dtype)
     return model
+
+
+def pack_products(model: nn.Module, device: torch.device) -> nn.Module:
+    """Lay out bf16 weights of linear layers as a CPU's products read them, for a model that is not trained further.
+
+    The answers are the same bits: torch would lay them out again for every batch, which takes a twelfth of the time
+    of BERT-base. Does nothing on a GPU and on CPUs without products in bf16.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return model
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
+                setattr(module, name, _PackedLinear(child))
+    return model
+
+
+class _PackedLinear(nn.Module):
+    """The operator that torch's own compiler puts in place of a linear layer on a CPU."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(input.bfloat16(), self.weight, self.bias, "none", [], "")
 
 
 def in_order(batches: list[np.ndarray], answers: list[Tensor]) -> Tensor:

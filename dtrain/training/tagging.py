@@ -22,7 +22,7 @@ from dtrain.knowledge import StoreReader
 from dtrain.losses import LossSum
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
 from dtrain.recipe.training import LossSpec, Teacher
-from dtrain.training.inference import forward_outputs
+from dtrain.training.inference import BATCH_TOKENS, forward_outputs
 from dtrain.training.task import LossFunction, Task, check_coverage
 
 WRONG, RIGHT = 8, 4  # texts shown in the report
@@ -137,7 +137,7 @@ def tag_part(
     *,
     types: int,
     precision: str,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     distributed: bool = True,
 ) -> Tagged:
     """Tag a part's labelled rows, each once over all ranks; equal for any number of ranks.

@@ -6,7 +6,7 @@ DATA is a folder with `tnews/train.json` (titles) and `reviews_distill/hotel/tra
 cut at 256). The teacher has the shape of BERT-base and made-up weights: speed does not depend on them. Parts:
 
     a   store / plain, rows/s                   d   the share of the machine's matmul rate that store reaches
-    b   store / trainer, rows/s                 e   reading a store, by `store_read.py`
+    b   store / trainer, rows/s; / sorted       e   reading a store, by `store_read.py`
     c   two / one, rows/s (CPU)
 
 Two idle cores take about 20 minutes for all of it with the numbers above: 5 for the titles, 14 for the reviews, one for
@@ -14,8 +14,10 @@ part e. Each figure is told on stderr as it is found. Ways:
 
     plain       what distillation scripts do: batches of 16 in file order, padded, float32, logits to Python lists,
                 `Dataset.from_dict`; on every eighth row
-    trainer     transformers' `Trainer.predict` at its best here: half precision, rows sorted by length beforehand,
-                the fastest of batches of 16, 32 and 64 (GPU: 64, 256, 1024)
+    trainer     transformers' `Trainer.predict` at its best here: half precision, the fastest of batches of 16, 32 and
+                64 (GPU: 64, 256, 1024)
+    sorted      the same, of rows sorted by length beforehand (its own `group_by_length` sorts predictions, too, but
+                returns them in an order that it does not tell)
     store       ours: one process, all cores or the GPU
     one, two    (CPU) ours: one process of one thread, two processes of one thread each
 
@@ -51,15 +53,15 @@ from dtrain.distributed import World, connect, leave
 from dtrain.knowledge import Identity, StoreWriter, new_layout
 from dtrain.stages.precompute import fill
 from dtrain.training.engine import autocast
-from dtrain.training.inference import cast_products
+from dtrain.training.inference import BATCH_TOKENS, CPU_BATCH_TOKENS, cast_products, pack_products
 
 HIDDEN, LAYERS, CLASSES = 768, 12, 15
 MAX_LENGTH = 256
 CORPORA = {"titles": "tnews/train.json", "reviews": "reviews_distill/hotel/train.txt"}
-# The ways that a part runs; of two, the second's rows/s are divided by the first's.
+# The ways that a part runs; the last one's rows/s are divided by those of each other.
 PARTS: dict[str, tuple[str, ...]] = {
     "a": ("plain", "store"),
-    "b": ("trainer", "store"),
+    "b": ("trainer", "sorted", "store"),
     "c": ("one", "two"),
     "d": ("store",),
     "e": (),
@@ -105,8 +107,10 @@ def plain(model: BertForSequenceClassification, part: Part, device: torch.device
     return time.perf_counter() - begin
 
 
-def trainer(model: BertForSequenceClassification, part: Part, device: torch.device, precision: str) -> float:
-    order = np.argsort(part.lengths, kind="stable")
+def trainer(
+    model: BertForSequenceClassification, part: Part, device: torch.device, precision: str, ordered: bool
+) -> float:
+    order = np.argsort(part.lengths, kind="stable") if ordered else np.arange(len(part))
     rows = [{"row": row} for row in order.tolist()]
     seconds = []
     for size in (64, 256, 1024) if device.type == "cuda" else (16, 32, 64):
@@ -132,7 +136,7 @@ def trainer(model: BertForSequenceClassification, part: Part, device: torch.devi
 
 
 def store(
-    model: BertForSequenceClassification, part: Part, world: World, precision: str, batch_tokens: int, unpadded: bool
+    model: BertForSequenceClassification, part: Part, world: World, precision: str, options: argparse.Namespace
 ) -> float:
     layout = new_layout(
         Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32),
@@ -140,16 +144,18 @@ def store(
         widths={"logits": CLASSES},
         dtype="float16",
         precision=precision,
-        batch_tokens=batch_tokens,
-        shard_rows=4096 if world.size == 1 else 64,  # so that two ranks have something to share
-        unpadded=unpadded,
+        batch_tokens=options.batch_tokens or (CPU_BATCH_TOKENS if world.device.type == "cpu" else BATCH_TOKENS),
+        # Two ranks need something to share, and one to compare must pad as they do.
+        shard_rows=4096 if options.way == "store" else options.rows // 16,
+        unpadded=options.unpadded,
     )
     with tempfile.TemporaryDirectory() as own:
         folder = world.gather_objects(own)[0]
         world.wait_for_all("benchmark")
         begin = time.perf_counter()
         writer = StoreWriter(Path(folder) / "store", layout, part.ids)
-        fill(writer, cast_products(model, precision, world.device), part, world, title="store")
+        teacher = pack_products(cast_products(model, precision, world.device), world.device)
+        fill(writer, teacher, part, world, title="store")
         seconds = time.perf_counter() - begin
         world.wait_for_all("benchmark")
     return seconds
@@ -187,10 +193,10 @@ def run_way(options: argparse.Namespace) -> None:
         model(**{k: v.to(world.device) for k, v in part.collate(np.arange(2)).items()})
     if options.way == "plain":
         seconds = plain(model, part, world.device)
-    elif options.way == "trainer":
-        seconds = trainer(model, part, world.device, precision)
+    elif options.way in ("trainer", "sorted"):
+        seconds = trainer(model, part, world.device, precision, options.way == "sorted")
     else:
-        seconds = store(model, part, world, precision, options.batch_tokens, options.unpadded)
+        seconds = store(model, part, world, precision, options)
     rate = max(before, matmul_rate(world.device, precision, world.threads)) * world.size
     lengths = part.lengths.astype(np.float64)
     flops = (24 * HIDDEN**2 * lengths + 4 * HIDDEN * lengths**2).sum() * LAYERS
@@ -211,8 +217,9 @@ def measure(options: argparse.Namespace, way: str, corpus: str) -> dict[str, flo
         launch = ["--config_file", str(config), "--num_processes", "2"]
         command += ["-m", "accelerate.commands.launch", *launch]
     command += [__file__, str(options.data), "--way", way, "--corpus", corpus]
-    for name in ("rows", "precision", "batch_tokens"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    command += ["--rows", str(options.rows), "--precision", options.precision]
+    if options.batch_tokens:
+        command += ["--batch-tokens", str(options.batch_tokens)]
     command += ["--unpadded"] * options.unpadded
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -227,7 +234,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--unpadded", action="store_true")
     parser.add_argument("--part", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--corpora", nargs="+", default=list(CORPORA), choices=list(CORPORA))
@@ -237,6 +244,8 @@ def main() -> None:
     if options.way:
         run_way(options)
         return
+    if torch.cuda.is_available():
+        options.part = [part for part in options.part if part != "c"]
     load = os.getloadavg()[0]
     print(f"torch {torch.__version__}, {options.precision}, {options.rows} rows, {options.rounds} rounds, ", end="")
     print(f"{len(os.sched_getaffinity(0))} cores, load average before {load:.1f}\n")
@@ -270,9 +279,10 @@ def report(corpus: str, rounds: list[dict[str, dict[str, float]]], parts: list[s
     print()
     for part in parts:
         if part in "abc":
-            other, ours = PARTS[part]
-            ratio = middle(lambda r, a=ours, b=other: r[a]["rows_per_second"] / r[b]["rows_per_second"])  # type: ignore[misc]
-            print(f"{part}: {ours} / {other}: {ratio:.2f}")
+            *others, ours = PARTS[part]
+            for other in others:
+                ratio = middle(lambda r, a=ours, b=other: r[a]["rows_per_second"] / r[b]["rows_per_second"])  # type: ignore[misc]
+                print(f"{part}: {ours} / {other}: {ratio:.2f}")
         elif part == "d":
             print(f"d: share of the matmul rate: {middle(lambda r: r['store']['share']):.0%}")
     print(flush=True)

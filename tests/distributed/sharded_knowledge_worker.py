@@ -27,7 +27,7 @@ from dtrain.models import build, in_own_memory
 from dtrain.recipe.models import BertSpec, TaggerSpec
 from dtrain.stages.precompute import fill
 from dtrain.training.in_step import EVERY, InStep, load_in_step
-from dtrain.training.inference import cast_products
+from dtrain.training.inference import cast_products, pack_products
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from conftest import FEATURES, VOCABULARY, Job, StoreWriter
@@ -127,7 +127,7 @@ def one_rank(folder: Path) -> None:
     def teacher_of(job: Job) -> nn.Module:
         make = tagger if job.tagging else bert
         if world.size == 1:
-            return cast_products(make(), job.precision, world.device)
+            return pack_products(cast_products(make(), job.precision, world.device), world.device)
         return load_in_step(make, job.precision, world)
 
     for name, settings in CASES.items():

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 import dtrain
+from dtrain.data import inference_batches
 from dtrain.errors import DtrainError
 from dtrain.knowledge import StoreReader, StoreWriter, read_manifest, verify
-from dtrain.stages.precompute import distinct_texts
+from dtrain.stages.precompute import distinct_texts, fill
 
 
 def naive_output(job, row, **options):
@@ -69,7 +71,7 @@ def test_bytes_do_not_depend_on_ranks_or_threads(job, kind, tmp_path, hashes_of,
     made = job(**settings, **kind)
     expected = hashes_of(made.make(tmp_path / "one"))
     assert len(expected) == 8 + 2
-    for ranks, threads in ((1, 2), (2, 1), (3, 1), (3, 2), (5, 1), (11, 1)):
+    for ranks, threads in ((1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (5, 1), (5, 2), (11, 1)):
         store = made.make(tmp_path / f"{ranks}x{threads}", ranks, threads)
         assert hashes_of(store) == expected, (ranks, threads)
 
@@ -115,6 +117,43 @@ def test_equal_texts_are_computed_once(job, tmp_path):
     texts = {made.part.tokens[a:b].tobytes() for a, b in zip(made.part.offsets, made.part.offsets[1:], strict=False)}
     assert len(texts) < 250
     assert made.teacher.seen == len(texts)
+
+
+def test_padding_and_repeats_are_told(job, tmp_path, capsys):
+    made = job()
+    made.make(tmp_path / "store")
+    told = capsys.readouterr()
+    tokens = padded = texts = 0
+    for number in range(made.layout.shard_count):
+        rows, _ = distinct_texts(made.part, np.array(made.layout.shard_range(number)))
+        lengths = made.part.lengths[rows]
+        texts += len(rows)
+        tokens += lengths.sum()
+        padded += sum(len(batch) * lengths[batch].max() for batch in inference_batches(lengths, 200))
+    assert 0 < tokens < padded
+    assert f"{300 - texts} repeat a text of their shard, {1 - tokens / padded:.1%} padding" in told.out + told.err
+
+
+def test_a_slow_rank_delays_nobody(job, tmp_path, on_ranks):
+    """One rank's first batch lasts until the others have done all that it has not taken yet."""
+    made, slow = job(), job().teacher
+    store = tmp_path / "store"
+
+    def wait(*_):
+        end = time.monotonic() + 30
+        while len(list(store.glob("shard-*"))) < 6 and time.monotonic() < end:
+            time.sleep(0.01)
+
+    slow.register_forward_pre_hook(wait)
+
+    def work(world):
+        teacher = slow if world.rank == 1 else made.teacher
+        fill(StoreWriter(store, made.layout, made.part.ids), teacher, made.part, world, title="made-up")
+
+    begin = time.monotonic()
+    assert on_ranks(2, work) == [None, None]
+    assert time.monotonic() - begin < 25
+    assert 0 < slow.seen < made.teacher.seen
 
 
 def test_distinct_texts_by_hand(job):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -17,6 +18,7 @@ from transformers import (
 
 from dtrain.errors import InputError
 from dtrain.models import build, load, parameter_count, save_model, weights_fingerprint
+from dtrain.models.transformer import without_mask_checks
 from dtrain.recipe.models import BertSpec, NezhaSpec
 
 
@@ -175,3 +177,33 @@ def test_pretrained_that_is_absent_or_damaged_is_refused(pretrained: Path, tmp_p
     (pretrained / "model.safetensors").unlink()
     torch.save(BertForMaskedLM(BertConfig.from_pretrained(pretrained)).state_dict(), pretrained / "pytorch_model.bin")
     assert "cannot be loaded" in problem(pretrained)
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often the value of a tensor was asked for, which on a GPU waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.times += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_without_mask_checks_nothing_waits_for_the_device(hidden: int) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    model = BertForSequenceClassification(config).eval()
+    ids, mask = torch.randint(1, 50, (3, 7)), torch.ones(3, 7, dtype=torch.long)
+    mask[1, 7 - hidden :] = 0
+    answers, asked = [], []
+    for _ in range(2):
+        with torch.inference_mode(), Asked() as mode:
+            answers.append(model(input_ids=ids, attention_mask=mask).logits)
+        asked.append(mode.times)
+        without_mask_checks(model, torch.device("cuda"))
+    assert asked[0] > 0
+    assert asked[1] == 0
+    torch.testing.assert_close(answers[0], answers[1])

@@ -13,7 +13,14 @@ from transformers import BertConfig, BertForSequenceClassification
 from dtrain.data import Part, inference_batches
 from dtrain.errors import DtrainError
 from dtrain.models import ClassifierOutput, own
-from dtrain.training.inference import cast_products, forward_batches, forward_logits, forward_outputs, in_threads
+from dtrain.training.inference import (
+    cast_products,
+    forward_batches,
+    forward_logits,
+    forward_outputs,
+    in_threads,
+    pack_products,
+)
 
 CPU = torch.device("cpu")
 LABELS = ["a", "b", "c"]
@@ -107,15 +114,21 @@ def test_weights_cast_ahead_give_the_same_bits(build):
     torch.manual_seed(0)
     model, part = build(), made_up_part()
 
-    def answers():
+    def answers(threads=1):
         batches = inference_batches(part.lengths, 256)
-        return list(forward_batches(model, part, batches, device=CPU, precision="bf16", threads=1))
+        return list(forward_batches(model, part, batches, device=CPU, precision="bf16", threads=threads))
 
     before = answers()
     cast_products(model, "bf16", CPU)
     if build is not tagger:  # which without an encoder has no product in half precision
         assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(answers(), before, strict=True))
+    plain = sum(type(module) is torch.nn.Linear for module in model.modules())
+    pack_products(model, CPU)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and build is bert:
+        assert plain > sum(type(module) is torch.nn.Linear for module in model.modules()) == 0
+    for threads in (1, 2):
+        assert all(torch.equal(a, b) for a, b in zip(answers(threads), before, strict=True))
 
 
 def test_logits_come_in_the_order_that_was_asked_for():
