@@ -60,6 +60,8 @@ def submit(recipe: Recipe, cluster: Cluster, *, dry_run: bool, local: bool) -> i
         InputError: for options that cannot be, and where there is no SLURM.
     """
     problems = cluster.problems()
+    if recipe.search and cluster.groups > 1:
+        problems.append(f"--groups: {cluster.groups}, but the recipe's `search` compares all students (allowed: 1)")
     if not (dry_run or local) and shutil.which("sbatch") is None:
         problems.append("submit: there is no sbatch here (--local runs the same plan on this machine)")
     if problems:

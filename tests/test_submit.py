@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dtrain.__main__ import main
 from dtrain.errors import InputError
 from dtrain.recipe import load_recipe
 from dtrain.students.groups import Group, parse_group
@@ -65,11 +68,49 @@ def test_what_cannot_be_asked_of_a_cluster(recipe_file: Path, change: dict[str, 
     assert told in str(caught.value)
 
 
+SEARCH = "search: {epochs: [1]}\n"
+
+
+def test_a_search_is_one_group_of_all_students(recipe_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe_file.write_text(recipe_file.read_text() + SEARCH)
+    recipe = load_recipe(str(recipe_file), [])
+    assert submit(recipe, Cluster(**ASKED | {"groups": 1}), dry_run=True, local=False) == 0
+    assert "--array=0-0 " in capfd.readouterr().out
+    assert Group(0, 1).own(recipe) == recipe  # as that job asks for it
+    with pytest.raises(InputError, match=r"--groups: 2, but the recipe's `search` compares all students"):
+        submit(recipe, Cluster(**ASKED), dry_run=True, local=False)
+
+
 def test_without_slurm(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="there is no sbatch here"):
         submit(load_recipe(str(recipe_file), []), Cluster(**ASKED), dry_run=False, local=False)
     assert not (recipe_file.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(("change", "code"), [("students.0.epochs=0", 2), ("students.0.epochs=3", 0)])
+def test_nothing_is_queued_for_a_bad_recipe(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, change: str, code: int
+) -> None:
+    """Both the script by itself and the command, which has checked before it writes it."""
+    folder = recipe_file.parent
+    queued = folder / "queued"
+    (folder / "sbatch").write_text(f"#!/usr/bin/env bash\necho 7\necho $1 >>{shlex.quote(str(queued))}\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    rows = "".join(f'{{"text": "a{n}", "label": "b{n % 2}"}}\n' for n in range(40))
+    (folder / "train.jsonl").write_text(rows)
+    script = ["bash", str(templates() / "pipeline.sh"), str(recipe_file), change]
+    by_script = subprocess.run(script, cwd=folder, capture_output=True, text=True)
+    assert by_script.returncode == code, by_script.stderr
+    assert queued.exists() == (code == 0)
+    queued.unlink(missing_ok=True)
+    assert main(["submit", str(recipe_file), change]) == code
+    assert queued.exists() == (code == 0)
+    assert (folder / "runs").exists() == (code == 0)
+    if code:
+        assert by_script.stderr.startswith("dtrain: ") and "epochs" in by_script.stderr
 
 
 def test_settings_keep_their_comments_and_are_quoted() -> None:

@@ -23,8 +23,10 @@ class Group:
         Peers stay together.
 
         Raises:
-            InputError: where a search compares all students.
+            InputError: where a search compares all students, and this is not all of them.
         """
+        if self.count == 1:
+            return recipe
         if recipe.search is not None:
             raise InputError("--group: the recipe's `search` compares all students; run it without --group")
         units: dict[str, list[Student]] = {}

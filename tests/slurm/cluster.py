@@ -155,6 +155,10 @@ class Cluster:
         text = self.run("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", text))
 
+    def nodes_of(self, job: str) -> list[str]:
+        """Where a job runs or ran; its script is on the first."""
+        return self.run("scontrol", "show", "hostnames", self.show(job)["NodeList"]).split()
+
     def states(self, job: str) -> list[str]:
         """The state of the job, or of every task of an array."""
         return re.findall(r"JobState=(\w+)", self.run("scontrol", "--oneliner", "show", "job", job))

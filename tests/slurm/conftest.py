@@ -1,4 +1,4 @@
-"""One real 2-node cluster for all tests of this folder, a tiny recipe, and its undisturbed run."""
+"""One real 3-node cluster for all tests of this folder, a tiny recipe, and its undisturbed run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ students:
     evaluate_every: 100
     checkpoint_every: 4
     grid: {{seed: [1, 2]}}
-launch: {{processes: 2, timeout: 90, stages: {{prepare: {{processes: 1}}}}}}
+launch:
+  processes: 2
+  timeout: 90
+  # Two for the students, too: one rank takes all cores, and two such jobs beside each other crawl.
+  stages: {{prepare: {{processes: 1}}, evaluate: {{processes: 1}}, report: {{processes: 1}}}}
 report: {{latency: false, splits: [valid]}}
 """
 TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅"}
@@ -48,11 +52,11 @@ TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[slurm.Cluster]:
-    """Two nodes of four CPUs; they see two GPUs each, which are /dev/null."""
+    """Three nodes of four CPUs, of which jobs take two; they have two GPUs each, which are /dev/null."""
     reason = slurm.missing()
     if reason:
         pytest.skip(f"no SLURM cluster here: {reason}")
-    with slurm.Cluster(nodes=2, cpus=4, gpus=2) as booted:
+    with slurm.Cluster(nodes=3, cpus=4, gpus=2) as booted:
         booted.environment["PYTHONPATH"] = str(ROOT)  # jobs run what is tested
         yield booted
 

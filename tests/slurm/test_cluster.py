@@ -1,4 +1,4 @@
-"""The scripts of `launch/slurm/` on a real cluster: every stage, stopped, requeued, and with nodes lost."""
+"""The scripts of `launch/slurm/` on a real cluster: every stage, stopped, pre-empted, requeued, and with nodes lost."""
 
 from __future__ import annotations
 
@@ -88,29 +88,42 @@ def test_the_quickstart_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None
     epochs = [f"teachers.{number}.epochs=1" for number in range(2)] + [
         f"students.{number}.epochs=1" for number in range(4)
     ]
-    changes = [*epochs, "report.latency=false", "--nodes=2", "--cpus=2", "--time=20"]
+    changes = [*epochs, "report.latency=false", "--nodes=2", "--cpus=2", "--gpus=2", "--time=20"]
     pipeline = Pipeline(cluster, "quickstart", tmp_path, *changes, name="quickstart")
     pipeline.finish()
     assert "4 ranks" in pipeline.log()
+    asked = {name: "gpu:2" in cluster.show(job).get("TresPerNode", "") for name, job in pipeline.jobs.items()}
+    assert asked == {name: name != "prepare" for name in asked}
     report = json.loads((pipeline.run / "report" / "results.json").read_text())
     assert len(report["models"]) == 6
     assert not report["failed"]
     assert all(model["rows"] == model["test"]["rows"] == 600 for model in report["models"])
 
 
-def steps(run: Path, kind: str) -> Callable[[], object]:
-    return lambda: list((run / "checkpoints" / kind).glob("*/step-*"))
+def steps(run: Path, kind: str, name: str = "*") -> Callable[[], object]:
+    return lambda: list((run / "checkpoints" / kind).glob(f"{name}/step-*"))
 
 
-def test_stopped_by_signal_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Path) -> None:
-    """What `--signal=B:USR1@120` sends: every job goes on where it was and ends with the same bytes."""
+def ask_to_stop(cluster: Cluster, stage: str, job: str) -> None:
+    """In each of the ways in which a job is told that its time is over."""
+    if stage == "finetune":  # pre-empted, by a job that leaves it too few nodes
+        urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        cluster.submit(*urgent)
+    elif stage == "distill":  # what most sites send: SIGTERM to the steps, not to the script
+        cluster.run("scancel", "--signal=TERM", job)
+    else:  # what `--signal=B:USR1@120` sends
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+
+
+def test_stopped_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """Every job goes on where it was, of an array only the task that was asked, and ends with the same bytes."""
     cluster = undisturbed.cluster
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
     pipeline = Pipeline(cluster, recipe, tmp_path, "--nodes=2", "--groups=2", "--cpus=2", "--time=20")
     at_work = {
         "finetune": steps(pipeline.run, "teachers"),
         "precompute": lambda: list(pipeline.run.rglob(".tmp-*")) or list((pipeline.run / "knowledge").rglob("*.arrow")),
-        "distill": steps(pipeline.run, "students"),
+        "distill": steps(pipeline.run, "students", "lstm-seed2"),
     }
 
     def script_runs(name: str) -> bool:  # a signal before it is there would be lost
@@ -118,42 +131,114 @@ def test_stopped_by_signal_in_every_stage_and_requeued(undisturbed: Pipeline, tm
 
     for name, job in pipeline.jobs.items():
         began = at_work.get(name, lambda name=name: script_runs(name))
-        wait_for(lambda job=job, began=began: "RUNNING" in cluster.states(job) and began(), 200)
-        cluster.run("scancel", "--batch", "--signal=USR1", job)
-        wait_for(lambda job=job: "PENDING" in cluster.states(job) or cluster.show(job)["Restarts"] != "0", 120)
+        wait_for(lambda job=job: "RUNNING" in cluster.states(job), 60)
+        one = f"{job}_1" if name == "distill" else job  # which has the array's own id
+        wait_for(lambda one=one, began=began: cluster.states(one) == ["RUNNING"] and began(), 200)
+        ask_to_stop(cluster, name, one)
+        wait_for(lambda one=one: "PENDING" in cluster.states(one) or cluster.show(one)["Restarts"] != "0", 120)
         cluster.wait(job, seconds=200)
-        assert cluster.show(job)["Restarts"] == "1", f"{name}\n{pipeline.log()}"
+        # Once: the script was faster than the end of the grace that a pre-empted job has.
+        assert cluster.show(one)["Restarts"] == "1", f"{name}\n{pipeline.log()}"
+    assert cluster.show(f"{pipeline.jobs['distill']}_0")["Restarts"] == "0"
     pipeline.finish()
-    assert "stopped on request: requeued (1 of 5)" in pipeline.log()
+    assert pipeline.log().count("stopped on request: requeued (1 of 5)") == len(pipeline.jobs)
     assert results(pipeline.run) == results(undisturbed.run)
+
+
+def copy_of(undisturbed: Pipeline, folder: Path, *without: str) -> Path:
+    """The undisturbed run in a folder of its own; the new run folder."""
+    run = folder / "runs" / "tiny"
+    shutil.copytree(undisturbed.run, run, ignore=shutil.ignore_patterns("slurm", "checkpoints"))
+    for name in without:
+        shutil.rmtree(run / name)
+    return run
+
+
+ENDLESS = ("launch.processes=1", "teachers.0.epochs=1000000")
+
+
+@pytest.mark.parametrize("reason", ["no requeue left", "STOP", "cancelled"])
+def test_a_pipeline_that_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path, reason: str) -> None:
+    """Nothing stays queued behind it, and it says why."""
+    cluster = undisturbed.cluster
+    run = copy_of(undisturbed, tmp_path, "teachers")
+    recipe = undisturbed.run / "slurm" / "recipe.yaml"
+    options = ["--requeues=0"] if reason == "no requeue left" else []
+    pipeline = Pipeline(cluster, recipe, tmp_path, *ENDLESS, *options)
+    job = pipeline.jobs["finetune"]
+    wait_for(steps(run, "teachers"), 120)
+    if reason == "STOP":
+        (run / "STOP").touch()
+    else:
+        cluster.run("scancel", *(["--batch", "--signal=USR1"] if options else []), job)
+    cluster.wait(*pipeline.jobs.values(), seconds=90)
+    ended = {name: cluster.states(job) for name, job in pipeline.jobs.items()}
+    expected = "CANCELLED" if reason == "cancelled" else "FAILED"
+    assert ended.pop("prepare") == ["COMPLETED"]
+    assert ended.pop("finetune") == [expected], pipeline.log()
+    assert set(map(tuple, ended.values())) == {("CANCELLED",)}, ended
+    assert cluster.show(job)["Restarts"] == "0"
+    if expected == "FAILED":
+        assert cluster.show(job)["ExitCode"] == "75:0"
+        told = {"STOP": f"not requeued: remove {run}/STOP", "no requeue left": "not requeued again"}
+        assert told[reason] in pipeline.log()
+
+
+def submit_stage(undisturbed: Pipeline, folder: Path, stage: str, *words: str) -> str:
+    """A job of one stage as someone would submit it by hand; it writes to `job.out`."""
+    cluster = undisturbed.cluster
+    recipe = undisturbed.run / "slurm" / "recipe.yaml"
+    cluster.environment["DTRAIN_PYTHON"] = sys.executable
+    options = ["--cpus-per-task=2", "--time=20", f"--output={folder}/job.out"]
+    options += [word for word in words if word.startswith("--")]
+    changes = [word for word in words if not word.startswith("--")]
+    script = ROOT / "launch" / "slurm" / "stage.sbatch"
+    return cluster.submit(*options, script, stage, recipe, f"output_dir={folder}/runs", *changes)
+
+
+def test_a_stop_file_ends_a_job_that_was_submitted_by_hand(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """The script was not told the run folder: it follows from the recipe."""
+    cluster = undisturbed.cluster
+    run = copy_of(undisturbed, tmp_path, "teachers")
+    job = submit_stage(undisturbed, tmp_path, "finetune", *ENDLESS)
+    wait_for(steps(run, "teachers"), 120)
+    (run / "STOP").touch()
+    wait_for(lambda: "RUNNING" not in cluster.states(job), 60)
+    shown = cluster.show(job)
+    told = (tmp_path / "job.out").read_text()
+    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "75:0", "0"), told
+    assert f"not requeued: remove {run}/STOP" in told
 
 
 def scores_of(kind: str, name: str) -> bool:
     return name.startswith(kind) and name.endswith("evaluation.json")
 
 
-@pytest.mark.parametrize(("stage", "kind"), [("finetune", "teachers"), ("distill", "students")])
-def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path, stage: str, kind: str) -> None:
-    """A power cut in the middle: SLURM requeues the job, which continues from its checkpoint on the nodes it gets."""
+@pytest.mark.parametrize(
+    ("stage", "kind", "lost"),
+    [("finetune", "teachers", "the other node"), ("distill", "students", "the script's node")],
+)
+def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path, stage: str, kind: str, lost: str) -> None:
+    """A power cut in the middle: SLURM requeues the job, which continues from its checkpoint on the nodes it gets.
+
+    The script's node is where ranks meet, too; with it nobody is left who could requeue the job but SLURM itself.
+    """
     cluster = undisturbed.cluster
-    run = tmp_path / "runs" / "tiny"
-    shutil.copytree(undisturbed.run, run)
-    shutil.rmtree(run / kind)
-    recipe = undisturbed.run / "slurm" / "recipe.yaml"
-    words = [ROOT / "launch" / "slurm" / "stage.sbatch", stage, recipe, f"output_dir={tmp_path}/runs"]
-    cluster.environment["DTRAIN_PYTHON"] = sys.executable
-    output = tmp_path / "job.out"
-    job = cluster.submit("--nodes=2", "--cpus-per-task=2", "--time=20", f"--output={output}", *words)
-    wait_for(steps(run, kind), 120)
-    cluster.kill_node("n2")
-    wait_for(lambda: cluster.states(job) == ["PENDING"], 90)
-    cluster.start_node("n2")
+    run = copy_of(undisturbed, tmp_path, kind)
     wait_for(lambda: cluster.idle() == cluster.names, 60)
-    # What a node tells of its former life just after it is back would take it out of the new allocation: one of the
-    # reasons why SLURM itself holds a requeued job for two minutes.
-    time.sleep(8)
-    cluster.wait(job, seconds=200)
+    job = submit_stage(undisturbed, tmp_path, stage, "--nodes=2")
+    output = tmp_path / "job.out"
+    wait_for(steps(run, kind), 120)
+    script, other = cluster.nodes_of(job)
+    node = other if lost == "the other node" else script
+    cluster.kill_node(node)
+    try:
+        wait_for(lambda: cluster.states(job) == ["PENDING"], 90)
+        cluster.wait(job, seconds=200)  # on one of the old nodes and the one that was idle
+    finally:
+        cluster.start_node(node)
     assert cluster.states(job) == ["COMPLETED"], output.read_text()
     assert cluster.show(job)["Restarts"] == "1"
+    assert node not in cluster.nodes_of(job)
     expected = results(undisturbed.run)
     assert results(run) == {name: bytes_ for name, bytes_ in expected.items() if not scores_of(kind, name)}
