@@ -66,10 +66,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
+    """Make a folder, and all files and names in it, survive a power cut."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        elif path.is_dir():
+            fsync_folder(path)
+    fsync_folder(folder)
 
 
 @contextlib.contextmanager

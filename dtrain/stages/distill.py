@@ -24,6 +24,7 @@ from dtrain.training.checkpoint import remove_checkpoints
 from dtrain.training.engine import resolve_precision
 from dtrain.training.loop import Diverged
 from dtrain.training.member import Trained
+from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.stop import StopRequest
 
 
@@ -139,17 +140,29 @@ def _stop_the_worst(plan: Plan, folder: RunFolder, failed: list[str]) -> int | N
 
 
 def _leave_the_stopped(search: Halving, plan: Plan, folder: RunFolder) -> None:
+    """Their reason as a failure's, their row in TensorBoard's table."""
+    students = {student.name: student for student in plan.recipe.students}
     for name, reason in search.stopped.items():
         if plan.failure(name) is None:
+            spec = students[name]
+            if best := _best_scores(_history_at(name, plan, folder, 0) or [], spec.metric or "accuracy"):
+                log_hyperparameters(folder.tensorboard("students", name), spec, spec.losses or [], best)
             _write_failure(plan, name, reason, final=True, search=search.identity)
             remove_checkpoints(folder.checkpoints("students", name))
 
 
 def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int) -> float | None:
-    """A student's best score up to an epoch, from its model folder or checkpoint; None where it is not there yet."""
+    """A student's best score up to an epoch; None where it is not there yet."""
+    history = _history_at(name, plan, folder, epoch)
+    return None if history is None else _score(name, history, metric, epoch)
+
+
+def _history_at(name: str, plan: Plan, folder: RunFolder, epoch: int) -> list[dict[str, Any]] | None:
+    """From a student's model folder or newest checkpoint of an epoch or later; None where there is none yet."""
     final = folder.model("students", name)
     if is_done(final, plan.model("students", name)):
-        return _score(name, read_json(final / "history.json"), metric, epoch)
+        history: list[dict[str, Any]] = read_json(final / "history.json")
+        return history
     steps = sorted(folder.checkpoints("students", name).glob("step-*"), reverse=True)
     for step in steps:
         try:
@@ -157,8 +170,14 @@ def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int)
         except (OSError, ValueError, KeyError):
             continue
         if position["epoch"] >= epoch:
-            return _score(name, position["history"], metric, epoch)
+            history = position["history"]
+            return history
     return None
+
+
+def _best_scores(history: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    entries = [entry for entry in history if entry["split"] == "valid"]
+    return max(entries, key=lambda e: -e["loss"] if metric == "loss" else e[metric]) if entries else None
 
 
 def _score(name: str, history: list[dict[str, Any]], metric: str, epoch: int) -> float:

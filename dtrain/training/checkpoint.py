@@ -1,7 +1,7 @@
 """Checkpoints of a training run: complete or absent, found again by step, read without unpickling code.
 
     checkpoints/<kind>/<name>/step-00000120/
-        state.json       position, scores so far, sha256 of every other file
+        state.json       position, scores so far, sha256 of every other file, a checksum of its own
         tensors.safetensors  weights, optimizer state and loss scale by parameter name, whole (`Engine.state`)
         best.safetensors     the weights of the best evaluation so far
 
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dtrain.log import warn
-from dtrain.runfolder import file_fingerprint, publish_folder, read_json, write_json
+from dtrain.runfolder import file_fingerprint, fingerprint, publish_folder, read_json, write_json
 
 Found = tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]
 STATE, TENSORS, BEST = "state.json", "tensors.safetensors", "best.safetensors"
@@ -55,10 +55,12 @@ class Checkpoints:
         skipped with a warning; one of another recipe, data or teacher is not used.
         """
         for path in _steps(self.folder):
-            if step is not None and path != self._path(step):
+            if step is not None and path != self.path(step):
                 continue
             try:
                 state = read_json(path / STATE)
+                if state.pop("checksum", None) != fingerprint(state):
+                    raise ValueError(f"{STATE} is damaged")
                 if state["identity"] != self.identity:
                     warn(f"{path}: checkpoint not used: {self._difference(state.get('section', {}))}")
                     continue
@@ -72,6 +74,10 @@ class Checkpoints:
                 continue
             return state, tensors, best
         return None
+
+    def path(self, step: int) -> Path:
+        """Where that of `step` is, or would be."""
+        return self.folder / f"step-{step:08d}"
 
     def save(
         self, step: int, state: dict[str, Any], tensors: dict[str, torch.Tensor], best: dict[str, torch.Tensor]
@@ -107,21 +113,19 @@ class Checkpoints:
     def _write(
         self, step: int, state: dict[str, Any], tensors: dict[str, torch.Tensor], best: dict[str, torch.Tensor]
     ) -> None:
-        final = self._path(step)
+        final = self.path(step)
         with publish_folder(final) as aside:
             save_file(tensors, aside / TENSORS)
             if best:
                 save_file(best, aside / BEST)
             sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
             record = {"identity": self.identity, "section": self.section, "step": step, "sha256": sums, **state}
-            write_json(aside / STATE, record)
-        own = [path for path in _steps(self.folder) if self._is_own(path)]
+            write_json(aside / STATE, record | {"checksum": fingerprint(record)})
+        # A later one was damaged, or training would have gone on from it: it must not push out this one.
+        own = [path for path in _steps(self.folder) if path.name <= final.name and self._is_own(path)]
         for other in _steps(self.folder):
             if other not in own[: self.keep]:
                 shutil.rmtree(other, ignore_errors=True)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
 
     def _is_own(self, path: Path) -> bool:
         try:
@@ -133,7 +137,7 @@ class Checkpoints:
         before, now = _flat(other), _flat(self.section)
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if not before or not keys:
-            return "its data, teachers or precision were others"
+            return "the settings are the same, but its data or its teachers were others"
         shown = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys[:5])
         return f"made with {shown}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 

@@ -12,6 +12,7 @@ scores, its checkpoints, its end, and its failure.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from dtrain.training.run import Fit as Fit
 from dtrain.training.run import Position as Position
 from dtrain.training.run import Rows as Rows
 from dtrain.training.run import Run, checkpoints_of
+
+ASK_SECONDS = 10.0  # without a question whether to stop; `STOP_EVERY` slow steps would take too long
 
 # Makes one step of each run, all of them at the same position; whose step fails is in the answer, with the reason.
 MakeSteps = Callable[[list[Run]], dict[Run, Exception]]
@@ -105,14 +108,19 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
                     live.pop().close()
                 yield Ended(job, {}, Position(), None, error)
         yield from _take_ended(live)
+        ask_at = time.monotonic() + ASK_SECONDS
         while live:
+            stop, together = live[0].job.stop, live[0].job.engine.together
+            answer = stop.ask() if together else None  # it goes round the ranks while they make the step
             behind = min(run.position.step for run in live)
             now = [run for run in live if run.position.step == behind]
-            yield from _take_failed(live, make_steps(now))
+            failed = make_steps(now)
+            asked = answer is not None and not failed and answer()
+            yield from _take_failed(live, failed)
             yield from _take_failed(live, attempt([run for run in now if run in live], Run.after_step))
             now = [run for run in now if run in live]
-            asking = [run for run in now if run.asks_to_stop][:1]  # one for all
-            asked = bool(asking) and _asked_to_stop(asking[0])
+            if not together and (time.monotonic() > ask_at or any(run.asks_to_stop for run in now)):
+                asked, ask_at = stop.anywhere(), time.monotonic() + ASK_SECONDS
             due = [run for run in (live if asked else now) if run.checkpoint_due or (asked and not run.ended)]
             yield from _take_failed(live, attempt(due, Run.checkpoint))
             leaving = [run for run in live if asked or run.paused]
@@ -137,11 +145,6 @@ def _take_failed(live: list[Run], failed: dict[Run, Exception]) -> Iterator[Ende
         live.remove(run)
         run.close()
         yield Ended(run.job, {}, run.position, None, run.explain(error))
-
-
-def _asked_to_stop(run: Run) -> bool:
-    stop = run.job.stop
-    return stop.agreed() if run.job.engine.together else stop.anywhere()
 
 
 def _common_step(jobs: list[Fit]) -> int | None:

@@ -22,7 +22,9 @@ from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
 from dtrain.training.engine import build_engine, build_model, resolve_precision
+from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.loop import Ended, Fit, MakeSteps, Position, fit_all, in_turn
+from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.stop import StopRequest
 from dtrain.training.task import Task
 from dtrain.training.tasks import task_of
@@ -175,7 +177,7 @@ def _prepare(
             valid,
             world,
             precision=precision,
-            batch_tokens=recipe.knowledge.batch_tokens,
+            batch_tokens=recipe.knowledge.batch_tokens or BATCH_TOKENS,
             distributed=together,
         )
 
@@ -201,6 +203,7 @@ def _prepare(
         order=member.order,
         pause=member.pause,
         peers=member.peers,
+        data=recipe.data.model_dump(mode="json"),
     )
     return job, parameters
 
@@ -223,14 +226,7 @@ def _finish(
     if engine.rank == 0:
         _publish(member, engine.with_weights(ended.best), metrics, ended.position, task, recipe, data, folder)
         terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
-        hyper = {
-            "model": spec.model.type,
-            "lr": spec.optimizer.lr,
-            "epochs": spec.epochs,
-            "seed": spec.seed,
-            "losses": "+".join(loss.type for loss in terms),
-        }
-        monitor.hyperparameters(hyper, {k: metrics[k] for k in ("accuracy", "f1", "loss")})
+        log_hyperparameters(job.tensorboard, spec, terms, metrics)
     monitor.close()
     if member.together:
         world.wait_for_all("published")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dtrain.log import is_main_process, say_anywhere
+from dtrain.recipe.training import LossSpec, Student, Teacher
 
 
 class Monitor:
@@ -69,13 +71,26 @@ class Monitor:
         self.bar.clear()
         say_anywhere(f"{self.title}: epoch {epoch:g}, step {step}: {words}; {seconds:.0f} s")
 
-    def hyperparameters(self, values: dict[str, Any], scores: dict[str, float]) -> None:
-        """The row of this model in TensorBoard's hparams table."""
-        if self.speaks:
-            simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
-            self.writer.add_hparams(simple, {f"valid_best/{k}": v for k, v in scores.items()}, run_name=".")
-
     def close(self) -> None:
         if self.speaks:
             self.bar.close()
             self.writer.close()
+
+
+def log_hyperparameters(
+    folder: Path, spec: Teacher | Student, losses: Sequence[LossSpec], scores: dict[str, Any]
+) -> None:
+    """A model's row in TensorBoard's hparams table, beside its curves in `folder`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    values = {
+        "model": spec.model.type,
+        "lr": spec.optimizer.lr,
+        "epochs": spec.epochs,
+        "seed": spec.seed,
+        "losses": "+".join(loss.type for loss in losses),
+    }
+    simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+    with SummaryWriter(str(folder)) as writer:
+        metrics = {f"valid_best/{name}": scores[name] for name in ("accuracy", "f1", "loss")}
+        writer.add_hparams(simple, metrics, run_name=".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from dtrain.training.stop import StopRequest
 from dtrain.training.task import LossFunction
 
 LOG_EVERY = 20
-STOP_EVERY = 5  # steps between agreements on stopping
+STOP_EVERY = 5  # steps after which a rank that trains its own models asks if it is to stop
 MAX_SKIPPED = 50  # fp16 steps in a row
 
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
@@ -38,7 +38,7 @@ Losses = tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 class Diverged(DtrainError):
-    """The loss is no number any more, or fp16 overflows without end."""
+    """The loss or the weights are no numbers any more, or fp16 overflows without end."""
 
 
 @dataclass
@@ -103,13 +103,15 @@ class Fit:
     order: int | None = None  # the seed of the order of rows; None: the spec's
     pause: int | None = None  # epochs after which to stop for a look at the scores
     peers: bool = False  # others are trained on its answers: it can only go on from where they are
+    data: Mapping[str, Any] = field(default_factory=dict)  # where the rows are from, to say how a checkpoint differs
 
 
 def checkpoints_of(job: Fit) -> Checkpoints:
     """Where it goes on from. Peers keep two at least: they go on from a step that all of them have."""
     identity = fingerprint(job.identity, job.engine.precision)
     keep = max(job.spec.keep_checkpoints, 2 if job.peers else 1)
-    return Checkpoints(job.checkpoints, identity, job.spec.model_dump(mode="json"), keep)
+    section = job.spec.model_dump(mode="json") | {"precision": job.engine.precision, "data": job.data}
+    return Checkpoints(job.checkpoints, identity, section, keep)
 
 
 class Run:
@@ -121,7 +123,11 @@ class Run:
     """
 
     def __init__(self, job: Fit, from_step: int | None = None) -> None:
-        """`from_step`: of the checkpoint to go on from (0: none); None: the newest."""
+        """`from_step`: of the checkpoint to go on from (0: none); None: the newest.
+
+        Raises:
+            DtrainError: ranks that train together do not find the same one.
+        """
         self.job = job
         spec, engine = job.spec, job.engine
         self.checkpoints = checkpoints_of(job)
@@ -129,6 +135,9 @@ class Run:
         self.best: dict[str, torch.Tensor] = {}
         self._base = [group["lr"] for group in engine.optimizer.param_groups]
         found = self.checkpoints.newest(from_step) if from_step != 0 else None
+        self._saved: int | None = found[0]["step"] if found else None  # the step of the last checkpoint
+        if engine.together:
+            self._compare_checkpoints()
         if found:
             state, tensors, self.best = found
             engine.load_state(tensors)
@@ -272,7 +281,7 @@ class Run:
 
     @property
     def asks_to_stop(self) -> bool:
-        """Whether this is a step after which to ask if training is to stop."""
+        """Whether this is a step after which a rank that trains its own models asks if it is to stop."""
         return not self.ended and self.position.step % STOP_EVERY == 0
 
     @property
@@ -282,13 +291,22 @@ class Run:
         return (due or self.paused) and not self.ended
 
     def checkpoint(self) -> None:
-        """Begin to write all that continuing needs (*together*); steps may follow."""
+        """Begin to write all that continuing needs (*together*); steps may follow.
+
+        Raises:
+            Diverged: the loss or the weights are not finite; the same on every rank, and nothing is written.
+        """
         self.window.flush()
         begin = time.perf_counter()
+        # The loss is of the weights before the last step, and says nothing of those that would be kept.
+        norm = float(self.job.engine.parameter_norm())
+        if not math.isfinite(norm):
+            raise Diverged(f"{self.job.title}: the norm of the weights is {norm} at step {self.position.step}")
         tensors = self.job.engine.state()
         if self.job.engine.rank == 0:
             self.checkpoints.save(self.position.step, {"position": asdict(self.position)}, tensors, self.best)
         del tensors
+        self._saved = self.position.step
         self.position.checkpoint_seconds += time.perf_counter() - begin
         self.window.restart_clock()
 
@@ -301,10 +319,20 @@ class Run:
 
     def explain(self, error: Exception) -> Exception:
         """A divergence tells where to find the last good weights."""
-        kept = sorted(self.job.checkpoints.glob("step-*"))
-        if not isinstance(error, Diverged) or not kept:
+        # Not looked for in the folder, where rank 0 may just be writing: every rank tells the same.
+        if not isinstance(error, Diverged) or self._saved is None:
             return error
-        return Diverged(f"{error}; the last good checkpoint is {kept[-1]}")
+        return Diverged(f"{error}; the last good checkpoint is {self.checkpoints.path(self._saved)}")
+
+    def _compare_checkpoints(self) -> None:
+        """A rank whose machine does not see a new file yet would go on from another step than the others."""
+        steps = self.job.engine.world.gather_objects(self._saved)
+        if len(set(steps)) > 1:
+            shown = ", ".join("none" if step is None else f"step {step}" for step in steps)
+            raise DtrainError(
+                f"{self.job.title}: ranks see different checkpoints in {self.job.checkpoints} (by rank: {shown}); "
+                "the same command continues once they agree"
+            )
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         spec = self.job.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from dtrain import signals
@@ -13,7 +14,7 @@ _KEY = "dtrain/stop"
 
 
 class StopRequest:
-    """Whether someone asked to stop. One a process; `agreed` and `anywhere` tell every rank."""
+    """Whether someone asked to stop. One a process; `agreed`, `ask` and `anywhere` tell every rank."""
 
     def __init__(self, world: World, run_folder: Path) -> None:
         """Listens to the process's signals, from the main thread."""
@@ -38,8 +39,17 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Asked on any rank; a collective, so that all ranks stop at the same step."""
-        if not self.world.any(self.here()):
-            return False
+        return self.ask()()
+
+    def ask(self) -> Callable[[], bool]:
+        """Begin to agree (a collective); the function that is returned, which every rank calls, tells what came of it.
+
+        Steps may be made between the two: nothing waits for the ranks then.
+        """
+        answer = self.world.begin_any(self.here())
+        return lambda: answer() and self._share_reason()
+
+    def _share_reason(self) -> bool:
         # Every rank gives the same reason, which is then told once.
         self.reason = next(reason for reason in self.world.gather_objects(self.reason) if reason)
         return True

@@ -23,6 +23,8 @@ ALIKE: dict[str, dict[str, Any]] = {
     "zero2-round-robin": {"chain": ["zero2", "zero1"], "steps": 5, "zero": {"round_robin_gradients": True}},
     "every-way-sgd": {"chain": ["zero3", "fsdp2", "zero2", "ddp"], "steps": 3, "optimizer": "sgd"},
 }
+# Ended, and begun again by a new engine from what the first left: on two ranks, where sums have one order.
+AGAIN = {f"{way}-again": {**ALIKE[f"{way}-lamb"], "chain": [way, way], "steps": 5} for way in WAYS[:5]}
 LONG = {f"{way}-long": {"chain": [way], "steps": 100, "optimizer": "lamb-slow"} for way in WAYS[:5]}
 HALF = {
     f"{way}-{precision}": {"chain": [way], "steps": 10, "precision": precision, "optimizer": "adamw"}
@@ -33,6 +35,7 @@ OVERFLOW = {
     f"{way}-overflow": {"chain": [way], "steps": 4, "precision": "fp16", "overflow": [1, 2], "skipped": [2]}
     for way in WAYS[:5]
 }
+AGAIN |= {f"{way}-overflow-again": {**OVERFLOW[f"{way}-overflow"], "chain": [way, way], "steps": 3} for way in WAYS[:5]}
 BROKEN = {f"{way}-broken": {"chain": [way, "ddp"], "steps": 3, "mutation": True} for way in ("zero1", "zero3")}
 BROKEN |= {name: {**s, "chain": s["chain"][:1] * 2} for name, s in BROKEN.items()}
 
@@ -61,6 +64,8 @@ def settings(ranks: int) -> dict[str, Any]:
         first = 0 if ranks == 2 else 5
         load = None if ranks == 2 else f"{way}-resized-0"
         moved[f"{way}-resized"] = {"chain": [way], "steps": 5, "first": first, "load": load}
+    if ranks == 2:
+        moved |= AGAIN
     return {**moved, **ALIKE, **LONG, **HALF, **OVERFLOW, **BROKEN}
 
 
@@ -147,3 +152,15 @@ def test_overflow_on_one_rank_skips_the_step_on_all(of_ranks: dict[str, Any], wa
     assert result["applied"] == [True, True, False, True]
     assert result["scales"] == [65536.0, 65536.0, 32768.0, 32768.0]
     assert result["error"] < 0.02  # of the run without that step
+
+
+@pytest.mark.parametrize("way", WAYS[:5])
+def test_begun_again_it_is_the_same_bit_for_bit(results: dict[int, dict[str, Any]], way: str) -> None:
+    assert results[2][f"{way}-again"]["weights"] == results[2][f"{way}-lamb"]["weights"]
+
+
+@pytest.mark.parametrize("way", WAYS[:5])
+def test_the_loss_scale_goes_on_where_it_was(results: dict[int, dict[str, Any]], way: str) -> None:
+    result = results[2][f"{way}-overflow-again"]
+    assert result["applied"] == [True, True, False, True, True, True]
+    assert result["scales"] == [65536.0, 65536.0, 32768.0, 32768.0, 32768.0, 32768.0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dtrain.runfolder import file_fingerprint
 from tests.distributed.test_pipeline import dtrain, read, wait_for, write_data
@@ -151,6 +152,10 @@ def test_search_stops_the_worst(taught: Path, tmp_path: Path) -> None:
         lowest = min(rung["scores"][name] for name in rung["kept"])
         assert all(rung["scores"][name] <= lowest for name in rung["stopped"])
     assert not list((run / "checkpoints").rglob("step-*"))
+    for name in search["rungs"][0]["scores"]:  # stopped or not, a row of TensorBoard's table
+        found = EventAccumulator(str(run / "tensorboard" / "students" / name)).Reload()
+        assert "_hparams_/session_end_info" in found.PluginTagToContent("hparams"), name
+        assert 0 < found.Scalars("valid_best/accuracy")[-1].value <= 1, name
     again = dtrain("run", taught / "never.yaml", *changes, "--stages", "distill,evaluate,report")
     assert "distill: complete, nothing to do" in again
     assert "## Search" in (run / "report" / "report.md").read_text(encoding="utf-8")

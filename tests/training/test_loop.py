@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import math
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
 from dtrain.data import Part
 from dtrain.distributed import World
@@ -21,7 +21,6 @@ from dtrain.models import build
 from dtrain.recipe.models import BiLSTMSpec
 from dtrain.recipe.training import LossSpec, Student
 from dtrain.training.adversarial import Adversary
-from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.classification import Classification
 from dtrain.training.engine import Engine
 from dtrain.training.evaluation import evaluate_part
@@ -50,13 +49,32 @@ def spec(**changes: Any) -> Student:
     return Student.model_validate(values | changes)
 
 
+class AskedAt(StopRequest):
+    """Is asked on this rank while the n-th step is made."""
+
+    def __init__(self, world: World, step: int) -> None:
+        self.world, self.step, self.questions = world, step, 0
+        self.reason = "test"
+
+    def here(self) -> bool:
+        self.questions += 1
+        return self.questions > self.step
+
+
 def train(
-    world: World, rows: Part, folder: Path, student: Student, stop_at: int | None = None, spoil_at: int | None = None
+    world: World,
+    rows: Part,
+    folder: Path,
+    student: Student,
+    stop_at: int | None = None,
+    spoil_at: int | None = None,
+    together: StopRequest | None = None,
 ) -> tuple[dict[str, torch.Tensor], Position]:
     torch.manual_seed(student.seed or 0)
     assert isinstance(student.model, BiLSTMSpec)
     model = build(student.model, vocabulary=30, labels=["even", "odd"], pad_id=0)
     engine = Engine(world, model, build_optimizer(model, student.optimizer), together=False, precision="fp32")
+    engine.together = together is not None  # as a rank of several goes, alone
     task = Classification(["even", "odd"], [])
     losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
     whole = task.loss(losses, rows, {}, torch.device("cpu"))
@@ -73,7 +91,7 @@ def train(
         title="s", spec=student, engine=engine, rows=rows, units=task.units(rows), loss=loss,
         headline=task.headline, adversary=adversary,
         evaluate=lambda m: evaluate_part(m, rows, world, classes=2, precision="fp32", distributed=False),
-        checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=StopAt(stop_at),
+        checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=together or StopAt(stop_at),
     )  # fmt: skip
     best, position, monitor = fit(job)
     monitor.close()
@@ -105,6 +123,62 @@ def test_stopped_and_continued_is_bit_for_bit_undisturbed(
     again, continued = train(world, rows, tmp_path / "stopped", spec(**changes))
     assert_same(again, expected)
     assert without_times(continued) == without_times(position)
+
+
+def test_ranks_that_train_together_stop_one_step_after_they_are_asked(world: World, rows: Part, tmp_path: Path) -> None:
+    """Steps are 52, 13 an epoch."""
+    expected, position = train(world, rows, tmp_path / "undisturbed", spec(), together=AskedAt(world, 99))
+    for begin, step in ((0, 1), (2, 12), (13, 50)):
+        stop = AskedAt(world, step - begin)
+        with pytest.raises(Stopped, match=rf"\(test\) at step {step + 1} of 52"):
+            train(world, rows, tmp_path / "stopped", spec(), together=stop)
+        assert stop.questions == step + 1 - begin  # one a step
+    again, continued = train(world, rows, tmp_path / "stopped", spec(), together=AskedAt(world, 99))
+    assert_same(again, expected)
+    assert without_times(continued) == without_times(position)
+
+
+def test_a_question_to_the_ranks_is_open_during_steps_only(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*values: Any) -> Any:
+            done.append(name)
+            return plain(*values)
+
+        return work
+
+    def begin_any(flag: bool) -> Callable[[], bool]:
+        done.append("asked")
+        return noted("answered", lambda: flag)
+
+    for method in ("step", "weights", "state"):
+        monkeypatch.setattr(Engine, method, noted(method, getattr(Engine, method)))
+    monkeypatch.setattr(world, "begin_any", begin_any)
+    train(world, rows, tmp_path, spec(epochs=1, checkpoint_every=6), together=AskedAt(world, 99))
+    assert done == [*["asked", "step", "answered"] * 6, "state"] * 2 + ["asked", "step", "answered", "weights"]
+
+
+def test_slow_steps_are_asked_after_each(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtrain.training.loop.ASK_SECONDS", 0.0)
+    with pytest.raises(Stopped, match="at step 3 of 52"):
+        train(world, rows, tmp_path, spec(), stop_at=2)
+
+
+def test_ranks_that_see_different_checkpoints_do_not_go_on(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stopped):
+        train(world, rows, tmp_path, spec(), together=AskedAt(world, 6))
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "gather_objects", lambda step: [step, None])
+        with pytest.raises(DtrainError, match=r"see different checkpoints in .*\(by rank: step 7, none\); the same"):
+            train(world, rows, tmp_path, spec(), together=AskedAt(world, 99))
+    train(world, rows, tmp_path, spec(), together=AskedAt(world, 99))
 
 
 def test_it_learns(world: World, rows: Part, tmp_path: Path) -> None:
@@ -150,6 +224,43 @@ def test_a_loss_that_is_no_number_ends_it(world: World, rows: Part, tmp_path: Pa
         train(world, rows, tmp_path, spec(), spoil_at=9)
 
 
+def assert_finite_checkpoints(folder: Path, *steps: int) -> None:
+    found = sorted((folder / "checkpoints").glob("step-*"))
+    assert [path.name for path in found] == [f"step-{step:08d}" for step in steps]
+    for path in found:
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "tensors.safetensors").values())
+
+
+def test_weights_without_bounds_are_no_checkpoint(world: World, rows: Part, tmp_path: Path) -> None:
+    student = spec(optimizer={"type": "sgd", "lr": 1e38}, checkpoint_every=1)
+    with pytest.raises(Diverged, match=r"the norm of the weights is inf at step 1$"):
+        train(world, rows, tmp_path, student)
+    assert_finite_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_weights_that_are_no_numbers_are_no_checkpoint_whatever_the_loss(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    """The row of padding takes no part in any loss."""
+    plain, steps = Engine.step, 0
+
+    def step(engine: Engine, clip: float | None = None) -> tuple[torch.Tensor, bool]:
+        nonlocal steps
+        steps += 1
+        ended = plain(engine, clip)
+        if steps == 9:
+            with torch.no_grad():
+                next(engine.bare.parameters())[0] = number
+        return ended
+
+    monkeypatch.setattr(Engine, "step", step)
+    told = rf"the norm of the weights is {number} at step 9; the last good checkpoint is .*/step-00000008$"
+    with pytest.raises(Diverged, match=told):
+        train(world, rows, tmp_path, spec(checkpoint_every=1))
+    assert_finite_checkpoints(tmp_path, 7, 8)
+
+
 def test_overflow_without_end_ends_it_and_does_not_advance_the_schedule(
     world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,50 +284,6 @@ def test_evaluated_once_even_when_asked_too_rarely(world: World, rows: Part, tmp
     best, position = train(world, rows, tmp_path, spec(evaluate_every=10_000))
     assert best
     assert position.best_step == position.step
-
-
-def test_a_checkpoint_of_another_recipe_is_not_used(
-    world: World, rows: Part, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(Stopped):
-        train(world, rows, tmp_path, spec(), stop_at=0)
-    capsys.readouterr()
-    section = spec(seed=4).model_dump(mode="json")
-    assert Checkpoints(tmp_path / "checkpoints", "another", section).newest() is None
-    assert "made with seed 3 (now 4)" in capsys.readouterr().err
-
-
-def test_a_checkpoint_of_another_recipe_does_not_push_out_the_new_one(tmp_path: Path) -> None:
-    for identity, step in (("old", 500), ("new", 100)):
-        written = Checkpoints(tmp_path, identity)
-        written.save(step, {}, {"x": torch.ones(1)}, {})
-        written.close()
-    found = Checkpoints(tmp_path, "new").newest()
-    assert found is not None
-    assert found[0]["step"] == 100
-    assert Checkpoints(tmp_path, "old").newest() is None
-
-
-def test_the_last_ones_are_kept(tmp_path: Path) -> None:
-    written = Checkpoints(tmp_path, "x", keep=3)
-    for step in (2, 4, 6, 8, 10):
-        written.save(step, {}, {"x": torch.ones(1)}, {})
-    written.close()
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-{step:08d}" for step in (6, 8, 10)]
-
-
-def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-    monkeypatch.setattr("dtrain.training.checkpoint.save_file", lambda *a: gate.wait(30) and save_file(*a))
-    written = Checkpoints(tmp_path, "x")
-    written.save(2, {}, {"x": torch.ones(1)}, {})  # would wait for the gate for ever if it wrote here
-    written.check()
-    assert Checkpoints(tmp_path, "x").newest() is None
-    gate.set()
-    written.wait()
-    found = Checkpoints(tmp_path, "x").newest()
-    assert found is not None and torch.equal(found[1]["x"], torch.ones(1))
-    written.close()
 
 
 def test_a_write_that_failed_ends_the_training(
