@@ -231,8 +231,23 @@ def _let_main_speak() -> None:
     time.sleep(5)
 
 
+def _launcher_ends_us(seconds: float = 2.0) -> bool:
+    """Whether a launcher that saw a rank die asks this one to end, too: it tells who died and of what."""
+    import time
+
+    from dtrain import signals
+
+    deadline = time.monotonic() + seconds
+    while not signals.received and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(signals.received)
+
+
 def entry() -> None:
     """The console script."""
+    from dtrain import signals
+
+    signals.end_with_launcher()
     try:
         code = main()
     except Exception as error:
@@ -240,7 +255,8 @@ def entry() -> None:
         if any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup")):
             late = "imed out" in str(error) or "imeout" in str(error)
             what = "waited in a collective longer than launch.timeout for" if late else "lost the connection to"
-            print(f"dtrain: rank {os.environ.get('RANK', '0')} {what} another rank", file=sys.stderr, flush=True)
+            if late or not _launcher_ends_us():
+                print(f"dtrain: rank {os.environ.get('RANK', '0')} {what} another rank", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
         code = EXIT_FAILED

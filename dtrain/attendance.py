@@ -55,9 +55,13 @@ def _wait_for_server(host: str, port: int, seconds: float) -> None:
 
 def rank_store(environment: Mapping[str, str], seconds: float) -> TCPStore:
     """The store of this launch, before there is a process group."""
-    served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serve = environment["RANK"] == "0" and not served
-    return open_store(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), serve=serve, seconds=seconds)
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    return open_store(host, port, serve=_serves(environment), seconds=seconds)
+
+
+def _serves(environment: Mapping[str, str]) -> bool:
+    """Whether this rank is the store; of a launch of torchrun's kind the launcher is."""
+    return environment["RANK"] == "0" and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def roll_call(store: Store, who: str, index: int, count: int, seconds: float) -> None:
@@ -121,6 +125,12 @@ class Pulse(threading.Thread):
         except (DistError, RuntimeError):
             pass  # the store has left before
 
+    def outlast(self, seconds: float) -> None:
+        """Return when all other ranks have left, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not self.store.check(self._left) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
     def run(self) -> None:
         heard = [time.monotonic()] * self.size
         counts: list[bytes] = [b""] * self.size
@@ -168,6 +178,12 @@ def stop_pulse() -> None:
     """This rank is about to end on purpose."""
     if _pulse is not None:
         _pulse.leave()
+
+
+def leave_last() -> None:
+    """Where this rank is the store, let others end first: they may be asking it whether to go on, or to stop."""
+    if _pulse is not None and _serves(os.environ):
+        _pulse.outlast(LAST_WORDS)
 
 
 def _first_line(error: BaseException) -> str:

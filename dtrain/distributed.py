@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,8 +79,37 @@ class World:
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([int(flag)]))[0] > 0)
 
+    def begin_any(self, flag: bool) -> Callable[[], bool]:
+        """Begin `any`, and go on meanwhile (a collective); the function that is returned waits for the answer.
+
+        On a GPU the flags have a stream of their own: who asks for the answer does not wait for the work queued since.
+        """
+        if self.size == 1:
+            return lambda: flag
+        with self._aside():
+            flags = torch.tensor([int(flag)], device=self.device)
+            work = dist.all_reduce(flags, async_op=True)
+        assert work is not None
+
+        def answer() -> bool:
+            with self._aside():
+                work.wait()
+                return bool(flags[0] > 0)
+
+        return answer
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
+
+    def _aside(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream) if self.device.type == "cuda" else nullcontext()
+
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank. For small control data of our own."""
+        """Every rank's value, in rank order, on every rank. For small control data of our own.
+
+        torch pickles it: what is unpickled comes from this launch's own ranks, never from a file or from elsewhere.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -191,11 +220,12 @@ def leave(code: int) -> None:
 
     With gloo that shutdown aborts about one time in eight ("terminate called without an active exception").
     """
-    from dtrain.attendance import stop_pulse
+    from dtrain.attendance import leave_last, stop_pulse
 
     stop_pulse()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    leave_last()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -26,7 +26,7 @@ from dtrain.log import say
 from dtrain.machines import ONE_MACHINE, Machines
 from dtrain.recipe.schema import Recipe
 from dtrain.sharding import configs_folder, read_deepspeed
-from dtrain.signals import SIGNALS
+from dtrain.signals import LAUNCHER, SIGNALS
 
 SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP", "DEEPSPEED")
 STAGES = ("pretrain", "prepare", "finetune", "precompute", "distill", "evaluate", "report")
@@ -102,6 +102,7 @@ def _gpus() -> int:
 def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, port: int = 0) -> int:
     """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code; `port` is where the machines' ranks meet."""
     forward = _ForwardSignals()
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         alone = way.processes * machines.count == 1
         code = _alone(way, arguments) if alone else _accelerate(way, arguments, machines, port)
@@ -154,8 +155,9 @@ def _accelerate(way: Way, arguments: list[str], machines: Machines, port: int) -
         if first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
             return first.exitcode  # the launcher itself ended the others after this one had left
         for rank, failure in error.failures.items():
-            # SIGTERM is the launcher's own, to ranks that wait for the lost one.
-            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            # SIGTERM, and 30 s later SIGKILL, are the launcher's own, to ranks that wait for the lost one or hang.
+            own = failure.exitcode == -signal.SIGTERM or failure.timestamp > first.timestamp + 10
+            if failure.exitcode < 0 and not own:
                 name = signal.Signals(-failure.exitcode).name
                 print(f"rank {rank} was killed by {name}; `dtrain run` again continues", file=sys.stderr, flush=True)
         return _exit_code(codes)

@@ -1,4 +1,4 @@
-"""Asking a process to stop: signals are heard from its first moment, and acted on where work can be kept.
+"""Asking a process to stop, and ending it with its launcher: signals are heard from its first moment, and acted on where work can be kept.
 
 Importing torch and joining the other ranks takes seconds; a signal in them must not be lost, nor end the process
 as if it had crashed. A time limit is heard likewise, from the moment the command was given.
@@ -6,8 +6,10 @@ as if it had crashed. A time limit is heard likewise, from the moment the comman
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -16,9 +18,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SAME_SECONDS = 1.0
 STOP_AT = "DTRAIN_STOP_AT"  # seconds since the epoch, for every process of the command
 JOB_ENDS_AT = "SLURM_JOB_END_TIME"
+LAUNCHER = "DTRAIN_LAUNCHER"  # its process id, for the workers that it starts
 MARGIN_SECONDS = 120.0  # of a job's time are left for the last step, the checkpoint and the way out
 received: list[str] = []  # names, in order
 _heard: dict[int, float] = {}
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def listen() -> None:
@@ -26,6 +30,19 @@ def listen() -> None:
     for number in SIGNALS:
         signal.signal(number, _hear)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_with_launcher() -> None:
+    """Let the kernel (Linux) kill this worker when the `dtrain run` that started it dies.
+
+    Ranks without a launcher would wait for each other, or hold the run folder, until `launch.timeout` and longer.
+    """
+    launcher = os.environ.pop(LAUNCHER, None)  # not for what this process starts itself
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it was dead before that
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _hear(number: int, frame: FrameType | None) -> None:

@@ -9,11 +9,14 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import dtrain
+from dtrain.errors import InputError
 
 PACKAGE = Path(dtrain.__file__).parent
 # What bandit rates medium or high, and why it stays.
@@ -53,6 +56,42 @@ def test_nothing_that_runs_code_from_a_file_is_called() -> None:
         if unsafe:
             wrong.append(f"{place}: {name}")
     assert not wrong
+
+
+def load_as_a_model(folder: Path) -> Any:
+    return dtrain.load(folder)
+
+
+def load_as_a_teachers_weights(folder: Path) -> Any:
+    from dtrain.models import build
+    from dtrain.recipe.models import BertSpec
+
+    return build(BertSpec(type="bert", pretrained=str(folder)), vocabulary=30, labels=["a", "b"], pad_id=0)
+
+
+@pytest.mark.parametrize("load", [load_as_a_model, load_as_a_teachers_weights])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_code_in_a_model_folder_is_not_run(load: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
+    """A pickle under the name that transformers once gave weights, or under the one it gives them now."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(**shape, intermediate_size=16)).save_pretrained(tmp_path)
+    assert load(tmp_path) is not None
+    (tmp_path / "model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"classifier.bias": Evil()}, tmp_path / "pickle.pt")
+    shutil.copy(tmp_path / "pickle.pt", tmp_path / name)
+    with pytest.raises(InputError):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "pickle.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # so this would have shown it
 
 
 def test_a_run_keeps_to_the_umask_and_copies_no_secret(tmp_path: Path) -> None:

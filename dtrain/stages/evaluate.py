@@ -7,13 +7,14 @@ from typing import Any
 
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.distributed import World
-from dtrain.errors import InputError
+from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
 from dtrain.training.engine import resolve_precision
+from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.tasks import task_of
 
 
@@ -24,6 +25,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
     Raises:
         InputError: a model is not trained yet, or no part to be reported has labels.
+        Stopped: asked to, between two models.
     """
     plan = Plan(recipe)
     data = PreparedData.open(folder)
@@ -32,6 +34,9 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     for kind, member in plan.members():
         if [kind, member.name] not in waiting:
             continue
+        if world.stop is not None and world.stop.agreed():
+            what = f"stopped on request ({world.stop.reason}) before {kind[:-1]} {member.name}"
+            raise Stopped(f"evaluate: {what}; the same command continues")
         record = _evaluate(kind, member, parts, recipe, data, world, folder)
         record = {"fingerprint": plan.evaluation(kind, member.name), **record}
         path = folder.model(kind, member.name) / "evaluation.json"
@@ -64,7 +69,7 @@ def _evaluate(
             data.part(part, tokenizer_name(member)),
             world,
             precision=precision,
-            batch_tokens=recipe.knowledge.batch_tokens,
+            batch_tokens=recipe.knowledge.batch_tokens or BATCH_TOKENS,
         )
     return record
 

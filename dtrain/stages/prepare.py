@@ -28,6 +28,7 @@ from dtrain.data.tokenizers import (
 )
 from dtrain.data.write import write_encoded, write_rows
 from dtrain.data.write_tagging import write_pieces
+from dtrain.errors import Stopped
 from dtrain.log import say, warn
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import (
@@ -44,25 +45,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from dtrain.distributed import World
+    from dtrain.training.stop import StopRequest
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Prepare the recipe's data unless it is there; only what changed is done again.
 
-    Raises InputError for bad sources, before anything is written.
+    Raises InputError for bad sources, before anything is written, and Stopped between two tokenizers, if asked to.
     """
     from dtrain.plan import Plan
 
     plan = Plan(recipe)
-    world.main_first(lambda: prepare(recipe, folder, plan.data, plan.tokenizer))
+    world.main_first(lambda: prepare(recipe, folder, plan.data, plan.tokenizer, world.stop))
 
 
-def prepare(recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Callable[[str], str]) -> None:
+def prepare(
+    recipe: Recipe,
+    folder: RunFolder,
+    rows_identity: str,
+    identity: Callable[[str], str],
+    stop: StopRequest | None = None,
+) -> None:
     """The work of one process.
 
     Args:
         rows_identity: fingerprint of the rows that the recipe asks for.
         identity: gives the fingerprint of a tokenizer with its encoded rows, by the tokenizer's name.
+        stop: heard on this rank alone, since the others wait for it.
     """
     started = time.perf_counter()
     datasets.disable_progress_bars()
@@ -89,6 +98,9 @@ def prepare(recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Cal
         _remark(data.info)
     told = [_rows_in_words(data.info)]
     for name in missing:
+        if stop is not None and stop.here():
+            what = f"stopped on request ({stop.reason}) before tokenizer {name}"
+            raise Stopped(f"prepare: {what}; the same command continues")
         tokenizer = given.get(name) or _counted_tokenizer(recipe, data, name)
         encoding = _encode(recipe, data, name, tokenizer, identity(name))
         cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())

@@ -1,10 +1,11 @@
 """Student-steps a second of K students: one after another, stacked, K processes; and two ranks of one thread each.
 
-    python tests/benchmarks/many_students.py [--quick] [--device cuda] [--output results.json]
+    python tests/benchmarks/many_students.py [--quick] [--device cuda] [--members 1 2 4 8 16 32] [--output results.json]
 
 Made-up rows at the sizes of TNEWS (15 classes, 4,000 characters, 22 tokens a row): TextCNN 300 x 256 x (2, 3, 4) and
-BiLSTM 512 / 512, batches of 128 and 16. Every measurement runs in processes of its own, from barrier to barrier, and
-reports its peak memory. Ways take turns, so that another user of the machine slows all of them.
+BiLSTM 512 / 512, batches of 128 and 16. Every measurement runs in processes of its own, which begin together when all
+are ready, and reports its peak memory. Ways take turns, so that another user of the machine slows all of them. More than
+16 processes are not started.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES, VOCABULARY, TOKENS = 15, 4000, 22
 SHAPES: dict[str, dict[str, Any]] = {
     "textcnn": {"type": "textcnn", "embedding": 300, "filters": 256, "widths": [2, 3, 4]},
@@ -31,8 +33,8 @@ SMALL = {
 }
 
 
-def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: int, device: str, start: float) -> dict:
-    """In this process: `members` students, one after another or stacked; begins at the time `start`."""
+def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: int, device: str, gate: str) -> dict:
+    """In this process: `members` students, one after another or stacked; begins when there is a file `gate`."""
     import numpy as np
     import torch
 
@@ -98,7 +100,9 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
     step()
     step()
     settle()
-    time.sleep(max(0.0, start - time.time()))
+    Path(f"{gate}-{os.getpid()}").touch()
+    while not Path(gate).exists():
+        time.sleep(0.01)
     begin = time.perf_counter()
     for _ in range(steps):
         step()
@@ -114,16 +118,20 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
 
 def spread(shape: dict[str, Any], batch: int, counts: list[int], way: str, threads: int, steps: int, how: Any) -> dict:
     """One process for each of `counts` members, all at the same time; steps a second of all together."""
-    start = time.time() + how.warm_up
     command = [sys.executable, __file__, "--worker"]
-    processes = []
-    for count in counts:
-        job = [shape, batch, count, way, steps, how.device, start]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        processes.append(
-            subprocess.Popen([*command, json.dumps(job)], env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPOSITORY)}
+    with tempfile.TemporaryDirectory() as folder:
+        gate = Path(folder) / "gate"
+        processes = []
+        for count in counts:
+            job = json.dumps([shape, batch, count, way, steps, how.device, str(gate)])
+            processes.append(subprocess.Popen([*command, job], env=environment, stdout=subprocess.PIPE, text=True))
+        while len(list(gate.parent.iterdir())) < len(processes):
+            if any(process.poll() for process in processes):
+                raise SystemExit(f"{way}: a process failed")
+            time.sleep(0.05)
+        gate.touch()
+        answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
     return {
         "steps_per_second": sum(a["steps"] for a in answers) / max(a["seconds"] for a in answers),
         "memory_gib": sum(a["memory_gib"] for a in answers),
@@ -135,19 +143,24 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="small shapes, K up to 4: does it run, not how fast it is")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--warm-up", type=float, default=None, help="seconds until all processes are ready")
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 16])
+    parser.add_argument("--steps", type=int, default=64, help="student-steps of a measurement, of all members together")
     parser.add_argument("--output", type=Path)
     how = parser.parse_args()
     if how.worker:
         print(json.dumps(measure(*json.loads(how.worker))))
         return
-    how.warm_up = how.warm_up or (30 if how.quick else 60)
+    if how.quick:
+        how.members, how.batches, how.steps = [1, 4], [16], 8
     cores = len(os.sched_getaffinity(0))
     found = []
-    for name, shape in (SMALL if how.quick else SHAPES).items():
-        for batch in (16,) if how.quick else (128, 16):
-            for members in (1, 4) if how.quick else (1, 2, 4, 8, 16, 32):
-                steps = max(2, (8 if how.quick else 64) // members)
+    for name in how.models:
+        shape = (SMALL if how.quick else SHAPES)[name]
+        for batch in how.batches:
+            for members in how.members:
+                steps = max(2, how.steps // members)
                 ways = {
                     "one after another": ([members], "in turn", cores),
                     "fused": ([members], "fused", cores),
@@ -156,7 +169,7 @@ def main() -> None:
                 }
                 line: dict[str, Any] = {"model": name, "batch": batch, "members": members}
                 for way, (counts, steps_by, threads) in ways.items():
-                    if way == "two ranks" and members == 1:
+                    if (way == "two ranks" and members == 1) or len(counts) > 16:
                         continue
                     line[way] = spread(shape, batch, counts, steps_by, threads, steps, how)
                 found.append(line)
@@ -166,9 +179,9 @@ def main() -> None:
                     for w in ways
                     if w in line and w != "one after another"
                 )
-                print(
-                    f"{name} batch {batch} K {members}: {base:.1f} student-steps/s one after another; {', '.join(shown)}"
-                )
+                memory = ", ".join(f"{line[w]['memory_gib']:.1f}" for w in ways if w in line)
+                told = f"{name} batch {batch} K {members}: {base:.1f} student-steps/s one after another; {', '.join(shown)}"
+                print(f"{told}; GiB {memory}", flush=True)
     if how.output:
         how.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

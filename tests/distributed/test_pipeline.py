@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow as pa
 import pytest
 
 from dtrain.runfolder import file_fingerprint
@@ -112,7 +114,7 @@ def outputs(run: Path) -> dict[str, str]:
     return shards | scores
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, 3, 5])
 def test_scores_and_knowledge_do_not_depend_on_the_world_size(finished: Path, tmp_path: Path, processes: int) -> None:
     """The same models, evaluated and precomputed by another number of ranks: the same bytes."""
     run = tmp_path / "runs" / "tiny"
@@ -126,6 +128,55 @@ def test_scores_and_knowledge_do_not_depend_on_the_world_size(finished: Path, tm
         "run", recipe, f"output_dir={tmp_path}/runs", f"launch.processes={processes}", "--stages", "precompute,evaluate"
     )
     assert outputs(run) == expected
+
+
+def test_check_store_reads_every_byte_and_names_both_fingerprints(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished / "runs" / "tiny", run)
+    command = ["check", finished / "recipe.yaml", "--store", f"output_dir={tmp_path}/runs"]
+    stores = [run / "knowledge" / name for name in ("cnn", "bert")]
+    told = dtrain(*command)
+    assert all(f"{store}: whole" in told for store in stores)
+    told = dtrain(*command, "knowledge.dtype=float32", code=1)
+    assert "whole, but not what this recipe asks for" in told
+    shard = stores[0] / "shard-00001.arrow"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert f"{shard}: damaged: " in dtrain(*command, code=1)
+    shard.write_bytes(content)
+    ours, theirs = (read(store / "manifest.json")["fingerprints"]["teacher"] for store in stores)
+    stores[0].rename(tmp_path / "aside")
+    stores[1].rename(stores[0])
+    told = dtrain(*command, code=1)
+    assert f"another teacher: its fingerprint is {theirs}, expected {ours}" in told
+
+
+def test_a_rank_killed_while_precomputing_leaves_whole_shards(finished: Path, tmp_path: Path) -> None:
+    def command(root: Path) -> list[str | Path]:
+        words: list[str | Path] = ["run", finished / "recipe.yaml", f"output_dir={root}"]
+        return [*words, "knowledge.shard_rows=2", "--stages", "precompute"]
+
+    roots = [tmp_path / name for name in ("killed", "whole")]
+    for root in roots:
+        ignored = shutil.ignore_patterns("knowledge")
+        shutil.copytree(finished / "runs" / "tiny", root / "tiny", ignore=ignored)
+    stores = [root / "tiny" / "knowledge" for root in roots]
+    words = [sys.executable, "-m", "dtrain", *map(str, command(roots[0]))]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(stores[0].rglob("shard-*")))
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "dtrain" in " ".join(p.cmdline())]
+    ranks[-1].kill()
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, told
+    assert "SIGKILL" in told
+    for path in stores[0].rglob("shard-*"):
+        with pa.memory_map(str(path)) as source:
+            pa.ipc.open_file(source).read_all()
+    for root in roots:
+        dtrain(*command(root))
+    found = [{str(p.relative_to(s)): file_fingerprint(p) for p in s.rglob("*.arrow")} for s in stores]
+    assert found[0] == found[1]
+    assert len(found[0]) > 200
 
 
 def test_training_does_not_depend_on_the_world_size(finished: Path, tmp_path: Path) -> None:
