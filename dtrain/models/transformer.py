@@ -103,7 +103,8 @@ def encoder_from_config(config: dict[str, Any]) -> PreTrainedModel:
 def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
     """Let a GPU run ahead: transformers asks at every batch whether a BERT's mask [B, L] hides anything.
 
-    [B, 1, 1, L] it takes as it is. Does nothing for a CPU, where asking is cheap and batches without padding need no mask.
+    Booleans [B, 1, 1, L] it hands on to SDPA as they are. Does nothing for a CPU, where asking is cheap and batches without
+    padding need no mask.
     """
 
     def widen(_: nn.Module, args: Any, named: dict[str, Any]) -> Any:
@@ -114,7 +115,7 @@ def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
 
     if device.type != "cpu":
         for module in model.modules():
-            if isinstance(module, BertModel):
+            if isinstance(module, BertModel) and module.config._attn_implementation == ATTENTION:
                 module.register_forward_pre_hook(widen, with_kwargs=True)
     return model
 
