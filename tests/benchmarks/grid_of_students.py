@@ -1,10 +1,10 @@
 """24 students on TNEWS in one run, against each of them trained alone, one command after another.
 
-    python tests/benchmarks/grid_of_students.py DATA [--output results.json]
+    python tests/benchmarks/grid_of_students.py DATA [--every 1] [--output results.json]
 
 DATA is the folder of CLUE's TNEWS files. Both ways start from the same prepared data; each single command takes all
 cores. Scores are taken afterwards; they must be equal up to what another number of threads rounds. The report is left in
-`./runs/grid/report`.
+`./runs/grid/report`. With `--every 4` every fourth is trained alone, and the time of all is four times theirs.
 """
 
 from __future__ import annotations
@@ -57,14 +57,15 @@ def timed(folder: Path, *words: str) -> float:
 
 def scores(run: Path) -> dict[str, float]:
     found = {}
-    for path in sorted((run / "students").glob("*/evaluation.json")):
-        found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))["parts"]["valid"]["accuracy"]
+    for path in sorted((run / "students").glob("*/metrics.json")):
+        found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -76,12 +77,12 @@ def main() -> None:
         timed(folder, "run", "grid.yaml", "--stages", "evaluate,report")
         shutil.copytree(folder / "runs" / "grid" / "report", Path("runs/grid/report"), dirs_exist_ok=True)
         alone = 0.0
-        for number in range(STUDENTS):
-            alone += timed(folder, "distill", "grid.yaml", "output_dir=single", "--group", f"{number}/{STUDENTS}")
-        timed(folder, "run", "grid.yaml", "output_dir=single", "--stages", "evaluate")
+        single = ["run", "grid.yaml", "output_dir=single", "launch.processes=1", "--stages", "distill"]
+        for number in range(0, STUDENTS, options.every):
+            alone += options.every * timed(folder, *single, "--group", f"{number}/{STUDENTS}")
         found, expected = scores(folder / "runs" / "grid"), scores(folder / "single" / "grid")
-    assert len(found) == STUDENTS and found.keys() == expected.keys()
-    apart = max(abs(found[name] - expected[name]) for name in found)
+    assert len(found) == STUDENTS and found.keys() >= expected.keys()
+    apart = max(abs(found[name] - expected[name]) for name in expected)
     print(
         f"{STUDENTS} students: {together:.0f} s in one run, {alone:.0f} s one command after another: {alone / together:.2f}x"
     )
