@@ -108,6 +108,7 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
         code = _alone(way, arguments) if alone else _accelerate(way, arguments, machines, port)
     finally:
         forward.restore()
+        os.environ.pop(LAUNCHER, None)
     # A signal may come before there are workers, or as they end: nothing more is started then.
     return EXIT_STOPPED if forward.received and code == EXIT_DONE else code
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/grid_of_students.py DATA [--every 1] [--output results.json]
 
 DATA is the folder of CLUE's TNEWS files. Both ways start from the same prepared data; each single command takes all
-cores. Scores are taken afterwards; they must be equal up to what another number of threads rounds. The report is left in
+cores. How far the best validation scores of both ways lie apart is printed. The grid's report is left in
 `./runs/grid/report`. With `--every 4` every fourth is trained alone, and the time of all is four times theirs.
 """
 

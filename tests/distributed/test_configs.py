@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from dtrain.sharding import configs_folder
+from tests.distributed.commands import write
 
 FOLDER = configs_folder("accelerate_configs")
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -42,9 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands work as they are written: the configs, `my.yaml`, and its data, prepared."""
     folder = tmp_path_factory.mktemp("configs")
     (folder / "accelerate_configs").symlink_to(FOLDER)
-    rows = '{"text": "abc", "label": "x"}\n{"text": "bcd", "label": "y"}\n'
-    (folder / "train.jsonl").write_text(rows * 20)
-    (folder / "my.yaml").write_text(json.dumps(RECIPE))
+    write(folder, RECIPE, "my.yaml")
     subprocess.run([sys.executable, "-m", "dtrain", "prepare", "my.yaml"], check=True, cwd=folder, timeout=300)
     return folder
 

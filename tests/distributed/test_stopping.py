@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +16,7 @@ from dtrain.errors import Stopped
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import RunFolder, file_fingerprint, read_json
 from dtrain.stages.prepare import prepare
+from tests.distributed.commands import start, write
 
 TEACHER = {"model": {"type": "textcnn", "embedding": 4, "filters": 2}, "epochs": 1, "batch_size": 8}
 RECIPE = {
@@ -33,21 +32,7 @@ LONG = ["teachers.cnn.epochs=5000", "teachers.cnn.checkpoint_every=5", "teachers
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A recipe and its data; commands are to be started here."""
-    return write(tmp_path)
-
-
-def write(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    rows = '{"text": "abc", "label": "x"}\n{"text": "bcd", "label": "y"}\n'
-    (folder / "train.jsonl").write_text(rows * 20)
-    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
-    return folder
-
-
-def start(words: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    words = [sys.executable, *words]
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=os.environ | environment)
+    return write(tmp_path, RECIPE)
 
 
 def two_ranks(words: list[str], folder: Path) -> list[subprocess.Popen[str]]:
@@ -56,7 +41,7 @@ def two_ranks(words: list[str], folder: Path) -> list[subprocess.Popen[str]]:
         one.bind(("127.0.0.1", 0))
         port = str(one.getsockname()[1])
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(words, folder, **place, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    return [start([sys.executable, *words], folder, **place, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
@@ -95,8 +80,8 @@ def test_a_signal_to_one_rank_stops_both(folder: Path, name: str) -> None:
 def test_a_limit_of_time_stops_with_a_checkpoint(tmp_path: Path) -> None:
     """The recipe's, and that of a SLURM job."""
     for seconds in (16, 60):  # the longer one where the machine is too slow to get to a step in the first
-        folders = [write(tmp_path / f"{limit}-{seconds}") for limit in ("recipe", "job")]
-        words = ["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"]
+        folders = [write(tmp_path / f"{limit}-{seconds}", RECIPE) for limit in ("recipe", "job")]
+        words = [sys.executable, "-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"]
         own = start([*words, f"launch.time_limit={seconds}"], folders[0])
         job = start([*words, "launch.processes=1"], folders[1], SLURM_JOB_END_TIME=str(int(time.time()) + seconds))
         ends = [ended([process]) for process in (own, job)]

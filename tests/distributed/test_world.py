@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.distributed.commands import start, write
 
 RECIPE = {
     "name": "tiny",
@@ -25,15 +25,7 @@ DTRAIN = [sys.executable, "-m", "dtrain"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rows = '{"text": "abc", "label": "x"}\n{"text": "bcd", "label": "y"}\n'
-    (tmp_path / "train.jsonl").write_text(rows * 20)
-    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE))
-    return tmp_path
-
-
-def start(words: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=os.environ | environment)
+    return write(tmp_path, RECIPE)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
