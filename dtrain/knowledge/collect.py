@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dtrain.errors import InputError
 from dtrain.knowledge.format import Layout
@@ -18,8 +17,11 @@ def model_options(model: nn.Module, outputs: Iterable[str]) -> dict[str, Any]:
     options = {}
     if "marginals" in outputs:
         options["marginals"] = True
-    if "features" in outputs and isinstance(model, PreTrainedModel):
-        options["output_hidden_states"] = True
+    if "features" in outputs:
+        from transformers import PreTrainedModel  # takes longer to import than all else, and few students need it
+
+        if isinstance(model, PreTrainedModel):
+            options["output_hidden_states"] = True
     return options
 
 

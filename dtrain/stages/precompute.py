@@ -33,8 +33,6 @@ from dtrain.knowledge import Identity, StoreError, StoreWriter, new_layout, veri
 from dtrain.knowledge.collect import collector, model_options, pick
 from dtrain.log import say
 from dtrain.models import load, weights_fingerprint
-from dtrain.models.transformer import without_mask_checks
-from dtrain.models.unpadded import unpadded
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
@@ -117,7 +115,11 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
     else:
         teacher = cast_products(load(source), precision, world.device)
         if not settings.compile:  # whose programs do both by themselves
-            teacher = without_mask_checks(pack_products(teacher, world.device), world.device)
+            teacher = pack_products(teacher, world.device)
+            if world.device.type != "cpu":
+                from dtrain.models.transformer import without_mask_checks  # transformers takes long to import
+
+                teacher = without_mask_checks(teacher, world.device)
     assert settings.outputs is not None
     layout = new_layout(
         expected_identity(name, recipe, data, folder),
@@ -289,6 +291,8 @@ class _Work:
         self.layout = layout = store.layout
         self.options = model_options(_bare(teacher), layout.outputs)
         if layout.unpadded:
+            from dtrain.models.unpadded import unpadded
+
             teacher, self.options = unpadded(teacher), {}
         # Lengths differ from batch to batch: one program for all.
         self.teacher: Any = torch.compile(teacher, dynamic=True) if layout.compiled else teacher
