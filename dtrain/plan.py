@@ -18,7 +18,9 @@ from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
 
 FORMAT = 1  # raise when a stage's output changes meaning
-_NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "parallel", "peers"}
+MADE_UP = 2  # likewise, where only runs with augmentation change
+NOISE = 2  # or with blanked tokens
+_NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
 class Plan:
@@ -76,7 +78,8 @@ class Plan:
         apart = {"vocabulary", "workers"} | (set() if data.task == "tagging" else {"max_length"})
         section = data.model_dump(mode="json", exclude=apart)
         files = [self._file(path) for path in source_files(data)]
-        return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
+        made_up = [] if data.augment is None else [MADE_UP]
+        return fingerprint("rows", FORMAT, section, files, self.recipe.seed, *made_up)
 
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
@@ -130,6 +133,8 @@ class Plan:
             return []
         order = self.order(member)
         found: list[Any] = [] if order == member.seed else [["order", order]]
+        if member.noisy and (encoder_of(member.model) is not None or self.recipe.data.task == "pairs"):
+            found.append(["noise", NOISE])
         if member.peers is not None:
             peers = [student for student in self.recipe.students if student.peers == member.peers]
             sections = [peer.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"}) for peer in peers]

@@ -1,6 +1,6 @@
 """From a file and `key.path=value` overrides to a checked Recipe, with errors that name line and key.
 
-YAML text -> nodes (for lines) + plain values -> overrides -> schema -> grid expansion -> cross checks
+YAML text -> nodes (for lines) + plain values -> overrides -> schema -> grids and samples -> cross checks
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,10 @@ from pydantic import BaseModel, ValidationError
 from dtrain.errors import InputError
 from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.resolve import Key, resolve
+from dtrain.recipe.sample import draw
 from dtrain.recipe.schema import Recipe
+from dtrain.recipe.values import LONGEST_NAME
+from dtrain.runfolder import fingerprint
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -126,7 +129,14 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         _collect_lines(root, (), lines, path)
     except RecursionError:
         raise InputError(f"{path}:1: not usable YAML: an alias contains itself, or it is nested too deeply") from None
-    return values, lines
+    return _unshared(values), lines
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing is there twice: aliases share their values, and an override means one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _collect_lines(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
@@ -180,8 +190,8 @@ def _apply_override(values: dict[str, Any], text: str) -> Key:
             else:
                 node = node[index]
         elif isinstance(node, dict):
-            # `grid` keys and `optimizer.modules` keys hold dots themselves: the rest of the path is one key.
-            if part in ("grid", "modules") and not last:
+            # Keys of these hold dots themselves: the rest of the path is one key.
+            if part in ("grid", "modules", "keys") and not last:
                 inner = node.setdefault(part, {})
                 rest = ".".join(parts[depth + 1 :])
                 if not isinstance(inner, dict):
@@ -246,6 +256,8 @@ _TAGS = {
     "list[str]",
     "float",
     "WeightSchedule",
+    "Range",
+    "list",
 }
 
 
@@ -257,13 +269,16 @@ def _is_tag(part: Any) -> bool:
 def _fields_at(key: Key, root: Any) -> list[str]:
     """The keys that the schema of `root` allows at a place."""
     model: Any = root
-    for part in key:
+    parts = iter(key)
+    for part in parts:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
         model = _section(annotation)
         if model is None:
             return []
+        if get_origin(annotation) is dict:
+            next(parts, None)  # any word
     return list(model.model_fields)
 
 
@@ -325,14 +340,14 @@ def _spec_fields(values: Any, key: Key) -> list[str]:
     return list(spec.model_fields) if spec else []
 
 
-# --- grid expansion --------------------------------------------------------------------------------
+# --- grids and samples --------------------------------------------------------------------------------
 
 
 def _expand(members: list[Any], section: str, place: Any, problems: list[str]) -> Iterator[tuple[int, Any]]:
     """Every member of a section with the number it has in the file."""
     seen: dict[str, int] = {}
     for index, member in enumerate(members):
-        for expanded in _grid(member, (section, index), place, problems):
+        for expanded in _variants(member, (section, index), place, problems):
             if expanded.name in seen:
                 where = f"{place((section, index, 'name'))}: {section}.{index}.name"
                 problems.append(f"{where}: {expanded.name!r} is already the name of {section}.{seen[expanded.name]}")
@@ -341,21 +356,36 @@ def _expand(members: list[Any], section: str, place: Any, problems: list[str]) -
             yield index, expanded
 
 
-def _grid(member: Any, key: Key, place: Any, problems: list[str]) -> Iterator[Any]:
-    if not member.grid:
+def _variants(member: Any, key: Key, place: Any, problems: list[str]) -> Iterator[Any]:
+    """The member itself, or one for each drawing of its `sample` and each combination of its `grid`."""
+    if not member.grid and member.sample is None:
         yield member
         return
-    axes = list(member.grid.items())
-    short = [axis.split(".")[-1] for axis, _ in axes]
-    labels = [s if short.count(s) == 1 else axis for s, (axis, _) in zip(short, axes, strict=True)]
-    base = member.model_dump(mode="json", exclude={"grid"}, exclude_unset=True)
-    for number, chosen in enumerate(itertools.product(*(choices for _, choices in axes))):
+    drawn: list[dict[str, Any]] = [{}]
+    if member.sample is not None:
+        try:
+            drawn = draw(member.sample, str(key[0]), member.metric)
+        except InputError as error:
+            inner, text = error.problems[0].split(": ", 1)
+            dotted = ".".join(map(str, (*key, "sample", inner)))
+            problems.append(f"{place((*key, 'sample', *inner.split('.')))}: {dotted}: {text}")
+            return
+    base = member.model_dump(mode="json", exclude={"grid", "sample"}, exclude_unset=True)
+    sources = {axis: (*key, "sample", "keys", axis) for axis in drawn[0]}
+    sources |= {axis: (*key, "grid", axis) for axis in member.grid}
+    short = [axis.split(".")[-1] for axis in sources]
+    labels = [s if short.count(s) == 1 else axis for s, axis in zip(short, sources, strict=True)]
+    digits = len(str(len(drawn) - 1))
+    varied = "grid" if member.grid else "sample"
+    combinations = itertools.product(enumerate(drawn), *member.grid.values())
+    for number, ((drawing, values_drawn), *chosen) in enumerate(combinations):
         values = copy.deepcopy(base)
-        parts = []
-        for (axis, _), label, value in zip(axes, labels, chosen, strict=True):
-            dotted = ".".join(map(str, (*key, "grid", axis)))
-            if axis in ("name", "grid"):
-                problems.append(f"{place((*key, 'grid', axis))}: {dotted}: cannot vary {axis!r}")
+        settings = values_drawn | dict(zip(member.grid, chosen, strict=True))
+        parts = [f"{drawing:0{digits}d}"] if member.sample is not None else []
+        for (axis, value), label in zip(((axis, settings[axis]) for axis in sources), labels, strict=True):
+            where = f"{place(sources[axis])}: {'.'.join(map(str, sources[axis]))}"
+            if axis in ("name", "grid", "sample"):
+                problems.append(f"{where}: cannot vary {axis!r}")
                 return
             try:
                 _apply_override(
@@ -363,22 +393,27 @@ def _grid(member: Any, key: Key, place: Any, problems: list[str]) -> Iterator[An
                     f"{axis}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10))}",
                 )
             except InputError as error:
-                problems.append(f"{place((*key, 'grid', axis))}: {dotted}: {error.problems[0].split(': ', 1)[1]}")
+                problems.append(f"{where}: {error.problems[0].split(': ', 1)[1]}")
                 return
             parts.append(f"{label}{_word(value)}")
-        values["name"] = "-".join([member.name, *parts])[:120]
+        values["name"] = _name("-".join([member.name, *parts]))
         try:
             yield type(member).model_validate(values)
         except ValidationError as error:
             for problem in _without_echoes(error):
-                line = _explain(problem, values, lambda k: place((*key, "grid")), type(member))
+                line = _explain(problem, values, lambda k: place((*key, varied)), type(member))
                 where, dotted, text = line.split(": ", 2)
-                problems.append(f"{where}: {'.'.join(map(str, key))}.grid (member {number}): {dotted}: {text}")
+                problems.append(f"{where}: {'.'.join(map(str, key))}.{varied} (member {number}): {dotted}: {text}")
             return
 
 
+def _name(text: str) -> str:
+    """A member's name; one that is too long for a folder ends with what tells it from others that begin alike."""
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 9]}-{fingerprint(text)[:8]}"
+
+
 def _word(value: Any) -> str:
-    """A grid value as a part of a folder name."""
+    """A chosen value as a part of a folder name."""
     if isinstance(value, float | int | str):
         text = f"{value:g}" if isinstance(value, float) else str(value)
     else:

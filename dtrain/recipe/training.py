@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from dtrain.recipe.models import ModelSpec
+from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import PATTERN, Closed, NonNegative, Positive, Precision, Probability, Share, check_name
 
 
@@ -139,6 +140,7 @@ class TrainSpec(Closed):
     checkpoint_every: PositiveInt | None = None  # steps; default: once an epoch
     keep_checkpoints: PositiveInt = 2  # the last ones
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    sample: Sample | None = None  # settings drawn at random, or after those that did well in earlier runs
 
     _name = field_validator("name")(check_name)
 

@@ -18,6 +18,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Output = Literal["logits", "emissions", "marginals", "features"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+LONGEST_NAME = 120
 PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
 
 
@@ -28,8 +29,8 @@ class Closed(BaseModel):
 
 
 def check_name(name: str) -> str:
-    if not NAME.fullmatch(name) or len(name) > 120:
+    if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise ValueError(
-            "must be at most 120 letters, digits, '.', '_', '-', '=', '+', starting with a letter or digit"
+            f"must be at most {LONGEST_NAME} letters, digits, '.', '_', '-', '=', '+', starting with a letter or digit"
         )
     return name
