@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtrain.recipe.models import encoder_of
+from dtrain.recipe.models import GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
@@ -84,13 +84,18 @@ class Plan:
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
         from dtrain.data import resolve_path
+        from dtrain.data.given import tokenizer_files
 
         data = self.recipe.data
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
             file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
             return fingerprint("tokenizer", self.data, data.max_length, vocabulary, file)
-        spec = encoder_of(self._member(name).model)
+        model: Any = self._member(name).model
+        if isinstance(model, GivenSpec):
+            files = tokenizer_files(resolve_path(model.folder))
+            return fingerprint("tokenizer", self.data, data.max_length, self._contents(files))
+        spec = encoder_of(model)
         assert spec is not None
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
         if data.task == "tagging":
@@ -98,10 +103,14 @@ class Plan:
         return fingerprint("tokenizer", self.data, data.max_length, parts)
 
     def model(self, kind: str, name: str) -> str:
-        """A trained teacher or student (`kind` is 'teachers' or 'students')."""
-        from dtrain.data import tokenizer_name
+        """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
+        from dtrain.data import resolve_path, tokenizer_name
+        from dtrain.data.given import model_files
 
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
+        if isinstance(member.model, GivenSpec):
+            files = model_files(resolve_path(member.model.folder))
+            return fingerprint(kind, FORMAT, self.tokenizer(name), "given", self._contents(files))
         section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})
         teachers = sorted((t, self.knowledge(t)) for t in getattr(member, "teachers", None) or [])
         return fingerprint(
@@ -242,9 +251,11 @@ class Plan:
             path = resolve_path(name) if name else None
             if path is None or not path.exists():
                 continue
-            files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-            found += [f"{p.name}:{self._file(p)}" for p in files]
+            found += self._contents(sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path])
         return found
+
+    def _contents(self, files: list[Path]) -> list[str]:
+        return [f"{path.name}:{self._file(path)}" for path in files]
 
 
 def _read(path: Path) -> Any:

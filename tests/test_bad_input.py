@@ -55,6 +55,23 @@ def check_refused(error: str, code: int, folder: Path, *expected: str) -> None:
     assert not list(folder.rglob(".tmp-*"))
 
 
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        ("{type: bert, pretrained: FOLDER}", "model.pretrained"),
+        ("{type: bert_cnn, encoder: {type: bert, pretrained: FOLDER}}", "model.encoder.pretrained"),
+        ("{type: multi_exit, exits: [1], encoder: {type: bert, pretrained: FOLDER}}", "model.encoder.pretrained"),
+    ],
+)
+def test_a_pretrained_folder_is_looked_for(
+    model: str, key: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for place, problem in ((tmp_path / "none", "no such folder"), (tmp_path / "empty", "holds no config.json")):
+        code = main(["check", str(recipe), f"teachers.cnn.model={model.replace('FOLDER', str(place))}"])
+        check_refused(capsys.readouterr().err, code, tmp_path, f"cnn: {key}: ", problem, str(place))
+
+
 def test_the_recipe_itself_is_good(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(recipe)]) == 0
     assert "name: bad" in capsys.readouterr().out

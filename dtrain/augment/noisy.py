@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class NoisyPart(Part):
-    """Rows in which each token is blanked with the chance `noise` whenever they are collated, anew each time.
+    """Rows in which each token of text is blanked with the chance `noise` whenever they are collated, anew each time.
 
-    A blank is the padding's id where the mask says token: in the package's own students its vector is 0. Which tokens
+    What stands around texts stays: a pair without its separator would be one text, and a transformer reads its answer
+    off [CLS]. A blank is the padding's id where the mask says token: in the package's own students its vector is 0. Which tokens
     follows from torch's generator, as dropout does.
     """
 
@@ -32,7 +33,8 @@ class NoisyPart(Part):
     def collate(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         batch = super().collate(index)
         ids = batch["input_ids"]
-        batch["input_ids"] = ids.masked_fill(torch.rand(ids.shape) < self.noise, self.pad_id)
+        blanked = (torch.rand(ids.shape) < self.noise) & ~torch.isin(ids, torch.tensor(self.frame, dtype=ids.dtype))
+        batch["input_ids"] = ids.masked_fill(blanked, self.pad_id)
         return batch
 
 

@@ -71,6 +71,7 @@ def with_made_up_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
         return corpus
     numbers = np.full(len(rows), -1, dtype=np.int64)
     corpus.parts["transfer"], corpus.numbers["transfer"] = rows, numbers
+    corpus.made_up = len(rows) - len(given)
     return corpus
 
 
@@ -112,7 +113,7 @@ def _make(worker: _Worker, chunk: range) -> list[tuple[int, int, Pair]]:
     for index in chunk:
         first, second = worker.words(index)
         for number in range(spec.n_iter):
-            random = Random(f"{worker.seed}/{index}/{number}")
+            random = Random(f"{worker.seed}/{worker.train.key[index]}/{number}")
 
             def text(words: list[Word], varied: bool, random: Random = random) -> str:
                 chosen = rewrite(words, spec, lexicon, random) if varied else [word.text for word in words]

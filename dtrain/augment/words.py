@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +19,7 @@ class Word(NamedTuple):
 
 
 Cutter = Callable[[str], list[Word]]
+SAFE_NLTK = (3, 9, 1)  # before, its tagger was read from a pickle
 
 
 def cutter(data: Data) -> tuple[Cutter, str]:
@@ -65,6 +67,8 @@ def _nltk() -> Cutter:
     try:
         import nltk
 
+        if tuple(map(int, re.findall(r"\d+", nltk.__version__)[:3])) < SAFE_NLTK:
+            raise InputError(f"data.augment.tagger: 'nltk' needs nltk 3.9.1 or later (found: {nltk.__version__})")
         nltk.pos_tag(["a"])
     except ImportError:
         raise InputError("data.augment.tagger: 'nltk' needs the package nltk: pip install 'dtrain[english]'") from None

@@ -30,6 +30,7 @@ class Corpus:
     types: list[str] = field(default_factory=list)  # of entities; tagging only, as what follows
     scheme: str | None = None
     remarks: list[str] = field(default_factory=list)
+    made_up: int = 0  # of the transfer rows, the last ones
 
 
 def read_corpus(data: Data, seed: int) -> Corpus:
@@ -66,8 +67,8 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     )
 
 
-def check_sources(data: Data) -> dict[str, int]:
-    """Read and check every row, as `prepare` will, and count them (documents for tagging) by part.
+def check_sources(data: Data) -> tuple[dict[str, int], list[str]]:
+    """Read and check every row, as `prepare` will: counts (of documents for tagging) by part, and the labels.
 
     Raises InputError. Needs no torch and writes nothing.
     """
@@ -75,4 +76,5 @@ def check_sources(data: Data) -> dict[str, int]:
         from dtrain.augment.words import check_tagger
 
         check_tagger(data.augment)
-    return {part: len(rows.text) for part, rows in read_corpus(data, seed=0).parts.items()}
+    corpus = read_corpus(data, seed=0)
+    return {part: len(rows.text) for part, rows in corpus.parts.items()}, corpus.labels

@@ -39,6 +39,7 @@ class Part:
     offsets: np.ndarray  # int64 [N + 1]
     pad_id: int
     load_rows: Callable[[], Dataset] = field(repr=False)
+    frame: tuple[int, ...] = ()  # ids of the tokens that stand around texts: [CLS], [SEP]
     # What follows is for tagging.
     tags: np.ndarray | None = None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
     specials: int = 0  # tokens of each row that are no characters: 2 for [CLS] in front and [SEP] behind
@@ -79,6 +80,12 @@ class Part:
         if self.types is not None:
             batch["token_type_ids"] = np.where(mask, self.types[where], 0)
         return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+
+    def collate_labels(self, index: np.ndarray) -> torch.Tensor:
+        """Labels of the rows at `index`, int64 [B], -1 for none."""
+        import torch
+
+        return torch.from_numpy(self.labels[index])
 
     def collate_tags(self, index: np.ndarray) -> torch.Tensor:
         """Tags of the rows at `index` [B], int64 [B, most characters], -1 beyond a row's end.
@@ -124,6 +131,7 @@ class Part:
             offsets=np.concatenate([[0], *(np.diff(part.offsets) for part in parts)]).cumsum(dtype=np.int64),
             pad_id=parts[0].pad_id,
             load_rows=load_rows,
+            frame=parts[0].frame,
             tags=joined("tags"),
             specials=parts[0].specials,
             documents=joined("documents"),
@@ -224,11 +232,20 @@ class PreparedData:
             offsets=offsets,
             pad_id=encoding["pad_id"],
             load_rows=lambda: self.rows(part),
+            frame=self._frame(tokenizer),
             tags=tags,
             specials=specials,
             documents=_column(rows, "document") if tagged else None,
             starts=_column(rows, "start") if tagged else None,
         )
+
+    def _frame(self, tokenizer: str) -> tuple[int, ...]:
+        known = self._encoding(tokenizer).get("frame")
+        if known is None:  # prepared before it was recorded
+            from dtrain.data.tokenizers import frame_ids, load_tokenizer
+
+            known = frame_ids(load_tokenizer(self.tokenizer_path(tokenizer)))
+        return tuple(known)
 
     def _encoding(self, tokenizer: str) -> dict[str, Any]:
         path = self.folder / "encoded" / tokenizer / "encoded.json"

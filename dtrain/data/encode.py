@@ -31,12 +31,15 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int, pairs: bool) -> None:
-        from tokenizers import Tokenizer
+        from tokenizers import AddedToken, Tokenizer
 
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
         self.unknown: int = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
+        # A token of its own: of Chinese, where words join without blanks, WordPiece would make it part of the next word.
+        self.backend.add_tokens([AddedToken(MASK, normalized=False, special=False)])
+        self.blank: int | None = self.backend.token_to_id(MASK)
         self.mask: int = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.unknown
         self.types = pairs and "token_type_ids" in tokenizer.model_input_names
 
@@ -52,10 +55,6 @@ class Encoder:
         )
 
     def _ids(self, encoding: Encoding, row: str | Sequence[str]) -> list[int]:
-        texts = [row] if isinstance(row, str) else row
-        if not any(MASK in text for text in texts):
+        if not any(MASK in text for text in ([row] if isinstance(row, str) else row)):
             return encoding.ids
-        return [
-            self.mask if text is not None and texts[text][start:end] == MASK else number
-            for number, text, (start, end) in zip(encoding.ids, encoding.sequence_ids, encoding.offsets, strict=True)
-        ]
+        return [self.mask if number == self.blank else number for number in encoding.ids]

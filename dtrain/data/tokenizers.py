@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtrain.data.files import existing_file, numbered_lines
+from dtrain.data.files import existing_file, numbered_lines, resolve_path
 from dtrain.data.problems import Problems
 from dtrain.data.wordpiece import train_wordpiece
 from dtrain.errors import InputError
 from dtrain.recipe.data import Vocabulary
-from dtrain.recipe.models import EncoderSpec, encoder_of
+from dtrain.recipe.models import EncoderSpec, GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 
@@ -31,21 +31,27 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tokenizer_name(member: Teacher | Student) -> str:
-    """The tokenizer a model reads with: the member's own by its name for a transformer, else `students`."""
-    return STUDENTS if encoder_of(member.model) is None else member.name
+    """The tokenizer a model reads with: a transformer's or a given model's own by the member's name, else `students`."""
+    return STUDENTS if _own_tokenizer(member) is None else member.name
 
 
-def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | None]:
-    """Every tokenizer that the recipe needs: name -> the transformer's section, None for the students'.
+def _own_tokenizer(member: Teacher | Student) -> EncoderSpec | GivenSpec | None:
+    """The section that brings a member's tokenizer, if it has one of its own."""
+    model: object = member.model
+    return model if isinstance(model, GivenSpec) else encoder_of(member.model)
+
+
+def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | GivenSpec | None]:
+    """Every tokenizer that the recipe needs: name -> the transformer's or given model's section, None for the students'.
 
     Raises InputError where two different ones would have the same name.
     """
     problems = Problems()
-    specs: dict[str, EncoderSpec | None] = {}
+    specs: dict[str, EncoderSpec | GivenSpec | None] = {}
     teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
         name = tokenizer_name(member)
-        spec = encoder_of(member.model)
+        spec = _own_tokenizer(member)
         if spec is not None and name == STUDENTS:
             problems.add(f"{key}.name: {name!r} is what the students' tokenizer is called; choose another name")
         elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):
@@ -56,8 +62,10 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | None]:
     return specs
 
 
-def identity_of(spec: EncoderSpec | None) -> tuple[object, ...]:
+def identity_of(spec: EncoderSpec | GivenSpec | None) -> tuple[object, ...]:
     """What of a model section decides its tokenizer; members with the same share one."""
+    if isinstance(spec, GivenSpec):
+        return (spec.type, spec.folder)
     return (spec.pretrained, spec.vocabulary, spec.vocabulary_size) if spec else (None,)
 
 
@@ -66,7 +74,7 @@ def check_tokenizers(recipe: Recipe) -> None:
     for name, spec in tokenizer_specs(recipe).items():
         if spec is None and recipe.data.vocabulary.file:
             read_vocabulary(recipe.data.vocabulary.file, "data.vocabulary.file")
-        elif spec is not None and spec.vocabulary:
+        elif isinstance(spec, EncoderSpec) and spec.vocabulary:
             bert_vocabulary(spec.vocabulary, name)
 
 
@@ -118,18 +126,26 @@ def _most_frequent(batches: Iterable[Iterable[str]], min_count: int, max_size: i
     return tokens[: max_size - len(SPECIALS)] if max_size else tokens
 
 
-def given_tokenizer(name: str, spec: EncoderSpec, max_length: int, lower: bool) -> PreTrainedTokenizerFast | None:
-    """A transformer's pretrained tokenizer or that of its vocab.txt; None where one is to be trained.
+def given_tokenizer(
+    name: str, spec: EncoderSpec | GivenSpec, max_length: int, lower: bool
+) -> PreTrainedTokenizerFast | None:
+    """A pretrained or given model's tokenizer, or that of a vocab.txt; None where one is to be trained.
 
     Raises InputError where it cannot be loaded, or takes less than `data.max_length` tokens.
     """
-    if spec.pretrained is None:
+    if isinstance(spec, GivenSpec):
+        key, source = f"teachers.{name}.from: {spec.folder}", str(resolve_path(spec.folder))
+    elif spec.pretrained is None:
         return _wordpiece(bert_vocabulary(spec.vocabulary, name), lower) if spec.vocabulary else None
+    else:
+        key, source = f"{name}: model.pretrained: {spec.pretrained}", str(spec.source)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    key = f"{name}: model.pretrained: {spec.pretrained}"
+    from dtrain.models.folder import quiet_transformers
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.source, trust_remote_code=False)
+        with quiet_transformers():  # which takes the package's own model types for an accident
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         # A missing folder, a damaged file, a hub out of reach: transformers raises many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -191,6 +207,15 @@ def _wrap(backend: Tokenizer, inputs: list[str]) -> PreTrainedTokenizerFast:
 
     names = {f"{special[1:-1].lower()}_token": special for special in SPECIALS}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+
+
+def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of the tokens that stand around texts and between them: [CLS], [SEP], and what else is special, ascending.
+
+    Not among them is what stands for a piece of text, [UNK] and [MASK], and the padding.
+    """
+    of_text = {tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id}
+    return sorted(set(tokenizer.all_special_ids) - of_text)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

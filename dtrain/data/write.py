@@ -57,6 +57,7 @@ def write_rows(corpus: Corpus, data: Data, folder: Path) -> None:
         "task": data.task,
         "labels": corpus.labels,
         "rows": {part: len(rows) for part, rows in corpus.parts.items()},
+        "made_up": corpus.made_up,
         "label_counts": {p: dict(zip(corpus.labels, c.tolist(), strict=True)) for p, c in counts.items() if c.any()},
         "empty_texts": summary.empty,
         "also_in_train": summary.also_in_train,

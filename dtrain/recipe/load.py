@@ -279,7 +279,7 @@ def _fields_at(key: Key, root: Any) -> list[str]:
             return []
         if get_origin(annotation) is dict:
             next(parts, None)  # any word
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _section(annotation: Any) -> Any:

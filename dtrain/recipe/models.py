@@ -231,6 +231,30 @@ ModelSpec = Annotated[
 ]
 
 
+class GivenSpec(Closed):
+    """What stands as `model` of a teacher with `from`: the folder knows its own structure. Not written in recipes."""
+
+    type: Literal["given"] = "given"
+    folder: str
+
+
+def feature_width(spec: BaseModel) -> int | None:
+    """Length of a classifier's pooled vector; None where the recipe does not tell, as of pretrained models."""
+    match spec:
+        case TextCNNSpec() | BertCNNSpec():
+            return spec.filters * len(spec.widths)
+        case TextRCNNSpec():
+            return spec.features
+        case BiLSTMSpec():
+            return 2 * spec.hidden
+        case SiameseSpec():
+            return 8 * spec.hidden
+        case FastTextSpec():
+            return spec.embedding
+    encoder = encoder_of(spec)
+    return None if encoder is None or encoder.pretrained else encoder.shape()[0]
+
+
 def encoder_of(spec: BaseModel | None) -> BertSpec | NezhaSpec | None:
     """The transformer in a model section: the model itself, or its encoder; None for models without."""
     if isinstance(spec, TaggerSpec | BertCNNSpec | MultiExitSpec):

@@ -7,9 +7,9 @@ import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 
-from dtrain.recipe.models import encoder_of
+from dtrain.recipe.models import encoder_of, feature_width
 from dtrain.recipe.schema import Knowledge, Recipe
-from dtrain.recipe.training import LossSpec, Student, Teacher
+from dtrain.recipe.training import LossSpec, Student, Teacher, WeightSchedule
 from dtrain.recipe.values import Output
 
 PRETRAIN = "pretrain"  # as a member's `model.pretrained`: what the section of this name makes
@@ -90,6 +90,14 @@ def _check_together(recipe: Recipe, numbers: list[int], task: str, place: Place,
             problems.append(f"{where}: peers cannot be stopped one by one; take `peers` or `search` away")
         if len({student.metric for student in recipe.students}) > 1:
             problems.append(f"{where}: students must have one `metric` to be compared")
+        last = recipe.search.epochs[-1]
+        shortest = min(recipe.students, key=lambda student: student.epochs, default=None)
+        if shortest is not None and last >= shortest.epochs:
+            where = f"{place(('search', 'epochs'))}: search.epochs"
+            problems.append(
+                f"{where}: {last} is not before the end of student {shortest.name}, which trains {shortest.epochs} epochs "
+                "(stopping it there would save nothing)"
+            )
 
 
 def _resolve_pretrain(recipe: Recipe, place: Place, problems: list[str]) -> None:
@@ -123,6 +131,8 @@ def _fill(member: Teacher | Student, seed: int, task: str) -> None:
 
 def _check_task(member: Teacher | Student, key: Key, task: str, place: Place, problems: list[str]) -> None:
     dotted = ".".join(map(str, key))
+    if isinstance(member, Teacher) and member.source is not None:
+        return  # data/given.py compares its folder with the data
     if member.model.type not in MODELS[task]:
         hint = ""
         if task == "tagging" and member.model.type in ("bert", "nezha"):
@@ -157,8 +167,15 @@ def _resolve_student(
     if student.noisy and (task == "tagging" or not student.teachers or "transfer" not in student.rows):
         where = f"{place((*key, 'noisy'))}: {dotted}.noisy"
         problems.append(f"{where}: needs teachers, rows with transfer, and a task that is not tagging")
+    if student.noisy and student.noisy.token_noise and student.adversarial:
+        where = f"{place((*key, 'adversarial'))}: {dotted}.adversarial"
+        problems.append(
+            f"{where}: not together with noisy.token_noise, by which its second pass would see other tokens"
+        )
     if len(problems) == known:
         _check_losses(student, key, task, place, problems)
+    if len(problems) == known:
+        _check_widths(student, key, {teacher.name: teacher for teacher in recipe.teachers}, place, problems)
 
 
 def _default_losses(task: str, taught: bool, exits: bool) -> list[LossSpec]:
@@ -191,8 +208,9 @@ def _check_losses(student: Student, key: Key, task: str, place: Place, problems:
 
     assert student.losses is not None and student.teachers is not None
     dotted = ".".join(map(str, key))
-    if all(loss.weight == 0 for loss in student.losses):
-        problems.append(f"{place((*key, 'losses'))}: {dotted}.losses: every weight is 0")
+    problem = _weightless(student)
+    if problem:
+        problems.append(f"{place((*key, 'losses'))}: {dotted}.losses: {problem}")
     for number, loss in enumerate(student.losses):
         where = f"{place((*key, 'losses', number))}: {dotted}.losses.{number} ({loss.type})"
         found = find_loss(loss.type)
@@ -219,6 +237,44 @@ def _check_losses(student: Student, key: Key, task: str, place: Place, problems:
         problems.append(
             f"{place((*key, 'rows'))}: {dotted}.rows: transfer rows have no labels for {student.losses[0].type}"
         )
+
+
+def _check_widths(student: Student, key: Key, teachers: dict[str, Teacher], place: Place, problems: list[str]) -> None:
+    """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
+    from dtrain.losses import find_loss
+
+    own = feature_width(student.model)
+    for number, loss in enumerate(student.losses or []):
+        if not {"features", "teachers.features"} <= set(find_loss(loss.type).needs):
+            continue
+        for name in loss.teachers or []:
+            width = feature_width(teachers[name].model)
+            if own is not None and width is not None and own != width:
+                where = f"{place((*key, 'losses', number))}: {'.'.join(map(str, key))}.losses.{number} ({loss.type})"
+                problems.append(
+                    f"{where}: {student.name} has {own} features and its teacher {name} {width}; hints compare "
+                    "features of one width (of a textcnn or bert_cnn: filters x number of widths)"
+                )
+
+
+def _weightless(student: Student) -> str | None:
+    """When no term has a weight, so that there is nothing to learn from; or none that reaches all parameters."""
+    from dtrain.losses import find_loss
+
+    terms = student.losses or []
+    if student.peers is None and all(loss.weight == 0 for loss in terms):
+        return "every weight is 0"
+    # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
+    moments = {0.0} | {loss.weight.until for loss in terms if isinstance(loss.weight, WeightSchedule)}
+    for moment in sorted(moments - {1.0}):  # the last step comes before the end
+        weighed = [t for t in terms if (t.weight.at(moment) if isinstance(t.weight, WeightSchedule) else t.weight)]
+        needs = [set(find_loss(term.type).needs) for term in weighed]
+        when = f"at {moment:g} of training" if moment else "at the beginning"
+        if not weighed and student.peers is None:
+            return f"every weight is 0 {when}; give one term a weight there (its start, end or until)"
+        if student.parallel == "data" and weighed and all("features" in n and "logits" not in n for n in needs):
+            return f"{when} only features have a weight, and with parallel: data every step must reach the classifier"
+    return None
 
 
 def _check_weighting(loss: LossSpec, task: str, where: str, problems: list[str]) -> None:

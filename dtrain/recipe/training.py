@@ -5,9 +5,22 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from dtrain.recipe.models import ModelSpec
+from dtrain.recipe.models import GivenSpec, ModelSpec
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import PATTERN, Closed, NonNegative, Positive, Precision, Probability, Share, check_name
 
@@ -160,12 +173,34 @@ class ToleranceSpec(Closed):
     k: Annotated[int, Field(ge=2)] = 5
 
 
-class Teacher(TrainSpec):
-    """A model trained on the labels; its outputs become the knowledge."""
+def _unless_given(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A recipe cannot say `given`: only `from` makes one."""
+    return value if isinstance(value, GivenSpec) else validate(value)
 
+
+class Teacher(TrainSpec):
+    """A model trained on the labels, or taken as it is from a folder; its outputs become the knowledge."""
+
+    model: Annotated[ModelSpec, WrapValidator(_unless_given)]
+    # A model folder of another run, taken as it is (data/given.py); then there is no key but this and the name.
+    source: Annotated[str | None, Field(alias="from", exclude=True, min_length=1)] = None
     label_smoothing: Share = 0.0
     tolerance: ToleranceSpec | None = None
     stop_epoch: PositiveInt | None = None  # take the weights at this epoch's end, of a schedule over all `epochs`
+
+    @model_validator(mode="before")
+    @classmethod
+    def trained_or_given(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("from") is None:
+            return value
+        others = [key for key in value if key not in ("name", "from")]
+        if others:
+            raise ValueError(f"{others[0]}: is not for a teacher taken `from` a folder as it is (allowed: name, from)")
+        return {**value, "model": GivenSpec(folder=str(value["from"]))}
+
+    @model_serializer(mode="wrap")
+    def as_it_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return handler(self) if self.source is None else {"name": self.name, "from": self.source}
 
     @model_validator(mode="after")
     def stops_within(self) -> Teacher:

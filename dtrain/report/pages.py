@@ -58,7 +58,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "student": by_name.get(("students", results["student"])),
         "summary": tables.summary(results),
         "models": tables.every_model(results),
-        "search": tables.search(results["search"]) if results.get("search") else None,
+        "search": tables.search(results["search"], results["failed"]) if results.get("search") else None,
         "classes": tables.classes(details["per_class"]) if "per_class" in details else None,
         "types": tables.types(details["per_type"], detailed) if "per_type" in details and detailed else None,
         "examples": [

@@ -6,6 +6,7 @@ model folders (metrics.json, evaluation.json) + measured speed -> results.json
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 from dtrain.plan import Plan
@@ -15,7 +16,7 @@ from dtrain.report.shown import Shown, shown
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
 
 TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")
-COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression")
+COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression", "mean_layer")
 # Of the first part's record, what the page shows of one model beside its scores.
 DETAILS = {
     "classification": ("per_class", "confusion"),
@@ -97,7 +98,7 @@ def _model(kind: str, member: Teacher | Student, folder: RunFolder) -> dict[str,
     model = {
         "kind": kind,
         "name": member.name,
-        "type": member.model.type,
+        "type": _structure(member, folder.model(kind, member.name)),
         "seed": member.seed,
         "teachers": list(getattr(member, "teachers", None) or []),
     }
@@ -106,8 +107,17 @@ def _model(kind: str, member: Teacher | Student, folder: RunFolder) -> dict[str,
         **model,
         **first["scores"],
         **{part: record["scores"] for part, record in others},
-        **{key: trained[key] for key in TRAINED},
+        **{key: trained[key] for key in TRAINED if key in trained},
+        **({f"exit_{key}": first["exits"][key] for key in ("layers", "rows")} if "exits" in first else {}),
+        **({"mean_layer": first["exits"]["mean_layer"]} if "exits" in first else {}),
     }
+
+
+def _structure(member: Teacher | Student, place: Path) -> str:
+    """The recipe's word for it; of a teacher taken as it is, its folder's."""
+    if isinstance(member, Teacher) and member.source is not None:
+        return str(read_json(place / "config.json")["model_type"]).removeprefix("dtrain-")
+    return member.model.type
 
 
 def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:

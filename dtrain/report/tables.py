@@ -48,6 +48,7 @@ def every_model(results: dict[str, Any]) -> Table:
         ("seed", lambda m: str(m["seed"])),
         *_score_columns(results, percent),
         (f"loss, {results['part']}", lambda m: f"{m['loss']:.4f}"),
+        (f"left after layer, {results['part']} (%)", _exits),
         ("best epoch", lambda m: plain(m.get("best_epoch"))),
         ("steps", lambda m: plain(m.get("steps"))),
         ("s / epoch", lambda m: significant(m.get("seconds_per_epoch"))),
@@ -56,21 +57,28 @@ def every_model(results: dict[str, Any]) -> Table:
     return _table(columns, models, marked)
 
 
-def search(rungs: list[dict[str, Any]]) -> Table:
-    """One row a student that was compared with others on the way; those that went on to the end are marked."""
-    names = list(rungs[0]["scores"])
+def search(rungs: list[dict[str, Any]], failed: list[dict[str, Any]]) -> Table:
+    """One row a student, whether it came to the comparisons or failed before; those with a model are marked.
+
+    Args:
+        rungs: what was decided at each comparison.
+        failed: members without a model, and why.
+    """
+    reasons = {failure["name"]: failure["reason"] for failure in failed if failure["kind"] == "students"}
+    names = list(dict.fromkeys([name for rung in rungs for name in rung["scores"]] + list(reasons)))
     names.sort(key=lambda name: [-rung["scores"].get(name, -math.inf) for rung in reversed(rungs)])
-    stopped = {name: rung["epoch"] for rung in rungs for name in rung["stopped"]}
-    headers = ["student", *(f"{rung['metric']} to epoch {rung['epoch']}" for rung in rungs), "stopped after epoch"]
+    # Who was complete before it was compared kept its model.
+    ends = reasons | {name: f"after epoch {r['epoch']}" for r in rungs for name in r["stopped"] if name in reasons}
+    headers = ["student", *(f"{rung['metric']} to epoch {rung['epoch']}" for rung in rungs), "stopped"]
     rows = [
         [
             name,
             *(f"{abs(rung['scores'][name]):.4f}" if name in rung["scores"] else "" for rung in rungs),
-            str(stopped.get(name, "")),
+            ends.get(name, ""),
         ]
         for name in names
     ]
-    return Table(headers, rows, frozenset(i for i, name in enumerate(names) if name not in stopped))
+    return Table(headers, rows, frozenset(i for i, name in enumerate(names) if name not in ends))
 
 
 def classes(table: list[dict[str, Any]]) -> Table:
@@ -200,8 +208,19 @@ def _cost_columns(results: Row) -> list[tuple[str, Callable[[Row], str]]]:
         for batch in (1, 64):
             title = f"rows/s, {device.upper()}, batch {batch}" + " (speed-up)" * compared
             columns.append((title, partial(_rate, key=f"{device}_{batch}")))
+    columns.append((f"layers a row, {results['part']}", lambda g: significant(g.get("mean_layer"))))
     columns.append(("s / epoch", lambda g: significant(g.get("seconds_per_epoch"))))
     return columns
+
+
+def _exits(row: Row) -> str:
+    """Shares of the rows of a model with several exits, as `1: 40.00, 4: 60.00`."""
+    if "exit_rows" not in row:
+        return ""
+    total = max(1, sum(row["exit_rows"]))
+    return ", ".join(
+        f"{n}: {percent(count / total)}" for n, count in zip(row["exit_layers"], row["exit_rows"], strict=True)
+    )
 
 
 def _rate(row: Row, key: str) -> str:

@@ -132,7 +132,8 @@ def _check_precisions(recipe: Recipe, world: World, stages: list[str]) -> None:
         check_phases(recipe, world)
     if "finetune" in stages:
         for teacher in recipe.teachers:
-            check_engine(world, teacher)
+            if teacher.source is None:
+                check_engine(world, teacher)
     if {"finetune", "distill"} & set(stages):
         for kind, members in (("teachers", recipe.teachers), ("students", recipe.students)):
             for member in members:

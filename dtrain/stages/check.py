@@ -6,10 +6,13 @@ import contextlib
 import os
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
+from dtrain.recipe.models import encoder_of
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -18,6 +21,7 @@ def check_inputs(recipe: Recipe) -> None:
     Rows that were prepared already, from the same bytes by the same settings, are not read again.
     """
     from dtrain.data import check_sources, check_tokenizers
+    from dtrain.data.given import check_given
     from dtrain.launch import STAGES, way_of
 
     problems: list[str] = []
@@ -25,6 +29,7 @@ def check_inputs(recipe: Recipe) -> None:
         check_tokenizers(recipe)
     except InputError as error:
         problems += error.problems
+    problems += check_given(recipe)
     for section in (recipe.teachers, recipe.students):
         for member in section:
             problems += _missing_model_files(member.name, member.model)
@@ -49,7 +54,8 @@ def check_inputs(recipe: Recipe) -> None:
         prepared = Plan(recipe).stage_done("prepare")
     try:
         if not prepared:
-            rows = check_sources(recipe.data)
+            rows, labels = check_sources(recipe.data)
+            problems += [problem for problem in check_given(recipe, labels) if problem not in problems]
             if not rows.get("valid"):
                 few = f"no validation rows can be cut from {rows['train']} training rows"
                 problems.append(f"data.split: {few}; name data.valid, or cut more")
@@ -76,7 +82,7 @@ def _unusable_places(recipe: Recipe) -> list[str]:
     return []
 
 
-def _missing_model_files(name: str, spec: object) -> list[str]:
+def _missing_model_files(name: str, spec: BaseModel) -> list[str]:
     from dtrain.data.files import existing_file
 
     problems = []
@@ -86,13 +92,15 @@ def _missing_model_files(name: str, spec: object) -> list[str]:
             existing_file(vectors, f"{name}: model.vectors")
         except InputError as error:
             problems += error.problems
-    pretrained = getattr(spec, "pretrained", None)
-    if pretrained and not getattr(spec, "made_here", False):
+    encoder = encoder_of(spec)
+    if encoder is not None and encoder.pretrained and not encoder.made_here:
+        pretrained = encoder.pretrained
+        key = f"{name}: model.pretrained" if encoder is spec else f"{name}: model.encoder.pretrained"
         path = Path(pretrained)
         if path.is_dir() and not (path / "config.json").is_file():
-            problems.append(f"{name}: model.pretrained: {path} holds no config.json")
+            problems.append(f"{key}: {path} holds no config.json")
         elif not path.exists() and (path.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1):
-            problems.append(f"{name}: model.pretrained: no such folder {path}")
+            problems.append(f"{key}: no such folder {path}")
     return problems
 
 

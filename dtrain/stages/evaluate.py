@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from dtrain.data import PreparedData, tokenizer_name
+import numpy as np
+import torch
+
+from dtrain.data import Part, PreparedData, inference_batches, tokenizer_name
 from dtrain.distributed import World
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
+from dtrain.models.multi_exit import MultiExit
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
 from dtrain.training.engine import resolve_precision
-from dtrain.training.inference import BATCH_TOKENS
+from dtrain.training.inference import BATCH_TOKENS, forward_outputs
 from dtrain.training.tasks import task_of
 
 
@@ -44,7 +48,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         for part, found in record["parts"].items():
             score = found["scores"]
             words = f"{task_of(data).headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
-            say(f"{kind[:-1]} {member.name}: {part}: {words}")
+            left = f"; {exits_in_words(found['exits'])}" if "exits" in found else ""
+            say(f"{kind[:-1]} {member.name}: {part}: {words}{left}")
 
 
 def _evaluate(
@@ -64,14 +69,47 @@ def _evaluate(
     if task.types:
         record["types"] = task.types
     for part in parts:
-        record["parts"][part] = task.record(
-            model,
-            data.part(part, tokenizer_name(member)),
-            world,
-            precision=precision,
-            batch_tokens=recipe.knowledge.batch_tokens or BATCH_TOKENS,
-        )
+        rows = data.part(part, tokenizer_name(member))
+        how: dict[str, Any] = {
+            "precision": precision,
+            "batch_tokens": recipe.knowledge.batch_tokens or BATCH_TOKENS,
+        }
+        record["parts"][part] = task.record(model, rows, world, **how)
+        if isinstance(model, MultiExit) and model.confidence is not None:
+            record["parts"][part]["exits"] = count_exits(model, rows, world, **how)
     return record
+
+
+def count_exits(model: MultiExit, part: Part, world: World, *, precision: str, batch_tokens: int) -> dict[str, Any]:
+    """Where the labelled rows of a part leave, over all ranks.
+
+    Returns:
+        `layers` that have an exit, ascending; `rows` that left at each; `mean_layer`, the layers that a row passes.
+    """
+    labelled = np.flatnonzero(part.labels >= 0)
+    batches = [labelled[batch] for batch in inference_batches(part.lengths[labelled], batch_tokens)]
+    answers = forward_outputs(
+        model,
+        part,
+        batches[world.rank :: world.size],
+        outputs=lambda output: (output.exit,),
+        device=world.device,
+        precision=precision,
+        threads=world.threads,
+    )
+    counts = torch.zeros(len(model.exits), dtype=torch.int64)
+    for (taken,) in answers:
+        counts += torch.bincount(taken.cpu(), minlength=len(model.exits))
+    rows = world.sum(counts).tolist()
+    passed = sum(layer * count for layer, count in zip(model.exits, rows, strict=True))
+    return {"layers": model.exits, "rows": rows, "mean_layer": passed / max(1, sum(rows))}
+
+
+def exits_in_words(exits: dict[str, Any]) -> str:
+    """As `left after layer 1: 40.0%, 4: 60.0%; 2.80 layers a row`."""
+    total = max(1, sum(exits["rows"]))
+    shares = [f"{layer}: {rows / total:.1%}" for layer, rows in zip(exits["layers"], exits["rows"], strict=True)]
+    return f"left after layer {', '.join(shares)}; {exits['mean_layer']:.2f} layers a row"
 
 
 def _labelled_parts(recipe: Recipe, data: PreparedData) -> list[str]:

@@ -1,4 +1,4 @@
-"""finetune: train every teacher in turn, all ranks together."""
+"""finetune: train every teacher in turn, all ranks together; those that are taken as they are come into the run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, is_done
+from dtrain.training.given import publish_given
 from dtrain.training.member import Member, train_member
 from dtrain.training.stop import StopRequest
 
@@ -23,5 +24,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         identity = plan.model("teachers", teacher.name)
         if world.main_first(functools.partial(is_done, folder.model("teachers", teacher.name), identity)):
             say(f"teacher {teacher.name}: complete, nothing to do")
+            continue
+        if teacher.source is not None:
+            publish_given(teacher, identity, recipe, data, world, folder)
             continue
         train_member(Member("teachers", teacher, identity, {}), recipe, data, world, folder, stop)

@@ -16,11 +16,13 @@ from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import read_corpus
+from dtrain.data.given import check_given
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.problems import shown
 from dtrain.data.tokenizers import (
     character_tokenizer,
     check_tokenizers,
+    frame_ids,
     given_tokenizer,
     student_tokenizer,
     tokenizer_specs,
@@ -28,8 +30,9 @@ from dtrain.data.tokenizers import (
 )
 from dtrain.data.write import write_encoded, write_rows
 from dtrain.data.write_tagging import write_pieces
-from dtrain.errors import Stopped
+from dtrain.errors import InputError, Stopped
 from dtrain.log import say, warn
+from dtrain.recipe.models import GivenSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import (
     RunFolder,
@@ -84,9 +87,11 @@ def prepare(
     if rows_there and not missing:
         say("prepare: the data is there already")
         return
+    _check_given(recipe)
     given = _given_tokenizers(recipe, missing)
     if not rows_there:
         corpus = read_corpus(recipe.data, recipe.seed)
+        _check_given(recipe, corpus.labels)
         if recipe.data.augment is not None:
             corpus = with_made_up_rows(corpus, recipe.data, recipe.seed)
         with publish_folder(folder.data / "rows") as aside:
@@ -94,7 +99,9 @@ def prepare(
             write(corpus, recipe.data, aside)
             mark_done(aside, rows_identity)
     data = PreparedData.open(folder)
-    if not rows_there:
+    if rows_there:
+        _check_given(recipe, data.labels)
+    else:
         _remark(data.info)
     told = [_rows_in_words(data.info)]
     for name in missing:
@@ -107,6 +114,12 @@ def prepare(
         lost = "" if recipe.data.task == "tagging" else f" ({cut:.1%} of rows cut at {recipe.data.max_length})"
         told.append(f"{name} {len(tokenizer):,} tokens{lost}")
     say(f"prepare: {'; '.join(told)}; {time.perf_counter() - started:.1f} s")
+
+
+def _check_given(recipe: Recipe, labels: list[str] | None = None) -> None:
+    problems = check_given(recipe, labels)
+    if problems:
+        raise InputError(problems)
 
 
 # --- tokenizers and what they encode ---------------------------------------------------------------
@@ -126,6 +139,7 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
 def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary comes from the training and transfer rows."""
     spec = tokenizer_specs(recipe)[name]
+    assert not isinstance(spec, GivenSpec)  # which brings its own
     section, texts = recipe.data, _training_texts(data)
     if section.task == "tagging":
         normalizer = CharacterNormalizer(section.normalize)
@@ -138,9 +152,12 @@ def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrai
 
 
 def _training_texts(data: PreparedData) -> Iterator[list[str]]:
+    """Texts that vocabularies are counted on. Made-up rows repeat training words, which `min_count` counts once."""
     for part in ("train", "transfer"):
         if part in data.parts:
             rows = data.rows(part)
+            if part == "transfer":
+                rows = rows.select(range(len(rows) - data.info.get("made_up", 0)))
             for column in ("text", "text_b"):
                 if column in rows.column_names:
                     for batch in rows.select_columns([column]).iter(1000):
@@ -162,6 +179,7 @@ def _encode(
             "tokenizer": fingerprint(recipe.data.max_length, [(path.name, file_fingerprint(path)) for path in files]),
             "vocabulary": len(tokenizer),
             "pad_id": tokenizer.pad_token_id,
+            "frame": frame_ids(tokenizer),
             "max_length": recipe.data.max_length,
             "cut": cut,
             "specials": CharacterEncoder(tokenizer, recipe.data.normalize).specials if tagging else 0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,13 @@ import pytest
 import torch
 
 from dtrain.augment.noisy import confident, noisy_rows
-from dtrain.data import Part
+from dtrain.data import Part, PreparedData
+from dtrain.data.tokenizers import load_tokenizer
 from dtrain.errors import InputError
+from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Noisy
+from dtrain.runfolder import RunFolder, read_json, write_json
+from dtrain.stages.prepare import prepare
 
 # classes 0 0 0 1 0 1 2
 PROBABILITIES = torch.tensor(
@@ -65,6 +71,45 @@ def test_rows_keep_what_is_theirs() -> None:
     assert list(rows.rows()) == [0, 1, 2, 4, 5, 5, 6, 7, 8, 8, 8]
     with pytest.raises(InputError, match=r"noisy\.confidence: no transfer row reaches 0\.95"):
         noisy_rows(part(), stores, Noisy(confidence=0.95))
+
+
+def test_what_stands_around_texts_is_never_blanked() -> None:
+    whole = Part(
+        ids=np.array([0, 100]),
+        labels=np.array([1, -1]),
+        tokens=np.array([2, 7, 8, 3, 9, 3, 2, 1, 4, 3], dtype=np.int32),  # [CLS] a b [SEP] c [SEP]; [UNK] [MASK]
+        types=None,
+        offsets=np.array([0, 6, 10]),
+        pad_id=0,
+        load_rows=lambda: SimpleNamespace(select=list),  # type: ignore[arg-type,return-value]
+        frame=(2, 3),
+    )
+    stores: Any = {"t": Store()}
+    rows = noisy_rows(whole, stores, Noisy(confidence=0.0, token_noise=0.999999))
+    assert rows.collate(np.arange(2))["input_ids"].tolist() == [[2, 0, 0, 3, 0, 3], [2, 0, 0, 3, 0, 0]]
+
+
+def test_the_frame_of_prepared_rows(tmp_path: Path) -> None:
+    rows = [{"text": f"ab{n}", "b": f"cd{n}", "label": "ab"[n % 2]} for n in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"task": "pairs", "train": str(tmp_path / "train.jsonl"), "columns": {"text_b": "b"}}
+    recipe = Recipe.model_validate(
+        {"name": "r", "data": data, "students": [{"name": "s", "model": {"type": "siamese"}}]}
+        | {"teachers": [{"name": "t", "model": {"type": "bert", "size": "tiny", "vocabulary_size": 100}}]}
+    )
+    folder = RunFolder(tmp_path / "runs")
+    prepare(recipe, folder, "rows", lambda name: name)
+    for name in ("students", "t"):
+        prepared = PreparedData.open(folder)
+        vocabulary = load_tokenizer(prepared.tokenizer_path(name)).get_vocab()
+        wanted = tuple(sorted({vocabulary["[CLS]"], vocabulary["[SEP]"]}))
+        part = prepared.part("train", name)
+        assert part.frame == Part.concat([part, part]).frame == wanted
+        around = 1 if name == "students" else 3  # a [SEP] b, or [CLS] a [SEP] b [SEP]
+        assert np.isin(part.tokens, wanted).sum() == around * len(part)
+        record = folder.data / "encoded" / name / "encoded.json"
+        write_json(record, {key: value for key, value in read_json(record).items() if key != "frame"})
+        assert prepared.part("train", name).frame == wanted  # of data prepared before it was recorded
 
 
 def test_tokens_are_blanked_anew_each_time() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from importlib.machinery import ModuleSpec
 from random import Random
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from dtrain.augment.rewrite import Lexicon, rewrite
 from dtrain.augment.words import Word, check_tagger, cutter
 from dtrain.data.encode import MASK
+from dtrain.errors import InputError
 from dtrain.recipe.data import Augment, Data
 
 TEXT = [Word("the", "DT"), Word("cat", "NN"), Word("sat", "VB"), Word("down", "RB"), Word("x")]
@@ -95,3 +99,56 @@ def test_jieba_tells_words_and_tags() -> None:
     words = cut(text)
     assert blank.join(word.text for word in words) == text
     assert Word("北京", "ns") in words and Word("天气", "n") in words
+
+
+class FakeNltk(ModuleType):
+    """nltk's part that is used; its tagger's data may not be there."""
+
+    __spec__ = ModuleSpec("nltk", None)
+
+    def __init__(self, version: str, there: bool) -> None:
+        super().__init__("nltk")
+        self.__version__, self.there = version, there
+
+    def pos_tag(self, tokens: list[str]) -> list[tuple[str, str]]:
+        if not self.there:
+            raise LookupError("Resource averaged_perceptron_tagger_eng not found.")
+        assert tokens  # which nltk's own raises IndexError for
+        return [(token, "NN" if token == "cat" else "DT") for token in tokens]
+
+
+def test_nltk_tells_tags_of_words_between_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nltk", FakeNltk("3.9.1", there=True))
+    check_tagger(Augment(tagger="nltk"))
+    cut, blank = cutter(Data.model_validate({"train": "a", "augment": {"tagger": "nltk"}}))
+    assert cut("the  cat's cat") == [Word("the", "DT"), Word("cat's", "DT"), Word("cat", "NN")]
+    assert blank == " " and cut(" ") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, r"^data\.augment\.tagger: 'nltk' needs the package nltk: pip install 'dtrain\[english\]'$"),
+        (FakeNltk("3.9.1", there=False), r"python -m nltk\.downloader averaged_perceptron_tagger_eng$"),
+        (FakeNltk("3.10.0", there=False), "nltk's tagger is not there"),
+        (FakeNltk("3.9", there=True), r"needs nltk 3\.9\.1 or later \(found: 3\.9\)"),
+        (FakeNltk("3.8.1", there=True), r"needs nltk 3\.9\.1 or later \(found: 3\.8\.1\)"),
+    ],
+)
+def test_nltk_that_is_not_there_or_too_old(
+    module: ModuleType | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nltk", module)
+    with pytest.raises(InputError, match=message):
+        check_tagger(Augment(tagger="nltk"))
+
+
+def test_the_extra_asks_for_an_nltk_without_pickles() -> None:
+    import tomllib
+    from pathlib import Path
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (nltk,) = [Requirement(text) for text in project["optional-dependencies"]["english"]]
+    assert nltk.name == "nltk" and "3.9.1" in nltk.specifier and "3.9" not in nltk.specifier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from dtrain.augment import rows as augment_rows
 from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
 from dtrain.data.corpus import Corpus, read_corpus
-from dtrain.data.encode import MASK
+from dtrain.data.encode import MASK, Encoder
+from dtrain.data.tokenizers import frame_ids, load_tokenizer
 from dtrain.errors import InputError
 from dtrain.recipe import load_recipe
 from dtrain.recipe.data import Data
@@ -72,6 +74,77 @@ def test_a_row_follows_from_seed_and_id_alone(tmp_path: Path, monkeypatch: pytes
     assert augmented(parallel).parts["transfer"].text == once
 
 
+def test_a_row_that_moves_keeps_what_is_made_of_it(tmp_path: Path) -> None:
+    lines = [{"text": f"{' '.join(WORDS[n : n + 6])} {n}", "label": "ab"[n % 2], "id": f"r{n}"} for n in range(7)]
+    first = [{"text": "one more", "label": "a", "id": "new"}]
+    made = []
+    for rows in (lines, first + lines):
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = Data.model_validate(
+            {"train": str(tmp_path / "train.jsonl"), "columns": {"id": "id"}, "workers": 1, "augment": AUGMENT}
+            | {"vocabulary": {"unit": "word"}, "split": {"valid": 0.0}}
+        )
+        transfer = augmented(data).parts["transfer"]
+        made.append(dict(zip(transfer.key, transfer.text, strict=True)))
+    # without a tagger no word is drawn from the others; what falls together with another row's is left out
+    shared = made[0].keys() & made[1].keys()
+    assert len(shared) > 20
+    assert {key: made[0][key] for key in shared} == {key: made[1][key] for key in shared}
+
+
+def test_vocabularies_count_training_words_once(tmp_path: Path) -> None:
+    data = section(tmp_path, vocabulary={"unit": "word", "min_count": 2}, augment={"n_iter": 8, "p_mask": 0.3})
+    values = {"name": "r", "students": [{"name": "s", "model": {"type": "bilstm"}}]}
+    values["teachers"] = [{"name": "t", "model": {"type": "bert", "size": "tiny", "vocabulary_size": 400}}]
+    found = []
+    for augment in (data.augment, None):
+        recipe = Recipe.model_validate(values | {"data": data.model_copy(update={"augment": augment}).model_dump()})
+        folder = RunFolder(tmp_path / f"runs{len(found)}")
+        prepare(recipe, folder, "rows", lambda name: name)
+        prepared = PreparedData.open(folder)
+        found.append([load_tokenizer(prepared.tokenizer_path(name)).get_vocab() for name in ("students", "t")])
+        assert prepared.info["made_up"] == (prepared.info["rows"]["transfer"] - 2 if augment else 0)
+    assert found[0] == found[1]
+    assert MASK not in found[0][0] and "17" not in found[0][0]  # seen once; its made-up rows say it again
+
+
+@pytest.mark.parametrize("tokenizer", ["students", "t"])
+def test_a_mask_between_chinese_characters_is_a_token(tokenizer: str, tmp_path: Path) -> None:
+    texts = [
+        "北京很好",
+        "苹果iphone发布",
+        "上涨3%",
+        "▒▒",
+        f"北京{MASK}{MASK}很好",
+        f"苹果{MASK}iphone{MASK}发布",
+        f"{MASK}3%",
+    ]
+    lines = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts[:3] * 4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"train": str(tmp_path / "train.jsonl"), "vocabulary": {"min_count": 1}, "split": {"valid": 0.5}}
+    teacher = {"name": "t", "model": {"type": "bert", "size": "tiny", "vocabulary_size": 400}}
+    recipe = Recipe.model_validate(
+        {"name": "r", "data": data, "teachers": [teacher], "students": [{"name": "s", "model": {"type": "bilstm"}}]}
+    )
+    folder = RunFolder(tmp_path / "runs")
+    prepare(recipe, folder, "rows", lambda name: name)
+    loaded = load_tokenizer(PreparedData.open(folder).tokenizer_path(tokenizer))
+    encoder = pickle.loads(pickle.dumps(Encoder(loaded, 32, pairs=False)))
+
+    def tokens(text: str) -> list[str]:
+        inside = [number for number in encoder([text]).ids[0] if number not in frame_ids(loaded)]
+        return loaded.convert_ids_to_tokens(inside)
+
+    plain = [tokens(text) for text in texts[:3]]
+    between = [tokens(piece) for piece in ("北京", "很好", "苹果", "iphone", "发布", "3%")]
+    assert plain == [between[0] + between[1], between[2] + between[3] + between[4], tokens("上涨") + between[5]]
+    assert "[UNK]" not in sum(plain, [])
+    assert tokens(texts[3]) == ["[MASK]", "[MASK]"]
+    assert tokens(texts[4]) == [*between[0], "[MASK]", "[MASK]", *between[1]]
+    assert tokens(texts[5]) == [*between[2], "[MASK]", *between[3], "[MASK]", *between[4]]
+    assert tokens(texts[6]) == ["[MASK]", *between[5]]
+
+
 def test_pairs_vary_one_side_then_the_other_then_both(tmp_path: Path) -> None:
     data = section(tmp_path, pairs=True, augment={"n_iter": 3, "p_mask": 1.0, "p_ng": 0})
     corpus = augmented(data)
@@ -106,8 +179,6 @@ def test_prepare_writes_them_and_reads_the_mask(tmp_path: Path) -> None:
     part = prepared.part("transfer", "students")
     texts = part.rows()["text"]
     assert (part.labels == -1).all() and len(part) == prepared.info["rows"]["transfer"]
-    from dtrain.data.tokenizers import load_tokenizer
-
     mask = load_tokenizer(prepared.tokenizer_path("students")).mask_token_id
     for row, text in enumerate(texts):
         tokens = part.tokens[part.offsets[row] : part.offsets[row + 1]]

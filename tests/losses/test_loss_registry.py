@@ -102,14 +102,14 @@ def test_a_recipe_uses_a_new_loss(tmp_path: Path) -> None:
     loss = "{type: largest_difference, factor: 2, weight: {start: 1, until: 0.5}}"
     path.write_text(
         "name: new\ndata: {train: a.jsonl}\nteachers: [{name: t, model: {type: textcnn}}]\n"
-        f"students: [{{name: s, model: {{type: bilstm}}, losses: [{loss}]}}]\n"
+        f"students: [{{name: s, model: {{type: bilstm}}, losses: [{loss}, {{type: cross_entropy}}]}}]\n"
     )
     recipe = load_recipe(str(path))
     path.write_text(dump_recipe(recipe))
     assert load_recipe(str(path)) == recipe
     import torch
 
-    losses = build_losses(recipe.students[0].losses or [])
+    losses = build_losses((recipe.students[0].losses or [])[:1])
     given = {"logits": torch.zeros(1, 2)}, {"t": {"logits": torch.tensor([[3.0, -4.0]])}}, torch.tensor([False])
     for progress, total in ((0.0, 8.0), (0.25, 4.0), (0.5, 0.0), (0.9, 0.0)):
         found, sums, counts = losses(*given, progress=progress)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from dtrain import models
 from dtrain.errors import InputError
+from dtrain.knowledge.collect import model_options, pick
 from dtrain.recipe import dump_recipe, load_recipe
+from dtrain.recipe.models import feature_width
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.training.classification import Classification
@@ -57,11 +63,79 @@ def test_what_is_read_is_stored(loss: str, outputs: list[str], tmp_path: Path) -
         ("losses: [{type: soft_targets, weight: -1}]", r"losses\.0\.weight: .*greater than or equal to 0, found -1"),
         ("losses: [{type: exits_cross_entropy}]", r"exits_cross_entropy is for model type multi_exit"),
         ("noisy: {confidence: 0.5}", r"noisy: needs teachers, rows with transfer"),
+        ("losses: [{type: soft_targets, weight: {start: 1, until: 0.5}}]",
+         r"r\.yaml:5: students\.0\.losses: every weight is 0 at 0\.5 of training"),
+        ("losses: [{type: soft_targets, weight: {start: 1, until: 0.5}}, {type: cosine, weight: {start: 2, until: 0.7}}]",
+         r"every weight is 0 at 0\.7 of training"),
+        ("losses: [{type: cross_entropy, weight: {start: 0, end: 1}}]", r"every weight is 0 at the beginning"),
+        ("losses: [{type: cross_entropy, weight: {start: 0, end: 1}}, {type: soft_targets, weight: 0}]",
+         r"every weight is 0 at the beginning"),
+        ("losses: [{type: feature_hint}], parallel: data", r"at the beginning only features have a weight"),
+        ("losses: [{type: feature_hint}, {type: soft_targets, weight: {start: 1, until: 0.5}}], parallel: data",
+         r"at 0\.5 of training only features have a weight"),
     ],
 )  # fmt: skip
 def test_what_is_refused(student: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         load(tmp_path, f"{CNN}, {student}")
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        "{type: soft_targets, weight: {start: 1, end: 0}}",  # 0 is reached behind the last step
+        "{type: soft_targets, weight: {start: 1, until: 0.5}}, {type: cross_entropy, weight: {start: 0, end: 1}}",
+        "{type: cross_entropy, weight: {start: 0, end: 1, shape: step, until: 0.5}}, "
+        "{type: soft_targets, weight: {start: 1, until: 0.5}}",
+        "{type: feature_hint, weight: {start: 1, until: 0.5}}, {type: cross_entropy, weight: {start: 0, end: 1}}",
+    ],
+)
+def test_weights_that_follow_each_other(losses: str, tmp_path: Path) -> None:
+    terms = load(tmp_path, f"{CNN}, losses: [{losses}]").students[0].losses or []
+    for step in range(1000):  # brute force: no moment without a weight
+        progress = step / 1000
+        assert any(t.weight if isinstance(t.weight, float) else t.weight.at(progress) for t in terms)
+
+
+def test_noise_is_not_for_adversarial_training(tmp_path: Path) -> None:
+    data = "train: x.jsonl, transfer: y.txt"
+    with pytest.raises(InputError, match=r"students\.0\.adversarial: not together with noisy\.token_noise"):
+        load(tmp_path, f"{CNN}, noisy: {{}}, adversarial: {{type: fgm}}", data=data)
+    load(tmp_path, f"{CNN}, noisy: {{token_noise: 0}}, adversarial: {{type: fgm}}", data=data)
+
+
+def test_hints_are_of_one_width(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"losses\.1 \(feature_hint\): s has 96 features and its teacher a 768; hints"):
+        load(tmp_path, "model: {type: textcnn, filters: 32}, losses: [{type: cross_entropy}, {type: feature_hint}]")
+    with pytest.raises(InputError, match=r"\(feature_cosine\): s has 100 features and its teacher b 768"):
+        load(tmp_path, "model: {type: bilstm, hidden: 50}, losses: [{type: feature_cosine, teachers: [b]}]")
+    load(tmp_path, "model: {type: bilstm, hidden: 384}, losses: [{type: feature_hint}]")
+    load(tmp_path, "model: {type: textcnn, filters: 384, widths: [1, 3]}, losses: [{type: feature_hint}]")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "textcnn", "embedding": 4, "filters": 5, "widths": [1, 2]},
+        {"type": "bert_cnn", "encoder": {"type": "bert", "size": "tiny"}, "filters": 5, "widths": [1, 2, 3]},
+        {"type": "text_rcnn", "embedding": 4, "hidden": 3, "features": 7},
+        {"type": "bilstm", "embedding": 4, "hidden": 3},
+        {"type": "siamese", "embedding": 4, "hidden": 3},
+        {"type": "fasttext", "embedding": 4, "buckets": 16},
+        {"type": "bert", "size": "tiny"},
+        {"type": "multi_exit", "encoder": {"type": "bert", "size": "tiny"}, "exits": [1]},
+    ],
+    ids=lambda model: model["type"],
+)
+def test_width_of_features(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_tokenizer", lambda path: SimpleNamespace(sep_token_id=3))
+    spec = Teacher.model_validate({"name": "t", "model": model}).model
+    built = models.build(spec, vocabulary=9, labels=["a", "b"], pad_id=0, max_length=8).eval()
+    tokens = torch.tensor([[5, 6, 3, 7]])
+    output = built(input_ids=tokens, attention_mask=torch.ones_like(tokens), **model_options(built, ["features"]))
+    assert feature_width(spec) == pick("features", output).shape[-1]
+    pretrained = Teacher.model_validate({"name": "t", "model": {"type": "bert", "pretrained": "x"}}).model
+    assert feature_width(pretrained) is None
 
 
 def test_weightings_of_taggers(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Every shipped recipe is valid, says what it is, and comes with the package together with what it needs."""
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -54,18 +56,67 @@ def test_other_recipes_fit_the_real_files(name, data_folder):
     check_inputs(load_recipe(name, [f"data.{part}={data_folder.parent / path}" for part, path in parts.items()]))
 
 
-@pytest.mark.parametrize("domain", ["clothing", "fruit", "hotel", "pda", "shampoo"])
-def test_reviews_recipe_fits_every_domain(domain, data_folder, tmp_path):
-    text = shipped_recipes()["reviews_distill"].read_text(encoding="utf-8")
-    program = re.search(r"awk -F'\\t' '(.*)'  makes", text)[1]  # the recipe's own advice on the published files
-    moved = []
-    for part, file in {"train": "train.txt", "transfer": "dev.txt", "test": "test.txt"}.items():
-        source = data_folder / "reviews_distill" / domain / file
-        cleaned = subprocess.run(["awk", "-F\t", program, source], check=True, capture_output=True).stdout
-        assert len(cleaned.splitlines()) > 0.99 * len(source.read_bytes().splitlines())
-        (tmp_path / file).write_bytes(cleaned)
-        moved.append(f"data.{part}={tmp_path / file}")
-    check_inputs(load_recipe("reviews_distill", moved))
+def test_reviews_recipe_fits_every_domain(data_folder, tmp_path):
+    """The commands in the recipe's header, where `dtrain` and `python` only write down what they were asked."""
+    script = header_commands("reviews_distill")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "reviews_distill").symlink_to(data_folder / "reviews_distill")
+    heard = 'dtrain() { echo "$@" >> asked; }; python() { :; }\n'
+    subprocess.run(["bash", "-euc", heard + script], cwd=tmp_path, check=True)
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    domains = ["clothing", "fruit", "hotel", "pda", "shampoo"]
+    assert [words[:3] for words in asked] == [
+        ["run", "reviews_distill", f"name=reviews_{domain}"] for domain in domains
+    ]
+    for domain, words in zip(domains, asked, strict=True):
+        moved = [change.replace("=data/", f"={tmp_path}/data/") for change in words[3:]]
+        assert len(moved) == 3
+        check_inputs(load_recipe("reviews_distill", moved))
+        for file in ("train.txt", "dev.txt", "test.txt"):
+            source = data_folder / "reviews_distill" / domain / file
+            cleaned = tmp_path / "data" / "reviews_fit" / domain / file
+            assert len(cleaned.read_bytes().splitlines()) > 0.99 * len(source.read_bytes().splitlines())
+
+
+def test_reviews_recipe_prints_the_mean_over_domains(tmp_path):
+    def group(name, accuracy):
+        return {"name": name, "test": {"accuracy": {"mean": accuracy, "std": None}}}
+
+    found = {"fruit": (0.5, 0.75), "hotel": (0.75, 0.875), "distill": (0.0, 0.0)}  # the last is the recipe's own name
+    for domain, (scratch, distilled) in found.items():
+        place = tmp_path / "runs" / f"reviews_{domain}" / "report"
+        place.mkdir(parents=True)
+        groups = [group("bert", 1.0), group("bilstm_scratch", scratch), group("bilstm_distilled", distilled)]
+        (place / "results.json").write_text(json.dumps({"groups": groups}))
+    _, _, program = header_commands("reviews_distill").partition("done\npython -c ")
+    done = subprocess.run(
+        ["bash", "-euc", f"{sys.executable} -c {program}"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "bilstm_scratch 0.625 over 2 domains",
+        "bilstm_distilled 0.8125 over 2 domains",
+    ]
+
+
+def test_noisy_student_goes_round_by_round(tmp_path, monkeypatch):
+    """The header's second command: the first round's student as the teacher, as it is."""
+    monkeypatch.chdir(tmp_path)
+    (command,) = [line for line in header_commands("noisy_student").splitlines() if "_2" in line]
+    dtrain_, run, name, *changes = shlex.split(command)
+    assert (dtrain_, run, name) == ("dtrain", "run", "noisy_student")
+    first, second = load_recipe(name), load_recipe(name, changes)
+    assert second.name != first.name
+    (teacher,) = second.teachers
+    known = [f"{first.output_dir}/{first.name}/students/{student.name}" for student in first.students]
+    assert teacher.source in known
+    assert [student.teachers for student in second.students if student.noisy] == [[teacher.name]] * 3
+
+
+def header_commands(name):
+    """The commands in a recipe's first comment: its lines that are set in."""
+    lines = shipped_recipes()[name].read_text(encoding="utf-8").splitlines()
+    head = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+    return "\n".join(line.removeprefix("#   ") for line in head if line.startswith("#   "))
 
 
 def test_quickstart_compares_a_student_with_its_like_from_scratch():

@@ -41,6 +41,7 @@ def load(tmp_path: Path, a: str = "", b: str = "", more: str = "") -> Recipe:
         ("peers: x", "peers: x", "search: {epochs: [1]}", "r.yaml:11: search: peers cannot be stopped one by one"),
         ("metric: f1", "", "search: {epochs: [1]}", "search: students must have one `metric` to be compared"),
         ("", "", "search: {epochs: [2, 1]}", "search.epochs: must ascend, found [2, 1]"),
+        ("", "epochs: 9", "search: {epochs: [1, 3]}", "r.yaml:11: search.epochs: 3 is not before the end of student a"),
         ("", "", "search: {epochs: [1], keep: 1.5}", "search.keep: input should be less than 1, found 1.5"),
         ("", "", "placement: {fuse: maybe}", "placement.fuse: allowed: 'auto', 'always' or 'never', found 'maybe'"),
         ("parallel: model", "", "", "students.0.parallel: allowed: 'data', found 'model'"),

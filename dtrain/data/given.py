@@ -1,0 +1,103 @@
+"""Model folders that a recipe takes as teachers as they are (`from:`): which files count, and whether they fit it.
+
+Needs no torch: the launching process checks with it, and fingerprints follow from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtrain.data.files import resolve_path
+from dtrain.data.problems import shown
+from dtrain.recipe.data import Normalization
+
+if TYPE_CHECKING:
+    from dtrain.recipe.schema import Recipe
+    from dtrain.recipe.training import Teacher
+
+MODEL = ("config.json", "model.safetensors", "preprocessing.json")
+# What tells of a model's making and scores, and does not decide its answers.
+BESIDE = {"README.md", "metrics.json", "history.json", "evaluation.json", "failed.json", "done.json"}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that decide a model's answers: `MODEL` and those of its tokenizer, in order; none without a folder."""
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.name not in BESIDE)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those of them that decide which tokens a text has."""
+    return [path for path in model_files(folder) if path.name not in MODEL]
+
+
+def check_given(recipe: Recipe, labels: list[str] | None = None) -> list[str]:
+    """What does not fit of the teachers that are taken as they are, a line a problem.
+
+    Args:
+        labels: of the recipe's data, in the order of their numbers (for tagging, tags); None: not known yet.
+    """
+    return [
+        problem
+        for teacher in recipe.teachers
+        if teacher.source is not None
+        for problem in _problems(teacher, teacher.source, recipe, labels)
+    ]
+
+
+def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] | None) -> Iterator[str]:
+    key, folder, data = f"teachers.{teacher.name}.from", resolve_path(source), recipe.data
+    run = Path(recipe.output_dir) / recipe.name
+    if folder.resolve().is_relative_to(run.resolve()):
+        yield f"{key}: {folder} is of this very run; take the folder of another run, or give this recipe another name"
+        return
+    missing = [name for name in MODEL if not (folder / name).is_file()]
+    if missing:
+        found = f"{folder} holds no {', '.join(missing)}" if folder.is_dir() else f"no such folder {folder}"
+        yield f"{key}: {found} (allowed: a model folder that dtrain wrote, as runs/NAME/students/STUDENT)"
+        return
+    try:
+        config, prepared = (_mapping(folder / name) for name in ("config.json", "preprocessing.json"))
+        task = prepared.get("task", "classification")
+        normalize = Normalization.model_validate(prepared["normalize"]).model_dump()
+    except (OSError, ValueError, KeyError) as error:
+        yield f"{key}: {folder} cannot be read: {' '.join(str(error).split())}"
+        return
+    if task != data.task:
+        yield f"{key}: {folder} is a model for task {task!r} (allowed: data.task, {data.task!r})"
+        return
+    for name, value in data.normalize.model_dump().items():
+        if normalize[name] != value:
+            found = f"{folder} reads texts with normalize.{name} {normalize[name]}"
+            yield f"{key}: {found} (allowed: that of data.normalize.{name}, {value})"
+    longest = positions(config)
+    if longest is not None and data.max_length > longest:
+        yield f"{key}: {folder} reads {longest} tokens at most (allowed: data.max_length, {data.max_length}, or more)"
+    own = labels_of(config)
+    if labels is not None and own != labels:
+        order = " in this order" if sorted(own) == sorted(labels) else ""
+        yield f"{key}: {folder} has the labels {shown(own)} (allowed: those of data{order}, {shown(labels)})"
+
+
+def labels_of(config: dict[str, Any]) -> list[str]:
+    """Labels of a model's config.json in the order of its outputs."""
+    names = config.get("id2label") or {}
+    return [names[number] for number in sorted(names, key=int)]
+
+
+def positions(config: dict[str, Any]) -> int | None:
+    """The most tokens that the model of a config.json reads; None: any number."""
+    encoder = config.get("encoder") or config
+    return None if encoder.get("model_type") == "nezha" else encoder.get("max_position_embeddings")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name}: must be a JSON object")
+    return value

@@ -1,0 +1,53 @@
+"""A teacher that is not trained: its folder is copied into the run, and it is scored on this run's validation rows."""
+
+from __future__ import annotations
+
+import shutil
+
+from dtrain.data import PreparedData, resolve_path, tokenizer_name
+from dtrain.data.given import model_files
+from dtrain.distributed import World
+from dtrain.log import say
+from dtrain.models import load, parameter_count
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Teacher
+from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
+from dtrain.training.engine import resolve_precision
+from dtrain.training.inference import BATCH_TOKENS
+from dtrain.training.tasks import task_of
+
+
+def publish_given(
+    teacher: Teacher, identity: str, recipe: Recipe, data: PreparedData, world: World, folder: RunFolder
+) -> None:
+    """Publish a teacher that the recipe takes from a folder; every rank calls this.
+
+    Raises:
+        InputError: the folder's weights are damaged, or not what its config.json describes.
+    """
+    assert teacher.source is not None
+    source, final = resolve_path(teacher.source), folder.model("teachers", teacher.name)
+    model, task = load(source), task_of(data)
+    scores = task.scores(
+        model,
+        data.part("valid", tokenizer_name(teacher)),
+        world,
+        precision=resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision"),
+        batch_tokens=recipe.knowledge.batch_tokens or BATCH_TOKENS,
+        distributed=True,
+    )
+    size = (source / "model.safetensors").stat().st_size
+    metrics = {**scores, "split": "valid", "parameters": parameter_count(model), "bytes": size}
+
+    def publish() -> None:
+        with publish_folder(final) as aside:
+            for file in model_files(source):
+                shutil.copyfile(file, aside / file.name)
+            card = f"# {teacher.name}\n\nTaken as it is from {source}.\n\nLoad it with `dtrain.load(folder)`.\n"
+            (aside / "README.md").write_text(card, encoding="utf-8")
+            write_json(aside / "metrics.json", metrics)
+            write_json(aside / "history.json", [])
+            mark_done(aside, identity)
+
+    world.main_first(publish)
+    say(f"teacher {teacher.name}: from {source}: {task.headline(scores)} -> {final}")
