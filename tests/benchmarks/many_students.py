@@ -34,7 +34,7 @@ SMALL = {
 
 
 def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: int, device: str, gate: str) -> dict:
-    """In this process: `members` students, one after another or stacked; begins when there is a file `gate`."""
+    """In this process: `members` students, each alone or all stacked; begins when there is a file `gate`."""
     import numpy as np
     import torch
 
@@ -61,9 +61,10 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
     )  # fmt: skip
     rows = SharedRows.of(rows, Memo(4, world.device))
     task = Classification([str(c) for c in range(CLASSES)], [])
-    runs = []
+    precision = resolve_precision("auto", world.device, "precision")
     folder = Path(tempfile.mkdtemp())
-    for number in range(members):
+
+    def student(number: int) -> Run:
         spec = Student.model_validate(
             {
                 "name": f"s{number}",
@@ -76,40 +77,45 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
         )
         torch.manual_seed(number)
         model = build(spec.model, vocabulary=VOCABULARY, labels=task.labels, pad_id=0)
-        engine = build_engine(
-            world, model, spec, together=False, precision=resolve_precision("auto", world.device, "precision")
-        )
+        engine = build_engine(world, model, spec, together=False, precision=precision)
         losses = build_losses([LossSpec(type="cross_entropy")])
-        runs.append(Run(Fit(
+        return Run(Fit(
             title=spec.name, spec=spec, engine=engine, rows=rows, units=task.units(rows), order=0, identity="x",
             loss=task.loss(losses, rows, {}, world.device), evaluate=lambda model: {}, stop=None, headline=str,  # type: ignore[arg-type]
             checkpoints=folder / spec.name, tensorboard=folder / f"tb{number}",
-        )))  # fmt: skip
-    make_steps = Fused() if way == "fused" else in_turn
-
-    def step() -> None:
-        make_steps(runs)
-        for run in runs:
-            run.position.advance(batch, 40, True)
-            run.window._pending.clear()
+        ))  # fmt: skip
 
     def settle() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    step()
-    step()
-    settle()
-    Path(f"{gate}-{os.getpid()}").touch()
-    while not Path(gate).exists():
-        time.sleep(0.01)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    settle()
-    seconds = time.perf_counter() - begin
-    for run in runs:
-        run.close()
+    # Whoever is alone trains to the end before the next is built; only steps are timed.
+    groups = [range(members)] if way == "stacked" else [[number] for number in range(members)]
+    seconds = 0.0
+    for group in groups:
+        runs = [student(number) for number in group]
+        make_steps = Fused() if way == "stacked" else in_turn
+
+        def steps_of(runs: list[Run], count: int, make_steps: Any) -> float:
+            settle()
+            begin = time.perf_counter()
+            for _ in range(count):
+                make_steps(runs)
+                for run in runs:
+                    run.position.advance(batch, 40, True)
+                    run.window._pending.clear()
+            settle()
+            return time.perf_counter() - begin
+
+        steps_of(runs, 2, make_steps)
+        if group is groups[0]:
+            Path(f"{gate}-{os.getpid()}").touch()
+            while not Path(gate).exists():
+                time.sleep(0.01)
+        seconds += steps_of(runs, steps, make_steps)
+        for run in runs:
+            run.close()
+        del runs
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -162,10 +168,10 @@ def main() -> None:
             for members in how.members:
                 steps = max(2, how.steps // members)
                 ways = {
-                    "one after another": ([members], "in turn", cores),
-                    "fused": ([members], "fused", cores),
-                    "processes": ([1] * members, "in turn", max(1, cores // members)),
-                    "two ranks": ([(members + 1) // 2, members // 2 or 1], "in turn", 1),
+                    "one after another": ([members], "alone", cores),
+                    "stacked": ([members], "stacked", cores),
+                    "processes": ([1] * members, "alone", max(1, cores // members)),
+                    "two ranks": ([(members + 1) // 2, members // 2 or 1], "alone", 1),
                 }
                 line: dict[str, Any] = {"model": name, "batch": batch, "members": members}
                 for way, (counts, steps_by, threads) in ways.items():

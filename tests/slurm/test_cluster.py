@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_for
+from cluster import OVER, Cluster, wait_for
 from conftest import ROOT, Pipeline, results
 
 HELLO = """\
@@ -154,36 +154,6 @@ def copy_of(undisturbed: Pipeline, folder: Path, *without: str) -> Path:
     return run
 
 
-ENDLESS = ("launch.processes=1", "teachers.0.epochs=1000000")
-
-
-@pytest.mark.parametrize("reason", ["no requeue left", "STOP", "cancelled"])
-def test_a_pipeline_that_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path, reason: str) -> None:
-    """Nothing stays queued behind it, and it says why."""
-    cluster = undisturbed.cluster
-    run = copy_of(undisturbed, tmp_path, "teachers")
-    recipe = undisturbed.run / "slurm" / "recipe.yaml"
-    options = ["--requeues=0"] if reason == "no requeue left" else []
-    pipeline = Pipeline(cluster, recipe, tmp_path, *ENDLESS, *options)
-    job = pipeline.jobs["finetune"]
-    wait_for(steps(run, "teachers"), 120)
-    if reason == "STOP":
-        (run / "STOP").touch()
-    else:
-        cluster.run("scancel", *(["--batch", "--signal=USR1"] if options else []), job)
-    cluster.wait(*pipeline.jobs.values(), seconds=90)
-    ended = {name: cluster.states(job) for name, job in pipeline.jobs.items()}
-    expected = "CANCELLED" if reason == "cancelled" else "FAILED"
-    assert ended.pop("prepare") == ["COMPLETED"]
-    assert ended.pop("finetune") == [expected], pipeline.log()
-    assert set(map(tuple, ended.values())) == {("CANCELLED",)}, ended
-    assert cluster.show(job)["Restarts"] == "0"
-    if expected == "FAILED":
-        assert cluster.show(job)["ExitCode"] == "75:0"
-        told = {"STOP": f"not requeued: remove {run}/STOP", "no requeue left": "not requeued again"}
-        assert told[reason] in pipeline.log()
-
-
 def submit_stage(undisturbed: Pipeline, folder: Path, stage: str, *words: str) -> str:
     """A job of one stage as someone would submit it by hand; it writes to `job.out`."""
     cluster = undisturbed.cluster
@@ -196,18 +166,46 @@ def submit_stage(undisturbed: Pipeline, folder: Path, stage: str, *words: str) -
     return cluster.submit(*options, script, stage, recipe, f"output_dir={folder}/runs", *changes)
 
 
-def test_a_stop_file_ends_a_job_that_was_submitted_by_hand(undisturbed: Pipeline, tmp_path: Path) -> None:
-    """The script was not told the run folder: it follows from the recipe."""
+def test_what_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """With 75, saying why, and with nothing queued behind it; beside each other, since each mostly waits for SLURM."""
     cluster = undisturbed.cluster
-    run = copy_of(undisturbed, tmp_path, "teachers")
-    job = submit_stage(undisturbed, tmp_path, "finetune", *ENDLESS)
-    wait_for(steps(run, "teachers"), 120)
-    (run / "STOP").touch()
-    wait_for(lambda: "RUNNING" not in cluster.states(job), 60)
-    shown = cluster.show(job)
-    told = (tmp_path / "job.out").read_text()
-    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "75:0", "0"), told
-    assert f"not requeued: remove {run}/STOP" in told
+    recipe = undisturbed.run / "slurm" / "recipe.yaml"
+    endless = ("launch.processes=1", "teachers.0.epochs=1000000")
+    runs = {name: copy_of(undisturbed, tmp_path / name, "teachers") for name in ("bound", "stop", "cancel", "by-hand")}
+    pipelines = {
+        "bound": Pipeline(cluster, recipe, tmp_path / "bound", *endless, "--requeues=0", "--cpus=1"),
+        "stop": Pipeline(cluster, recipe, tmp_path / "stop", *endless, "--cpus=1"),
+        "cancel": Pipeline(cluster, recipe, tmp_path / "cancel", *endless, "--cpus=1"),
+    }
+    jobs = {name: pipeline.jobs["finetune"] for name, pipeline in pipelines.items()}
+    # This script was not told the run folder: it follows from the recipe.
+    jobs["by-hand"] = submit_stage(undisturbed, tmp_path / "by-hand", "finetune", *endless)
+    every = [jobs["by-hand"], *(job for pipeline in pipelines.values() for job in pipeline.jobs.values())]
+    try:
+        for run in runs.values():
+            wait_for(steps(run, "teachers"), 200)
+        cluster.run("scancel", "--batch", "--signal=USR1", jobs["bound"])
+        (runs["stop"] / "STOP").touch()
+        cluster.run("scancel", jobs["cancel"])
+        (runs["by-hand"] / "STOP").touch()
+        wait_for(lambda: all(state in OVER for job in every for state in cluster.states(job)), 120)
+    finally:
+        cluster.run("scancel", *every, check=False)  # what would run for ever, in the way of other tests
+    told = {name: pipeline.log() for name, pipeline in pipelines.items()}
+    told["by-hand"] = (tmp_path / "by-hand" / "job.out").read_text()
+    for name, job in jobs.items():
+        shown = cluster.show(job)
+        expected = ("CANCELLED", "0") if name == "cancel" else ("FAILED", "0")
+        assert (shown["JobState"], shown["Restarts"]) == expected, told[name]
+        assert name == "cancel" or shown["ExitCode"] == "75:0", told[name]
+        assert "stopped on request: requeued" not in told[name]
+    assert "and not requeued again: submit it again" in told["bound"]
+    assert f"not requeued: remove {runs['stop']}/STOP" in told["stop"]
+    assert f"not requeued: remove {runs['by-hand']}/STOP" in told["by-hand"]
+    for pipeline in pipelines.values():
+        assert cluster.states(pipeline.jobs["prepare"]) == ["COMPLETED"]
+        after = [cluster.states(pipeline.jobs[name]) for name in ("precompute", "distill", "report")]
+        assert after == [["CANCELLED"]] * 3
 
 
 def scores_of(kind: str, name: str) -> bool:
