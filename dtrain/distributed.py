@@ -7,6 +7,7 @@ this module and never torch.distributed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -164,16 +165,21 @@ class World:
             raise followed
         return answer["result"]
 
-    def wait_for_all(self, name: str) -> None:
-        """A barrier without a time-out, for after work of very different length on each rank."""
+    def wait_for_all(self, name: str, seconds: float = math.inf) -> bool:
+        """A barrier for after work of very different length on each rank; whether all have come within `seconds`."""
         store = self.store()
         if store is None:
-            return
+            return True
+        give_up = time.monotonic() + seconds
         self._waits += 1
         key = f"dtrain/wait/{self._waits}/{name}"
         store.add(key, 1)
         while store.add(key, 0) < self.size:
+            if time.monotonic() > give_up:
+                store.add(key, -1)  # who comes later is not to find all here
+                return False
             time.sleep(POLL_SECONDS)
+        return True
 
 
 def connect(precision: str = "no", timeout: float = 600) -> World:
@@ -212,6 +218,8 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
             raise DtrainError(f"{world.size} processes were started, but they are not connected")
         start_pulse(store, world.rank, world.size, timeout)
     torch.set_num_threads(world.threads)
+    # By default torch rounds what convolutions and LSTMs take in to 10 bits (TF32), and what products take in not.
+    torch.backends.cudnn.allow_tf32 = False
     return world
 
 

@@ -26,6 +26,11 @@ class InputError(DtrainError):
     exit_code = EXIT_BAD_INPUT
 
 
+def reason_of(error: Exception) -> str:
+    """In one line; an accident with the name of its kind."""
+    return "; ".join(error.problems) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
+
+
 class EveryStudentFailed(DtrainError):
     """No student has a model; each one's reason is in its folder."""
 

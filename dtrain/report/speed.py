@@ -23,8 +23,13 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
         number of rows timed, by measurement; `part`; `machine`.
     """
     data = PreparedData.open(folder)
-    # Weights do not change the speed: one model of each structure is timed.
-    structure = {f"{kind}/{member.name}": fingerprint(member.model.model_dump(mode="json")) for kind, member in members}
+    # Weights do not change the speed: one model of each structure is timed. But with exits they decide who leaves.
+    structure = {
+        f"{kind}/{member.name}": fingerprint(
+            member.model.model_dump(mode="json"), *([kind, member.name] if member.model.type == "multi_exit" else [])
+        )
+        for kind, member in members
+    }
     models, parts = {}, {}
     for kind, member in members:
         key = structure[f"{kind}/{member.name}"]

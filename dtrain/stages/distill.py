@@ -10,7 +10,7 @@ import torch
 
 from dtrain.data import PreparedData
 from dtrain.distributed import World
-from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped
+from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped, reason_of
 from dtrain.knowledge import StoreReader
 from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan
@@ -20,12 +20,15 @@ from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
 from dtrain.students.train import GroupTrainer
-from dtrain.training.checkpoint import remove_checkpoints
+from dtrain.training.checkpoint import Checkpoints, remove_checkpoints
 from dtrain.training.engine import resolve_precision
 from dtrain.training.loop import Diverged
 from dtrain.training.member import Trained
 from dtrain.training.monitor import log_hyperparameters
+from dtrain.training.run import checkpoint_identity
 from dtrain.training.stop import StopRequest
+
+MEETING_SECONDS = 30.0  # from the first rank's failure to the last one's, of the same student for the same reason
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -43,7 +46,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     )
     failed: list[str] = []
     while True:
-        search = world.main_first(functools.partial(_stop_the_worst, plan, folder, failed)) if recipe.search else None
+        compare = functools.partial(_stop_the_worst, plan, folder, failed, world.device)
+        search = world.main_first(compare) if recipe.search else None
         waiting = set(world.main_first(lambda: _waiting(plan))) - set(failed)
         if not waiting:
             break
@@ -75,17 +79,20 @@ def show_plan(recipe: Recipe, ranks: int) -> None:
 def _groups(
     students: list[Student], plan: Plan, data: PreparedData | None, ranks: int, device: torch.device
 ) -> list[TrainingGroup]:
-    machine = Machine(
-        ranks, device.type, lambda s: resolve_precision(s.precision, device, f"students.{s.name}.precision")
-    )
+    machine = Machine(ranks, device.type, functools.partial(_precision, device=device))
     return plan_groups(
         students,
         plan.recipe.placement,
         machine,
+        recipe=plan.recipe.students,
         task=plan.recipe.data.task,
         order=plan.order,
         cost=lambda student: cost(student, data),
     )
+
+
+def _precision(student: Student, device: torch.device) -> str:
+    return resolve_precision(student.precision, device, f"students.{student.name}.precision")
 
 
 def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause: int | None) -> list[str]:
@@ -102,6 +109,8 @@ def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause
         nonlocal stopped
         try:
             for trained in trainer.train(group, pause):
+                if trained.error is not None and group.way == "all ranks":
+                    _meet_after_failure(trained, trained.error, world)
                 if trained.error is not None and records:
                     _record_failure(trained, trained.error, plan)
                     failed.append(trained.member.spec.name)
@@ -122,55 +131,75 @@ def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause
     return everywhere
 
 
-def _stop_the_worst(plan: Plan, folder: RunFolder, failed: list[str]) -> int | None:
-    """Decide where all students have come to the next comparison; the epoch to train them to, None: to the end."""
+def _meet_after_failure(trained: Trained, error: Exception, world: World) -> None:
+    """Return once a student that all ranks train has failed on all of them.
+
+    Raises:
+        DtrainError: others did not come here, as they wait in a collective for this rank's part: only their end helps.
+    """
+    if not world.wait_for_all(f"failed {trained.member.spec.name}", MEETING_SECONDS):
+        if not isinstance(error, DtrainError):
+            traceback.print_exception(error)
+        where = f"{trained.member.title}: failed on rank {world.rank} alone, and the others wait for its part of a step"
+        raise DtrainError(f"{where}: {reason_of(error)}; the same command continues") from error
+
+
+def _stop_the_worst(plan: Plan, folder: RunFolder, failed: list[str], device: torch.device) -> int | None:
+    """Decide where all students have come to the next comparison; the epoch to train them to, None: to the end.
+
+    Who is complete already is compared, too, and keeps its model whatever its place: stopping it would save nothing.
+    """
     search = Halving(plan, folder.root / "search.json")
     metric = plan.recipe.students[0].metric or "accuracy"
     while (epoch := search.next_epoch) is not None:
         names = [s.name for s in plan.recipe.students if s.name not in search.stopped and s.name not in failed]
         names = [name for name in names if not (plan.failure(name) or {}).get("final")]
-        scores = {name: _score_at(name, plan, folder, metric, epoch) for name in names}
+        scores = {name: _score_at(name, plan, folder, metric, epoch, device) for name in names}
         if any(score is None for score in scores.values()) or not scores:
             return epoch
         for name, reason in search.decide({n: s for n, s in scores.items() if s is not None}, metric).items():
-            say_anywhere(f"student {name}: {reason}")
-        _leave_the_stopped(search, plan, folder)
-    _leave_the_stopped(search, plan, folder)
+            if not _is_done(name, plan):
+                say_anywhere(f"student {name}: {reason}")
+        _leave_the_stopped(search, plan, folder, device)
+    _leave_the_stopped(search, plan, folder, device)
     return None
 
 
-def _leave_the_stopped(search: Halving, plan: Plan, folder: RunFolder) -> None:
+def _leave_the_stopped(search: Halving, plan: Plan, folder: RunFolder, device: torch.device) -> None:
     """Their reason as a failure's, their row in TensorBoard's table."""
     students = {student.name: student for student in plan.recipe.students}
     for name, reason in search.stopped.items():
-        if plan.failure(name) is None:
+        if plan.failure(name) is None and not _is_done(name, plan):
             spec = students[name]
-            if best := _best_scores(_history_at(name, plan, folder, 0) or [], spec.metric or "accuracy"):
+            if best := _best_scores(_history_at(name, plan, folder, 0, device) or [], spec.metric or "accuracy"):
                 log_hyperparameters(folder.tensorboard("students", name), spec, spec.losses or [], best)
             _write_failure(plan, name, reason, final=True, search=search.identity)
             remove_checkpoints(folder.checkpoints("students", name))
 
 
-def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int) -> float | None:
+def _is_done(name: str, plan: Plan) -> bool:
+    return is_done(plan.folder.model("students", name), plan.model("students", name))
+
+
+def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int, device: torch.device) -> float | None:
     """A student's best score up to an epoch; None where it is not there yet."""
-    history = _history_at(name, plan, folder, epoch)
+    history = _history_at(name, plan, folder, epoch, device)
     return None if history is None else _score(name, history, metric, epoch)
 
 
-def _history_at(name: str, plan: Plan, folder: RunFolder, epoch: int) -> list[dict[str, Any]] | None:
+def _history_at(
+    name: str, plan: Plan, folder: RunFolder, epoch: int, device: torch.device
+) -> list[dict[str, Any]] | None:
     """From a student's model folder or newest checkpoint of an epoch or later; None where there is none yet."""
-    final = folder.model("students", name)
-    if is_done(final, plan.model("students", name)):
-        history: list[dict[str, Any]] = read_json(final / "history.json")
+    history: list[dict[str, Any]]
+    if _is_done(name, plan):
+        history = read_json(folder.model("students", name) / "history.json")
         return history
-    steps = sorted(folder.checkpoints("students", name).glob("step-*"), reverse=True)
-    for step in steps:
-        try:
-            position = read_json(step / "state.json")["position"]
-        except (OSError, ValueError, KeyError):
-            continue
-        if position["epoch"] >= epoch:
-            history = position["history"]
+    spec = next(student for student in plan.recipe.students if student.name == name)
+    identity = checkpoint_identity(plan.model("students", name), _precision(spec, device))
+    for state in Checkpoints(folder.checkpoints("students", name), identity).states():
+        if state["position"]["epoch"] >= epoch:
+            history = state["position"]["history"]
             return history
     return None
 
@@ -191,8 +220,7 @@ def _waiting(plan: Plan) -> list[str]:
     """Students that are to be trained. A peer is again where another one of its peers is not done."""
 
     def ended(name: str) -> bool:
-        done = is_done(plan.folder.model("students", name), plan.model("students", name))
-        return done or plan.diverged(name)
+        return _is_done(name, plan) or plan.diverged(name)
 
     left = [student for student in plan.recipe.students if not ended(student.name)]
     again = {student.peers for student in left if student.peers is not None}
@@ -208,7 +236,7 @@ def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFol
 def _record_failure(trained: Trained, error: Exception, plan: Plan) -> None:
     """Leave the reason where the report finds it. What would happen again is final; the rest the next run tries again."""
     name = trained.member.spec.name
-    reason = "; ".join(error.problems) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
+    reason = reason_of(error)
     say_anywhere(f"student {name}: FAILED: {reason}")
     if not isinstance(error, DtrainError):
         traceback.print_exception(error)

@@ -6,14 +6,16 @@ students ── what can be trained together? ──▶ sets ── cut so that 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dtrain.data import tokenizer_name
+from dtrain.losses import find_loss
 from dtrain.recipe.models import BiLSTMSpec, TextCNNSpec
 from dtrain.recipe.schema import Placement
-from dtrain.recipe.training import Student
+from dtrain.recipe.training import LossSpec, Student
 from dtrain.runfolder import fingerprint
 
 Way = Literal["all ranks", "peers", "fused", "streams", "alone"]
@@ -61,6 +63,7 @@ def plan_groups(
     placement: Placement,
     machine: Machine,
     *,
+    recipe: Sequence[Student],
     task: str,
     order: Callable[[Student], int],
     cost: Callable[[Student], float],
@@ -68,6 +71,9 @@ def plan_groups(
     """Every student in exactly one group; groups that all ranks train first, then longest first.
 
     Args:
+        students: to be trained now.
+        recipe: all of its students. Who could be stacked with one of them trains as a stack, of itself alone where
+            the others are done, failed or elsewhere: kernels, and so the last bits, do not depend on who is left.
         task: of the data.
         order: the seed of a student's order of rows.
         cost: of one student.
@@ -76,9 +82,13 @@ def plan_groups(
         The same list on every rank.
     """
     everyone = sum(map(cost, students)) or 1.0
+    ways = {student.name: _way(student, placement, machine, task) for student in recipe}
+    structures = Counter(_structure(s, order(s)) for s in recipe if ways[s.name][0] == "fused")
     sets: dict[tuple[Way, str, str], list[Student]] = {}
     for student in students:
-        way, why = _way(student, placement, machine, task)
+        way, why = ways[student.name]
+        if way == "fused" and structures[_structure(student, order(student))] == 1:
+            way, why = "alone", "no other student can be stacked with it"
         key = {"fused": _structure, "streams": _rows}.get(way, lambda s, _: s.name)(student, order(student))
         if way == "peers":
             key = str(student.peers)
@@ -93,9 +103,8 @@ def plan_groups(
             pieces = 1
         members = sorted(members, key=lambda student: (-cost(student), student.name)) if way != "peers" else members
         for piece in _cut(members, pieces):
-            reason = "no other student can be stacked with it here" if way == "fused" and len(piece) == 1 else why
-            alone = len(piece) == 1 and way in ("fused", "streams")
-            groups.append(TrainingGroup(tuple(piece), "alone" if alone else way, reason, sum(map(cost, piece))))
+            single = len(piece) == 1 and way == "streams"
+            groups.append(TrainingGroup(tuple(piece), "alone" if single else way, why, sum(map(cost, piece))))
     return sorted(groups, key=lambda group: (group.way != "all ranks", -group.cost, group.names))
 
 
@@ -129,7 +138,15 @@ def why_not_stacked(student: Student, precision: str, task: str) -> str:
         return f"{student.adversarial.type} takes a pass of its own"
     if precision == "fp16":
         return "fp16 has a loss scale of its own"
+    if not any(_always_sees_classifier(loss) for loss in student.losses or [LossSpec(type="cross_entropy")]):
+        # Optimizers leave a parameter without a gradient as it is; in a stack its gradient is zero, and it decays.
+        return "its losses leave the classifier out at times"
     return ""
+
+
+def _always_sees_classifier(loss: LossSpec) -> bool:
+    weight = loss.weight if isinstance(loss.weight, float | int) else min(loss.weight.start, loss.weight.end)
+    return weight > 0 and "logits" in find_loss(loss.type).needs
 
 
 def _way(student: Student, placement: Placement, machine: Machine, task: str) -> tuple[Way, str]:

@@ -81,6 +81,9 @@ class SharedRows(Part):
     def collate(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         return dict(self.memo(super().collate, index))
 
+    def collate_labels(self, index: np.ndarray) -> torch.Tensor:
+        return cast(torch.Tensor, self.memo(super().collate_labels, index))
+
     def collate_tags(self, index: np.ndarray) -> torch.Tensor:
         return cast(torch.Tensor, self.memo(super().collate_tags, index))
 

@@ -7,6 +7,7 @@ until a text's last token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ def _layer(inputs: Tensor, real: Tensor, weights: Mapping[str, Tensor], layer: i
         gates.append(answer.flip(2) if direction else answer)
     recurrent = torch.stack([weights[f"lstm.weight_hh_l{layer}{direction}"] for direction in ("", "_reverse")])
     recurrent = recurrent.flatten(0, 1).transpose(1, 2)  # [2 K, H, 4 H]
+    half = _half_of(recurrent)
     steps = torch.stack(gates).flatten(0, 1).unbind(2)
     alive = torch.stack([real, real.flip(1)])[:, None].expand(2, members, rows, tokens).flatten(0, 1).unbind(2)
 
@@ -71,7 +73,8 @@ def _layer(inputs: Tensor, real: Tensor, weights: Mapping[str, Tensor], layer: i
     walked = []
     for step, here in zip(steps, alive, strict=True):
         # Under autocast the product alone is in half precision; states are summed up in float32.
-        i, f, g, o = torch.baddbmm(step, hidden, recurrent).float().chunk(4, dim=-1)
+        factor = recurrent if half is None else _Rounded.apply(recurrent, half)
+        i, f, g, o = torch.baddbmm(step, hidden, factor).float().chunk(4, dim=-1)
         new_cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         new_hidden = o.sigmoid() * new_cell.tanh()
         here = here[:, :, None]
@@ -81,3 +84,21 @@ def _layer(inputs: Tensor, real: Tensor, weights: Mapping[str, Tensor], layer: i
     forward, backward = torch.stack(walked, dim=2).unflatten(0, (2, members))
     final = torch.cat(list(hidden.unflatten(0, (2, members))), dim=-1)
     return torch.cat([forward, backward.flip(2)], dim=-1), final
+
+
+def _half_of(weight: Tensor) -> Tensor | None:
+    """`weight` in the type of autocast's products; None outside of autocast."""
+    device = weight.device.type
+    return weight.detach().to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+
+
+class _Rounded(torch.autograd.Function):
+    """A weight in half precision that was rounded once for all time steps, whose gradients are added in float32."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, half: Tensor) -> Tensor:
+        return half.view_as(half)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].float(), None

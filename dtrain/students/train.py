@@ -9,7 +9,7 @@ import torch
 
 from dtrain.data import Part, PreparedData
 from dtrain.distributed import World
-from dtrain.errors import Stopped
+from dtrain.errors import Stopped, reason_of
 from dtrain.knowledge import StoreReader
 from dtrain.log import say_anywhere
 from dtrain.plan import Plan
@@ -48,6 +48,9 @@ class GroupTrainer:
     def train(self, group: TrainingGroup, pause: int | None = None) -> Iterator[Trained]:
         """Each student as it ends.
 
+        What goes wrong for a group at once is nobody's failure yet: it is cut in two, which go on from checkpoints,
+        until it is one student's.
+
         Args:
             pause: epochs after which each is to wait; see `Member`.
 
@@ -62,19 +65,17 @@ class GroupTrainer:
             return
         except Stopped:
             raise
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            memory = isinstance(error, torch.OutOfMemoryError)
             if len(left) < 2 or group.way == "peers":
                 for member in (self._member(student, {}, pause) for student in left):
-                    yield Trained(member, error=RuntimeError(f"out of memory: {error}"))
+                    yield Trained(member, error=RuntimeError(f"out of memory: {error}") if memory else error)
                 return
-        except Exception as error:
-            for student in left:
-                yield Trained(self._member(student, {}, pause), error=error)
-            return
+            reason = "out of memory" if memory else reason_of(error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = (len(left) + 1) // 2
-        say_anywhere(f"students {', '.join(s.name for s in left)}: out of memory together; trained in two parts")
+        say_anywhere(f"students {', '.join(s.name for s in left)}: {reason} together; trained in two parts")
         for part in (left[:half], left[half:]):
             yield from self.train(TrainingGroup(tuple(part), group.way, group.why, group.cost), pause)
 
@@ -100,7 +101,7 @@ class GroupTrainer:
         return {name: read(name) for name in student.teachers or []}
 
     def _way(self, group: TrainingGroup) -> MakeSteps:
-        if group.way == "fused" and len(group.students) > 1:
+        if group.way == "fused":
             return Fused()
         if group.way == "streams":
             return Streams(self.world.device)
@@ -120,7 +121,7 @@ class _Shared:
 
         key = fingerprint(tokenizer_name(student), student.rows)
         if key not in self._rows:
-            memo = Memo(4 * student.accumulation, self._trainer.world.device)
+            memo = Memo(8 * student.accumulation, self._trainer.world.device)  # tokens, and labels or tags
             self._rows[key] = SharedRows.of(training_rows(student, self._trainer.data), memo)
         return self._rows[key]
 

@@ -56,12 +56,12 @@ class Fused:
                     given = _Given(ClassifierOutput(*answer))
                     try:
                         losses = run.job.loss(given, rows, run.progress)
+                        run.measured(losses, rows, scale)
                     except torch.OutOfMemoryError:
                         raise
                     except Exception as error:
                         failed[run] = error
                         continue
-                    run.measured(losses, rows, scale)
                     total = total + losses[0] * scale
             if total.requires_grad:
                 stack.backward(total)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ class Checkpoints:
             if step is not None and path != self.path(step):
                 continue
             try:
-                state = read_json(path / STATE)
-                if state.pop("checksum", None) != fingerprint(state):
-                    raise ValueError(f"{STATE} is damaged")
+                state = _read_state(path)
                 if state["identity"] != self.identity:
                     warn(f"{path}: checkpoint not used: {self._difference(state.get('section', {}))}")
                     continue
@@ -74,6 +72,16 @@ class Checkpoints:
                 continue
             return state, tensors, best
         return None
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """The `state.json` of each of its own, newest first, without those that are damaged; tensors are not looked at."""
+        for path in _steps(self.folder):
+            try:
+                state = _read_state(path)
+                if state["identity"] == self.identity:
+                    yield state
+            except (OSError, ValueError, KeyError):
+                continue
 
     def path(self, step: int) -> Path:
         """Where that of `step` is, or would be."""
@@ -161,6 +169,13 @@ def remove_checkpoints(folder: Path) -> None:
             os.rmdir(parent)
         except OSError:
             return
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = read_json(path / STATE)
+    if state.pop("checksum", None) != fingerprint(state):
+        raise ValueError(f"{STATE} is damaged")
+    return state
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -50,7 +50,7 @@ class Classification(Task):
 
         def loss(model: nn.Module, index: np.ndarray, progress: float) -> Any:
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
-            labels = torch.from_numpy(rows.labels[index]).to(device, non_blocking=True)
+            labels = rows.collate_labels(index).to(device, non_blocking=True)
             ids = rows.ids[index]
             teachers = {
                 name: {output: _stored(stores[name], output, ids).to(device, non_blocking=True) for output in outputs}

@@ -273,7 +273,14 @@ class Engine:
             self._load_scaler({field: float(tensor) for field, tensor in saved["scaler"].items()})
 
     def close(self) -> None:
-        """Let go of the model: Accelerate keeps every one that it has prepared."""
+        """Let go of the weights and the optimizer's state, which are of no use after this.
+
+        Others may know of this object for longer (a failure's traceback does), weights that were part of a stack keep
+        all of it, and Accelerate keeps every model that it has prepared.
+        """
+        self.optimizer.state.clear()
+        for parameter in self.bare.parameters():
+            parameter.grad, parameter.data = None, torch.empty(0, device=parameter.device)
         if self.together:
             self.world.accelerator.free_memory()
 

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 
 import torch
 
+from dtrain.errors import DtrainError, reason_of
 from dtrain.training.monitor import Monitor
 from dtrain.training.run import Diverged as Diverged
 from dtrain.training.run import Fit as Fit
 from dtrain.training.run import Position as Position
 from dtrain.training.run import Rows as Rows
 from dtrain.training.run import Run, checkpoints_of
+from dtrain.training.speed import Clock
 
 ASK_SECONDS = 10.0  # without a question whether to stop; `STOP_EVERY` slow steps would take too long
 
@@ -94,11 +96,12 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
         torch.OutOfMemoryError: they do not fit together; those that have not come out can go on from their checkpoints.
     """
     live: list[Run] = []
+    clock = Clock()
     try:
         common = _common_step(jobs)
         for job in jobs:
             try:
-                run = Run(job, common)
+                run = Run(job, common, clock)
                 live.append(run)
                 run.settle()
             except torch.OutOfMemoryError:
@@ -106,16 +109,21 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
             except Exception as error:
                 if live and live[-1].job is job:
                     live.pop().close()
+                job.engine.close()
                 yield Ended(job, {}, Position(), None, error)
         yield from _take_ended(live)
+        clock.restart()
         ask_at = time.monotonic() + ASK_SECONDS
         while live:
             stop, together = live[0].job.stop, live[0].job.engine.together
-            answer = stop.ask() if together else None  # it goes round the ranks while they make the step
+            answer = stop.ask(_trouble(live)) if together else None  # it goes round the ranks while they make the step
             behind = min(run.position.step for run in live)
             now = [run for run in live if run.position.step == behind]
+            clock.share_among([run.position for run in now])
             failed = make_steps(now)
-            asked = answer is not None and not failed and answer()
+            asked = False
+            if answer is not None and not failed:
+                asked, failed = _heard(live, answer)
             yield from _take_failed(live, failed)
             yield from _take_failed(live, attempt([run for run in now if run in live], Run.after_step))
             now = [run for run in now if run in live]
@@ -124,27 +132,51 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
             due = [run for run in (live if asked else now) if run.checkpoint_due or (asked and not run.ended)]
             yield from _take_failed(live, attempt(due, Run.checkpoint))
             leaving = [run for run in live if asked or run.paused]
-            yield from _take_failed(live, attempt(leaving, lambda run: run.checkpoints.wait()))
+            yield from _take_failed(live, attempt(leaving, Run.wait_for_checkpoint))
+            if not together:
+                yield from _take_failed(live, {run: run.trouble for run in live if run.trouble is not None})
+            else:
+                last = [run for run in live if asked or run.ended or run.paused]
+                yield from _take_failed(live, attempt(last, Run.compare_troubles))
             yield from _take_ended(live)
             if asked and live:
                 live[0].leave()
     finally:
         for run in live:
             run.close()
+            run.job.engine.close()
+
+
+def _trouble(live: list[Run]) -> str | None:
+    """What this rank failed in by itself."""
+    return next((reason_of(run.trouble) for run in live if run.trouble is not None), None)
+
+
+def _heard(live: list[Run], answer: Callable[[], bool]) -> tuple[bool, dict[Run, Exception]]:
+    """Whether to stop; and what fails on every rank because one has failed."""
+    try:
+        return answer(), {}
+    except DtrainError as error:
+        return False, {run: run.trouble or error for run in live}
 
 
 def _take_ended(live: list[Run]) -> Iterator[Ended]:
     for run in [run for run in live if run.ended or run.paused]:
         live.remove(run)
         run.checkpoints.close()
-        yield Ended(run.job, run.best, run.position, run.monitor, paused=not run.ended)
+        if not run.ended:
+            run.job.engine.close()
+        with run.clock.stopped():
+            yield Ended(run.job, run.best, run.position, run.monitor, paused=not run.ended)
 
 
 def _take_failed(live: list[Run], failed: dict[Run, Exception]) -> Iterator[Ended]:
     for run, error in failed.items():
         live.remove(run)
         run.close()
-        yield Ended(run.job, {}, run.position, None, run.explain(error))
+        run.job.engine.close()
+        with run.clock.stopped():
+            yield Ended(run.job, {}, run.position, None, run.explain(error))
 
 
 def _common_step(jobs: list[Fit]) -> int | None:

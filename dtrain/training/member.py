@@ -223,14 +223,20 @@ def _finish(
     assert monitor is not None
     if job.adversary:
         job.adversary.close()
-    if engine.rank == 0:
+
+    def publish() -> None:
         _publish(member, engine.with_weights(ended.best), metrics, ended.position, task, recipe, data, folder)
         terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
         log_hyperparameters(job.tensorboard, spec, terms, metrics)
-    monitor.close()
-    if member.together:
-        world.wait_for_all("published")
-    engine.close()
+
+    try:
+        if member.together:
+            world.main_first(publish)  # where it fails, it fails on all ranks
+        else:
+            publish()
+    finally:
+        monitor.close()
+        engine.close()
 
 
 def _metrics(position: Position, parameters: int, rows: int) -> dict[str, Any]:

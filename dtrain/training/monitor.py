@@ -77,10 +77,13 @@ class Monitor:
             self.writer.close()
 
 
+_NOT_VARIED = {"name", "grid", "sample", "teachers", "rows", "checkpoint_every", "keep_checkpoints"}
+
+
 def log_hyperparameters(
     folder: Path, spec: Teacher | Student, losses: Sequence[LossSpec], scores: dict[str, Any]
 ) -> None:
-    """A model's row in TensorBoard's hparams table, beside its curves in `folder`."""
+    """A model's row in TensorBoard's hparams table, beside its curves in `folder`: every setting that a grid may vary."""
     from torch.utils.tensorboard import SummaryWriter
 
     values = {
@@ -90,7 +93,21 @@ def log_hyperparameters(
         "seed": spec.seed,
         "losses": "+".join(loss.type for loss in losses),
     }
-    simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+    section = spec.model_dump(mode="json", exclude={*values, *_NOT_VARIED})
+    terms = {"losses": [loss.model_dump(mode="json") for loss in losses]}
+    simple = values | _flat({"model": spec.model.model_dump(mode="json", exclude={"type"})} | section | terms)
     with SummaryWriter(str(folder)) as writer:
         metrics = {f"valid_best/{name}": scores[name] for name in ("accuracy", "f1", "loss")}
         writer.add_hparams(simple, metrics, run_name=".")
+
+
+def _flat(value: Any, key: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings by dotted keys, as `losses.0.temperature`; None is left out, a list of numbers is one text."""
+    if value is None:
+        return {}
+    if isinstance(value, bool | int | float | str):
+        return {key: value}
+    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+    if not any(isinstance(item, dict) for _, item in inner) and isinstance(value, list):
+        return {key: ", ".join(map(str, value))}
+    return {k: v for name, item in inner for k, v in _flat(item, f"{key}.{name}" if key else str(name)).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from dtrain.training.communication import CommunicationShare, is_watched
 from dtrain.training.engine import Engine
 from dtrain.training.monitor import Monitor
 from dtrain.training.optim import rate, scaled_to_batch
-from dtrain.training.speed import Speed
+from dtrain.training.speed import Clock, Speed
 from dtrain.training.stop import StopRequest
 from dtrain.training.task import LossFunction
 
@@ -55,7 +55,7 @@ class Position:
     worse: int = 0  # evaluations since the best
     skipped: int = 0
     rows: int = 0
-    seconds: float = 0.0  # in training steps, evaluation not counted
+    seconds: float = 0.0  # in training steps, evaluation not counted; side by side with others its part of them
     checkpoint_seconds: float = 0.0  # that steps waited for checkpoints
     finished: bool = False  # patience is over
     running: dict[str, list[float]] = field(default_factory=dict)  # sum and count by term since the last evaluation
@@ -106,9 +106,14 @@ class Fit:
     data: Mapping[str, Any] = field(default_factory=dict)  # where the rows are from, to say how a checkpoint differs
 
 
+def checkpoint_identity(model: str, precision: str) -> str:
+    """Whose checkpoints it goes on from: those of the same model (its fingerprint), trained in the same precision."""
+    return fingerprint(model, precision)
+
+
 def checkpoints_of(job: Fit) -> Checkpoints:
     """Where it goes on from. Peers keep two at least: they go on from a step that all of them have."""
-    identity = fingerprint(job.identity, job.engine.precision)
+    identity = checkpoint_identity(job.identity, job.engine.precision)
     keep = max(job.spec.keep_checkpoints, 2 if job.peers else 1)
     section = job.spec.model_dump(mode="json") | {"precision": job.engine.precision, "data": job.data}
     return Checkpoints(job.checkpoints, identity, section, keep)
@@ -120,10 +125,11 @@ class Run:
     Attributes:
         batch: the rows of the next step, positions in `job.rows`.
         norm, applied: of the last step, set by who makes it (`make_step` does).
+        trouble: what this rank failed in by itself, after its part of the step; see `_by_itself`.
     """
 
-    def __init__(self, job: Fit, from_step: int | None = None) -> None:
-        """`from_step`: of the checkpoint to go on from (0: none); None: the newest.
+    def __init__(self, job: Fit, from_step: int | None = None, clock: Clock | None = None) -> None:
+        """`from_step`: of the checkpoint to go on from (0: none); None: the newest. `clock`: of all that train beside.
 
         Raises:
             DtrainError: ranks that train together do not find the same one.
@@ -150,10 +156,12 @@ class Run:
         self.norm = torch.zeros(())
         self.applied = True
         self.monitor = Monitor(job.title, job.tensorboard, self.total, self.position.step, speaks=engine.rank == 0)
-        self.window = _Window(engine, job.title, self.position)
+        self.clock = clock or Clock()
+        self.window = _Window(engine, job.title, self.position, self.clock)
         self._speed = Speed(engine.flops, engine.world.device, engine.precision, engine.ranks, self.position.seconds)
         self._communication = CommunicationShare(engine.world.device)
         self._epoch_ended = False
+        self.trouble: Exception | None = None
 
     @property
     def ended(self) -> bool:
@@ -168,7 +176,7 @@ class Run:
         if not self.ended:
             row = self.batch[:1]
             self.job.engine.settle(lambda: self.job.loss(self.job.engine.model, row, self.progress)[0])
-        self.window.restart_clock()
+        self.clock.restart()
 
     # --- a step --------------------------------------------------------------------------------------
 
@@ -263,16 +271,29 @@ class Run:
             if self._communication.last is not None:
                 watched["communication_share"] = self._communication.last
             ratios = engine.trust_ratios()
-            self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
+            with self._by_itself():
+                self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
         every = job.spec.evaluate_every
         if (position.step % every == 0 if every else epoch_ends) or position.step == self.total:
             self.window.flush()
             if self._evaluate(epoch_steps):
                 self.best = engine.weights()
-            self.window.restart_clock()
+            self.clock.restart()
         if epoch_ends and not self.ended:
             self._batches = self._epoch(position.epoch)
-        self.checkpoints.check()
+        with self._by_itself():
+            self.checkpoints.check()
+
+    @contextlib.contextmanager
+    def _by_itself(self) -> Iterator[None]:
+        """Work of one rank: what it fails in is kept in `trouble`, and the collectives of the step go on.
+
+        A rank that left them would keep the others waiting; they learn of it with the next question whether to stop.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.trouble = self.trouble or error
 
     def close(self) -> None:
         """Let go of files; a checkpoint under way is whole when this returns."""
@@ -304,16 +325,32 @@ class Run:
             raise Diverged(f"{self.job.title}: the norm of the weights is {norm} at step {self.position.step}")
         tensors = self.job.engine.state()
         if self.job.engine.rank == 0:
-            self.checkpoints.save(self.position.step, {"position": asdict(self.position)}, tensors, self.best)
+            with self._by_itself():
+                self.checkpoints.save(self.position.step, {"position": asdict(self.position)}, tensors, self.best)
         del tensors
         self._saved = self.position.step
         self.position.checkpoint_seconds += time.perf_counter() - begin
-        self.window.restart_clock()
+        self.clock.restart()
+
+    def wait_for_checkpoint(self) -> None:
+        """Return when it is whole, or could not be written."""
+        with self._by_itself():
+            self.checkpoints.wait()
+
+    def compare_troubles(self) -> None:
+        """After a step that no other follows to tell of them with: raise on all ranks what the first failed in.
+
+        What others do by themselves is of no use any more.
+        """
+
+        def look() -> None:
+            if self.trouble is not None:
+                raise self.trouble
+
+        self.job.engine.world.main_first(look)  # and nobody leaves before the checkpoint is whole
 
     def leave(self) -> None:
         """Stop on request, after a checkpoint. Raises Stopped."""
-        if self.job.engine.together:
-            self.job.engine.world.wait_for_all("checkpoint")  # nobody leaves before it is whole
         reason = f"stopped on request ({self.job.stop.reason}) at step {self.position.step} of {self.total}"
         raise Stopped(f"{self.job.title}: {reason}; the same command continues")
 
@@ -368,7 +405,9 @@ class Run:
         position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
         position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
         words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}, loss {scores['loss']:.4f}"
-        self.monitor.evaluation(position.step, epoch, scores, words + " (best so far)" * better, position.seconds)
+        with self._by_itself():
+            words += " (best so far)" * better
+            self.monitor.evaluation(position.step, epoch, scores, words, position.seconds)
         return better
 
 
@@ -381,14 +420,9 @@ def _batches(rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_to
 class _Window:
     """Loss terms on the device between two looks at them, so that steps do not wait for the host."""
 
-    def __init__(self, engine: Engine, title: str, position: Position) -> None:
-        self.engine, self.title, self.position = engine, title, position
+    def __init__(self, engine: Engine, title: str, position: Position, clock: Clock) -> None:
+        self.engine, self.title, self.position, self.clock = engine, title, position, clock
         self._pending: dict[str, list[torch.Tensor]] = {}
-        self._clock = time.perf_counter()
-
-    def restart_clock(self) -> None:
-        """What came before (an evaluation, a checkpoint) is no training time."""
-        self._clock = time.perf_counter()
 
     def add(
         self, total: torch.Tensor, sums: dict[str, torch.Tensor], counts: dict[str, torch.Tensor], units: int
@@ -407,7 +441,7 @@ class _Window:
     def flush(self) -> dict[str, float]:
         """Means over all ranks since the last flush, unweighted, by term.
 
-        It waits for the device: the time since the last flush is what its steps took, and is counted.
+        It waits for the device: the time since the last flush is what the steps took, and is counted.
 
         Raises:
             Diverged: when one is not finite.
@@ -426,7 +460,5 @@ class _Window:
             kept[1] += count
             means[name] = sum_ / count if count else 0.0
         self._pending = {}
-        now = time.perf_counter()
-        self.position.seconds += now - self._clock
-        self._clock = now
+        self.clock.look()
         return means

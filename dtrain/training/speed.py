@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from dtrain.training.run import Position
 
 # Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets; float32 is not listed, as its products may
 # run in TF32. A device that is not here has no utilisation.
@@ -32,6 +39,38 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+class Clock:
+    """Training time. Models that make their steps side by side have one clock, and each is credited its part."""
+
+    def __init__(self) -> None:
+        self._positions: list[Position] = []
+        self._last = time.perf_counter()
+
+    def share_among(self, positions: Sequence[Position]) -> None:
+        """Whom the time from now on is credited to, in equal parts."""
+        if list(map(id, positions)) != list(map(id, self._positions)):
+            self.look()
+            self._positions = list(positions)
+
+    def look(self) -> None:
+        """Credit the time since the last look."""
+        now = time.perf_counter()
+        for position in self._positions:
+            position.seconds += (now - self._last) / len(self._positions)
+        self._last = now
+
+    def restart(self) -> None:
+        """What came since the last look (an evaluation, a checkpoint) is no training time."""
+        self._last = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done in this region is no training time."""
+        self.look()
+        yield
+        self.restart()
 
 
 class Speed:

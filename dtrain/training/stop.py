@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dtrain import signals
 from dtrain.distributed import World
+from dtrain.errors import DtrainError
 
 FILE_SECONDS = 1.0
 _KEY = "dtrain/stop"
@@ -41,18 +42,26 @@ class StopRequest:
         """Asked on any rank; a collective, so that all ranks stop at the same step."""
         return self.ask()()
 
-    def ask(self) -> Callable[[], bool]:
+    def ask(self, trouble: str | None = None) -> Callable[[], bool]:
         """Begin to agree (a collective); the function that is returned, which every rank calls, tells what came of it.
 
         Steps may be made between the two: nothing waits for the ranks then.
-        """
-        answer = self.world.begin_any(self.here())
-        return lambda: answer() and self._share_reason()
 
-    def _share_reason(self) -> bool:
+        Args:
+            trouble: why this rank cannot go on with what all of them do together. The function that is returned
+                raises it on every rank, as DtrainError in the same words, which are then told once.
+        """
+        answer = self.world.begin_any(self.here() or trouble is not None)
+        return lambda: answer() and self._share(trouble)
+
+    def _share(self, trouble: str | None) -> bool:
+        told = self.world.gather_objects((self.reason, trouble))
         # Every rank gives the same reason, which is then told once.
-        self.reason = next(reason for reason in self.world.gather_objects(self.reason) if reason)
-        return True
+        self.reason = next((reason for reason, _ in told if reason), None)
+        for _, found in told:
+            if found is not None:
+                raise DtrainError(found)
+        return self.reason is not None
 
     def anywhere(self) -> bool:
         """Asked on any rank, without a collective: for ranks that each do work of their own."""

@@ -50,13 +50,16 @@ def rows() -> Part:
 class Opinions:
     """Stands for a knowledge store: what a teacher thinks of a row, by its id."""
 
-    def __init__(self, seed: int, width: int = len(LABELS)) -> None:
-        self.table = torch.randn(1000, width, generator=torch.Generator().manual_seed(seed))
+    def __init__(self, seed: int) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(1000, len(LABELS), generator=random)
+        self.vectors = torch.randn(1000, 16, generator=random)  # as wide as the students' of `SHAPES`
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         return self.table[ids]
 
-    features = logits
+    def features(self, ids: np.ndarray) -> torch.Tensor:
+        return self.vectors[ids]
 
 
 class NeverStop:
@@ -117,3 +120,15 @@ def student(name: str, shape: str = "textcnn", dropout: float = 0.0, **changes: 
     values = {"name": name, "model": {**SHAPES[shape], "dropout": dropout}, "seed": 3, "epochs": 4, "batch_size": 7,
               "optimizer": {"lr": 0.01}, "metric": "accuracy", "teachers": []}  # fmt: skip
     return Student.model_validate(values | changes)
+
+
+def weights_of(ended: Ended) -> dict[str, torch.Tensor]:
+    """The final ones, not the best."""
+    return {name: tensor.clone() for name, tensor in ended.job.engine.bare.state_dict().items()}
+
+
+def assert_same(found: dict[str, Ended], expected: dict[str, Ended]) -> None:
+    for name, one in found.items():
+        for key, tensor in weights_of(one).items():
+            assert torch.equal(tensor, weights_of(expected[name])[key]), (name, key)
+        assert one.position.history == expected[name].position.history

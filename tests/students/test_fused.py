@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dtrain.distributed import World
 from dtrain.losses import find_loss, loss_names
+from dtrain.models import build
 from dtrain.recipe.training import Student
+from dtrain.students.plan import why_not_stacked
+from dtrain.students.stacked_bilstm import forward_bilstm
 from dtrain.students.ways import Fused
-from dtrain.training.loop import Ended
-from tests.students.conftest import SHAPES, Train, student
+from dtrain.training.loop import Ended, fit_all, in_turn
+from tests.students.conftest import SHAPES, Train, assert_same, student, weights_of
 
 # Members that differ in everything that may differ; 13 steps an epoch, 52 in all.
 DIFFERENT: list[dict[str, Any]] = [
@@ -22,11 +28,6 @@ DIFFERENT: list[dict[str, Any]] = [
     {"seed": 6, "clip": None, "schedule": {"type": "constant", "warmup": 0}, "epochs": 5},
     {"seed": 7, "optimizer": {"lr": 0.01, "modules": {"classifier": 0.05}}, "evaluate_every": 9},
 ]
-
-
-def weights_of(ended: Ended) -> dict[str, torch.Tensor]:
-    """The final ones, not the best."""
-    return {name: tensor.clone() for name, tensor in ended.job.engine.bare.state_dict().items()}
 
 
 def assert_close(fused: dict[str, Ended], alone: dict[str, Ended], limit: float = 1e-5) -> None:
@@ -39,18 +40,9 @@ def assert_close(fused: dict[str, Ended], alone: dict[str, Ended], limit: float 
             assert apart < limit, (name, key, float(apart))
 
 
-def assert_same(found: dict[str, Ended], expected: dict[str, Ended]) -> None:
-    for name, one in found.items():
-        for key, tensor in weights_of(one).items():
-            assert torch.equal(tensor, weights_of(expected[name])[key]), (name, key)
-        assert one.position.history == expected[name].position.history
-
-
 def classification_losses() -> list[str]:
-    """Those on logits and labels; the others need layers of their own, and are not stacked."""
-    return [
-        n for n in loss_names("classification") if set(find_loss(n).needs) <= {"logits", "labels", "teachers.logits"}
-    ]
+    """All but those of exits, which only a transformer has."""
+    return [name for name in loss_names("classification") if "exits" not in find_loss(name).needs]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -75,11 +67,32 @@ def test_fused_is_alone_in_two_layers(train: Train, shape: str) -> None:
 def test_every_loss(train: Train, shape: str, loss: str) -> None:
     """Beside other members with other losses, weights, temperatures and teachers."""
     taught = {"teachers": ["a", "b"]} if find_loss(loss).teacher_output else {}
+    beside = [] if "logits" in find_loss(loss).needs else [{"type": "cross_entropy", "weight": 0.1}]
+    less = [{"type": loss, "weight": 0.4}, *beside]
     mixed = [{"type": "soft_targets", "temperature": 4.0, "weight": 0.3, "teachers": ["b"]}, {"type": "cross_entropy"}]
     students = [
-        student("it", shape, losses=[{"type": loss}], evaluate_every=52, **taught),
-        student("more", shape, seed=4, losses=[{"type": loss, "weight": 0.4}], evaluate_every=52, **taught),
+        student("it", shape, losses=[{"type": loss}, *beside], evaluate_every=52, **taught),
+        student("more", shape, seed=4, losses=less, evaluate_every=52, **taught),
         student("other", shape, seed=5, losses=mixed, evaluate_every=52, teachers=["a", "b"]),
+    ]
+    assert not any(why_not_stacked(student, "fp32", "classification") for student in students)
+    assert_close(train(students, Fused()), train(students, folder="alone"))
+
+
+WEIGHTINGS: dict[str, dict[str, Any]] = {
+    "fixed": {"type": "fixed", "weights": {"a": 2, "b": 1}},
+    "confidence": {"type": "confidence"},
+    "entropy": {"type": "entropy"},
+    "gradient": {"type": "gradient", "limit": 0.7},
+}
+
+
+@pytest.mark.parametrize("weighting", list(WEIGHTINGS))
+def test_every_weighting_of_teachers(train: Train, weighting: str) -> None:
+    losses = [{"type": "soft_targets", "weighting": WEIGHTINGS[weighting]}]
+    students = [
+        student("it", losses=losses, evaluate_every=52, teachers=["a", "b"]),
+        student("other", seed=5, evaluate_every=52),
     ]
     assert_close(train(students, Fused()), train(students, folder="alone"))
 
@@ -132,8 +145,6 @@ class Spoiled:
 @pytest.mark.parametrize(("shape", "fused"), [("textcnn", True), ("bilstm-2-max", True), ("textcnn", False)])
 def test_a_failure_is_its_own(train: Train, job: Any, shape: str, error: Exception | None, fused: bool) -> None:
     """The rest go on bit for bit as without it, dropout on."""
-    from dtrain.training.loop import in_turn
-
     students = [student(n, shape, seed=i, dropout=0.2, epochs=2) for i, n in enumerate("abc")]
     bad = student("bad", shape, seed=9, dropout=0.2, epochs=2)
     jobs = [job(s, folder="with") for s in students[:2]]
@@ -154,11 +165,57 @@ def test_who_ends_early_leaves_and_the_rest_go_on_bit_for_bit(train: Train) -> N
     assert_same(found, train(patient, Fused(), folder="without"))
 
 
+def held(jobs: list[Any]) -> int:
+    """Bytes behind the weights, gradients and moments of all, those that a view keeps included."""
+    found = [p for job in jobs for p in job.engine.bare.parameters()]
+    found += [t for job in jobs for state in job.engine.optimizer.state.values() for t in state.values()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
+
+
+def test_who_left_holds_no_memory(job: Any) -> None:
+    """One ends, one fails, one waits for a comparison; a view into the stack that they left would keep all of it."""
+    jobs = [job(student("ends", epochs=1)), job(student("bad", seed=4), loss=Spoiled(17, ValueError("too hot")))]
+    jobs += [job(student("waits", seed=5), pause=2), job(student("last", seed=6))]
+    own = 3 * sum(p.numel() * p.element_size() for p in jobs[0].engine.bare.parameters())
+    names = []
+    for number, one in enumerate(fit_all(list(jobs), Fused()), 1):
+        names.append(one.job.title)
+        if one.monitor is not None:
+            one.monitor.close()
+        if one.error is None and not one.paused:
+            one.job.engine.close()  # as who publishes it does
+        # The stack is the last one, of which this member was still a part.
+        assert held(jobs) <= 1.1 * own * (len(jobs) - number + 1) * (number < len(jobs))
+    assert names == ["ends", "bad", "waits", "last"]
+
+
+@pytest.mark.parametrize("way", [Fused, None])
+def test_time_is_shared_and_only_training_counts(job: Any, monkeypatch: pytest.MonkeyPatch, way: Any) -> None:
+    """A step takes each member a second, an evaluation a thousand, and who takes what has ended takes its time."""
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def slow(own: Any) -> Any:
+        return lambda *arguments: (spend(1.0), own(*arguments))[1]
+
+    monkeypatch.setattr("dtrain.training.speed.time", SimpleNamespace(perf_counter=lambda: now))
+    jobs = [job(student("a", epochs=1), loss=slow), job(student("b", seed=4), loss=slow)]
+    jobs.append(job(student("c", seed=5, epochs=3), loss=slow))
+    for one in jobs:
+        one.evaluate = lambda model, own=one.evaluate: (spend(1000.0), own(model))[1]
+    for ended in fit_all(jobs, way() if way else in_turn):
+        ended.monitor.close()
+        spend(1e6)
+        assert ended.position.seconds == pytest.approx(ended.position.step)
+
+
 @pytest.mark.parametrize("ways", [(Fused, Fused), (Fused, None), (None, Fused)])
 def test_stopped_and_continued(train: Train, ways: tuple[Any, Any]) -> None:
     """Checkpoints are each member's own: what was fused goes on alone, and the other way round."""
     from dtrain.errors import Stopped
-    from dtrain.training.loop import in_turn
 
     class StopAt:
         reason = "test"
@@ -193,3 +250,43 @@ def test_members_behind_catch_up(train: Train) -> None:
     with pytest.raises(Stopped):
         train(students[:1], Fused(), stop=StopAt())
     assert_same(train(students, Fused()), train(students, Fused(), folder="undisturbed"))
+
+
+def test_float32_is_float32_in_convolutions_too(world: World) -> None:
+    """A GPU would else round what they take in, and a stack's products would not."""
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+class Casts(TorchDispatchMode):
+    """Counts the tensors of a shape that are cast."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function is torch.ops.aten._to_copy.default and tuple(arguments[0].shape) == self.shape:
+            self.count += 1
+        return function(*arguments, **(options or {}))
+
+
+def test_in_bf16_a_weight_is_rounded_once_and_its_gradients_are_added_in_float32() -> None:
+    """As for one cast a time step, of which autograd adds the gradients after they were cast back."""
+    torch.manual_seed(0)
+    spec = student("a", "bilstm").model
+    models: Any = [build(spec, vocabulary=30, labels=["x", "y"], pad_id=0) for _ in range(2)]
+    named = [dict(model.named_parameters()) for model in models]
+    weights = {n: torch.stack([own[n].detach() for own in named]).requires_grad_() for n in named[0]}
+    ids, mask = torch.randint(2, 30, (5, 9)), torch.ones(5, 9, dtype=torch.int64)
+    found = {}
+    for way in ("once", "each step"):
+        random = [torch.Generator() for _ in models]
+        with pytest.MonkeyPatch.context() as patch, Casts((4, 8, 32)) as casts, torch.autocast("cpu", torch.bfloat16):
+            if way == "each step":
+                patch.setattr("dtrain.students.stacked_bilstm._half_of", lambda weight: None)
+            logits, _ = forward_bilstm(models, weights, ids, mask, random)
+        assert casts.count == (1 if way == "once" else 9)
+        found[way] = [logits, *torch.autograd.grad(logits.float().square().sum(), list(weights.values()))]
+    for once, each in zip(found["once"], found["each step"], strict=True):
+        assert torch.equal(once, each)

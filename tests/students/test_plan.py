@@ -15,12 +15,17 @@ BERT = {"type": "bert", "size": "tiny"}
 
 
 def plan(
-    students: list[Student], device: str = "cuda", ranks: int = 1, task: str = "classification", **placement: Any
+    students: list[Student],
+    device: str = "cuda",
+    ranks: int = 1,
+    task: str = "classification",
+    recipe: list[Student] | None = None,
+    **placement: Any,
 ) -> list[TrainingGroup]:
     machine = Machine(ranks, device, lambda s: "fp32" if s.precision == "auto" else s.precision)
     section = Placement(**placement)
     return plan_groups(
-        students, section, machine, task=task,
+        students, section, machine, recipe=recipe or students, task=task,
         order=lambda s: 0 if section.share_order else s.seed or 0, cost=lambda s: float(s.epochs),
     )  # fmt: skip
 
@@ -58,6 +63,24 @@ def test_what_keeps_students_apart(changes: dict[str, Any]) -> None:
     assert named(plan([student("a"), student("b"), student("c", **changes)])) == {("a", "b"), ("c",)}
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_who_has_mates_is_stacked_whoever_is_left(device: str) -> None:
+    """Otherwise its last bits would tell whether a mate had ended, failed, or gone to another rank."""
+    students = [student("a"), student("b", seed=4), student("c", "bilstm")]
+    for left, ways in (
+        ("abc", {"a": "fused", "b": "fused", "c": "alone"}),
+        ("b", {"b": "fused"}),
+        ("c", {"c": "alone"}),
+    ):
+        for ranks in (1, 2, 9):
+            waiting = [s for s in students if s.name in left]
+            groups = plan(waiting, device, ranks, recipe=students, fuse="always")
+            assert {name: group.way for group in groups for name in group.names} == ways
+    assert (
+        plan(students[2:], device, recipe=students, fuse="always")[0].why == "no other student can be stacked with it"
+    )
+
+
 def test_own_orders_keep_seeds_apart() -> None:
     students = [student("a", seed=1), student("b", seed=2)]
     assert named(plan(students)) == {("a", "b")}
@@ -79,6 +102,27 @@ def test_what_cannot_be_stacked_goes_on_streams_or_alone(changes: dict[str, Any]
     assert {(group.way, group.why) for group in groups} <= {("streams", why), ("alone", why)}
     assert max(len(group.students) for group in groups) <= 4 if "model" not in changes else True
     assert {(g.way, g.why, len(g.students)) for g in plan(students, "cpu", fuse="always")} == {("alone", why, 1)}
+
+
+HINT = {"type": "feature_hint"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "way"),
+    [
+        ([HINT], "alone"),
+        ([HINT, {"type": "cross_entropy", "weight": {"start": 0, "end": 1, "shape": "step", "until": 0.5}}], "alone"),
+        ([HINT, {"type": "soft_targets", "weight": {"start": 1}}], "alone"),
+        ([HINT, {"type": "cross_entropy", "weight": 0.0}], "alone"),
+        ([HINT, {"type": "cross_entropy", "weight": 0.1}], "fused"),
+        ([HINT, {"type": "soft_targets", "weight": {"start": 1, "end": 0.1}}], "fused"),
+        ([{"type": "teacher_annealing"}], "fused"),
+    ],
+)
+def test_a_stack_s_classifier_has_a_gradient_in_every_step(losses: list[dict[str, Any]], way: str) -> None:
+    groups = plan([student(name, losses=losses, teachers=["t"]) for name in "ab"], "cpu", fuse="always")
+    assert {group.way for group in groups} == {way}
+    assert way == "fused" or groups[0].why == "its losses leave the classifier out at times"
 
 
 def test_a_cpu_places_and_does_not_fuse_unless_told_to() -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from dtrain.data import Part
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.shared import Memo, SharedRows, SharedStore
 from dtrain.students.train import GroupTrainer
-from dtrain.students.ways import Streams
+from dtrain.students.ways import Fused, Streams
+from dtrain.training.loop import Ended, fit_all
 from dtrain.training.member import Member, Trained
-from tests.students.conftest import Opinions, Train, student
+from tests.students.conftest import Opinions, Train, assert_same, student
 
 
 def test_a_batch_is_read_once(rows: Part) -> None:
@@ -26,10 +28,13 @@ def test_a_batch_is_read_once(rows: Part) -> None:
             assert torch.equal(tensor, rows.collate(index)[name])
         assert torch.equal(store.logits(rows.ids[index]), Opinions(0).logits(rows.ids[index]))
     assert memo.reads == 2
+    for index in (np.array([3, 4]), np.array([3, 4])):
+        assert torch.equal(shared.collate_labels(index), torch.from_numpy(rows.labels[index]))
+    assert memo.reads == 3
     shared.collate(np.array([7]))
     shared.collate(np.array([8]))
     shared.collate(np.array([3, 4]))
-    assert memo.reads == 5
+    assert memo.reads == 6
     assert len(shared) == len(rows) and np.array_equal(shared.lengths, rows.lengths)
 
 
@@ -90,3 +95,76 @@ def test_one_that_fits_nowhere_is_its_own_failure() -> None:
     assert ended.keys() == {"a", "huge", "b"}
     assert "out of memory" in str(ended["huge"])
     assert ended["a"] is None and ended["b"] is None
+
+
+class _FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no gradient of it")
+
+
+class OnJobs(GroupTrainer):
+    """Trains made-up jobs, with their checkpoints; the loss of `bad` fails the whole stack from a third of the way on."""
+
+    def __init__(self, job: Callable[..., Any], memory: bool) -> None:
+        self.job, self.memory = job, memory
+        self.ended: dict[str, Ended] = {}
+        self.starts: list[dict[str, int]] = []  # the step from which each goes on, by part
+
+    def _member(self, student: Any, stores: Any, pause: Any) -> Member:
+        return Member("students", student, student.name, stores)
+
+    def _side_by_side(self, students: Any, way: Any, pause: Any) -> Iterator[Trained]:
+        self.starts.append({})
+
+        def spoil(own: Any) -> Any:
+            def loss(*arguments: Any) -> Any:
+                total, *rest = own(*arguments)
+                late = arguments[2] > 1 / 3
+                if late and self.memory and len(students) > 1:
+                    raise torch.OutOfMemoryError("no more")
+                return _FailsInBackward.apply(total) if late and not self.memory else total, *rest
+
+            return loss
+
+        def watched(name: str) -> Any:
+            def wrap(own: Any) -> Any:
+                def loss(*arguments: Any) -> Any:
+                    self.starts[-1].setdefault(name, round(arguments[2] * 52))
+                    return own(*arguments)
+
+                return spoil(loss) if name == "bad" else loss
+
+            return wrap
+
+        for one in fit_all([self.job(s, folder="split", loss=watched(s.name)) for s in students], way):
+            if one.monitor is not None:
+                one.monitor.close()
+            self.ended[one.job.spec.name] = one
+            yield Trained(self._member(one.job.spec, {}, None), metrics={}, error=one.error)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_fails_a_stack_is_traced_to_one_student(train: Train, job: Any, memory: bool) -> None:
+    """A kernel out of memory, or an error in the common backward pass; the parts go on from their checkpoints."""
+    students = [student(n, seed=i, dropout=0.3) for i, n in enumerate(("a", "b", "bad", "c"))]
+    trainer = OnJobs(job, memory)
+    errors = {t.member.spec.name: t.error for t in trainer.train(TrainingGroup(tuple(students), "fused", "", 1.0))}
+    assert errors.keys() == {"a", "b", "bad", "c"}
+    assert {name for name, error in errors.items() if error} == (set() if memory else {"bad"})
+    assert memory or "no gradient of it" in str(errors["bad"])
+    assert [sorted(start) for start in trainer.starts] == [
+        ["a", "b", "bad", "c"],
+        ["a", "b"],
+        ["bad", "c"],
+        ["bad"],
+        ["c"],
+    ]
+    assert all(step == 13 for start in trainer.starts[1:] for step in start.values())
+    well = [one for one in students if not errors[one.name]]
+    undisturbed = train(well, Fused(), folder="undisturbed")
+    assert_same({one.name: trainer.ended[one.name] for one in well}, undisturbed)
