@@ -85,10 +85,9 @@ def test_a_recipe_as_dependent_jobs(undisturbed: Pipeline) -> None:
 def test_the_quickstart_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     """The shipped recipe, an epoch each: from text to the report, as jobs."""
     tmp_path.chmod(0o755)
-    epochs = [f"teachers.{number}.epochs=1" for number in range(2)] + [
-        f"students.{number}.epochs=1" for number in range(4)
-    ]
-    changes = [*epochs, "report.latency=false", "--nodes=2", "--cpus=2", "--gpus=2", "--time=20"]
+    members = [f"teachers.{number}" for number in range(2)] + [f"students.{number}" for number in range(4)]
+    shorter = [f"{member}.{change}" for member in members for change in ("epochs=1", "batch_size=128")]
+    changes = [*shorter, "report.latency=false", "--nodes=2", "--cpus=2", "--gpus=2", "--time=20"]
     pipeline = Pipeline(cluster, "quickstart", tmp_path, *changes, name="quickstart")
     pipeline.finish()
     assert "4 ranks" in pipeline.log()
