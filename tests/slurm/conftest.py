@@ -30,7 +30,7 @@ teachers:
     epochs: 40
     batch_size: 40
     evaluate_every: 40
-    checkpoint_every: 4
+    checkpoint_every: 16
 knowledge: {{shard_rows: 16, batch_tokens: 128}}
 students:
   - name: lstm
@@ -38,7 +38,7 @@ students:
     epochs: 50
     batch_size: 40
     evaluate_every: 100
-    checkpoint_every: 4
+    checkpoint_every: 20
     grid: {{seed: [1, 2]}}
 launch:
   processes: 2

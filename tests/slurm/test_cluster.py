@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from cluster import OVER, Cluster, wait_for
 from conftest import ROOT, Pipeline, results
 
@@ -211,31 +210,38 @@ def scores_of(kind: str, name: str) -> bool:
     return name.startswith(kind) and name.endswith("evaluation.json")
 
 
-@pytest.mark.parametrize(
-    ("stage", "kind", "lost"),
-    [("finetune", "teachers", "the other node"), ("distill", "students", "the script's node")],
-)
-def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path, stage: str, kind: str, lost: str) -> None:
-    """A power cut in the middle: SLURM requeues the job, which continues from its checkpoint on the nodes it gets.
+def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """A power cut in the middle: SLURM requeues both jobs, which continue from checkpoints on the nodes they get.
 
-    The script's node is where ranks meet, too; with it nobody is left who could requeue the job but SLURM itself.
+    One loses its other node; one its first, where its script and the meeting of its ranks are, so that nobody is left
+    who could requeue it but SLURM itself.
     """
     cluster = undisturbed.cluster
-    run = copy_of(undisturbed, tmp_path, kind)
+    first, lost, third = cluster.names
     wait_for(lambda: cluster.idle() == cluster.names, 60)
-    job = submit_stage(undisturbed, tmp_path, stage, "--nodes=2")
-    output = tmp_path / "job.out"
-    wait_for(steps(run, kind), 120)
-    script, other = cluster.nodes_of(job)
-    node = other if lost == "the other node" else script
-    cluster.kill_node(node)
+    stages = {"finetune": "teachers", "distill": "students"}
+    runs = {stage: copy_of(undisturbed, tmp_path / stage, kind) for stage, kind in stages.items()}
+    jobs = {"finetune": submit_stage(undisturbed, tmp_path / "finetune", "finetune", "--nodes=2")}
+    wait_for(lambda: cluster.states(jobs["finetune"]) == ["RUNNING"], 60)
+    # Fills the first node up, so that the second job begins on the next.
+    filler = cluster.submit(f"--nodelist={first}", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 600")
+    wait_for(lambda: cluster.states(filler) == ["RUNNING"], 60)
+    jobs["distill"] = submit_stage(undisturbed, tmp_path / "distill", "distill", "--nodes=2")
     try:
-        wait_for(lambda: cluster.states(job) == ["PENDING"], 90)
-        cluster.wait(job, seconds=200)  # on one of the old nodes and the one that was idle
+        for stage, kind in stages.items():
+            wait_for(steps(runs[stage], kind), 120)
+        assert [cluster.nodes_of(job) for job in jobs.values()] == [[first, lost], [lost, third]]
+        cluster.kill_node(lost)
+        cluster.run("scancel", filler)
+        wait_for(lambda: all(cluster.states(job) == ["PENDING"] for job in jobs.values()), 90)
+        cluster.wait(*jobs.values(), seconds=200)
     finally:
-        cluster.start_node(node)
-    assert cluster.states(job) == ["COMPLETED"], output.read_text()
-    assert cluster.show(job)["Restarts"] == "1"
-    assert node not in cluster.nodes_of(job)
+        cluster.run("scancel", filler, *jobs.values(), check=False)
+        cluster.start_node(lost)
     expected = results(undisturbed.run)
-    assert results(run) == {name: bytes_ for name, bytes_ in expected.items() if not scores_of(kind, name)}
+    for stage, job in jobs.items():
+        assert cluster.states(job) == ["COMPLETED"], (tmp_path / stage / "job.out").read_text()
+        assert cluster.show(job)["Restarts"] == "1"
+        assert cluster.nodes_of(job) == [first, third]
+        not_scored = {name: found for name, found in expected.items() if not scores_of(stages[stage], name)}
+        assert results(runs[stage]) == not_scored
