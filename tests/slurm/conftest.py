@@ -41,10 +41,10 @@ students:
     checkpoint_every: 20
     grid: {{seed: [1, 2]}}
 launch:
-  processes: 2
+  processes: 1  # a node; most of the time here goes into starting processes
   timeout: 90
-  # Two for the students, too: one rank takes all cores, and two such jobs beside each other crawl.
-  stages: {{prepare: {{processes: 1}}, evaluate: {{processes: 1}}, report: {{processes: 1}}}}
+  # One rank takes all cores, and two such jobs beside each other crawl.
+  stages: {{distill: {{processes: 2}}}}
 report: {{latency: false, splits: [valid]}}
 """
 TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅"}
