@@ -247,7 +247,10 @@ def leave_together(world: World) -> Iterator[None]:
     except DtrainError as error:
         store = world.store()
         if store is not None and error.problems:
-            first = store.add("dtrain/problem/" + "|".join(error.problems), 1) == 1
+            try:
+                first = store.add("dtrain/problem/" + "|".join(error.problems), 1) == 1
+            except dist.DistError:  # rank 0, where the store is, has told it and left
+                first = False
             if not first:
                 error.problems = []
         raise
