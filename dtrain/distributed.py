@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -247,10 +247,8 @@ def leave_together(world: World) -> Iterator[None]:
     except DtrainError as error:
         store = world.store()
         if store is not None and error.problems:
-            try:
-                first = store.add("dtrain/problem/" + "|".join(error.problems), 1) == 1
-            except dist.DistError:  # rank 0, where the store is, has told it and left
-                first = False
-            if not first:
-                error.problems = []
+            # Rank 0, where the store is, may have left already: better told twice than not at all.
+            with suppress(dist.DistError):
+                if store.add("dtrain/problem/" + "|".join(error.problems), 1) > 1:
+                    error.problems = []
         raise

@@ -107,7 +107,7 @@ def draw(spec: Sample, section: str, metric: str | None) -> list[dict[str, Any]]
         }[spec.sampler]()
         study = optuna.create_study(direction="maximize", sampler=sampler)
         if spec.sampler == "qmc":
-            # The first point is where Optuna learns the keys; it would be drawn at random and told as no other.
+            # Optuna takes the keys of Sobol points from a study's first trial, which it draws at random: not one of ours.
             study.add_trial(optuna.create_trial(params=_any_point(space), distributions=space, value=0.0))
         for path in spec.after:
             found = _trials(Path(path), section, metric, space)
@@ -143,23 +143,22 @@ def _trials(run: Path, section: str, metric: str | None, space: Mapping[str, Bas
     from optuna.trial import TrialState
 
     from dtrain.recipe.load import load_recipe
-    from dtrain.runfolder import RunFolder, read_json
+    from dtrain.runfolder import RunFolder
 
     if not (run / "recipe.yaml").is_file():
         raise InputError(f"after: {run}: is not a run folder (no recipe.yaml)")
-    recipe, folder = load_recipe(str(run / "recipe.yaml")), RunFolder(run)
-    rungs = _rungs(run)
+    try:
+        recipe, folder, rungs = load_recipe(str(run / "recipe.yaml")), RunFolder(run), _rungs(run)
+    except InputError as error:
+        raise InputError(f"after: {error.problems[0]}") from None
     trials = []
     for member in getattr(recipe, section):
         values = {key: _value(member.model_dump(mode="json"), key) for key in space}
         if not all(_within(kind, values[key]) for key, kind in space.items()):
             continue
         scored_by = metric or member.metric
-        try:
-            history = read_json(folder.model(section, member.name) / "history.json")
-        except OSError:
-            history = []
-        scores = [entry[scored_by] for entry in history if entry["split"] == "valid"]
+        history = _read(folder.model(section, member.name) / "history.json") or []
+        scores = [entry[scored_by] for entry in history if entry["split"] == "valid" and scored_by in entry]
         if scores:
             best = -min(scores) if scored_by == "loss" else max(scores)
             trials.append(create_trial(params=values, distributions=dict(space), value=best))
@@ -173,12 +172,20 @@ def _trials(run: Path, section: str, metric: str | None, space: Mapping[str, Bas
 
 def _rungs(run: Path) -> list[tuple[int, dict[str, float]]]:
     """The scores at each comparison of a search; of `loss` the negatives."""
+    record = _read(run / "search.json")
+    return [(rung["epoch"], rung["scores"]) for rung in record["rungs"]] if record else []
+
+
+def _read(path: Path) -> Any:
+    """What a JSON file holds; None where there is none."""
     from dtrain.runfolder import read_json
 
     try:
-        return [(rung["epoch"], rung["scores"]) for rung in read_json(run / "search.json")["rungs"]]
+        return read_json(path)
     except OSError:
-        return []
+        return None
+    except ValueError:
+        raise InputError(f"after: {path} is damaged") from None
 
 
 def _value(section: Any, key: str) -> Any:

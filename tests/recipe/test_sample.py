@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,17 @@ def test_a_run_that_teaches_nothing_is_told(tmp_path: Path) -> None:
         load(tmp_path, sample)
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "search.json", "students/cnn-00*/history.json"])
+def test_a_damaged_run_is_told_under_the_key(tmp_path: Path, name: str) -> None:
+    run = earlier_run(tmp_path / "first")
+    next(run.glob(name)).write_text("{", encoding="utf-8")
+    sample = {"count": 2, "keys": {"optimizer.lr": KEYS["optimizer.lr"]}, "sampler": "tpe", "after": [str(run)]}
+    with pytest.raises(InputError, match=r"recipe\.yaml:1: students\.0\.sample\.after: .*/first/r/"):
+        load(tmp_path, sample)
+
+
 def test_without_optuna_the_line_to_install_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"sample\.sampler: Optuna is not installed; pip install 'dtrain\[search\]'"):
         load(tmp_path, {"count": 2, "keys": KEYS})
 
