@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError
+from dtrain.machines import usable_cores
 from dtrain.sharding import Sharding, read_sharding, take_variables
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class World:
     @property
     def threads(self) -> int:
         """CPU cores for this rank alone."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        return max(1, usable_cores() // self.local_size)
 
     # --- agreeing ------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ the roll themselves, before they start any process, and name the machines that a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,3 +57,13 @@ def parse_machines(count: int, rank: int, rendezvous: str | None) -> Machines:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536 - 8:
         raise InputError(f"--rendezvous: {rendezvous or 'is missing'} (allowed: FIRST_MACHINE:PORT, as node1:20480)")
     return Machines(count, rank, host, int(port))
+
+
+def usable_cores() -> int:
+    """CPU cores for the processes of this launch: those it may run on, and no more than SLURM gave the task.
+
+    Not every cluster binds tasks to their cores; there two jobs on a node would each start threads for all of it.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(allowed, int(given)) if given.isdecimal() and int(given) else allowed

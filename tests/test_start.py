@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SLOW = ("transformers.modeling_utils", "deepspeed", "evaluate", "sklearn", "optuna")
+SLOW = ("transformers.modeling_utils", "deepspeed", "evaluate", "sklearn", "optuna", "torch.distributed.tensor")
 
 
 @pytest.mark.parametrize("stage", ["finetune", "precompute", "distill", "evaluate", "report", "predict"])

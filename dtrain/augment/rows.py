@@ -7,7 +7,6 @@ row's: neither workers nor their number change it.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dtrain.augment.words import Word, cutter
 from dtrain.data.corpus import Corpus
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
+from dtrain.machines import usable_cores
 from dtrain.recipe.data import Data
 
 CHUNK = 512  # training rows
@@ -145,7 +145,7 @@ def _run(task: Callable[[_Worker, range], Any], chunk: range) -> Any:
 def _everywhere(task: Callable[[_Worker, range], Any], worker: _Worker, chunks: list[range]) -> Iterator[Any]:
     """Results of `task(worker, chunk)` in the order of `chunks`."""
     data = worker.data
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     workers = min(MOST_WORKERS, cores) if data.workers == "auto" else data.workers
     if workers == 1 or len(chunks) < 2 * workers:
         yield from map(partial(task, worker), chunks)

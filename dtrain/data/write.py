@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
+from dtrain.machines import usable_cores
 from dtrain.recipe.data import Data
 from dtrain.runfolder import write_json
 
@@ -157,7 +157,7 @@ def map_rows(
     """`dataset.map` in batches; whatever it writes lies in `scratch`, nothing in the user's cache."""
     scratch.mkdir(exist_ok=True)
     name = f"{len(list(scratch.iterdir())):04d}"
-    workers = min(MOST_WORKERS, len(os.sched_getaffinity(0))) if data.workers == "auto" else data.workers
+    workers = min(MOST_WORKERS, usable_cores()) if data.workers == "auto" else data.workers
     return dataset.map(
         function,
         batched=True,

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
 from dtrain.recipe.training import TrainSpec
 from dtrain.training.lamb import Lamb
 from dtrain.training.optim import build_optimizer, scaled_to_batch
+from dtrain.training.shard_layout import is_dtensor
 from dtrain.training.speed import model_flops
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -334,13 +334,15 @@ class Engine:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a DTensor, on every rank; any other tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole `tensor` cut as `like` is: this rank's share where that is a DTensor."""
-    if not isinstance(like, DTensor):
+    if not is_dtensor(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     mesh = like.device_mesh
     moved = tensor.to(like.to_local().device)
     return distribute_tensor(moved, mesh, like.placements, src_data_rank=None)  # every rank has it all: nothing is sent

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from dtrain.distributed import World
-from dtrain.training.engine_fsdp import spread
 from dtrain.training.inference import cast_products
 
 EVERY = 8  # passes between two looks at whether all go on, each of which waits for the device
@@ -66,6 +64,10 @@ def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) ->
         load: gives the whole model on the CPU.
         precision: 'fp32', or the autocast type of its products.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from dtrain.training.engine_fsdp import spread  # half a second, which models of one device do without
+
     mesh = init_device_mesh(world.device.type, (world.size,))
     model = nn.Module()
     for turn in range(max(world.gather_objects(world.local_size))):

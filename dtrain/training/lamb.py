@@ -16,11 +16,10 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dtrain.training.shard_layout import Layout, ShardingError, dtensor_layout, local, placed_like, whole
+from dtrain.training.shard_layout import Layout, ShardingError, dtensor_layout, is_dtensor, local, placed_like, whole
 
 HALF = (torch.float16, torch.bfloat16)
 STREAMED = 2**20  # elements; beyond that a CPU takes the next tensors in another batch
@@ -281,7 +280,7 @@ class Lamb(Optimizer):
         return batches
 
     def _layout(self, p: Tensor) -> Layout:
-        if isinstance(p, DTensor):
+        if is_dtensor(p):
             return dtensor_layout(p)
         attached: Layout | None = self._layouts.get(p)
         if attached is not None:

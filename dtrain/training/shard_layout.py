@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from dtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class ShardingError(InputError):
@@ -72,13 +76,19 @@ def dtensor_layout(p: DTensor) -> Layout:
     return Layout((Part(p.shape, 0, p.to_local().numel()),), tuple(groups), device)
 
 
+def is_dtensor(t: Tensor) -> TypeGuard[DTensor]:
+    """Whether FSDP2 or tensor parallelism made `t`; does not import DTensor, which takes every process half a second."""
+    module = sys.modules.get("torch.distributed.tensor")  # there is none before it was imported
+    return module is not None and isinstance(t, module.DTensor)
+
+
 def local(t: Tensor) -> Tensor:
     """This rank's shard of a DTensor, sharing its memory (under no_grad); a plain tensor itself."""
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if is_dtensor(t) else t
 
 
 def placed_like(grad: Tensor, p: Tensor) -> Tensor:
     """`grad` sharded as its parameter `p` is (under tensor parallelism it may still be a partial sum)."""
-    if isinstance(p, DTensor) and isinstance(grad, DTensor) and grad.placements != p.placements:
+    if is_dtensor(p) and is_dtensor(grad) and grad.placements != p.placements:
         return grad.redistribute(placements=p.placements)
     return grad

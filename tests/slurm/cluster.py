@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 
@@ -180,6 +182,18 @@ class Cluster:
             if "JobState=PENDING Reason=BeginTime" in line:
                 one = line.split()[0].removeprefix("JobId=")
                 self.run("scontrol", "update", f"jobid={one}", "StartTime=now", check=False)
+
+    def suspend(self, job: str, node: str) -> int:
+        """Stop the job's ranks on `node` where they are; how many there are."""
+        ranks = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                told = process.environ()
+                if (told.get("SLURM_JOB_ID"), told.get("SLURMD_NODENAME")) == (job, node) and "LOCAL_RANK" in told:
+                    ranks.append(process)
+        for process in ranks:
+            process.suspend()
+        return len(ranks)
 
     # --- inside --------------------------------------------------------------------------------------
 

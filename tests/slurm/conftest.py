@@ -43,7 +43,6 @@ students:
 launch:
   processes: 1  # a node; most of the time here goes into starting processes
   timeout: 90
-  # One rank takes all cores, and two such jobs beside each other crawl.
   stages: {{distill: {{processes: 2}}}}
 report: {{latency: false, splits: [valid]}}
 """
@@ -52,7 +51,7 @@ TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[slurm.Cluster]:
-    """Three nodes of four CPUs, of which jobs take two; they have two GPUs each, which are /dev/null."""
+    """Three nodes of four CPUs; they have two GPUs each, which are /dev/null."""
     reason = slurm.missing()
     if reason:
         pytest.skip(f"no SLURM cluster here: {reason}")
@@ -117,6 +116,6 @@ def undisturbed(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory
     """The recipe as dependent jobs over 2 nodes of 2 ranks each, its students as an array of 2 groups."""
     folder = tmp_path_factory.mktemp("slurm")
     os.chmod(folder, 0o755)
-    pipeline = Pipeline(cluster, write_inputs(folder), folder, "--nodes=2", "--groups=2", "--cpus=2", "--time=20")
+    pipeline = Pipeline(cluster, write_inputs(folder), folder, "--nodes=2", "--groups=2", "--cpus=1", "--time=20")
     pipeline.finish()
     return pipeline

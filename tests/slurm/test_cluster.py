@@ -117,7 +117,7 @@ def test_stopped_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Pa
     """Every job goes on where it was, of an array only the task that was asked, and ends with the same bytes."""
     cluster = undisturbed.cluster
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
-    pipeline = Pipeline(cluster, recipe, tmp_path, "--nodes=2", "--groups=2", "--cpus=2", "--time=20")
+    pipeline = Pipeline(cluster, recipe, tmp_path, "--nodes=2", "--groups=2", "--cpus=1", "--time=20")
     at_work = {
         "finetune": steps(pipeline.run, "teachers"),
         "precompute": lambda: list(pipeline.run.rglob(".tmp-*")) or list((pipeline.run / "knowledge").rglob("*.arrow")),
@@ -157,7 +157,7 @@ def submit_stage(undisturbed: Pipeline, folder: Path, stage: str, *words: str) -
     cluster = undisturbed.cluster
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
     cluster.environment["DTRAIN_PYTHON"] = sys.executable
-    options = ["--cpus-per-task=2", "--time=20", f"--output={folder}/job.out"]
+    options = ["--cpus-per-task=1", "--time=20", f"--output={folder}/job.out"]
     options += [word for word in words if word.startswith("--")]
     changes = [word for word in words if not word.startswith("--")]
     script = ROOT / "launch" / "slurm" / "stage.sbatch"
@@ -173,12 +173,12 @@ def test_what_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path) -> Non
     pipelines = {
         "bound": Pipeline(cluster, recipe, tmp_path / "bound", *endless, "--requeues=0", "--cpus=1"),
         "stop": Pipeline(cluster, recipe, tmp_path / "stop", *endless, "--cpus=1"),
-        "cancel": Pipeline(cluster, recipe, tmp_path / "cancel", *endless, "--cpus=1"),
     }
     jobs = {name: pipeline.jobs["finetune"] for name, pipeline in pipelines.items()}
-    # This script was not told the run folder: it follows from the recipe.
-    jobs["by-hand"] = submit_stage(undisturbed, tmp_path / "by-hand", "finetune", *endless)
-    every = [jobs["by-hand"], *(job for pipeline in pipelines.values() for job in pipeline.jobs.values())]
+    # These scripts were not told the run folder: it follows from the recipe.
+    by_hand = ("cancel", "by-hand")
+    jobs |= {name: submit_stage(undisturbed, tmp_path / name, "finetune", *endless) for name in by_hand}
+    every = [*jobs.values(), *(job for pipeline in pipelines.values() for job in pipeline.jobs.values())]
     try:
         for run in runs.values():
             wait_for(steps(run, "teachers"), 200)
@@ -190,7 +190,7 @@ def test_what_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path) -> Non
     finally:
         cluster.run("scancel", *every, check=False)  # what would run for ever, in the way of other tests
     told = {name: pipeline.log() for name, pipeline in pipelines.items()}
-    told["by-hand"] = (tmp_path / "by-hand" / "job.out").read_text()
+    told |= {name: (tmp_path / name / "job.out").read_text() for name in by_hand}
     for name, job in jobs.items():
         shown = cluster.show(job)
         expected = ("CANCELLED", "0") if name == "cancel" else ("FAILED", "0")
@@ -224,12 +224,13 @@ def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path) -> None:
     jobs = {"finetune": submit_stage(undisturbed, tmp_path / "finetune", "finetune", "--nodes=2")}
     wait_for(lambda: cluster.states(jobs["finetune"]) == ["RUNNING"], 60)
     # Fills the first node up, so that the second job begins on the next.
-    filler = cluster.submit(f"--nodelist={first}", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 600")
+    filler = cluster.submit(f"--nodelist={first}", "--cpus-per-task=3", "--output=/dev/null", "--wrap=sleep 600")
     wait_for(lambda: cluster.states(filler) == ["RUNNING"], 60)
     jobs["distill"] = submit_stage(undisturbed, tmp_path / "distill", "distill", "--nodes=2")
     try:
-        for stage, kind in stages.items():
-            wait_for(steps(runs[stage], kind), 120)
+        wait_for(steps(runs["finetune"], "teachers"), 120)
+        assert cluster.suspend(jobs["finetune"], lost) == 1  # it would be done before the other is in the middle
+        wait_for(steps(runs["distill"], "students"), 120)
         assert [cluster.nodes_of(job) for job in jobs.values()] == [[first, lost], [lost, third]]
         cluster.kill_node(lost)
         cluster.run("scancel", filler)
