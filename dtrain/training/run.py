@@ -150,7 +150,7 @@ class Run:
             self.position = Position(**state["position"])
             del state, tensors
         del found
-        self.total = sum(len(self._epoch(epoch)) for epoch in range(spec.epochs))
+        self.total = self._steps()
         self._factor = rate(scaled_to_batch(spec)[1], self.total, spec.epochs)
         self._batches = self._epoch(self.position.epoch)
         self.norm = torch.zeros(())
@@ -370,6 +370,13 @@ class Run:
                 f"{self.job.title}: ranks see different checkpoints in {self.job.checkpoints} (by rank: {shown}); "
                 "the same command continues once they agree"
             )
+
+    def _steps(self) -> int:
+        """Of all epochs. Only batches of tokens have to be cut for that, which takes its time."""
+        spec = self.job.spec
+        if spec.batch_size is not None:
+            return spec.epochs * -(-len(self.job.rows.lengths) // spec.batch_size)
+        return sum(len(self._epoch(epoch)) for epoch in range(spec.epochs))
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         spec = self.job.spec
