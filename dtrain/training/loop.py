@@ -184,5 +184,7 @@ def _common_step(jobs: list[Fit]) -> int | None:
     peers = [job for job in jobs if job.peers]
     if not peers:
         return None
-    steps = [set(checkpoints_of(job).steps()) for job in peers]
-    return max(set.intersection(*steps), default=0)
+    theirs = [checkpoints_of(job) for job in peers]
+    of_all = set.intersection(*(set(checkpoints.steps()) for checkpoints in theirs))
+    whole = (step for step in sorted(of_all, reverse=True) if all(checkpoints.newest(step) for checkpoints in theirs))
+    return next(whole, 0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from torch.nn import functional
 
 from dtrain.data import Part
 from dtrain.students.ways import mean_divergence, peers
+from dtrain.training.checkpoint import TENSORS
 from tests.students.conftest import Train, student
 
 
@@ -78,10 +82,20 @@ def test_who_diverges_leaves_before_the_others_learn_from_it(train: Train, job: 
     assert all(ended[name].error is None and ended[name].best for name in "ab")
 
 
-def test_stopped_and_continued_from_a_step_that_all_have(train: Train, job: Any) -> None:
-    """A kill between two peers' checkpoints leaves them at different steps; both go on from the last common one."""
-    import shutil
+def lose(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
 
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / TENSORS
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [lose, damage])
+def test_stopped_and_continued_from_a_step_that_all_have(train: Train, job: Any, harm: Callable[[Path], None]) -> None:
+    """A kill between two peers' checkpoints leaves them at different steps; both go on from the last common one."""
     from dtrain.errors import Stopped
 
     def jobs(folder: str, **how: Any) -> list[Any]:
@@ -102,7 +116,7 @@ def test_stopped_and_continued_from_a_step_that_all_have(train: Train, job: Any)
     (own,) = [j.checkpoints for j in jobs("stopped") if j.title == "b"]
     newest = max(own.glob("step-*"))
     assert newest.name == "step-00000020"
-    shutil.rmtree(newest)
+    harm(newest)
     again = train([], peers, jobs=jobs("stopped"))
     for name, one in again.items():
         for key, tensor in one.best.items():
