@@ -1,4 +1,4 @@
-"""Several machines in one launch: how many, which one this is, where they meet; and whether all of them came.
+"""Several machines in one launch: how many, which one this is, where they meet, whether all came; and this one's cores.
 
 A launcher that waits for another machine's says nothing for minutes and then shows a traceback. So launchers call
 the roll themselves, before they start any process, and name the machines that are missing.

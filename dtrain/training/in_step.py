@@ -66,7 +66,7 @@ def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) ->
     """
     from torch.distributed.device_mesh import init_device_mesh
 
-    from dtrain.training.engine_fsdp import spread  # half a second, which models of one device do without
+    from dtrain.training.engine_fsdp import spread  # half a second, which models that fit one device do without
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     model = nn.Module()

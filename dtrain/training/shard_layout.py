@@ -77,7 +77,7 @@ def dtensor_layout(p: DTensor) -> Layout:
 
 
 def is_dtensor(t: Tensor) -> TypeGuard[DTensor]:
-    """Whether FSDP2 or tensor parallelism made `t`; does not import DTensor, which takes every process half a second."""
+    """Whether FSDP2 or tensor parallelism made `t`; does not import DTensor: ranks that only infer save half a second."""
     module = sys.modules.get("torch.distributed.tensor")  # there is none before it was imported
     return module is not None and isinstance(t, module.DTensor)
 

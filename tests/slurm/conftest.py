@@ -113,7 +113,7 @@ def results(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The recipe as dependent jobs over 2 nodes of 2 ranks each, its students as an array of 2 groups."""
+    """The recipe as dependent jobs over 2 nodes, its students as an array of 2 groups."""
     folder = tmp_path_factory.mktemp("slurm")
     os.chmod(folder, 0o755)
     pipeline = Pipeline(cluster, write_inputs(folder), folder, "--nodes=2", "--groups=2", "--cpus=1", "--time=20")

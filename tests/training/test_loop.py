@@ -196,6 +196,24 @@ def test_micro_batches_change_nothing_but_rounding(world: World, rows: Part, tmp
         torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-6)
 
 
+def test_rows_are_ordered_for_the_epochs_that_are_begun_alone(
+    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of many epochs takes its first step as soon as one of few."""
+    from dtrain.training import run
+
+    ordered, order = [], run.training_batches
+
+    def counted(lengths: np.ndarray, seed: int, epoch: int, **size: Any) -> list[np.ndarray]:
+        ordered.append(epoch)
+        return order(lengths, seed, epoch, **size)
+
+    monkeypatch.setattr(run, "training_batches", counted)
+    with pytest.raises(Stopped, match="at step 10 of 6500"):
+        train(world, rows, tmp_path, spec(epochs=500), stop_at=1)
+    assert ordered == [0]
+
+
 def test_another_seed_is_another_run(world: World, rows: Part, tmp_path: Path) -> None:
     a, _ = train(world, rows, tmp_path / "a", spec())
     b, _ = train(world, rows, tmp_path / "b", spec(seed=4))
