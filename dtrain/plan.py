@@ -104,7 +104,7 @@ class Plan:
 
     def model(self, kind: str, name: str) -> str:
         """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
-        from dtrain.data import resolve_path, tokenizer_name
+        from dtrain.data import resolve_path
         from dtrain.data.given import model_files
 
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
@@ -112,6 +112,18 @@ class Plan:
             files = model_files(resolve_path(member.model.folder))
             return fingerprint(kind, FORMAT, self.tokenizer(name), "given", self._contents(files))
         section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})
+        return self._trained(kind, member, section)
+
+    def training(self, teacher: Teacher) -> str:
+        """What a teacher has in common with those that are it at the end of another epoch (`stop_epoch`)."""
+        if teacher.source is not None:
+            return self.model("teachers", teacher.name)
+        section = teacher.model_dump(mode="json", exclude=_NO_EFFECT | {"stop_epoch"})
+        return self._trained("teachers", teacher, section)
+
+    def _trained(self, kind: str, member: Teacher | Student, section: dict[str, Any]) -> str:
+        from dtrain.data import tokenizer_name
+
         teachers = sorted((t, self.knowledge(t)) for t in getattr(member, "teachers", None) or [])
         return fingerprint(
             kind,

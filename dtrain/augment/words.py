@@ -69,11 +69,11 @@ def _nltk() -> Cutter:
 
         if tuple(map(int, re.findall(r"\d+", nltk.__version__)[:3])) < SAFE_NLTK:
             raise InputError(f"data.augment.tagger: 'nltk' needs nltk 3.9.1 or later (found: {nltk.__version__})")
-        nltk.pos_tag(["a"])
+        tagger = nltk.tag.PerceptronTagger()  # which `nltk.pos_tag` would read from disk for every text
     except ImportError:
         raise InputError("data.augment.tagger: 'nltk' needs the package nltk: pip install 'dtrain[english]'") from None
     except LookupError:
         raise InputError(
             "data.augment.tagger: nltk's tagger is not there: python -m nltk.downloader averaged_perceptron_tagger_eng"
         ) from None
-    return lambda text: [Word(word, tag) for word, tag in nltk.pos_tag(text.split())] if text.split() else []
+    return lambda text: [Word(word, tag) for word, tag in tagger.tag(text.split())]

@@ -55,12 +55,12 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """
     path = find_recipe(name)
     values, lines = _read_yaml(path)
-    overridden = [_apply_override(values, text) for text in overrides or []]
+    overridden = [(_apply_override(values, each), text) for text in overrides or [] for each in _for_each(values, text)]
 
     def place(key: Key) -> str:
-        for number, changed in enumerate(overridden):
+        for changed, text in overridden:
             if key[: len(changed)] == changed:
-                return f"override {(overrides or [])[number]!r}"
+                return f"override {text!r}"
         line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
         return f"{path}:{line}"
 
@@ -161,6 +161,29 @@ def _collect_lines(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path)
 # --- overrides -------------------------------------------------------------------------------------
 
 
+_DOTTED = ("grid", "modules", "keys")  # keys of these hold dots themselves: the rest of the path is one key
+
+
+def _for_each(values: dict[str, Any], text: str) -> list[str]:
+    """`students.*.epochs=3` for each student by number; other overrides as they are."""
+    path, equals, raw = text.partition("=")
+    parts = path.split(".")
+    plain = next((i for i, part in enumerate(parts) if part in _DOTTED), len(parts))
+    if "*" not in parts[:plain]:
+        return [text]
+    star = parts.index("*")
+    node: Any = values
+    for part in parts[:star]:
+        index = _member(node, part) if isinstance(node, list) else None
+        node = node.get(part) if isinstance(node, dict) else None if index is None else node[index]
+    if not isinstance(node, list) or not node:
+        raise InputError(
+            f"override {text!r}: `*` stands for each member of a list, and {'.'.join(parts[:star])} is none"
+        )
+    each = (".".join([*parts[:star], str(number), *parts[star + 1 :]]) for number in range(len(node)))
+    return [one for member in each for one in _for_each(values, f"{member}{equals}{raw}")]
+
+
 def _apply_override(values: dict[str, Any], text: str) -> Key:
     """Set one `key.path=value` in place and return the key; list members go by number or by name."""
     path, equals, raw = text.partition("=")
@@ -190,8 +213,7 @@ def _apply_override(values: dict[str, Any], text: str) -> Key:
             else:
                 node = node[index]
         elif isinstance(node, dict):
-            # Keys of these hold dots themselves: the rest of the path is one key.
-            if part in ("grid", "modules", "keys") and not last:
+            if part in _DOTTED and not last:
                 inner = node.setdefault(part, {})
                 rest = ".".join(parts[depth + 1 :])
                 if not isinstance(inner, dict):

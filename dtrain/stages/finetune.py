@@ -9,6 +9,7 @@ from dtrain.distributed import World
 from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
+from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, is_done
 from dtrain.training.given import publish_given
 from dtrain.training.member import Member, train_member
@@ -20,12 +21,32 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     plan = Plan(recipe)
     data = PreparedData.open(folder)
     stop = world.stop or StopRequest(world, folder.root)
-    for teacher in recipe.teachers:
+
+    def is_there(teacher: Teacher) -> bool:
         identity = plan.model("teachers", teacher.name)
-        if world.main_first(functools.partial(is_done, folder.model("teachers", teacher.name), identity)):
+        return world.main_first(functools.partial(is_done, folder.model("teachers", teacher.name), identity))
+
+    trainings: dict[str, list[Teacher]] = {}
+    for teacher in recipe.teachers:
+        if is_there(teacher):
             say(f"teacher {teacher.name}: complete, nothing to do")
-            continue
-        if teacher.source is not None:
-            publish_given(teacher, identity, recipe, data, world, folder)
-            continue
-        train_member(Member("teachers", teacher, identity, {}), recipe, data, world, folder, stop)
+        elif teacher.source is not None:
+            publish_given(teacher, plan.model("teachers", teacher.name), recipe, data, world, folder)
+        else:
+            trainings.setdefault(plan.training(teacher), []).append(teacher)
+    for waiting in trainings.values():
+        while waiting:
+            train_member(_furthest(waiting, plan), recipe, data, world, folder, stop)
+            waiting = [teacher for teacher in waiting if not is_there(teacher)]
+
+
+def _furthest(teachers: list[Teacher], plan: Plan) -> Member:
+    """Of teachers that differ in `stop_epoch` alone, the one that is trained longest; it gives the others on its way."""
+    members = [Member("teachers", teacher, plan.model("teachers", teacher.name), {}) for teacher in teachers]
+    # Without a stop it also comes after one that stops at the last epoch, whatever its score.
+    ends = [teacher.stop_epoch or teacher.epochs + 1 for teacher in teachers]
+    last = members[ends.index(max(ends))]
+    for member, end in zip(members, ends, strict=True):
+        if end < max(ends):
+            last.early.setdefault(end, []).append(member)
+    return last

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -230,9 +231,10 @@ class Engine:
         return self._collected(self._weights())
 
     def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
-        """A plain model on the CPU with these weights, which are those of `weights()`."""
-        self.bare.load_state_dict(weights)
-        return self.bare.cpu()
+        """A plain model on the CPU with these weights, which `weights()` gave; what is trained stays as it is."""
+        model = copy.deepcopy(self.bare).cpu()
+        model.load_state_dict(weights)
+        return model
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that training goes on from, whole and by parameter name, where `rank` is 0 (*together*).

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Member:
         rows: what it is trained on, where that was read already, for several members.
         order: the seed of the order of rows; None: the spec's.
         pause: epochs after which to stop for a look at the scores.
+        early: by epoch, teachers that are this one at its end, to be published on the way.
     """
 
     kind: str  # teachers | students
@@ -47,6 +49,7 @@ class Member:
     rows: Part | None = None
     order: int | None = None
     pause: int | None = None
+    early: dict[int, list[Member]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -205,6 +208,17 @@ def _prepare(
         peers=member.peers,
         data=recipe.data.model_dump(mode="json"),
     )
+
+    def take(others: list[Member], weights: dict[str, torch.Tensor], position: Position) -> None:
+        here = replace(position, best_step=position.step, best_epoch=float(position.epoch))
+        model = engine.with_weights(weights)
+        for other in others:
+            metrics = _metrics(here, parameters, len(train))
+            _publish(other, model, metrics, here, task, recipe, data, folder)
+            tensorboard = folder.tensorboard(other.kind, other.spec.name)
+            log_hyperparameters(tensorboard, other.spec, _terms(other.spec, task), metrics)
+
+    job.takers = {epoch: functools.partial(take, others) for epoch, others in member.early.items()}
     return job, parameters
 
 
@@ -226,8 +240,7 @@ def _finish(
 
     def publish() -> None:
         _publish(member, engine.with_weights(ended.best), metrics, ended.position, task, recipe, data, folder)
-        terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
-        log_hyperparameters(job.tensorboard, spec, terms, metrics)
+        log_hyperparameters(job.tensorboard, spec, _terms(spec, task), metrics)
 
     try:
         if member.together:
@@ -283,6 +296,10 @@ def _publish(
     say_anywhere(f"{line}; {metrics['seconds_per_epoch']:.1f} s an epoch -> {final}")
 
 
+def _terms(spec: Teacher | Student, task: Task) -> Sequence[LossSpec]:
+    return spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
+
+
 def _weight(loss: LossSpec) -> str:
     weight = loss.weight
     return f"{weight:g}" if isinstance(weight, float) else f"({weight.start:g} to {weight.end:g}, {weight.shape})"
@@ -292,8 +309,7 @@ def _card(member: Member, metrics: dict[str, Any], task: Task) -> str:
     """The model card: what it is, how it was made, what it scores."""
     spec = member.spec
     teachers = ", ".join(member.stores) or "none"
-    terms = spec.losses or [] if isinstance(spec, Student) else task.teacher_losses(spec)
-    losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in terms)
+    losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in _terms(spec, task))
     names = task.types or task.labels
     shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
     return (

@@ -82,6 +82,9 @@ class Rows(Hashable, Protocol):
         """Tokens of each row, [N]."""
 
 
+Taker = Callable[[dict[str, torch.Tensor], Position], None]
+
+
 @dataclass(eq=False)
 class Fit:
     """What is trained, and where."""
@@ -103,6 +106,7 @@ class Fit:
     order: int | None = None  # the seed of the order of rows; None: the spec's
     pause: int | None = None  # epochs after which to stop for a look at the scores
     peers: bool = False  # others are trained on its answers: it can only go on from where they are
+    takers: Mapping[int, Taker] = field(default_factory=dict)  # who takes the weights at the end of an epoch, on rank 0
     data: Mapping[str, Any] = field(default_factory=dict)  # where the rows are from, to say how a checkpoint differs
 
 
@@ -276,8 +280,14 @@ class Run:
         every = job.spec.evaluate_every
         if (position.step % every == 0 if every else epoch_ends) or position.step == self.total:
             self.window.flush()
-            if self._evaluate(epoch_steps):
+            better = self._evaluate(epoch_steps)
+            if better:
                 self.best = engine.weights()
+            if epoch_ends and position.epoch in job.takers:
+                weights = self.best if better else engine.weights()
+                with self._by_itself():
+                    if engine.rank == 0:
+                        job.takers[position.epoch](weights, position)
             self.clock.restart()
         if epoch_ends and not self.ended:
             self._batches = self._epoch(position.epoch)

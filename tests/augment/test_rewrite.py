@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from importlib.machinery import ModuleSpec
+from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -101,45 +100,80 @@ def test_jieba_tells_words_and_tags() -> None:
     assert Word("北京", "ns") in words and Word("天气", "n") in words
 
 
-class FakeNltk(ModuleType):
-    """nltk's part that is used; its tagger's data may not be there."""
+@pytest.fixture
+def no_tagger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nltk, which looks for its data in this empty folder."""
+    import nltk
 
-    __spec__ = ModuleSpec("nltk", None)
-
-    def __init__(self, version: str, there: bool) -> None:
-        super().__init__("nltk")
-        self.__version__, self.there = version, there
-
-    def pos_tag(self, tokens: list[str]) -> list[tuple[str, str]]:
-        if not self.there:
-            raise LookupError("Resource averaged_perceptron_tagger_eng not found.")
-        assert tokens  # which nltk's own raises IndexError for
-        return [(token, "NN" if token == "cat" else "DT") for token in tokens]
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    return tmp_path
 
 
+TAGGED = (
+    "the/DT cat/NN sleeps/VBZ",
+    "a/DT dog/NN barks/VBZ",
+    "the/DT loud/JJ dog/NN sleeps/VBZ",
+    "a/DT quiet/JJ cat/NN barks/VBZ",
+)
+
+
+@pytest.fixture
+def tagger(no_tagger: Path) -> None:
+    """As nltk's own, trained on a few sentences."""
+    from nltk.tag import PerceptronTagger
+
+    trained = PerceptronTagger(load=False)
+    trained.train([[tuple(word.split("/")) for word in sentence.split()] for sentence in TAGGED] * 5)
+    folder = no_tagger / "taggers" / "averaged_perceptron_tagger_eng"
+    folder.parent.mkdir()
+    trained.save_to_json(lang="eng", loc=str(folder))
+
+
+@pytest.mark.usefixtures("tagger")
 def test_nltk_tells_tags_of_words_between_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nltk", FakeNltk("3.9.1", there=True))
     check_tagger(Augment(tagger="nltk"))
     cut, blank = cutter(Data.model_validate({"train": "a", "augment": {"tagger": "nltk"}}))
-    assert cut("the  cat's cat") == [Word("the", "DT"), Word("cat's", "DT"), Word("cat", "NN")]
+    monkeypatch.setattr("nltk.data.path", [])  # it is read once, not for each text
+    words = cut("the  quiet dog's sleeps")
+    assert [word.text for word in words] == ["the", "quiet", "dog's", "sleeps"]
+    assert [words[i].tag for i in (0, 1, 3)] == ["DT", "JJ", "VBZ"]
     assert blank == " " and cut(" ") == []
 
 
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (None, r"^data\.augment\.tagger: 'nltk' needs the package nltk: pip install 'dtrain\[english\]'$"),
-        (FakeNltk("3.9.1", there=False), r"python -m nltk\.downloader averaged_perceptron_tagger_eng$"),
-        (FakeNltk("3.10.0", there=False), "nltk's tagger is not there"),
-        (FakeNltk("3.9", there=True), r"needs nltk 3\.9\.1 or later \(found: 3\.9\)"),
-        (FakeNltk("3.8.1", there=True), r"needs nltk 3\.9\.1 or later \(found: 3\.8\.1\)"),
-    ],
-)
-def test_nltk_that_is_not_there_or_too_old(
-    module: ModuleType | None, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "nltk", module)
-    with pytest.raises(InputError, match=message):
+@pytest.mark.usefixtures("tagger")
+def test_a_word_is_replaced_by_one_with_nltks_tag() -> None:
+    spec = Augment.model_validate({"p_mask": 0, "p_pos": 1, "p_ng": 0, "tagger": "nltk"})
+    cut, _ = cutter(Data(train="a", augment=spec))
+    texts = [cut(" ".join(word.split("/")[0] for word in sentence.split())) for sentence in TAGGED]
+    tags = {word.text: word.tag for text in texts for word in text}
+    seen = set()
+    for words in texts:
+        for seed in range(20):
+            changed = rewrite(words, spec, Lexicon.of(texts), Random(seed))
+            assert [tags[text] for text in changed] == [word.tag for word in words]
+            seen.add(tuple(changed))
+    assert ("a", "cat", "sleeps") in seen and len(seen) > 10
+
+
+@pytest.mark.usefixtures("no_tagger")
+def test_nltk_without_its_tagger() -> None:
+    with pytest.raises(
+        InputError, match=r"tagger is not there: python -m nltk\.downloader averaged_perceptron_tagger_eng$"
+    ):
+        check_tagger(Augment(tagger="nltk"))
+
+
+def test_nltk_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    with pytest.raises(InputError, match=r"'nltk' needs the package nltk: pip install 'dtrain\[english\]'$"):
+        check_tagger(Augment(tagger="nltk"))
+
+
+@pytest.mark.usefixtures("tagger")
+@pytest.mark.parametrize("version", ["3.9", "3.8.1"])
+def test_nltk_that_is_too_old(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nltk.__version__", version)
+    with pytest.raises(InputError, match=rf"needs nltk 3\.9\.1 or later \(found: {version}\)"):
         check_tagger(Augment(tagger="nltk"))
 
 

@@ -29,13 +29,15 @@ teachers:
     epochs: 2
     batch_size: 16
     optimizer: {{type: adamw, lr: 0.01}}
-  - name: bert
+  - &bert
+    name: bert
     model: {{type: bert, size: tiny, hidden: 16, heads: 2, dropout: 0, vocabulary_size: 200}}
     epochs: 2
     batch_size: 16
     accumulation: 2
     activation_checkpointing: true
     optimizer: {{type: lamb, lr: 0.005}}
+  - {{<<: *bert, name: early, stop_epoch: 1}}
 students:
   - name: small
     model: {{type: bilstm, embedding: 8, hidden: 8}}
@@ -94,10 +96,12 @@ def test_teachers_do_not_depend_on_the_engine(recipe: Path, reference: Path, tmp
 
     ranks = 3 if way in ("fsdp2", "zero3") else 2
     changes = [f"output_dir={tmp_path}", f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
-    dtrain("run", recipe, *changes, "--stages", "prepare,finetune")
-    for name in ("cnn", "bert"):
+    told = dtrain("run", recipe, *changes, "--stages", "prepare,finetune")
+    for name in ("cnn", "bert", "early"):
         assert distance(tmp_path / "sharded" / "teachers" / name, reference / name) < 1e-4, name
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "sharded" / "teachers" / "bert")
+    assert "teacher early: best accuracy at epoch 1:" in told
+    assert "teacher bert: bert," in told and "teacher early: bert," not in told  # it came on the other's way
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -112,12 +116,13 @@ def test_every_stage_runs_in_a_sharded_launch(recipe: Path, tmp_path: Path) -> N
     """Students, stored knowledge and scores come from whole models on each rank."""
     dtrain("run", recipe, f"output_dir={tmp_path}", "launch.accelerate_config=zero3")
     results = json.loads((tmp_path / "sharded" / "report" / "results.json").read_text(encoding="utf-8"))
-    assert {m["name"] for m in results["models"]} == {"cnn", "bert", "small"}
+    assert {m["name"] for m in results["models"]} == {"cnn", "bert", "early", "small"}
 
 
 def test_stopped_under_one_engine_and_continued_under_another(recipe: Path, tmp_path: Path) -> None:
     """ZeRO-2 on 2 ranks, then FSDP2 on 3, then one process alone, ends where DDP ends."""
     longer = ["teachers.bert.epochs=16", "teachers.cnn.epochs=1", "teachers.bert.optimizer.lr=0.001"]
+    longer += ["teachers.early.epochs=16", "teachers.early.optimizer.lr=0.001"]
     expected = tmp_path / "undisturbed"
     dtrain("run", recipe, f"output_dir={expected}", *longer, "--stages", "prepare,finetune")
     changes = [f"output_dir={tmp_path}/moved", *longer]

@@ -75,6 +75,28 @@ def test_overrides_by_number_by_name_and_inside_a_grid(path: str) -> None:
     assert recipe.students[-1].seed == 3
 
 
+def test_an_override_of_every_member_of_a_list(path: str) -> None:
+    recipe = load_recipe(path, ["students.*.epochs=7", "students.lstm.epochs=8"])
+    assert [student.epochs for student in recipe.students] == [8] * 4 + [7]
+    assert {teacher.epochs for teacher in recipe.teachers} == {3}
+    both = ["students.0.losses=[{type: cross_entropy}, {type: soft_targets}]", "students.0.losses.*.weight=0.25"]
+    assert [loss.weight for loss in load_recipe(path, both).students[0].losses or []] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("students.*.epoch=7", r"^override 'students\.\*\.epoch=7': students\.0\.epoch: .*did you mean 'epochs'"),
+        ("data.*.train=a", r"^override 'data\.\*\.train=a': `\*` stands for each member of a list, and data is none$"),
+        ("students.nobody.losses.*.weight=1", r"students\.nobody\.losses is none$"),
+        ("*.epochs=1", r"`\*` stands for each member of a list"),
+    ],
+)
+def test_an_override_of_every_member_that_fits_none(path: str, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(path, [override])
+
+
 def test_the_resolved_recipe_is_a_recipe_and_equal(path: str, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     again = tmp_path / "again.yaml"
