@@ -72,6 +72,15 @@ def test_a_pretrained_folder_is_looked_for(
         check_refused(capsys.readouterr().err, code, tmp_path, f"cnn: {key}: ", problem, str(place))
 
 
+def test_vectors_of_another_width_are_seen_at_once(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "v.txt").write_text("a 1 2 3\n")
+    code = main(["check", str(recipe), f"teachers.cnn.model.vectors={tmp_path}/v.txt"])
+    what = f"cnn: model.vectors: {tmp_path}/v.txt:1: 3 numbers, but model.embedding is "
+    check_refused(capsys.readouterr().err, code, tmp_path, what)
+
+
 def test_the_recipe_itself_is_good(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(recipe)]) == 0
     assert "name: bad" in capsys.readouterr().out
@@ -106,6 +115,7 @@ OVERRIDES = [
     ("data.labels=[a, c]", "train.jsonl:2", "'b'"),
     ("data.labels=nowhere.txt", "nowhere.txt", "no such file"),
     ("data.vocabulary.file=none.txt", "none.txt", "no such file"),
+    ("data.augment={p_mask: 0, p_ng: 0}", "data.augment", "no row would be made up"),
     ("data.vocabulary.min_count=0", "data.vocabulary.min_count", "greater than 0"),
     ("data.normalize.simplfy=true", "data.normalize.simplfy", "did you mean 'simplify'"),
     ("data.format=xml", "data.format", "'jsonl'"),

@@ -21,6 +21,7 @@ from dtrain.augment.words import Word, cutter
 from dtrain.data.corpus import Corpus
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
+from dtrain.errors import InputError
 from dtrain.machines import usable_cores
 from dtrain.recipe.data import Data
 
@@ -68,7 +69,9 @@ def with_made_up_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
             rows.file.append(train.file[index])
             rows.line.append(train.line[index])
     if not len(rows):
-        return corpus
+        raise InputError(
+            f"data.augment: no new row came of {data.augment.n_iter} attempts at each of {len(train):,} training rows"
+        )
     numbers = np.full(len(rows), -1, dtype=np.int64)
     corpus.parts["transfer"], corpus.numbers["transfer"] = rows, numbers
     corpus.made_up = len(rows) - len(given)

@@ -62,6 +62,9 @@ class FastText(nn.Module):
         """
         lengths = attention_mask.sum(1)
         ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
+        if self.ngrams > 1 and ids.shape[1] < 2:
+            # The table of n-grams takes part in every pass: engines wait for each parameter's gradient.
+            ids = functional.pad(ids, (0, 2 - ids.shape[1]), value=self.pad_token_id)
         total, count = self.embedding(ids).sum(1), lengths.clone()
         hashed = ids
         for n in range(2, min(self.ngrams, ids.shape[1]) + 1):

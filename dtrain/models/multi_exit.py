@@ -40,6 +40,7 @@ class MultiExit(nn.Module):
         ValueError: for an exit that the encoder has no layer for.
     """
 
+    every_layer = False  # to be called at inference, also where no row is left for it
     config: dict[str, Any]
     SHAPE = ("exits", "confidence", "dropout")
 
@@ -100,7 +101,7 @@ class MultiExit(nn.Module):
         bert: Any = self.encoder
         for number, layer in enumerate(bert.encoder.layer, start=1):
             states = layer(states, visible)
-            if number not in self.exits:
+            if number not in self.exits or not len(left):
                 continue
             answer = self._answer(exit, states)
             if exit == 0:
@@ -110,8 +111,10 @@ class MultiExit(nn.Module):
             leaves = torch.ones_like(sure) if number == self.exits[-1] else sure
             rows = left[leaves]
             logits[rows], features[rows], taken[rows] = answer[leaves], states[leaves, 0], exit
-            left, states, visible = left[~leaves], states[~leaves], visible[~leaves]
+            left = left[~leaves]
             exit += 1
-            if not len(left):
+            if len(left):
+                states, visible = states[~leaves], visible[~leaves]
+            elif not self.every_layer:
                 break
         return MultiExitOutput(logits, features, None, taken)

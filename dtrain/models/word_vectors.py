@@ -1,113 +1,39 @@
-"""Pre-trained vectors of characters or words, in word2vec's text and binary formats, for a student's embedding."""
+"""Pre-trained vectors of characters or words for a student's embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import nn
 
+from dtrain.data.vectors import read_vectors
 from dtrain.errors import InputError
-
-LONGEST_WORD = 4096  # bytes; a binary file without a blank in so many is none
 
 
 def fill_embedding(embedding: nn.Embedding, path: Path, vocabulary: Mapping[str, int]) -> int:
     """Put the file's vectors of known tokens in place; the others keep theirs. Returns how many were found.
 
-    Files that end in .bin are binary; others are text, a token and its numbers a line, with or without the first
-    line "tokens width". The file is read once, whatever its size; of a token that comes twice the first counts.
+    Padding keeps its own, zero, also where the file has one: answers must not depend on how far a text is padded.
 
     Args:
         embedding: float [V, E].
-        path: of the file.
+        path: of a word2vec file, text or binary; of a token that comes twice the first counts.
         vocabulary: ids of tokens.
 
     Raises:
         InputError: naming the file's line (the byte, of binary files): another width than E, a number that is none,
             a file that ends too early, or one that holds no token of the vocabulary.
     """
-    width = embedding.embedding_dim
+    wanted = {token: id for token, id in vocabulary.items() if id != embedding.padding_idx}
     found: dict[int, np.ndarray] = {}
-    read = _read_binary if path.suffix == ".bin" else _read_text
-    try:
-        for token, values in read(path, width, vocabulary):
-            found.setdefault(vocabulary[token], values)
-    except OSError as error:
-        raise InputError(f"model.vectors: {path}: cannot be read: {error.strerror}") from None
+    for token, values in read_vectors(path, embedding.embedding_dim, wanted):
+        found.setdefault(wanted[token], values)
     if not found:
         raise InputError(f"model.vectors: {path}: holds none of the {len(vocabulary):,} tokens of the vocabulary")
     with torch.no_grad():
         rows = torch.tensor(list(found), device=embedding.weight.device)
         embedding.weight[rows] = torch.from_numpy(np.stack(list(found.values()))).to(embedding.weight)
     return len(found)
-
-
-def _read_text(path: Path, width: int, wanted: Mapping[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"model.vectors: {path}:{number}"
-            try:
-                line = raw.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{where}: not valid UTF-8 (byte {raw[error.start]:#04x})") from None
-            # Only the blank and the tab part columns: tokens may hold other white space.
-            token, *values = line.rstrip(" \t\r\n").replace("\t", " ").split(" ")
-            if number == 1 and len(values) == 1 and token.isdigit():
-                _check_width(int(values[0]) if values[0].isdigit() else -1, width, where)
-                continue
-            if not values and not token:
-                continue
-            _check_width(len(values), width, where)
-            if token in wanted:
-                try:
-                    vector = np.array(values, dtype=np.float32)
-                except ValueError as error:
-                    raise InputError(f"{where}: {error}") from None
-                _check_finite(vector, where)
-                yield token, vector
-
-
-def _read_binary(path: Path, width: int, wanted: Mapping[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    with path.open("rb") as file:
-        header = file.readline(LONGEST_WORD).split()
-        where = f"model.vectors: {path}:1"
-        if len(header) != 2 or not all(word.isdigit() for word in header):
-            raise InputError(f'{where}: must be "tokens width", as word2vec writes it')
-        count, found = map(int, header)
-        _check_width(found, width, where)
-        for index in range(count):
-            where = f"model.vectors: {path}: byte {file.tell()}: token {index + 1} of {count}"
-            token = _binary_token(file, where)
-            raw = file.read(4 * width)
-            if len(raw) != 4 * width:
-                raise InputError(f"{where}: the file ends within it")
-            if token in wanted:
-                vector = np.frombuffer(raw, "<f4")
-                _check_finite(vector, where)
-                yield token, vector
-
-
-def _binary_token(file: BinaryIO, where: str) -> str:
-    """Up to the next blank; a line's end may come before it."""
-    token = bytearray()
-    while (byte := file.read(1)) != b" ":
-        if not byte:
-            raise InputError(f"{where}: the file ends within it")
-        if len(token) > LONGEST_WORD:
-            raise InputError(f"{where}: no blank in {LONGEST_WORD} bytes; is it word2vec's binary format?")
-        token += byte
-    return bytes(token).lstrip(b"\n").decode(errors="replace")
-
-
-def _check_width(found: int, width: int, where: str) -> None:
-    if found != width:
-        raise InputError(f"{where}: {found} numbers, but model.embedding is {width}")
-
-
-def _check_finite(vector: np.ndarray, where: str) -> None:
-    if not np.isfinite(vector).all():
-        raise InputError(f"{where}: holds NaN or infinity")

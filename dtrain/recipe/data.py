@@ -74,6 +74,8 @@ class Augment(Closed):
             self.p_pos = 0.1 if self.tagger else 0.0
         if self.p_mask + self.p_pos > 1:
             raise ValueError(f"p_pos: p_mask + p_pos is {self.p_mask + self.p_pos:g}; a word has one fate (at most 1)")
+        if not self.p_mask and not self.p_pos and not self.p_ng:
+            raise ValueError("p_mask: with p_pos and p_ng it is 0, and no row would be made up")
         if self.p_pos and self.tagger is None:
             raise ValueError("p_pos: parts of speech need a tagger: jieba for Chinese, nltk for English")
         return self

@@ -164,6 +164,13 @@ class MultiExitSpec(Closed):
     confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # null: every row goes all the way
     dropout: Share = 0.1
 
+    @model_validator(mode="after")
+    def exits_are_layers(self) -> Self:
+        layers = self.encoder.shape()[1]
+        if not self.encoder.pretrained and max(self.exits) > layers:  # a pretrained one is asked when it is loaded
+            raise ValueError(f"exits: {max(self.exits)} is more than the {layers} layers of the encoder")
+        return self
+
 
 class CrfSpec(Closed):
     """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax a character."""

@@ -262,19 +262,35 @@ def _weightless(student: Student) -> str | None:
     from dtrain.losses import find_loss
 
     terms = student.losses or []
-    if student.peers is None and all(loss.weight == 0 for loss in terms):
-        return "every weight is 0"
+    rows = ""
+    if student.rows == ["transfer"]:  # which have no labels
+        terms = [t for t in terms if find_loss(t.type).teacher_output or "labels" not in find_loss(t.type).needs]
+        rows = " of losses that transfer rows have"
+    if student.peers is None and terms and all(loss.weight == 0 for loss in terms):
+        return f"every weight{rows} is 0"
     # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
     moments = {0.0} | {loss.weight.until for loss in terms if isinstance(loss.weight, WeightSchedule)}
-    for moment in sorted(moments - {1.0}):  # the last step comes before the end
+    moments |= {_ends(loss) for loss in terms}
+    for moment in sorted(moment for moment in moments if moment < 1.0):  # the last step comes before the end
         weighed = [t for t in terms if (t.weight.at(moment) if isinstance(t.weight, WeightSchedule) else t.weight)]
+        if student.rows == ["transfer"]:
+            weighed = [loss for loss in weighed if moment < _ends(loss)]
         needs = [set(find_loss(term.type).needs) for term in weighed]
         when = f"at {moment:g} of training" if moment else "at the beginning"
         if not weighed and student.peers is None:
-            return f"every weight is 0 {when}; give one term a weight there (its start, end or until)"
+            return f"every weight{rows} is 0 {when}; give one term a weight there (its start, end or until)"
         if student.parallel == "data" and weighed and all("features" in n and "logits" not in n for n in needs):
             return f"{when} only features have a weight, and with parallel: data every step must reach the classifier"
+        if student.parallel == "data" and student.model.type == "multi_exit" and all("exits" not in n for n in needs):
+            return (
+                f"{when} no loss of exits has a weight, and with parallel: data every step must reach all classifiers"
+            )
     return None
+
+
+def _ends(loss: LossSpec) -> float:
+    """The part of training at which the loss of a row without a label is 0 for good, whatever its weight."""
+    return float(loss.parameters().get("until", 1.0)) if loss.type == "teacher_annealing" else 1.0
 
 
 def _check_weighting(loss: LossSpec, task: str, where: str, problems: list[str]) -> None:

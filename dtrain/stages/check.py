@@ -84,14 +84,20 @@ def _unusable_places(recipe: Recipe) -> list[str]:
 
 def _missing_model_files(name: str, spec: BaseModel) -> list[str]:
     from dtrain.data.files import existing_file
+    from dtrain.data.vectors import check_vectors
 
     problems = []
     vectors = getattr(spec, "vectors", None)
     if vectors:
         try:
-            existing_file(vectors, f"{name}: model.vectors")
+            path = existing_file(vectors, f"{name}: model.vectors")
         except InputError as error:
             problems += error.problems
+        else:
+            try:
+                check_vectors(path, getattr(spec, "embedding", 0))
+            except InputError as error:
+                problems += [f"{name}: {problem}" for problem in error.problems]
     encoder = encoder_of(spec)
     if encoder is not None and encoder.pretrained and not encoder.made_here:
         pretrained = encoder.pretrained

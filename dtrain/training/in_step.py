@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from dtrain.distributed import World
+from dtrain.models.multi_exit import MultiExit
 from dtrain.training.inference import cast_products
 
 EVERY = 8  # passes between two looks at whether all go on, each of which waits for the device
@@ -74,6 +75,8 @@ def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) ->
         if turn == world.local_rank:
             # Frozen: a block may then hold parameters of several types.
             model = cast_products(load(), precision, world.device).requires_grad_(False)
+            if isinstance(model, MultiExit):
+                model.every_layer = True  # rows leave sooner on one rank than on another
             spread(model, mesh)
         world.wait_for_all("loading a model rank by rank")
     return InStep(model.eval(), world)

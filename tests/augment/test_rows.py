@@ -44,6 +44,15 @@ def augmented(data: Data, seed: int = 3) -> Corpus:
     return with_made_up_rows(read_corpus(data, 0), data, seed)
 
 
+def test_when_nothing_can_be_made_up(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="p_mask: with p_pos and p_ng it is 0, and no row would be made up"):
+        section(tmp_path, augment={"p_mask": 0, "p_ng": 0})
+    never = {"n_iter": 2, "p_mask": 1e-9, "p_ng": 0}
+    with pytest.raises(InputError, match=r"data\.augment: no new row came of 2 attempts at each of 36 training rows$"):
+        augmented(section(tmp_path, augment=never, transfer=[]))
+    assert len(augmented(section(tmp_path, augment=never)).parts["transfer"]) == 2  # the given ones
+
+
 def test_rows_are_new_unlabelled_and_tell_where_they_come_from(tmp_path: Path) -> None:
     data = section(tmp_path)
     corpus = augmented(data)

@@ -103,3 +103,14 @@ def test_gradients() -> None:
         lambda z: exits_distillation(torch.cat([z, exits[1:].detach()]), temperature=2.0),
         exits[:1].detach().requires_grad_(),
     )
+
+
+def test_gradient_of_the_ensemble_of_exits() -> None:
+    """T / E (softmax(z_e / T) - p) for each exit e, the last one's too: p is a constant."""
+    generator = torch.Generator().manual_seed(1)
+    exits = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    value = exits_distillation(exits, temperature=3.0, source="ensemble").sum()
+    (found,) = torch.autograd.grad(value, exits)
+    shares = (exits.detach() / 3.0).softmax(-1)
+    expected = 3.0 / 3 * (shares - shares.mean(0))
+    torch.testing.assert_close(found, expected)

@@ -117,6 +117,35 @@ def test_a_recipe_uses_a_new_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scratch_registry")
+def test_a_student_learns_by_a_new_loss(tmp_path: Path) -> None:
+    """Through every stage, from the store: the student's answers come near to its teacher's, whom nothing else tells."""
+
+    @registry.register("logits", "teachers.logits")
+    def squares(student_logits: Any, teacher_logits: Any) -> Any:
+        return (student_logits - teacher_logits.mean(0)).square().sum(-1)
+
+    from dtrain.distributed import connect
+    from dtrain.plan import Plan
+    from dtrain.runfolder import read_json
+    from dtrain.stages import distill, finetune, precompute, prepare
+
+    rows = [f'{{"text": "{text}", "label": "{text[0]}"}}\n' for text in ("ab", "ba", "aab", "bba") * 12]
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    model = "model: {type: fasttext, embedding: 4, buckets: 16, dropout: 0}, batch_size: 8, optimizer: {lr: 0.05}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: new\noutput_dir: {tmp_path}\ndata: {{train: {tmp_path}/a.jsonl, vocabulary: {{min_count: 1}}}}\n"
+        f"teachers: [{{name: t, {model}}}]\nstudents: [{{name: s, {model}, epochs: 9, losses: [{{type: squares}}]}}]\n"
+    )
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"))
+    plan, world = Plan(recipe), connect()
+    for stage in (prepare, finetune, precompute, distill):
+        stage.run(recipe, world, plan.folder)
+    history = read_json(plan.folder.model("students", "s") / "history.json")
+    squares_seen = [seen["squares"] for seen in history if seen["split"] == "train"]
+    assert len(squares_seen) == 9 and squares_seen[-1] < 0.05 * squares_seen[0]
+
+
+@pytest.mark.usefixtures("scratch_registry")
 def test_registration_mistakes_are_refused() -> None:
     def cross_entropy(student_logits: object, labels: object) -> None: ...
 

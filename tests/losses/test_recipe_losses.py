@@ -81,6 +81,23 @@ def test_what_is_refused(student: str, message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ("{type: cross_entropy}, {type: soft_targets, weight: 0}", r"every weight of losses that transfer rows have is 0$"),
+        ("{type: cross_entropy}, {type: soft_targets, weight: {start: 1, until: 0.5}}",
+         r"every weight of losses that transfer rows have is 0 at 0\.5 of training"),
+        ("{type: teacher_annealing, until: 0.5}", r"that transfer rows have is 0 at 0\.5 of training"),
+    ],
+)  # fmt: skip
+def test_rows_without_labels_need_what_they_have(losses: str, message: str, tmp_path: Path) -> None:
+    data = "train: x.jsonl, transfer: y.txt"
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, f"{CNN}, rows: [transfer], losses: [{losses}]", data=data)
+    load(tmp_path, f"{CNN}, losses: [{losses}]", data=data)
+    load(tmp_path, f"{CNN}, rows: [transfer], losses: [{losses}, {{type: cosine}}]", data=data)
+
+
+@pytest.mark.parametrize(
     "losses",
     [
         "{type: soft_targets, weight: {start: 1, end: 0}}",  # 0 is reached behind the last step
@@ -160,6 +177,12 @@ def test_students_with_needs_of_their_own(tmp_path: Path) -> None:
     assert [loss.type for loss in losses or []] == ["exits_cross_entropy", "exits_distillation", "soft_targets"]
     with pytest.raises(InputError, match="every exit needs a loss: exits_cross_entropy or exits_distillation"):
         load(tmp_path, f"{exits}, losses: [{{type: soft_targets}}]")
+    with pytest.raises(InputError, match=r"model\.exits: 3 is more than the 2 layers of the encoder"):
+        load(tmp_path, exits.replace("[1]", "[1, 3]"))
+    fading = "losses: [{type: exits_cross_entropy, weight: {start: 1, until: 0.5}}, {type: soft_targets}]"
+    load(tmp_path, f"{exits}, {fading}")
+    with pytest.raises(InputError, match=r"at 0\.5 of training no loss of exits has a weight, and with parallel: data"):
+        load(tmp_path, f"{exits}, {fading}, parallel: data")
 
 
 def test_teachers_that_are_tolerant_or_have_exits() -> None:

@@ -116,6 +116,33 @@ def test_weighted_logit_regression_by_hand() -> None:
     assert value.item() == pytest.approx((0.75 * 2 + 0.25 * 13) / 2)
 
 
+HELD = ["average", "confidence", "entropy", {"type": "fixed", "weights": {"t0": 1, "t1": 2, "t2": 4}}]
+
+
+@pytest.mark.parametrize("weighting", HELD)
+def test_gradcheck_of_hints(batch: Any, weighting: Any) -> None:
+    student, labels, teachers = batch
+    features = torch.randn(3, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    spec = LossSpec.model_validate({"type": "feature_hint", "weighting": weighting})
+    spec.teachers = ["t0", "t1", "t2"]
+    stored = {
+        name: {"logits": logits, "features": of_teacher}
+        for name, logits, of_teacher in zip(spec.teachers, teachers, features, strict=True)
+    }
+
+    def total(own: Tensor) -> Tensor:
+        given = {"logits": student.detach(), "features": own, "labels": labels.clamp(min=0)}
+        return build_losses([spec])(given, stored, labels >= 0)[0]
+
+    own = 2 * torch.randn(6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    assert torch.autograd.gradcheck(total, own.requires_grad_())
+
+
+def test_gradcheck_of_fixed_weights(batch: Any) -> None:
+    student, labels, teachers = batch
+    assert torch.autograd.gradcheck(lambda z: weighted(HELD[-1], z, labels, *teachers), student)
+
+
 @pytest.mark.parametrize("weighting", ALL)
 def test_gradcheck(batch: Any, weighting: str) -> None:
     """Weights that follow the student are constants in its gradient, so `gradient` is checked with its weights held."""

@@ -52,6 +52,15 @@ def test_padding_and_neighbours_change_nothing(make: Any) -> None:
         torch.testing.assert_close(alone.features[0], whole.features[row])
 
 
+def test_a_batch_without_ngrams_reaches_their_table() -> None:
+    """DDP waits for the gradient of every parameter."""
+    model = FastText(**COMMON, **BAG)
+    ids, mask = padded([1, 1, 0])
+    model(ids, mask).logits.sum().backward()
+    assert model.ngram_embedding is not None and model.ngram_embedding.weight.grad is not None
+    assert not model.ngram_embedding.weight.grad.any()
+
+
 def test_text_rcnn_by_its_equations() -> None:
     model = TextRCNN(**COMMON, **RCNN).double()
     ids = torch.tensor([[4, 9, 7]])

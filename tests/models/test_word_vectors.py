@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from dtrain.data.vectors import check_vectors
 from dtrain.errors import InputError
 from dtrain.models.word_vectors import fill_embedding
 
 KNOWN = {"[PAD]": 0, "猫": 1, "the": 2, "a b": 3, "狗": 4}
-VECTORS = {"the": [1.0, -2.5], "猫": [0.5, 3e-5], "zebra": [9.0, 9.0]}
+VECTORS = {"[PAD]": [4.0, 4.0], "the": [1.0, -2.5], "猫": [0.5, 3e-5], "zebra": [9.0, 9.0]}
 
 
 def text(header: bool = True, blank: str = " ", end: str = "\n") -> bytes:
@@ -23,7 +24,7 @@ def text(header: bool = True, blank: str = " ", end: str = "\n") -> bytes:
 
 def binary(newline: bytes = b"\n") -> bytes:
     rows = [word.encode() + b" " + struct.pack("<2f", *values) + newline for word, values in VECTORS.items()]
-    return b"3 2\n" + b"".join(rows)
+    return b"4 2\n" + b"".join(rows)
 
 
 def fill(path: Path, content: bytes) -> tuple[int, torch.Tensor]:
@@ -66,13 +67,22 @@ def test_known_tokens_get_their_vectors(name: str, content: bytes, tmp_path: Pat
         ("v.txt", b"", r"holds none of the 5 tokens"),
         ("v.bin", b"the 1 2\n", r'v\.bin:1: must be "tokens width"'),
         ("v.bin", b"3 4\n", r"v\.bin:1: 4 numbers, but model\.embedding is 2"),
-        ("v.bin", binary()[:-6], r"v\.bin: byte \d+: token 3 of 3: the file ends within it"),
+        ("v.bin", binary()[:-6], r"v\.bin: byte \d+: token 4 of 4: the file ends within it"),
         ("v.bin", b"3 2\n" + bytes(9000), r"token 1 of 3: no blank in 4096 bytes"),
     ],
 )
 def test_bad_files_are_named_with_their_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         fill(tmp_path / name, content)
+
+
+@pytest.mark.parametrize(("name", "content"), [("v.txt", text()), ("v.txt", text(header=False)), ("v.bin", binary())])
+def test_the_first_token_tells_the_width(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content + b"never read")
+    check_vectors(path, 2)
+    with pytest.raises(InputError, match=r"^model\.vectors: .*:1: 2 numbers, but model\.embedding is 300$"):
+        check_vectors(path, 300)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_every_weighting_of_teachers(train: Train, weighting: str) -> None:
     assert_close(train(students, Fused()), train(students, folder="alone"))
 
 
+@pytest.mark.parametrize("weighting", ["confidence", "gradient"])
+def test_weighed_hints(train: Train, weighting: str) -> None:
+    losses = [{"type": "cross_entropy"}, {"type": "feature_hint", "weighting": WEIGHTINGS[weighting]}]
+    students = [
+        student("it", losses=losses, evaluate_every=52, teachers=["a", "b"]),
+        student("other", seed=5, evaluate_every=52),
+    ]
+    assert_close(train(students, Fused()), train(students, folder="alone"))
+
+
 def test_dropout_is_the_very_same_on_a_cpu(train: Train) -> None:
     students = [student("a", dropout=0.5), student("b", seed=4, dropout=0.1), student("c", seed=5)]
     assert_close(train(students, Fused()), train(students, folder="alone"))
