@@ -63,7 +63,8 @@ class Plan:
         """The model at the end of a phase (from 0) of pre-training; later phases do not matter."""
         spec = self.recipe.pretrain
         assert spec is not None
-        section = spec.model_dump(mode="json", exclude={"corpus", "phases"})
+        unused = set() if spec.next_sentence else {"next_sentence"}
+        section = spec.model_dump(mode="json", exclude={"corpus", "phases"} | unused)
         phases = [p.model_dump(mode="json", exclude=_NO_EFFECT) for p in spec.phases[: phase + 1]]
         longest = max(p.max_length for p in spec.phases)  # how many positions a new BERT has
         return fingerprint("pretrain", FORMAT, self.corpus, spec.corpus.separate, section, phases, longest)

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
@@ -62,18 +63,30 @@ def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length
 
 
 def build_masked_lm(
-    spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length: int | None = None
+    spec: EncoderSpec,
+    *,
+    vocabulary: int,
+    pad_id: int,
+    max_length: int | None = None,
+    next_sentence: bool = False,
 ) -> PreTrainedModel:
     """The encoder with a masked-language-model head, in training mode, float32.
+
+    Args:
+        next_sentence: with a pooler and a head for next sentences, too; a pretrained model that lacks them gets new ones.
 
     Raises:
         InputError: as `build_classifier`.
     """
+    auto = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
+    key = "pretrain.model.pretrained"
     if spec.pretrained:
-        model = _pretrained(AutoModelForMaskedLM, spec, "pretrain.model.pretrained", vocabulary, max_length)
+        model = _pretrained(auto, spec, key, vocabulary, max_length)
     else:
         config = _new_config(spec, vocabulary, pad_id, max_length)
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation=ATTENTION)
+        model = auto.from_config(config, attn_implementation=ATTENTION)
+    if next_sentence and model.config.type_vocab_size < 2:
+        raise InputError(f"{key}: {spec.source}: has one token type, and pretrain.next_sentence needs two")
     return model.train()
 
 

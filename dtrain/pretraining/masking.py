@@ -1,21 +1,19 @@
-"""Whole-word masks drawn on the fly: pure functions of (seed, epoch, row), the same on any rank and any device.
-
-Random numbers are hashes of where they are used, so no generator has a state that would depend on the order in
-which rows are met; a continued run, or one on another number of ranks, draws the same masks.
-"""
+"""Whole-word masks drawn on the fly: pure functions of (seed, epoch, row), the same on any rank and any device."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from dtrain.pretraining.draws import ACTION, CROSSING, LENGTH, TOKEN, UNIT, draw, row_keys, uniform
 from dtrain.recipe.pretraining import MaskingSpec
 
 # What a token of a packed row is, as bits.
 WORD_START = 1
 MASKABLE = 2  # no special token, and no part of a word that a row's end has cut
 PIECE_START = 4  # [CLS]: what follows belongs together
-
-_UNIT, _CROSSING, _LENGTH, _ACTION, _TOKEN = range(5)  # what a number is for
+SENTENCE_START = 8  # of a sentence that is not its document's first; in the stream that pairs are made of
+SECOND = 16  # of a pair's second text
+OTHER = 32  # [CLS] of a pair whose second text is of another document
 
 
 class Masker:
@@ -52,7 +50,7 @@ class Masker:
         flat = (np.arange(len(kinds))[:, None] * (length + 1) + unit)[maskable]
         sizes = np.bincount(flat, minlength=len(kinds) * (length + 1)).reshape(len(kinds), length + 1)
 
-        drawn = np.where(maskable, _hash(key, unit, _UNIT), np.uint64(2**64 - 1))
+        drawn = np.where(maskable, draw(key, unit, UNIT), np.uint64(2**64 - 1))
         order = np.argsort(drawn, axis=1, kind="stable")  # the tokens of a unit stay together: they share a number
         unit = np.take_along_axis(unit, order, 1)
         size = np.take_along_axis(sizes, unit, 1)
@@ -61,7 +59,7 @@ class Masker:
         before = np.maximum.accumulate(np.where(first, places, 0), axis=1)  # tokens of the units in front
         count = maskable.sum(axis=1, keepdims=True)
         part = (self.spec.share * count - before) / np.maximum(size, 1)
-        taken = (places < count) & (part > _uniform(_hash(key, unit, _CROSSING)))
+        taken = (places < count) & (part > uniform(draw(key, unit, CROSSING)))
         chosen = np.empty_like(taken)
         np.put_along_axis(chosen, order, taken, axis=1)
         return chosen
@@ -71,8 +69,8 @@ class Masker:
         read = tokens.astype(np.int64)
         row, place = np.nonzero(chosen)
         key = self._key(rows, epoch)[row]
-        action = _uniform(_hash(key, place, _ACTION))
-        other = self.ordinary[_hash(key, place, _TOKEN) % np.uint64(len(self.ordinary))]
+        action = uniform(draw(key, place, ACTION))
+        other = self.ordinary[draw(key, place, TOKEN) % np.uint64(len(self.ordinary))]
         read[row, place] = np.where(action < 0.8, self.mask_id, np.where(action < 0.9, other, read[row, place]))
         return read
 
@@ -81,7 +79,7 @@ class Masker:
         longest = self.spec.ngram
         weights = np.arange(longest, 0, -1)
         bounds = np.cumsum(weights) / weights.sum()
-        lengths = 1 + np.searchsorted(bounds, _uniform(_hash(key, np.cumsum(starts, axis=1), _LENGTH)), side="right")
+        lengths = 1 + np.searchsorted(bounds, uniform(draw(key, np.cumsum(starts, axis=1), LENGTH)), side="right")
         begins = np.zeros_like(starts)
         left = np.zeros(len(starts), dtype=np.int64)  # words that the n-gram under way still takes
         for place in range(starts.shape[1]):
@@ -92,25 +90,4 @@ class Masker:
         return begins
 
     def _key(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        epoch_key = _mix(_mix(_spread(np.array([self.seed]))) + _spread(np.array([epoch])))
-        return _mix(epoch_key + _spread(rows))
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): every bit of the result depends on every bit of x, uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _hash(key: np.ndarray, index: np.ndarray, purpose: int) -> np.ndarray:
-    return _mix(key + _spread(index * 8 + purpose + 1))
-
-
-def _uniform(bits: np.ndarray) -> np.ndarray:
-    """uint64 -> float64 in [0, 1)."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return row_keys(self.seed, epoch, rows)

@@ -1,4 +1,4 @@
-"""A masked language model that scores the vocabulary at masked positions only."""
+"""Masked language models that score the vocabulary at masked positions only, of single texts and of pairs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-class MaskedLM(nn.Module):
-    """A BERT or NEZHA with its masked-token head, around transformers' own model (`lm`), which is what is saved.
+class _AroundLM(nn.Module):
+    """A BERT or NEZHA with its pre-training head, around transformers' own model (`lm`), which is what is saved.
 
     The projection on the vocabulary is by far the head's largest product and largest result; of 15 % of the
     positions it takes 15 % of the time and memory. Scores are those of `lm` at these positions.
@@ -24,6 +24,14 @@ class MaskedLM(nn.Module):
     def config(self) -> Any:
         """transformers' configuration of the model inside."""
         return self.lm.config
+
+    def _vocabulary(self, states: Tensor, places: Tensor) -> Tensor:
+        """[B, L, H] and int64 [M] -> [M, V]."""
+        return self.lm.cls.predictions(states.flatten(0, 1)[places])  # type: ignore[operator, union-attr]
+
+
+class MaskedLM(_AroundLM):
+    """With the masked-token head."""
 
     def forward(self, input_ids: Tensor, places: Tensor, pieces: Tensor | None = None) -> Tensor:
         """Scores over the vocabulary, [M, V].
@@ -41,8 +49,23 @@ class MaskedLM(nn.Module):
                 inputs |= {"attention_mask": same[:, None], "position_ids": _within(pieces)}
             else:
                 inputs["attention_mask"] = same
-        states = self.lm.base_model(**inputs).last_hidden_state
-        return self.lm.cls.predictions(states.flatten(0, 1)[places])  # type: ignore[operator, union-attr]
+        return self._vocabulary(self.lm.base_model(**inputs).last_hidden_state, places)
+
+
+class PairedLM(_AroundLM):
+    """With the heads of masked tokens and of next sentences, the latter on the pooler."""
+
+    def forward(self, input_ids: Tensor, places: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores over the vocabulary, [M, V], and of B following A or not, [B, 2] (in this order).
+
+        Args:
+            input_ids: int64 [B, L], no padding.
+            places: int64 [M], positions in the flattened [B · L].
+            segments: int64 [B, L], 0 for A and 1 for B.
+        """
+        encoded = self.lm.base_model(input_ids=input_ids, token_type_ids=segments)
+        follows = self.lm.cls.seq_relationship(encoded.pooler_output)  # type: ignore[operator, union-attr]
+        return self._vocabulary(encoded.last_hidden_state, places), follows
 
 
 def _within(pieces: Tensor) -> Tensor:

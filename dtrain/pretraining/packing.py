@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +33,13 @@ def pack(documents: Iterable[Documents], length: int, cls: int, sep: int) -> Ite
         tokens, kinds = np.concatenate([tokens, more_tokens]), np.concatenate([kinds, more_kinds])
         whole = len(tokens) // length * length
         if whole:
-            cut = len(kinds) > whole and bool(_goes_on(kinds[whole]))
+            cut = len(kinds) > whole and bool(goes_on(kinds[whole]))
             rows = kinds[:whole].reshape(-1, length).copy()
-            yield tokens[:whole].reshape(-1, length), _without_cut_words(rows, cut)
+            # The last word of a row is cut if the next row goes on with it.
+            yield tokens[:whole].reshape(-1, length), without_cut_words(rows, np.append(goes_on(rows[1:, 0]), cut))
             if cut:  # the rest begins with a word's end
                 rest = kinds[whole:]
-                rest[: np.argmax(np.append(~_goes_on(rest), True))] = 0
+                rest[: np.argmax(np.append(~goes_on(rest), True))] = 0
             tokens, kinds = tokens[whole:], kinds[whole:]
 
 
@@ -85,17 +87,19 @@ def _piece_starts(flags: np.ndarray, offsets: np.ndarray, room: int) -> np.ndarr
     return np.sort(np.concatenate([begins, np.array(more, dtype=begins.dtype)]))
 
 
-def _goes_on(kinds: np.ndarray) -> np.ndarray:
+def goes_on(kinds: np.ndarray) -> np.ndarray:
     """Whether a token continues the word of the one in front."""
     return (kinds & (MASKABLE | WORD_START)) == MASKABLE
 
 
-def _without_cut_words(kinds: np.ndarray, last_is_cut: bool) -> np.ndarray:
-    """Rows [N, L] in which the parts of words that a row's end has cut are not maskable."""
-    goes_on = _goes_on(kinds)
-    cut = np.append(goes_on[1:, 0], last_is_cut)  # the last word of a row is cut if the next row goes on with it
+def without_cut_words(kinds: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Rows [N, L], changed in place: the parts of words that a row's end has cut are not maskable.
+
+    `cut`: whether a row's last word goes on behind it, bool [N].
+    """
+    head = goes_on(kinds)
     places = np.arange(kinds.shape[1])
-    head_end = np.where(goes_on.all(axis=1), len(places), np.argmin(goes_on, axis=1))
+    head_end = np.where(head.all(axis=1), len(places), np.argmin(head, axis=1))
     last_start = len(places) - 1 - np.argmax(((kinds & WORD_START) > 0)[:, ::-1], axis=1)
     last_start = np.where(((kinds & WORD_START) > 0).any(axis=1), last_start, 0)
     parts = places < head_end[:, None]
@@ -126,6 +130,7 @@ def write_rows(rows: Iterable[tuple[np.ndarray, np.ndarray]], length: int, folde
 class PackedRows:
     """Rows of `length` tokens, mapped from disk. Attribute of `Fit`: `lengths`."""
 
+    paired: ClassVar[bool] = False  # see pairs.py
     length: int
     tokens: list[np.ndarray]  # a file each, int32 [n, length]
     kinds: list[np.ndarray]  # uint8 [n, length]
@@ -153,8 +158,8 @@ class PackedRows:
         """Tokens of each row, int32 [N]: the same for all."""
         return np.full(len(self), self.length, dtype=np.int32)
 
-    def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, length] and kinds uint8 [B, length] of the rows at `index` [B]."""
+    def take(self, index: np.ndarray, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [B, length] and kinds uint8 [B, length] of the rows at `index` [B]; of any epoch."""
         tokens = np.empty((len(index), self.length), np.int32)
         kinds = np.empty((len(index), self.length), np.uint8)
         file = np.searchsorted(self.ends, index, side="right")

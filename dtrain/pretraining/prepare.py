@@ -24,6 +24,7 @@ from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
 from dtrain.pretraining.corpus import KEY, DocumentNormalizer, excluded_files, excluded_texts, read_documents
 from dtrain.pretraining.packing import Documents, pack, write_rows
+from dtrain.pretraining.pairs import write_pairs
 from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.schema import Recipe
@@ -69,18 +70,24 @@ def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str) -> None:
             _write_tokens(recipe, spec, given, aside)
             mark_done(aside, identity)
     for length in sorted({phase.max_length for phase in spec.phases}):
-        rows = corpus / f"rows-{length}"
+        rows = rows_folder(folder, spec, length)
         if not is_done(rows, identity):
             with publish_folder(rows) as aside:
-                counts = _write_packed(corpus, length, aside)
+                counts, left_out = _write_packed(corpus, length, spec.next_sentence, aside)
                 mark_done(aside, identity)
             told = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in counts.items())
-            say(f"pretrain: {told} rows of {length} tokens")
+            without = f"; left out {left_out:,} without two sentences of a document" if left_out else ""
+            say(f"pretrain: {told} rows of {length} tokens{without}")
 
 
 def corpus_tokenizer(folder: RunFolder) -> Path:
     """Where the tokenizer is that the corpus was tokenised with."""
     return folder.data / "corpus" / "tokenizer"
+
+
+def rows_folder(folder: RunFolder, spec: Pretrain, length: int) -> Path:
+    """Where the rows of a phase are; pairs beside rows of single texts, so that one corpus serves both."""
+    return folder.data / "corpus" / f"{'pairs' if spec.next_sentence else 'rows'}-{length}"
 
 
 def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast | None:
@@ -198,20 +205,28 @@ def _assert_absent(texts: datasets.Dataset, excluded: set[str]) -> None:
 # --- packing ---------------------------------------------------------------------------------------
 
 
-def _write_packed(corpus: Path, length: int, folder: Path) -> dict[str, int]:
+def _write_packed(corpus: Path, length: int, pairs: bool, folder: Path) -> tuple[dict[str, int], int]:
+    """Rows of each part, and how many more could not be pairs."""
     tokenizer = load_tokenizer(corpus / "tokenizer")
     tokens = datasets.load_from_disk(corpus / "tokens")
     held_out = tokens.data.column("held_out").to_numpy()
-    counts = {}
+    counts, left_out = {}, 0
     for part, chosen in zip(PARTS, (~held_out, held_out), strict=True):
         stretches = _stretches(tokens, np.flatnonzero(chosen))
+        key = f"{KEY}.held_out" if part == "held_out" else f"{KEY}.sources"
+        if pairs:
+            try:
+                counts[part], out = write_pairs(stretches, length, tokenizer.sep_token_id, folder / part)
+            except InputError as error:
+                raise InputError(f"{key}: {error}") from None
+            left_out += out
+            continue
         rows = pack(stretches, length, tokenizer.cls_token_id, tokenizer.sep_token_id)
         counts[part] = write_rows(rows, length, folder / part)
         if not counts[part]:
-            key = f"{KEY}.held_out" if part == "held_out" else f"{KEY}.sources"
             few = "too little text is held out" if part == "held_out" else "too little text"
             raise InputError(f"{key}: {few} to fill one row of {length} tokens (pretrain.phases: max_length)")
-    return counts
+    return counts, left_out
 
 
 def _stretches(tokens: datasets.Dataset, index: np.ndarray) -> Iterator[Documents]:

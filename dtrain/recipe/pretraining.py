@@ -1,10 +1,10 @@
-"""The section `pretrain`: masked language modelling on plain text."""
+"""The section `pretrain`: masked language modelling on plain text, with next-sentence prediction where asked."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dtrain.recipe.models import BertSpec, NezhaSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
@@ -64,10 +64,19 @@ class Pretrain(Closed):
     model: Annotated[BertSpec | NezhaSpec, Field(discriminator="type")]
     corpus: CorpusSpec
     masking: MaskingSpec = MaskingSpec()
+    next_sentence: bool = False  # rows are pairs of texts, and whether the second follows the first is predicted, too
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # default: the recipe's
     precision: Precision = "auto"
     activation_checkpointing: bool = False
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]
+
+    @model_validator(mode="after")
+    def texts_of_a_pair_meet(self) -> Pretrain:
+        if self.next_sentence and self.corpus.separate:
+            raise ValueError(
+                "next_sentence: not together with corpus.separate, which hides one text of a pair from the other"
+            )
+        return self
 
     def training(self, number: int) -> TrainSpec:
         """Phase `number` (from 0) as the training loop takes it."""

@@ -19,8 +19,9 @@ from dtrain.models import parameter_count, save_model
 from dtrain.plan import Plan
 from dtrain.pretraining.masking import Masker
 from dtrain.pretraining.packing import PackedRows
-from dtrain.pretraining.prepare import corpus_tokenizer, prepare_corpus
-from dtrain.pretraining.task import MaskedRows, evaluate
+from dtrain.pretraining.pairs import PairedRows
+from dtrain.pretraining.prepare import PARTS, corpus_tokenizer, prepare_corpus, rows_folder
+from dtrain.pretraining.task import MaskedRows, Rows, evaluate
 from dtrain.recipe import Recipe
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import TrainSpec
@@ -76,12 +77,12 @@ def train_phase(
         Diverged: the loss is not finite.
     """
     training, title = spec.training(number), f"pretrain phase {number + 1}"
-    packed = folder.data / "corpus" / f"rows-{spec.phases[number].max_length}"
-    rows, held_out = PackedRows.open(packed / "train"), PackedRows.open(packed / "held_out")
     tokenizer = load_tokenizer(corpus_tokenizer(folder))
     special = set(tokenizer.all_special_ids)
     ordinary = np.array([token for token in range(len(tokenizer)) if token not in special])
     assert training.seed is not None
+    packed = rows_folder(folder, spec, spec.phases[number].max_length)
+    rows, held_out = (_rows(packed / part, spec.next_sentence, training.seed, tokenizer) for part in PARTS)
     masker = Masker(spec.masking, training.seed, tokenizer.mask_token_id, ordinary)
     masked = MaskedRows(rows, masker, world, separate=spec.corpus.separate)
     precision = resolve_precision(spec.precision, world.device, "pretrain.precision")
@@ -135,18 +136,25 @@ def train_phase(
     return metrics
 
 
+def _rows(folder: Path, pairs: bool, seed: int, tokenizer: Any) -> Rows:
+    if pairs:
+        return PairedRows.open(folder, seed, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    return PackedRows.open(folder)
+
+
 def _model(spec: Pretrain, number: int, folder: RunFolder, vocabulary: int, pad_id: int) -> torch.nn.Module:
     from dtrain.models.folder import in_own_memory
     from dtrain.models.transformer import build_masked_lm
-    from dtrain.pretraining.model import MaskedLM
+    from dtrain.pretraining.model import MaskedLM, PairedLM
 
     start = spec.model
     if number:
         before = {"type": start.type, "pretrained": str(folder.pretrained(number - 1)), "dropout": start.dropout}
         start = type(spec.model).model_validate(before)
     longest = max(phase.max_length for phase in spec.phases)
-    model = build_masked_lm(start, vocabulary=vocabulary, pad_id=pad_id, max_length=longest)
-    return MaskedLM(in_own_memory(model))  # type: ignore[arg-type]
+    pairs = spec.next_sentence
+    model = build_masked_lm(start, vocabulary=vocabulary, pad_id=pad_id, max_length=longest, next_sentence=pairs)
+    return (PairedLM if pairs else MaskedLM)(in_own_memory(model))  # type: ignore[arg-type]
 
 
 def _latest(folder: RunFolder) -> Path:
@@ -159,7 +167,10 @@ def _save(model: Any, aside: Path, folder: RunFolder, card: str) -> None:
 
 
 def _headline(scores: Mapping[str, float]) -> str:
-    return f"accuracy {scores['accuracy']:.4f}, perplexity {scores['perplexity']:.2f}"
+    told = f"accuracy {scores['accuracy']:.4f}, perplexity {scores['perplexity']:.2f}"
+    if "next_sentence_accuracy" in scores:
+        told += f", next sentence {scores['next_sentence_accuracy']:.4f} (loss {scores['next_sentence_loss']:.4f})"
+    return told
 
 
 def _metrics(position: Position, parameters: int, rows: int, length: int) -> dict[str, Any]:
@@ -192,7 +203,7 @@ def _publish(
     card = (
         f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n# {training.name}\n\n"
         f"A {spec.model.type} pre-trained by dtrain on {metrics['training_rows']:,} rows of {metrics['max_length']} "
-        f"tokens ({time.strftime('%Y-%m-%d')}), whole words masked.\n\n"
+        f"tokens ({time.strftime('%Y-%m-%d')}), whole words masked{', next sentences predicted' * spec.next_sentence}.\n\n"
         f"- masked: {spec.masking.share:.0%} of the tokens, n-grams of up to {spec.masking.ngram} words\n"
         f"- parameters: {metrics['parameters']:,}\n"
         f"- optimizer: {training.optimizer.type}, rate {training.optimizer.lr:g}, batches of {training.batch_size}, "

@@ -22,7 +22,8 @@ seed: 5
 output_dir: {folder}/runs
 pretrain:
   model: {{type: {model}, size: tiny, hidden: 16, heads: 2, dropout: 0, vocabulary_size: 150}}
-  corpus: {{sources: [{{path: {folder}/text.txt, documents: line}}], held_out: 0.1, separate: {separate}}}
+  corpus: {{sources: [{{path: {folder}/text.txt, documents: {documents}}}], held_out: 0.1, separate: {separate}}}
+  next_sentence: {pairs}
   masking: {{ngram: 2}}
   phases:
     - {{max_length: 16, epochs: 1, batch_size: 24, accumulation: 2, optimizer: {{type: lamb, lr: 0.01}}}}
@@ -41,15 +42,19 @@ report: {{latency: false}}
 WORDS = ["球队", "比赛", "进球", "冠军", "好吃", "餐厅", "美味", "火锅", "股票", "基金", "银行", "利率"]
 
 
-def write_recipe(folder: Path, model: str, separate: bool) -> Path:
+def write_recipe(folder: Path, model: str, separate: bool, pairs: bool = False) -> Path:
+    """Documents of one line, or for pairs of four."""
     draw = random.Random(0)
-    lines = ["".join(draw.choices(WORDS, k=draw.randint(3, 9))) + "。\n" for _ in range(150)]
+    lines = ["".join(draw.choices(WORDS, k=draw.randint(3, 9))) + "。\n" for _ in range(400 if pairs else 150)]
+    if pairs:
+        lines = ["".join(lines[start : start + 4]) + "\n" for start in range(0, len(lines), 4)]
     (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
     rows = [{"text": "".join(draw.choices(WORDS, k=4)), "label": "ab"[n % 2]} for n in range(40)]
     dumped = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "train.jsonl").write_text("".join(dumped), encoding="utf-8")
     path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(folder=folder, model=model, separate=str(separate).lower()), encoding="utf-8")
+    values = {"separate": str(separate).lower(), "pairs": str(pairs).lower(), "documents": "blank" if pairs else "line"}
+    path.write_text(RECIPE.format(folder=folder, model=model, **values), encoding="utf-8")
     return path
 
 
@@ -104,6 +109,35 @@ def test_the_model_does_not_depend_on_how_it_is_spread(
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert other["tokens"] == one["tokens"]
     assert not (tmp_path / "pre" / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def pairs_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with next-sentence prediction; beside it, in `alone`, the models of one process."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path_factory.mktemp("pairs")
+    recipe = write_recipe(folder, "bert", separate=False, pairs=True)
+    told = dtrain("pretrain", recipe, f"output_dir={folder / 'alone'}")
+    assert ", next sentence 0." in told
+    events = EventAccumulator(str(folder / "alone" / "pre" / "tensorboard" / "pretrain" / "phase-2")).Reload()
+    scalars = {f"{split}/next_sentence_{name}" for split in ("train", "valid") for name in ("loss", "accuracy")}
+    assert scalars | {"train/masked_loss", "valid/masked_loss"} <= set(events.Tags()["scalars"])
+    return recipe
+
+
+@pytest.mark.parametrize(("way", "ranks"), [("ddp", 3), ("fsdp2", 2), ("zero3", 2)])
+def test_nor_with_next_sentences(pairs_alone: Path, tmp_path: Path, way: str, ranks: int) -> None:
+    changes = [f"output_dir={tmp_path}", f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
+    dtrain("run", pairs_alone, *changes, "--stages", "pretrain")
+    one, other = (folder / "pre" / "pretrain" for folder in (pairs_alone.parent / "alone", tmp_path))
+    for phase in ("phase-1", "phase-2"):
+        assert {"cls.seq_relationship.weight", "bert.pooler.dense.weight"} <= weights(one / phase).keys()
+        assert distance(other / phase, one / phase) < 1e-4, phase
+    a, b = (json.loads((folder / "phase-2" / "metrics.json").read_text()) for folder in (one, other))
+    for name in ("loss", "masked_loss", "next_sentence_loss"):
+        assert b[name] == pytest.approx(a[name], rel=1e-5)
+    assert a["loss"] == pytest.approx(a["masked_loss"] + a["next_sentence_loss"])
 
 
 def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(recipe: Path, tmp_path: Path) -> None:
