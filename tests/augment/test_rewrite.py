@@ -21,7 +21,7 @@ LEXICON = Lexicon.of([TEXT, [Word("dog", "NN"), Word("dog", "NN"), Word("ran", "
 
 
 def made(seed: int = 0, **chances: Any) -> list[str]:
-    spec = Augment.model_validate({"p_mask": 0, "p_pos": 0, "p_ng": 0, "tagger": "nltk"} | chances)
+    spec = Augment(tagger="nltk").model_copy(update={"p_mask": 0.0, "p_pos": 0.0, "p_ng": 0.0} | chances)
     return rewrite(TEXT, spec, LEXICON, Random(seed))
 
 

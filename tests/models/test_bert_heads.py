@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from dtrain.errors import InputError
 from dtrain.models import build
@@ -82,6 +84,8 @@ def test_a_row_leaves_at_the_first_exit_that_is_sure(batch: tuple[Tensor, Tensor
     assert set(expected.tolist()) == ({0} if share == 0 else {2} if share == 1 else {0, 1, 2})
 
 
-def test_an_exit_that_is_not_there() -> None:
+def test_an_exit_that_a_pretrained_encoder_does_not_have(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="model.exits: 5 is more than the 4 layers of the encoder"):
-        make({"type": "multi_exit", "encoder": ENCODER, "exits": [5]})
+        make({"type": "multi_exit", "encoder": {"type": "bert", "pretrained": str(tmp_path)}, "exits": [5]})
