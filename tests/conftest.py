@@ -1,9 +1,10 @@
-"""What all tests share: one thread, no network, the markers that follow from where a test is, the real data."""
+"""What all tests share: one thread, no network, a world of one, the markers that follow from where a test is, the real data."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch or transformers are imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -14,6 +15,9 @@ for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_AD
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from dtrain.distributed import World
 
 ROOT = Path(__file__).parent.parent
 BY_FOLDER = {"distributed": "distributed", "slurm": "slurm"}
@@ -34,6 +38,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """This process alone."""
+    import torch
+
+    from dtrain.distributed import connect
+
+    alone = connect()
+    torch.set_num_threads(1)
+    return alone
 
 
 @pytest.fixture(scope="session")

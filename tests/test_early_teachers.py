@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from dtrain.distributed import World, connect
+from dtrain.distributed import World
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
@@ -33,13 +32,6 @@ teachers:
   - {name: last, CNN, stop_epoch: 3}
 students: []
 """
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = connect()
-    torch.set_num_threads(1)
-    return world
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
-from dtrain.distributed import World, connect
+from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.knowledge import StoreReader
 from dtrain.models import load
@@ -51,13 +51,6 @@ ROUND2 = [
     "teachers=[{{name: big, from: {root}/runs/round1/students/noisy}}, {{name: small, from: {root}/runs/round1/students/cnn}},"
     " {{name: first, from: {root}/runs/round1/teachers/bert}}]",
 ]
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = connect()
-    torch.set_num_threads(1)
-    return world
 
 
 @pytest.fixture(scope="module")

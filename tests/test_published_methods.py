@@ -13,7 +13,7 @@ import torch
 
 from dtrain.data import Part, PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
-from dtrain.distributed import World, connect
+from dtrain.distributed import World
 from dtrain.knowledge import StoreReader
 from dtrain.models import load
 from dtrain.plan import Plan
@@ -50,13 +50,6 @@ students:
   - {name: cnn, model: {type: textcnn, embedding: 8, filters: 4}, losses: [{type: reverse_soft_targets}], epochs: 1}
   - {name: small, model: {type: siamese, embedding: 4, hidden: 2}, noisy: {confidence: 0.1}, epochs: 1}
 """
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = connect()
-    torch.set_num_threads(1)
-    return world
 
 
 def run(folder: Path, members: str, world: World, *, pairs: bool) -> Recipe:

@@ -266,7 +266,9 @@ def _weightless(student: Student) -> str | None:
     if student.rows == ["transfer"]:  # which have no labels
         terms = [t for t in terms if find_loss(t.type).teacher_output or "labels" not in find_loss(t.type).needs]
         rows = " of losses that transfer rows have"
-    if student.peers is None and terms and all(loss.weight == 0 for loss in terms):
+        if not terms:
+            return None  # `rows` are what is wrong then, and refused
+    if student.peers is None and all(loss.weight == 0 for loss in terms):
         return f"every weight{rows} is 0"
     # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
     moments = {0.0} | {loss.weight.until for loss in terms if isinstance(loss.weight, WeightSchedule)}

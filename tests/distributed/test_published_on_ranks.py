@@ -1,4 +1,4 @@
-"""Every published way to teach gives the same models on one rank and on two: losses, weightings, teachers, students.
+"""Published ways to teach give the same models on one rank and on two: losses, weightings, teachers, students.
 
 Dropout and token noise are drawn on each rank by itself, and are off. Teachers' outputs are made from their slices.
 """

@@ -93,6 +93,9 @@ def test_rows_without_labels_need_what_they_have(losses: str, message: str, tmp_
     data = "train: x.jsonl, transfer: y.txt"
     with pytest.raises(InputError, match=message):
         load(tmp_path, f"{CNN}, rows: [transfer], losses: [{losses}]", data=data)
+    with pytest.raises(InputError) as refused:
+        load(tmp_path, f"{CNN}, rows: [transfer], losses: [{{type: cross_entropy}}]", data=data)
+    assert len(refused.value.problems) == 1  # that transfer rows have no labels
     load(tmp_path, f"{CNN}, losses: [{losses}]", data=data)
     load(tmp_path, f"{CNN}, rows: [transfer], losses: [{losses}, {{type: cosine}}]", data=data)
 

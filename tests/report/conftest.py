@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dtrain.data import PreparedData, tokenizer_name
-from dtrain.distributed import World, connect
 from dtrain.models import build, parameter_count, save_model
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, load_recipe
@@ -40,13 +39,6 @@ class Run:
     folder: RunFolder
     plan: Plan
     data: PreparedData
-
-
-@pytest.fixture(scope="session")
-def world() -> World:
-    world = connect()
-    torch.set_num_threads(1)
-    return world
 
 
 @pytest.fixture(scope="session")

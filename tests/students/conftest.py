@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dtrain.data import Part
-from dtrain.distributed import World, connect
+from dtrain.distributed import World
 from dtrain.losses import build_losses
 from dtrain.models import build
 from dtrain.recipe.training import LossSpec, Student
@@ -21,13 +21,6 @@ from dtrain.training.evaluation import evaluate_part
 from dtrain.training.loop import Ended, Fit, MakeSteps, fit_all, in_turn
 
 LABELS = ["even", "odd", "none"]
-
-
-@pytest.fixture(scope="session")
-def world() -> World:
-    world = connect()
-    torch.set_num_threads(1)
-    return world
 
 
 @pytest.fixture

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from dtrain.data import Part
-from dtrain.distributed import World, connect
-
-
-@pytest.fixture(scope="session")
-def world() -> World:
-    world = connect()
-    torch.set_num_threads(1)
-    return world
 
 
 @pytest.fixture
