@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from dtrain.models.output import ClassifierOutput
-
-POOLINGS = ("final", "max", "mean")
+from dtrain.models.recurrent import POOLINGS, pooled, read_both_ways
 
 
 class BiLSTM(nn.Module):
@@ -66,9 +63,7 @@ class BiLSTM(nn.Module):
         lengths = attention_mask.sum(1).clamp(min=1)
         ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
         embedded = self.embedding(ids)  # row by row, for who perturbs it there
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, (final, _) = self.lstm(packed)
-        features = pooled(states, final, lengths, self.pooling)
+        features = pooled(read_both_ways(self.lstm, embedded, lengths), lengths, self.pooling)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)
 
 
@@ -76,14 +71,3 @@ def padded_ids(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> 
     """int64 [B, L], L at least 1: the padding id behind each text's end, whatever stands there."""
     ids = input_ids.masked_fill(attention_mask == 0, pad_token_id)
     return ids if ids.shape[1] else functional.pad(ids, (0, 1), value=pad_token_id)
-
-
-def pooled(states: PackedSequence, final: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """One vector a text, [B, 2 x hidden], of an LSTM's states over tokens and its final states, see `BiLSTM`."""
-    if pooling == "final":
-        return torch.cat([final[-2], final[-1]], dim=1).tanh()
-    if pooling == "max":
-        padded, _ = pad_packed_sequence(states, batch_first=True, padding_value=-torch.inf)
-        return padded.amax(1)
-    padded, _ = pad_packed_sequence(states, batch_first=True)
-    return padded.sum(1) / lengths[:, None]

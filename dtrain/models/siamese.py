@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
-from dtrain.models.bilstm import POOLINGS, padded_ids, pooled
+from dtrain.models.bilstm import padded_ids
 from dtrain.models.output import ClassifierOutput
+from dtrain.models.recurrent import POOLINGS, pooled, read_both_ways
 
 
 class Siamese(nn.Module):
@@ -76,8 +76,6 @@ class Siamese(nn.Module):
         texts, lengths = torch.cat([embedded, behind]), torch.cat([first, second])
         texts = texts * (places < lengths[:, None])[..., None]  # padding is zero, as its embedding
         lengths = lengths.clamp(min=1)
-        packed = pack_padded_sequence(texts, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, (final, _) = self.lstm(packed)
-        u, v = pooled(states, final, lengths, self.pooling).chunk(2)
+        u, v = pooled(read_both_ways(self.lstm, texts, lengths), lengths, self.pooling).chunk(2)
         features = torch.cat([u, v, (u - v).abs(), u * v], dim=1)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dtrain.models.fusion import CONCATENATED, Concatenation, DynamicFusion
 from dtrain.models.output import TaggerOutput
+from dtrain.models.recurrent import read_both_ways
 from dtrain.models.sequence import SequenceTagger
 
 FUSIONS = ("last", "concat", "dynamic")
@@ -114,9 +114,7 @@ class Tagger(SequenceTagger):
         """[B, N, H] -> [B, N, 2 lstm] in the dtype of the LSTM's weights, zero at padding."""
         states = states.to(next(lstm.parameters()).dtype)
         with torch.autocast(states.device.type, enabled=False):
-            packed = pack_padded_sequence(states, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-            read, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=states.shape[1])
-        return read
+            return read_both_ways(lstm, states, mask.sum(1))
 
 
 def _layers_and_width(config: Any, fusion: str) -> tuple[int, int]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dtrain.models.bilstm import padded_ids
 from dtrain.models.output import ClassifierOutput
+from dtrain.models.recurrent import read_both_ways
 
 
 class TextRCNN(nn.Module):
@@ -64,13 +64,10 @@ class TextRCNN(nn.Module):
         lengths = attention_mask.sum(1).clamp(min=1)
         ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
         embedded = self.embedding(ids)
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # zeros beyond a text's end
-        embedded = embedded[:, : states.shape[1]]
-        before, after = states.chunk(2, dim=-1)
+        before, after = read_both_ways(self.lstm, embedded, lengths).chunk(2, dim=-1)  # zeros beyond a text's end
         left = functional.pad(before, (0, 0, 1, 0))[:, :-1]
         right = functional.pad(after, (0, 0, 0, 1))[:, 1:]
         combined = self.combine(torch.cat([left, embedded, right], dim=-1)).tanh()
-        beyond = torch.arange(states.shape[1], device=ids.device) >= lengths[:, None]
+        beyond = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]
         features = combined.masked_fill(beyond[..., None], -torch.inf).amax(1)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)

@@ -194,6 +194,7 @@ class TaggerSpec(CrfSpec):
     fusion: Literal["last", "concat", "dynamic"] = "last"  # concat: of the last 4 layers
     lstm: Size | None = 128  # a direction; null: none
     dropout: Share = 0.5
+    vectors: str | None = None  # of characters
 
     @model_validator(mode="after")
     def fits_encoder(self) -> TaggerSpec:
@@ -201,6 +202,8 @@ class TaggerSpec(CrfSpec):
             raise ValueError(f"fusion: {self.fusion!r} needs an encoder")
         if self.encoder is not None and "embedding" in self.model_fields_set:
             raise ValueError("embedding: an encoder brings its own")
+        if self.encoder is not None and self.vectors is not None:
+            raise ValueError("vectors: an encoder brings its own")
         return self
 
     @model_serializer(mode="wrap")
@@ -220,6 +223,7 @@ class IdcnnSpec(CrfSpec):
     dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
     blocks: Size = 4
     dropout: Share = 0.25
+    vectors: str | None = None
 
 
 ModelSpec = Annotated[

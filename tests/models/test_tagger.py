@@ -14,11 +14,13 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 
 import dtrain
+from dtrain.data.tokenizers import student_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import TaggerOutput, build, embedding_of, load, save_model, weights_fingerprint
 from dtrain.models.fusion import DynamicFusion
 from dtrain.models.idcnn import IDCNN
 from dtrain.models.tagger import Tagger
+from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.training import OptimizerSpec
 from dtrain.training.optim import build_optimizer
@@ -337,10 +339,24 @@ def test_pretrained_that_does_not_fit_is_refused(pretrained: Path, tmp_path: Pat
     assert "cannot be loaded" in problem(tagger(pretrained))
 
 
+@pytest.mark.parametrize("kind", ["tagger", "idcnn"])
+def test_vectors_of_characters_to_begin_with(kind: str, tmp_path: Path) -> None:
+    tokenizer = student_tokenizer(Vocabulary(unit="character", min_count=1), [["猫和狗"]])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "v.vec").write_text("2 3\n狗 1 2 3\n鸟 4 5 6\n")
+    section = {"type": kind, "embedding": 3, "vectors": str(tmp_path / "v.vec")}
+    spec: Any = TypeAdapter(ModelSpec).validate_python(section)
+    model = build(spec, vocabulary=len(tokenizer), labels=["O", "B-X"], pad_id=0, tokenizer_path=tmp_path / "tokenizer")
+    assert model.embedding.weight[tokenizer.get_vocab()["狗"]].tolist() == [1, 2, 3]  # type: ignore[index,union-attr]
+    save_model(model, tmp_path / "model", None, "card")
+    assert type(load(tmp_path / "model")) is type(model)  # needs no file of vectors
+
+
 def test_sections_that_make_no_sense_are_refused() -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"type": "tagger", "fusion": "dynamic"}, "fusion: 'dynamic' needs an encoder"),
         ({"type": "tagger", "encoder": BERT, "embedding": 8}, "embedding: an encoder brings its own"),
+        ({"type": "tagger", "encoder": BERT, "vectors": "v.vec"}, "vectors: an encoder brings its own"),
         ({"type": "tagger", "crf": False, "constrain": True}, "constrain: needs crf: true"),
         ({"type": "idcnn", "crf": False, "constrain": True}, "constrain: needs crf: true"),
     ]

@@ -1,0 +1,91 @@
+"""Bidirectional LSTMs over texts of different lengths: packed on a GPU, padded on a CPU.
+
+cuDNN reads packed sequences fast. On a CPU torch walks through them one token at a time, and trains from padded texts
+several times faster by oneDNN's LSTM; so there a text is turned round within its own length, and both directions begin
+at its ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+POOLINGS = ("final", "max", "mean")
+
+
+def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """The states of a bidirectional LSTM (`batch_first`, no dropout between layers) over texts padded on the right.
+
+    Args:
+        lstm: of input size I and hidden size H.
+        inputs: float [B, L, I]; any finite numbers may stand behind a text's end.
+        lengths: [B], each at least 1 and at most L.
+
+    Returns:
+        [B, L, 2 H], zero behind a text's end.
+    """
+    lengths = lengths.long()
+    longest = int(lengths.max())
+    if inputs.device.type == "cpu":
+        states = _padded(lstm, inputs[:, :longest], lengths)
+    else:
+        packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True)
+    return functional.pad(states, (0, 0, 0, inputs.shape[1] - longest))
+
+
+def pooled(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """One vector a text, [B, 2 H], of what `read_both_ways` returns.
+
+    'final' is tanh of the state of each direction at its last token, 'max' and 'mean' go over a text's tokens.
+    """
+    if pooling == "final":
+        before, after = states.chunk(2, dim=-1)
+        last = before[torch.arange(len(states), device=states.device), lengths.long() - 1]
+        return torch.cat([last, after[:, 0]], dim=1).tanh()
+    if pooling == "max":
+        beyond = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
+        return states.masked_fill(beyond[..., None], -torch.inf).amax(1)
+    return states.sum(1) / lengths[:, None]
+
+
+def _padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+    rows, tokens, _ = inputs.shape
+    places = torch.arange(tokens)
+    beyond = (places >= lengths[:, None])[..., None]
+    # A text's tokens from the last to the first; padding stays where it is. Its own inverse.
+    turned = torch.where(beyond[..., 0], places, lengths[:, None] - 1 - places) + tokens * torch.arange(rows)[:, None]
+    turned = turned.flatten()
+    states = inputs
+    for layer in range(lstm.num_layers):
+        forward = _one_way(lstm, states, f"l{layer}")
+        backward = _one_way(lstm, _Turned.apply(states, turned), f"l{layer}_reverse")
+        states = torch.cat([forward, _Turned.apply(backward, turned)], dim=-1)
+    return states.masked_fill(beyond, 0.0)
+
+
+class _Turned(torch.autograd.Function):
+    """The tokens of [B, L, ...] in an order that is its own inverse, and so the gradients in that order, too."""
+
+    @staticmethod
+    def forward(context: Any, tokens: Tensor, order: Tensor) -> Tensor:
+        context.order = order
+        return tokens.flatten(0, 1).index_select(0, order).view(tokens.shape)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient.flatten(0, 1).index_select(0, context.order).view(gradient.shape), None
+
+
+def _one_way(lstm: nn.LSTM, inputs: Tensor, name: str) -> Tensor:
+    """[B, L, I] -> [B, L, H] by the weights of one direction of one layer."""
+    weights = [getattr(lstm, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    start = inputs.new_zeros(1, len(inputs), lstm.hidden_size)
+    # has_biases, num_layers, dropout, train, bidirectional, batch_first
+    states, _, _ = torch.lstm(inputs, (start, start), weights, True, 1, 0.0, lstm.training, False, True)
+    return states
