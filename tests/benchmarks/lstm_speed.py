@@ -66,7 +66,7 @@ def compared(shape: tuple[int, int, int, int], rounds: int) -> dict[str, object]
         "milliseconds_packed": round(1000 * statistics.median(each["packed"] for each in times), 1),
         "packed_over_padded": round(statistics.median(each["packed"] / each["padded"] for each in times), 2),
         "packed_over_bf16": round(statistics.median(each["packed"] / each["bf16"] for each in times), 2),
-        "states_differ": float((packed() - padded()).abs().max()),
+        "states_differ": float((packed() - padded()).detach().abs().max()),
         "gradients_differ": float((expected - found).abs().max() / expected.abs().max()),
     }
 
