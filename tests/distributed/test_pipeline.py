@@ -114,7 +114,7 @@ def outputs(run: Path) -> dict[str, str]:
     return shards | scores
 
 
-@pytest.mark.parametrize("processes", [1, 3, 5])
+@pytest.mark.parametrize("processes", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_scores_and_knowledge_do_not_depend_on_the_world_size(finished: Path, tmp_path: Path, processes: int) -> None:
     """The same models, evaluated and precomputed by another number of ranks: the same bytes."""
     run = tmp_path / "runs" / "tiny"
@@ -350,6 +350,7 @@ def test_stopped_by_signal_and_continued_equals_undisturbed(finished: Path, tmp_
         assert file_fingerprint(path) == file_fingerprint(undisturbed / "tiny" / path.relative_to(run)), path
 
 
+@pytest.mark.slow
 def test_stopped_on_four_ranks_and_continued_equals_undisturbed(finished: Path, tmp_path: Path) -> None:
     """Four numbers have more than one sum in floating point: gradients must be added in one order, restart or not."""
     weights = []

@@ -126,7 +126,10 @@ def pairs_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe
 
 
-@pytest.mark.parametrize(("way", "ranks"), [("ddp", 3), ("fsdp2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(
+    ("way", "ranks"),
+    [("ddp", 3), pytest.param("fsdp2", 2, marks=pytest.mark.slow), pytest.param("zero3", 2, marks=pytest.mark.slow)],
+)
 def test_nor_with_next_sentences(pairs_alone: Path, tmp_path: Path, way: str, ranks: int) -> None:
     changes = [f"output_dir={tmp_path}", f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
     dtrain("run", pairs_alone, *changes, "--stages", "pretrain")

@@ -90,7 +90,16 @@ def reference(recipe: Path) -> Path:
     return out / "sharded" / "teachers"
 
 
-@pytest.mark.parametrize("way", ["fsdp2", "zero1", "zero2", "zero3", "zero2_offload"])
+@pytest.mark.parametrize(
+    "way",
+    [  # ZeRO's stages 1 and 2 are told from the others in test_engines.py
+        "fsdp2",
+        pytest.param("zero1", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=pytest.mark.slow),
+        "zero3",
+        "zero2_offload",
+    ],
+)
 def test_teachers_do_not_depend_on_the_engine(recipe: Path, reference: Path, tmp_path: Path, way: str) -> None:
     from transformers import AutoModelForSequenceClassification
 

@@ -64,7 +64,9 @@ def check_whole(checkpoint: Path) -> None:
     assert {name: file_fingerprint(checkpoint / name) for name in sums} == sums
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])  # SIGUSR1: below, in `evaluate`
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow), "SIGUSR2"]
+)  # SIGUSR1: below, in `evaluate`
 def test_a_signal_to_one_rank_stops_both(folder: Path, name: str) -> None:
     ranks = two_ranks(["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"], folder)
     deadline = time.monotonic() + 200

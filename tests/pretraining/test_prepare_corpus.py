@@ -73,6 +73,15 @@ def test_a_folder_is_every_text_file_in_it_in_order(text_files: Path) -> None:
     assert documents(str(folder)) == ["一", "二", "三", "四"]
 
 
+def test_a_source_counts_as_often_as_it_is_repeated(text_files: Path) -> None:
+    (text_files / "titles.txt").write_text("一\n二\n", encoding="utf-8")
+    titles = {"path": str(text_files / "titles.txt"), "documents": "line", "repeat": 3}
+    assert documents(titles, str(text_files / "books.txt"))[:7] == [
+        *(["一", "二"] * 3),
+        documents(str(text_files / "books.txt"))[0],
+    ]
+
+
 def test_rows_hold_the_text_and_nothing_else(recipe_of: Load, text_files: Path) -> None:
     folder = prepared(recipe_of())
     found, held_out = texts(folder)
