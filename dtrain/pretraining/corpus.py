@@ -70,7 +70,7 @@ def _format_of(source: CorpusSource, path: Path) -> str:
 
 def read_documents(spec: CorpusSpec, problems: Problems) -> Iterator[str]:
     """Raw documents, their lines parted by a line feed; what is wrong with a line becomes a problem."""
-    for source, file in corpus_files(spec):
+    for source, file in [found for found in corpus_files(spec) for _ in range(found[0].repeat)]:
         if file.format == "lines":
             yield from _plain_documents(file, source.documents == "line", problems)
             continue

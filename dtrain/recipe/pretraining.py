@@ -19,6 +19,7 @@ class CorpusSource(Closed):
     column: Column = "text"  # of everything but plain lines
     header: bool = True  # of tables
     documents: Literal["blank", "line"] = "blank"  # plain lines: a blank line ends a document, or every line is one
+    repeat: Annotated[int, Field(ge=1, le=100)] = 1  # times an epoch, for text closer to the task than the rest
 
 
 class CorpusSpec(Closed):
