@@ -38,13 +38,14 @@ class Plan:
     def corpus(self) -> str:
         """Tokens of the text to pre-train on: its files, what is kept out of it, words, normalisation, tokenizer."""
         from dtrain.data import resolve_path
-        from dtrain.pretraining.corpus import corpus_files, excluded_files
+        from dtrain.pretraining.corpus import corpus_files
+        from dtrain.pretraining.excluded import excluded_sources
 
         spec = self.recipe.pretrain
         assert spec is not None
         section = spec.corpus.model_dump(mode="json", exclude={"separate", "exclude"})
-        files = [resolve_path(file.name) for _, file in corpus_files(spec.corpus) if file.format != "hub"]
-        inside = [p for path in files for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
+        out = excluded_sources(self.recipe)
+        inside = [path for _, source in corpus_files(spec.corpus) for path in source.files]
         if spec.corpus.dictionary:
             inside.append(resolve_path(spec.corpus.dictionary))
         model = [spec.model.type, spec.model.pretrained, spec.model.vocabulary, spec.model.vocabulary_size]
@@ -53,7 +54,7 @@ class Plan:
             FORMAT,
             section,
             [self._file(path) for path in inside],
-            sorted(self._file(path) for path in excluded_files(self.recipe)),
+            sorted([s.format, *([s.name] if s.format == "hub" else map(self._file, s.files))] for s in out),
             self.recipe.data.normalize.model_dump(mode="json"),
             [*model, self._outside(spec.model)],
             spec.seed,

@@ -13,13 +13,14 @@ from dtrain.errors import InputError
 from dtrain.recipe.data import Data
 
 PARTS = ("train", "valid", "test", "transfer")
+CORPUS, EXCLUDED = "sources", "exclude"  # text to pre-train on, and what may not be in it: keys of pretrain.corpus
 PACKAGE, HUB = "package:", "hub:"
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of `data.<part>`: `name` as the user wrote it, `format` one of the readers of records.py."""
+    """One entry of `data.<part>` or `pretrain.corpus.<part>`: `name` as the user wrote it, `format` one of the readers of records.py."""
 
     part: str
     name: str
@@ -30,8 +31,15 @@ class Source:
         return resolve_path(self.name)
 
     @property
+    def files(self) -> list[Path]:
+        """Where its bytes are; a hub name has none."""
+        if self.format == "hub":
+            return []
+        return sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
+
+    @property
     def key(self) -> str:
-        return f"data.{self.part}"
+        return f"{'pretrain.corpus' if self.part in (CORPUS, EXCLUDED) else 'data'}.{self.part}"
 
 
 def resolve_path(name: str) -> Path:
@@ -63,12 +71,7 @@ def source_files(data: Data) -> list[Path]:
 
     Raises InputError where one is missing.
     """
-    files: list[Path] = []
-    for source in find_sources(data):
-        if source.format == "hub":
-            continue
-        path = source.path
-        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [path for source in find_sources(data) for path in source.files]
     if isinstance(data.labels, str):
         files.append(existing_file(data.labels, "data.labels"))
     return files

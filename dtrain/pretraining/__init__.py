@@ -1,6 +1,6 @@
 """Pre-training a teacher on plain text: masked language modelling with whole words masked, and next sentences if asked.
 
-    files -> corpus.py: documents -> normalised, held-out share and excluded lines taken off  (prepare.py)
+    files -> corpus.py: documents -> normalised, held-out share and excluded.py's lines taken off  (prepare.py)
           -> words.py: token ids, and which tokens begin words and sentences -> tokens/       once, in parallel
           -> packing.py: rows of exactly `max_length` tokens -> rows-<length>/                for each phase
              or pairs.py: what pairs of two texts are made of -> pairs-<length>/

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtrain.data.files import HUB, SUFFIXES, Source, existing_file, numbered_lines, resolve_path
+from dtrain.data.files import CORPUS, HUB, SUFFIXES, Source, existing_file, numbered_lines, resolve_path
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
 from dtrain.data.sources import text_of
 from dtrain.data.tokenizers import bert_vocabulary
 from dtrain.errors import InputError
+from dtrain.pretraining.excluded import excluded_sources
 from dtrain.recipe.pretraining import CorpusSource, CorpusSpec
 from dtrain.recipe.schema import Recipe
 
@@ -32,7 +31,7 @@ def corpus_files(spec: CorpusSpec) -> list[tuple[CorpusSource, Source]]:
     for number, source in enumerate(spec.sources):
         key = f"{KEY}.sources.{number}"
         try:
-            found += [(source, Source("corpus", name, kind)) for name, kind in _files_of(source)]
+            found += [(source, Source(CORPUS, name, kind)) for name, kind in _files_of(source)]
         except InputError as error:
             problems.add(f"{key}: {error}")
     problems.raise_if_any()
@@ -103,7 +102,7 @@ def check_corpus(recipe: Recipe) -> None:
     found: list[str] = []
     for look in (
         lambda: corpus_files(spec.corpus),
-        lambda: excluded_files(recipe),
+        lambda: excluded_sources(recipe),
         lambda: bert_vocabulary(model.vocabulary, "pretrain") if model.vocabulary else None,
         lambda: existing_file(dictionary, f"{KEY}.dictionary") if dictionary else None,
     ):
@@ -113,45 +112,6 @@ def check_corpus(recipe: Recipe) -> None:
             found += error.problems
     if found:
         raise InputError(found)
-
-
-def excluded_files(recipe: Recipe) -> list[Path]:
-    """Files whose rows must not enter: those of `exclude`, and the recipe's own validation and test files.
-
-    Raises:
-        InputError: where one is missing.
-    """
-    assert recipe.pretrain is not None
-    named = [(f"{KEY}.exclude", name) for name in recipe.pretrain.corpus.exclude]
-    named += [(f"data.{part}", name) for part in ("valid", "test") for name in getattr(recipe.data, part)]
-    problems = Problems()
-    files = []
-    for key, name in named:
-        if name.startswith(HUB):
-            problems.add(f"{key}: {name}: rows of a hub data set cannot be kept out of the corpus; name its file")
-            continue
-        try:
-            files.append(existing_file(name, key))
-        except InputError as error:
-            problems.add(str(error))
-    problems.raise_if_any()
-    return files
-
-
-def excluded_texts(files: list[Path], normalizer: Normalizer) -> set[str]:
-    """Every normalised text in `files`: whole lines, their fields between tabs, and the texts of JSON objects.
-
-    Which column holds the text need not be said; what a label shares with a document is no loss.
-    """
-    found: set[str] = set()
-    for file in files:
-        for _, line in numbered_lines(file, str(file), Problems()):
-            fields = [line, *line.split("\t")]
-            if line.lstrip().startswith("{"):
-                with contextlib.suppress(ValueError):
-                    fields += [value for value in json.loads(line).values() if isinstance(value, str)]
-            found.update(normalizer(field) for field in fields)
-    return found - {""}
 
 
 class DocumentNormalizer:

@@ -22,7 +22,8 @@ from dtrain.data.tokenizers import given_tokenizer, load_tokenizer, trained_toke
 from dtrain.data.write import map_rows
 from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
-from dtrain.pretraining.corpus import KEY, DocumentNormalizer, excluded_files, excluded_texts, read_documents
+from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents
+from dtrain.pretraining.excluded import excluded_sources, excluded_texts
 from dtrain.pretraining.packing import Documents, pack, write_rows
 from dtrain.pretraining.pairs import write_pairs
 from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
@@ -105,7 +106,7 @@ def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast
     scratch = folder / "scratch"
     scratch.mkdir()
     normalizer = Normalizer(recipe.data.normalize)
-    excluded = excluded_texts(excluded_files(recipe), normalizer)
+    excluded = excluded_texts(excluded_sources(recipe), normalizer)
     raw = _raw_documents(spec, scratch / "raw.arrow")
     assert spec.seed is not None
     normalize = _NormalizeBatch(DocumentNormalizer(normalizer, excluded), spec.seed)

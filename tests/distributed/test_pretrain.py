@@ -143,12 +143,15 @@ def test_nor_with_next_sentences(pairs_alone: Path, tmp_path: Path, way: str, ra
     assert a["loss"] == pytest.approx(a["masked_loss"] + a["next_sentence_loss"])
 
 
-def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(tmp_path: Path, pairs: bool) -> None:
     """In the second phase, with two ranks; what was stopped has a model folder of its latest evaluation."""
+    recipe = write_recipe(tmp_path, "bert" if pairs else "nezha", separate=False, pairs=pairs)
     longer = [
         "pretrain.phases.0.epochs=1",
         "pretrain.phases.1.epochs=12",
         "pretrain.phases.1.checkpoint_every=5",
+        "pretrain.phases.1.evaluate_every=5",
         "pretrain.model.dropout=0.1",
     ]
     undisturbed, stopped = tmp_path / "a", tmp_path / "b"
@@ -157,7 +160,8 @@ def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(recipe: Path
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     root = stopped / "pre"
     deadline = time.monotonic() + 300
-    while not list((root / "checkpoints" / "pretrain" / "phase-2").glob("step-*")):
+    checkpoints = root / "checkpoints" / "pretrain" / "phase-2"
+    while not (list(checkpoints.glob("step-*")) and (root / "pretrain" / "latest").exists()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -165,6 +169,7 @@ def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(recipe: Path
     assert process.returncode == 75, err
     assert "pretrain phase 2: stopped on request (SIGTERM)" in err
     assert not (root / "pretrain" / "phase-2").exists()
+    assert weights(root / "pretrain" / "latest").keys() == weights(root / "pretrain" / "phase-1").keys()
     told = dtrain(*arguments)
     assert "pretrain phase 1: complete, nothing to do" in told
     a, b = (weights(folder / "pre" / "pretrain" / "phase-2") for folder in (undisturbed, stopped))
