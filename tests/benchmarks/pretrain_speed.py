@@ -6,15 +6,15 @@
 Both train the same model from the same weights on the same packed rows, words and batch sizes with torch's AdamW:
 the package's own loop (mask, forward, backward, clip, step, logs), and the Trainer with
 `DataCollatorForLanguageModeling(whole_word_mask=True)`, the successor of DataCollatorForWholeWordMask, which projects
-every position on the vocabulary. They take turns. On a CPU one thread works and its own time is taken, so that neither
-waiting nor other work on the machine counts; peak memory is that of a process for each. Utilisation is the share of
-the rate of one large matrix product, measured here, in the same precision. Prints a line of JSON.
+every position on the vocabulary. They take turns, each time in a process of its own, as a user would start them. On a
+CPU one thread works and its own time is taken, so that neither waiting nor other work on the machine counts.
+Utilisation is the share of the rate of one large matrix product, measured here, in the same precision. Prints a line
+of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import resource
 import statistics
@@ -52,6 +52,7 @@ from dtrain.training.stop import StopRequest
 
 CJK = 0x4E00
 WARM_UP = 3  # steps that are not counted
+WHO = ("ours", "theirs")
 
 
 def made_up(options: argparse.Namespace, folder: Path) -> tuple[PreTrainedTokenizerFast, PackedRows]:
@@ -246,6 +247,26 @@ def projection(options: argparse.Namespace, kind: str, device: torch.device) -> 
     return {"seconds": round(statistics.median(times[1:]), 4), "peak_gib": round(peak, 3)}
 
 
+def train(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds a step of 'ours' or 'theirs', and for 'ours' the operations of a step."""
+    world = connect() if options.only == "ours" else None
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer, rows = made_up(options, folder)
+        model = new_model(options, len(tokenizer))
+        if world is None:
+            return {"seconds": Theirs(options, model, tokenizer, rows)(folder / "theirs")}
+        flops = step_flops(model, options)
+        return {"seconds": Ours(options, world, model, tokenizer, rows)(folder / "ours"), "flops": flops}
+
+
+def alone(kind: str) -> dict[str, float]:
+    """What a process of its own prints, with this one's options."""
+    command = [sys.executable, *sys.argv, "--only", kind]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=("bert", "nezha"), default="bert")
@@ -258,42 +279,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--projection", choices=("masked", "full"), help="only this, and print it")
+    parser.add_argument("--only", choices=("masked", "full", "ours", "theirs"), help="only this, and print it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.projection:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(json.dumps(projection(options, options.projection, device)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.only:
+        projected = options.only in ("masked", "full")
+        print(json.dumps(projection(options, options.only, device) if projected else train(options)))
         return
-    world = connect()
-    torch.set_num_threads(1)
-    result: dict[str, Any] = vars(options) | {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, 1 thread"
-    }
-    for kind in ("masked", "full"):
-        told = subprocess.run(
-            [sys.executable, *sys.argv, "--projection", kind], capture_output=True, text=True, check=True
-        )
-        result[f"projection_{kind}"] = json.loads(told.stdout.splitlines()[-1])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tokenizer, rows = made_up(options, folder)
-        model = new_model(options, len(tokenizer))
-        seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for number in range(options.rounds):
-            seconds["ours"].append(
-                Ours(options, world, copy.deepcopy(model), tokenizer, rows)(folder / f"ours-{number}")
-            )
-            seconds["theirs"].append(
-                Theirs(options, copy.deepcopy(model), tokenizer, rows)(folder / f"theirs-{number}")
-            )
-        tokens = options.batch * options.length
-        best = {who: min(taken) for who, taken in seconds.items()}
-        rate = matmul_rate(world.device, options.precision)
-        result |= {f"{who}_tokens_per_second": round(tokens / taken, 1) for who, taken in best.items()}
-        result["times_faster"] = round(best["theirs"] / best["ours"], 3)
-        result["matmul_tflops"] = round(rate / 1e12, 4)
-        result["share_of_matmul_rate"] = round(step_flops(model, options) / best["ours"] / rate, 3)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, 1 thread"
+    result: dict[str, Any] = vars(options) | {"device": name}
+    result |= {f"projection_{kind}": alone(kind) for kind in ("masked", "full")}
+    rounds = [{who: alone(who) for who in WHO} for _ in range(options.rounds)]
+    seconds = {who: min(taken[who]["seconds"] for taken in rounds) for who in WHO}
+    tokens = options.batch * options.length
+    rate = matmul_rate(device, options.precision)
+    result |= {f"{who}_tokens_per_second": round(tokens / taken, 1) for who, taken in seconds.items()}
+    result["times_faster"] = round(seconds["theirs"] / seconds["ours"], 3)
+    result["times_faster_by_round"] = [round(r["theirs"]["seconds"] / r["ours"]["seconds"], 3) for r in rounds]
+    result["matmul_tflops"] = round(rate / 1e12, 4)
+    result["share_of_matmul_rate"] = round(rounds[0]["ours"]["flops"] / seconds["ours"] / rate, 3)
     print(json.dumps(result))
 
 
