@@ -38,6 +38,7 @@ class Plan:
     def corpus(self) -> str:
         """Tokens of the text to pre-train on: its files, what is kept out of it, words, normalisation, tokenizer."""
         from dtrain.data import resolve_path
+        from dtrain.data.corpus import parts_to_cut
         from dtrain.pretraining.corpus import corpus_files
         from dtrain.pretraining.excluded import excluded_sources
 
@@ -58,6 +59,7 @@ class Plan:
             self.recipe.data.normalize.model_dump(mode="json"),
             [*model, self._outside(spec.model)],
             spec.seed,
+            self.data if parts_to_cut(self.recipe.data) else None,
         )
 
     def pretraining(self, phase: int) -> str:

@@ -54,8 +54,7 @@ def read_corpus(data: Data, seed: int) -> Corpus:
         problems.raise_if_any()
         labels = label_map(data, parts["train"])
         numbers = label_numbers(data, parts, labels, files)
-    shares = {"valid": data.split.valid, "test": data.split.test}
-    missing = {part: share for part, share in shares.items() if part not in parts and share > 0}
+    missing = parts_to_cut(data)
     if missing:
         whole, whole_numbers = parts["train"], numbers["train"]
         for part, index in stratified_split(whole_numbers, missing, seed).items():
@@ -65,6 +64,12 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     return Corpus(
         {p: parts[p] for p in ordered}, {p: numbers[p] for p in ordered}, labels, files, types, scheme, remarks
     )
+
+
+def parts_to_cut(data: Data) -> dict[str, float]:
+    """The parts without a file that are cut off the training rows: part -> share of them."""
+    shares = {"valid": data.split.valid, "test": data.split.test}
+    return {part: share for part, share in shares.items() if not getattr(data, part) and share > 0}
 
 
 def check_sources(data: Data) -> tuple[dict[str, int], list[str]]:

@@ -67,7 +67,7 @@ def _is_text(record: Any) -> bool:
 
 
 def _table(source: Source, header: bool, problems: Problems) -> Records:
-    split = _tab_rows if source.format == "tsv" else _csv_rows
+    split = _tab_rows if source.format == "tsv" else csv_rows
     columns: list[Any] | None = None
     first = 1
     for number, row in split(source, problems):
@@ -96,7 +96,7 @@ def _tab_rows(source: Source, problems: Problems) -> Iterator[tuple[int, list[st
             yield number, line.split("\t")
 
 
-def _csv_rows(source: Source, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(source: Source, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """Comma-separated rows with quoting; a row that spans lines is known by its first."""
     start = 0
 

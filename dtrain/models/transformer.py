@@ -21,7 +21,7 @@ from transformers import (
 
 from dtrain.errors import InputError
 from dtrain.models.folder import quiet_transformers
-from dtrain.recipe.models import EncoderSpec, NezhaSpec
+from dtrain.recipe.models import BertSpec, EncoderSpec, NezhaSpec
 
 POSITIONS = 512
 ATTENTION = "sdpa"
@@ -63,7 +63,7 @@ def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length
 
 
 def build_masked_lm(
-    spec: EncoderSpec,
+    spec: BertSpec | NezhaSpec,
     *,
     vocabulary: int,
     pad_id: int,
@@ -76,7 +76,7 @@ def build_masked_lm(
         next_sentence: with a pooler and a head for next sentences, too; a pretrained model that lacks them gets new ones.
 
     Raises:
-        InputError: as `build_classifier`.
+        InputError: as `build_classifier`; or for a pretrained model of another type.
     """
     auto = AutoModelForPreTraining if next_sentence else AutoModelForMaskedLM
     key = "pretrain.model.pretrained"
@@ -85,6 +85,8 @@ def build_masked_lm(
     else:
         config = _new_config(spec, vocabulary, pad_id, max_length)
         model = auto.from_config(config, attn_implementation=ATTENTION)
+    if model.config.model_type != spec.type:
+        raise InputError(f"{key}: {spec.source}: is of type {model.config.model_type!r}, not {spec.type!r}")
     if next_sentence and model.config.type_vocab_size < 2:
         raise InputError(f"{key}: {spec.source}: has one token type, and pretrain.next_sentence needs two")
     return model.train()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +14,15 @@ from dtrain.data.records import read_records
 from dtrain.data.sources import text_of
 from dtrain.data.tokenizers import bert_vocabulary
 from dtrain.errors import InputError
-from dtrain.pretraining.excluded import excluded_sources
-from dtrain.recipe.pretraining import CorpusSource, CorpusSpec
+from dtrain.pretraining.excluded import excluded_sources, excluded_texts, lines_of
+from dtrain.pretraining.words import check_dictionary
+from dtrain.recipe.pretraining import CorpusSource, CorpusSpec, Pretrain
 from dtrain.recipe.schema import Recipe
+from dtrain.runfolder import is_done
 
 KEY = "pretrain.corpus"
 PLAIN = (".txt", ".text")
+IN_FOLDERS = (*PLAIN, ".jsonl")  # what is read of a folder where no format is named
 
 
 def corpus_files(spec: CorpusSpec) -> list[tuple[CorpusSource, Source]]:
@@ -44,17 +49,22 @@ def _files_of(source: CorpusSource) -> list[tuple[str, str]]:
         return [(name, "hub")]
     path = resolve_path(name)
     if not path.exists():
-        raise InputError(f"{name}: no such file")
+        matching = sorted(glob.glob(str(path), recursive=True))
+        if not matching:
+            raise InputError(f"{name}: no such file")
+        return [found for match in matching for found in _files_of(source.model_copy(update={"path": match}))]
     if not path.is_dir():
         if path.stat().st_size == 0:
             raise InputError(f"{name}: the file is empty")
         return [(name, _format_of(source, path))]
     if source.format == "dataset" or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return [(name, "dataset")]
-    known = (*PLAIN, *SUFFIXES)
-    inside = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in known)
-    if not inside:
-        raise InputError(f"{name}: holds no file that ends with {', '.join(known)}, and is no `datasets` folder")
+    inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith((".", "_"))]
+    if source.format == "auto":
+        inside = [file for file in inside if file.suffix.lower() in IN_FOLDERS]
+    if not any(file.stat().st_size for file in inside):
+        what = f"file that ends with {', '.join(IN_FOLDERS)}" if source.format == "auto" else "file"
+        raise InputError(f"{name}: holds no {what} with text in it, and is no `datasets` folder")
     return [(str(file), _format_of(source, file)) for file in inside if file.stat().st_size]
 
 
@@ -95,7 +105,10 @@ def _plain_documents(file: Source, line_each: bool, problems: Problems) -> Itera
 
 
 def check_corpus(recipe: Recipe) -> None:
-    """The files that the section names, without reading their rows; raises InputError with every problem."""
+    """The files and the model that the section names, and every line of the text where it is not prepared yet.
+
+    Raises InputError with every problem.
+    """
     spec = recipe.pretrain
     assert spec is not None
     model, dictionary = spec.model, spec.corpus.dictionary
@@ -105,6 +118,7 @@ def check_corpus(recipe: Recipe) -> None:
         lambda: excluded_sources(recipe),
         lambda: bert_vocabulary(model.vocabulary, "pretrain") if model.vocabulary else None,
         lambda: existing_file(dictionary, f"{KEY}.dictionary") if dictionary else None,
+        lambda: _check_continued(spec),
     ):
         try:
             look()
@@ -112,6 +126,38 @@ def check_corpus(recipe: Recipe) -> None:
             found += error.problems
     if found:
         raise InputError(found)
+    from dtrain.plan import Plan
+
+    plan = Plan(recipe)
+    if not is_done(plan.folder.data / "corpus", plan.corpus):
+        problems = Problems()
+        if dictionary:
+            check_dictionary(dictionary, problems)
+        empty = not any([text.strip() != "" for text in read_documents(spec.corpus, problems)])
+        problems.raise_if_any()
+        if empty:
+            raise InputError(f"{KEY}.sources: no text in them")
+        excluded_texts(recipe, Normalizer(recipe.data.normalize))
+
+
+def _check_continued(spec: Pretrain) -> None:
+    """A model folder to go on from must be of the type that is asked for, and have room for every phase."""
+    path = Path(spec.model.pretrained or "") / "config.json"
+    if not spec.model.pretrained or not path.is_file():  # a hub name is known when it is loaded
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, positions = config.get("model_type"), config.get("max_position_embeddings")
+    except (ValueError, AttributeError):
+        raise InputError(f"pretrain.model.pretrained: {path}: is not a model's configuration") from None
+    if kind != spec.model.type:
+        raise InputError(f"pretrain.model.pretrained: {path.parent}: is of type {kind!r}, not {spec.model.type!r}")
+    for number, phase in enumerate(spec.phases):
+        if kind == "bert" and isinstance(positions, int) and phase.max_length > positions:
+            raise InputError(
+                f"pretrain.phases.{number}.max_length: {phase.max_length} is more than the {positions} positions of "
+                f"{path.parent}"
+            )
 
 
 class DocumentNormalizer:
@@ -125,7 +171,7 @@ class DocumentNormalizer:
         self.excluded = excluded
 
     def __call__(self, text: str) -> tuple[str, int]:
-        lines = [line for raw in text.splitlines() if (line := self.normalizer(raw))]
+        lines = [line for raw in lines_of(text) if (line := self.normalizer(raw))]
         if len(lines) > 1 and self.normalizer(" ".join(lines)) in self.excluded:
             return "", len(lines)
         kept = [line for line in lines if line not in self.excluded]

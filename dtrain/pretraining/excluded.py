@@ -1,19 +1,23 @@
-"""What may not be pre-trained on: every text in the validation and test files, whatever their format."""
+"""What may not be pre-trained on: every text of validation and test rows, whatever the format of their files."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from dtrain.data.conll import join_tokens, read_conll
+from dtrain.data.conll import join_tokens, split_columns
+from dtrain.data.corpus import parts_to_cut, read_corpus
 from dtrain.data.files import EXCLUDED, HUB, SUFFIXES, Source, existing_file, find_sources, numbered_lines, resolve_path
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
-from dtrain.data.records import read_records
+from dtrain.data.records import csv_rows, read_records
 from dtrain.errors import InputError
 from dtrain.recipe.schema import Recipe
+
+LINE_END = re.compile(r"\r\n|[\r\n]")
 
 
 def excluded_sources(recipe: Recipe) -> list[Source]:
@@ -48,35 +52,91 @@ def _format_of(name: str) -> str:
     return SUFFIXES.get(existing_file(name, f"pretrain.corpus.{EXCLUDED}").suffix.lower(), "lines")
 
 
-def excluded_texts(sources: list[Source], normalizer: Normalizer) -> set[str]:
-    """Every normalised text in `sources`, in any column: which one holds the text need not be said.
+def excluded_texts(recipe: Recipe, normalizer: Normalizer) -> set[str]:
+    """Every normalised text of the excluded sources, and of rows that `data.split` cuts off the training files.
 
-    What a label shares with a document is no loss.
+    Which column of a file holds the text need not be said; what a label shares with a document is no loss. Of a text
+    of several lines, each line is one, too.
 
     Raises:
-        InputError: where a `datasets` folder or a hub data set cannot be read.
+        InputError: where a source cannot be read or holds no text; what cannot be read could not be kept out.
     """
-    return {normalizer(text) for source in sources for text in _texts_of(source)} - {""}
-
-
-def _texts_of(source: Source) -> Iterator[str]:
-    # What is wrong with a line is told where the file is read as data; no document can equal it.
     problems = Problems()
+    found: set[str] = set()
+    for source in excluded_sources(recipe):
+        texts = _normalized(_texts_of(source, problems), normalizer)
+        if not texts and not problems.lines:
+            problems.add(f"{source.key}: {source.name}: holds no text")
+        found |= texts
+    problems.raise_if_any()
+    cut = parts_to_cut(recipe.data)
+    if cut:
+        parts = read_corpus(recipe.data, recipe.seed).parts
+        found |= _normalized((t for part in cut if part in parts for t in _both(parts[part])), normalizer)
+    return found
+
+
+def _normalized(texts: Iterator[str], normalizer: Normalizer) -> set[str]:
+    return {normalizer(piece) for text in texts for piece in {text, *lines_of(text)}} - {""}
+
+
+def _both(rows: Any) -> list[str]:
+    return rows.text + rows.text_b
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines end at a line feed, a carriage return or both; U+2028 and its kin are text."""
+    return LINE_END.split(text)
+
+
+def _texts_of(source: Source, problems: Problems) -> Iterator[str]:
     if source.format in ("dataset", "hub"):
         for _, record in read_records(source, True, 0, problems):
             yield from _strings(dict(record))
+    elif source.format == "csv":
+        for _, row in csv_rows(source, problems):
+            yield from row
+    elif source.format == "jsonl":
+        yield from _json_texts(source, problems)
+    else:
+        yield from _line_texts(source, problems)
+
+
+def _json_texts(source: Source, problems: Problems) -> Iterator[str]:
+    """Of one JSON value, however it is laid out, or of one a line."""
+    with contextlib.suppress(ValueError, RecursionError):
+        yield from _strings(json.loads(source.path.read_text(encoding="utf-8-sig")))
         return
-    if source.format == "conll":
-        for sentence in read_conll(source, 0, 0, False, problems):
-            yield from (join_tokens(sentence.tokens)[0], *_joined(sentence.tokens))
-    if source.format == "csv":
-        for _, record in read_records(source, False, 0, problems):
-            yield from _strings(dict(record))
+    for _, record in read_records(source, True, 0, problems):
+        yield from _strings(dict(record))
+
+
+def _line_texts(source: Source, problems: Problems) -> Iterator[str]:
+    """Lines, what lies between their tabs, texts of a line's JSON object; and of blocks between blank lines, which
+    may be documents or a tagger's sentences, the lines and each column as one text."""
+    block: list[str] = []
+    blocks = source.format == "conll"
     for _, line in numbered_lines(source.path, source.name, problems):
-        yield from (line, *line.split("\t"))
-        if line.lstrip().startswith("{"):
-            with contextlib.suppress(ValueError, RecursionError):
-                yield from _strings(json.loads(line))
+        if line.strip():
+            yield from (line, *line.split("\t"))
+            if line.lstrip().startswith("{"):
+                with contextlib.suppress(ValueError, RecursionError):
+                    yield from _strings(json.loads(line))
+            block.append(line)
+        else:
+            blocks = True
+            yield from _block_texts(block)
+            block = []
+    if blocks:
+        yield from _block_texts(block)
+
+
+def _block_texts(lines: list[str]) -> Iterator[str]:
+    yield from _joined(lines)
+    rows = [split_columns(line) for line in lines]
+    if len({len(row) for row in rows}) == 1:
+        for column in zip(*rows, strict=True):
+            yield from (join_tokens(list(column))[0], *_joined(list(column)))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -88,7 +148,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inside)
     elif isinstance(value, list):
         if value and all(isinstance(inside, str) for inside in value):
-            yield from _joined(value)
+            yield from (join_tokens(value)[0], *_joined(value))
         for inside in value:
             yield from _strings(inside)
 

@@ -9,7 +9,7 @@ from dtrain.recipe.pretraining import MaskingSpec
 
 # What a token of a packed row is, as bits.
 WORD_START = 1
-MASKABLE = 2  # no special token, and no part of a word that a row's end has cut
+MASKABLE = 2  # no special token ([UNK] is one), and no part of a word that holds one or that a row's end has cut
 PIECE_START = 4  # [CLS]: what follows belongs together
 SENTENCE_START = 8  # of a sentence that is not its document's first; in the stream that pairs are made of
 SECOND = 16  # of a pair's second text

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dtrain.errors import DtrainError
 from dtrain.pretraining.masking import MASKABLE, PIECE_START, WORD_START
-from dtrain.pretraining.words import SENTENCE, WORD
+from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD
 
 Documents = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat tokens, flat flags, offsets [documents + 1]
 
@@ -59,7 +59,7 @@ def _stream(tokens: np.ndarray, flags: np.ndarray, offsets: np.ndarray, length: 
     out[place] = tokens
     word = (flags & WORD) > 0
     word[starts] = True
-    kinds[place] = MASKABLE + word * WORD_START
+    kinds[place] = (MASKABLE + word * WORD_START) * ((flags & UNKNOWN) == 0)
     out[ends - sizes - 2] = cls
     kinds[ends - sizes - 2] = PIECE_START
     return out, kinds

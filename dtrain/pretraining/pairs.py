@@ -26,7 +26,7 @@ from dtrain.errors import InputError
 from dtrain.pretraining.draws import CUT, PARTNER, SIDE, draw, row_keys
 from dtrain.pretraining.masking import MASKABLE, OTHER, PIECE_START, SECOND, SENTENCE_START, WORD_START
 from dtrain.pretraining.packing import Documents, PackedRows, goes_on, without_cut_words, write_rows
-from dtrain.pretraining.words import SENTENCE, WORD
+from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD
 
 SPECIAL = 3  # [CLS] and two [SEP]
 SPANS = "documents.arrow"
@@ -104,7 +104,7 @@ def _with_ends(
     word[starts] = True
     sentence[starts] = False
     kinds = np.zeros(len(out), np.uint8)
-    kinds[place] = MASKABLE + word * WORD_START + sentence * SENTENCE_START
+    kinds[place] = (MASKABLE + word * WORD_START) * ((flags & UNKNOWN) == 0) + sentence * SENTENCE_START
     return out, kinds, np.repeat(np.arange(len(sizes)), sizes + 1)
 
 

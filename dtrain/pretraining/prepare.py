@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
@@ -23,7 +24,7 @@ from dtrain.data.write import map_rows
 from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
 from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents
-from dtrain.pretraining.excluded import excluded_sources, excluded_texts
+from dtrain.pretraining.excluded import excluded_texts
 from dtrain.pretraining.packing import Documents, pack, write_rows
 from dtrain.pretraining.pairs import write_pairs
 from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "held_out")
 STRETCH = 20_000  # documents that are packed at a time
-WRITE_EVERY = 1000  # raw documents a batch of the Arrow file
+STRETCH_TOKENS = 1 << 26  # and fewer documents where they are long
+WRITE_EVERY, WRITE_CHARACTERS = 1000, 1 << 26  # raw documents, or characters of them, a batch of the Arrow file
 
 TEXTS = datasets.Features(
     {"text": datasets.Value("string"), "lines_out": datasets.Value("int32"), "share": datasets.Value("float64")}
@@ -54,7 +56,7 @@ def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str) -> None:
     """Tokens and, for the length of every phase, packed rows, unless they are there for these very inputs.
 
     Raises:
-        InputError: for files that are not what the recipe says, or too little text; nothing is written then.
+        InputError: for files that are not what the recipe says, or too little text to fill a row; tokens stay then.
     """
     spec = recipe.pretrain
     assert spec is not None
@@ -92,12 +94,17 @@ def rows_folder(folder: RunFolder, spec: Pretrain, length: int) -> Path:
 
 
 def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast | None:
-    longest = max(phase.max_length for phase in spec.phases)
-    tokenizer = given_tokenizer("pretrain", spec.model, longest, recipe.data.normalize.lower)
+    tokenizer = given_tokenizer("pretrain", spec.model, 0, recipe.data.normalize.lower)
     if tokenizer is not None:
         for name in ("cls", "sep", "mask"):
             if getattr(tokenizer, f"{name}_token_id") is None:
                 raise InputError(f"pretrain.model: its tokenizer has no [{name.upper()}]")
+        for number, phase in enumerate(spec.phases):
+            if phase.max_length > tokenizer.model_max_length and spec.model.type != "nezha":
+                raise InputError(
+                    f"pretrain.phases.{number}.max_length: {phase.max_length} is more than the tokenizer of "
+                    f"pretrain.model takes ({tokenizer.model_max_length})"
+                )
     return tokenizer
 
 
@@ -106,8 +113,10 @@ def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast
     scratch = folder / "scratch"
     scratch.mkdir()
     normalizer = Normalizer(recipe.data.normalize)
-    excluded = excluded_texts(excluded_sources(recipe), normalizer)
+    excluded = excluded_texts(recipe, normalizer)
     raw = _raw_documents(spec, scratch / "raw.arrow")
+    if not len(raw):
+        raise InputError(f"{KEY}.sources: no text in them")
     assert spec.seed is not None
     normalize = _NormalizeBatch(DocumentNormalizer(normalizer, excluded), spec.seed)
     texts = map_rows(raw, normalize, TEXTS, recipe.data, scratch)
@@ -117,9 +126,13 @@ def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast
     texts, share = texts.select(np.flatnonzero(kept)), share[kept]
     different = np.unique(share)
     if len(different) < 2:
-        raise InputError(f"{KEY}.sources: {len(different)} different document(s) left; training and perplexity need 2")
+        raise InputError(
+            f"{KEY}.sources: {len(different)} different document(s) left; training and perplexity need 2 "
+            "(in plain text a blank line ends one; with `documents: line` every line is one)"
+        )
     # Documents with the same text have the same share: none is held out and trained on.
-    bound = different[max(1, round(spec.corpus.held_out * len(different))) - 1]
+    wanted = round(spec.corpus.held_out * len(different))
+    bound = different[min(max(1, wanted), len(different) - 1) - 1]
     held_out = share <= bound
     _assert_absent(texts, excluded)
 
@@ -127,12 +140,15 @@ def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast
     tokenizer = given or trained_tokenizer(
         spec.model, (batch["text"] for batch in training.iter(1000)), recipe.data.normalize.lower
     )
+    if len(tokenizer) == len(tokenizer.all_special_ids):
+        raise InputError(f"{KEY}.sources: too little text for a vocabulary (no character comes twice)")
     tokenizer.save_pretrained(folder / "tokenizer")
-    segmenter(spec.corpus.dictionary)  # here, so that forked workers have it
-    encode = _EncodeBatch(TokenFlagger(tokenizer, spec.corpus.dictionary), float(bound))
+    segmenter(spec.corpus.dictionary, recipe.data.normalize)  # here, so that forked workers have it
+    flagger = TokenFlagger(tokenizer, spec.corpus.dictionary, recipe.data.normalize)
+    encode = _EncodeBatch(flagger, float(bound))
     tokens = map_rows(texts, encode, TOKENS, recipe.data, scratch)
     tokens.save_to_disk(folder / "tokens")
-    count = len(tokens.data.column("tokens").combine_chunks().flatten())
+    count = int(_lengths(tokens).sum())
     shutil.rmtree(scratch)
     info = {
         "documents": len(texts),
@@ -157,11 +173,13 @@ def _raw_documents(spec: Pretrain, file: Path) -> datasets.Dataset:
     schema = pa.schema({"raw": pa.string()})
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         batch: list[str] = []
+        characters = 0
         for text in read_documents(spec.corpus, problems):
             batch.append(text)
-            if len(batch) == WRITE_EVERY:
+            characters += len(text)
+            if len(batch) == WRITE_EVERY or characters > WRITE_CHARACTERS:
                 writer.write_batch(pa.record_batch([pa.array(batch)], schema=schema))
-                batch = []
+                batch, characters = [], 0
         writer.write_batch(pa.record_batch([pa.array(batch, pa.string())], schema=schema))
     problems.raise_if_any()
     return datasets.Dataset.from_file(str(file))
@@ -231,9 +249,18 @@ def _write_packed(corpus: Path, length: int, pairs: bool, folder: Path) -> tuple
 
 
 def _stretches(tokens: datasets.Dataset, index: np.ndarray) -> Iterator[Documents]:
-    for start in range(0, len(index), STRETCH):
-        table = tokens.select(index[start : start + STRETCH]).with_format("arrow")[:]
+    stretch = (_lengths(tokens)[index].cumsum() - 1) // STRETCH_TOKENS
+    bounds = np.flatnonzero(np.diff(stretch)) + 1
+    starts = np.union1d(np.arange(0, len(index), STRETCH), bounds)
+    for chosen in np.split(index, starts[1:]):
+        table = tokens.select(chosen).with_format("arrow")[:]
         lists = table.column("tokens").combine_chunks()
         flags = table.column("flags").combine_chunks()
         offsets = lists.offsets.to_numpy()
         yield lists.flatten().to_numpy(), flags.flatten().to_numpy(), offsets - offsets[0]
+
+
+def _lengths(tokens: datasets.Dataset) -> np.ndarray:
+    """Tokens of each document; not by joining the column, whose offsets have 32 bits."""
+    chunks = tokens.data.column("tokens").chunks
+    return np.concatenate([np.zeros(0, np.int64), *(pc.list_value_length(chunk).to_numpy(False) for chunk in chunks)])

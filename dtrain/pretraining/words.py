@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dtrain.data.files import numbered_lines, resolve_path
+from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
+from dtrain.recipe.data import Normalization
 
 if TYPE_CHECKING:
     import jieba
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
 # What a token of a document is, as bits.
 WORD, SENTENCE = 1, 2  # begins one
+UNKNOWN = 4  # in a word with a token that stands for something else, as [UNK] does
+ENCODE_CHARACTERS = 1 << 22  # of documents encoded at a time; their encodings take far more memory than their ids
 SENTENCE_END = re.compile(r"(?:[。！？；!?;…]+|\.(?=\s))[”’」』）)\"']*\s*|\n+")
 ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
 
 
 @cache
-def segmenter(dictionary: str | None) -> jieba.Tokenizer:
-    """jieba with its own dictionary and the user's words. One a process; made before workers are forked."""
+def segmenter(dictionary: str | None, normalization: Normalization | None = None) -> jieba.Tokenizer:
+    """jieba with its own dictionary and the user's words, normalised as the text is. One a process; made before
+    workers are forked."""
     import jieba
 
     tokenizer = jieba.Tokenizer()
@@ -31,9 +38,11 @@ def segmenter(dictionary: str | None) -> jieba.Tokenizer:
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     if dictionary is not None:
+        normalizer = Normalizer(normalization) if normalization else str
         for _, line in numbered_lines(resolve_path(dictionary), dictionary, Problems()):
             word, *rest = line.split()
-            tokenizer.add_word(word, *(int(count) for count in rest[:1] if count.isdigit()))
+            if word := normalizer(word):
+                tokenizer.add_word(word, *(int(count) for count in rest[:1] if count.isdigit()))
     return tokenizer
 
 
@@ -44,9 +53,9 @@ def check_dictionary(name: str, problems: Problems) -> None:
             problems.add(f"{name}:{number}: must be `word [count [tag]]`, found {line[:40]!r}")
 
 
-def word_of_character(text: str, dictionary: str | None) -> np.ndarray:
+def word_of_character(text: str, dictionary: str | None, normalization: Normalization | None = None) -> np.ndarray:
     """The number of the word that each character is in, int [characters]."""
-    lengths = [len(word) for word in segmenter(dictionary).cut(text)]
+    lengths = [len(word) for word in segmenter(dictionary, normalization).cut(text)]
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
@@ -63,27 +72,47 @@ class TokenFlagger:
 
     A token begins a word where jieba's word and the tokenizer's own (the letters between blanks, a single Chinese
     character) both change: so neither the characters of a Chinese word nor the pieces of an English one come apart.
+    What a text says of special tokens, such as `[MASK]`, is text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, dictionary: str | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        dictionary: str | None,
+        normalization: Normalization | None = None,
+    ) -> None:
         self.backend = tokenizer.backend_tokenizer
+        # A tokenizer that was saved after fine-tuning cuts and pads as it did then.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True
+        self.special = np.array(sorted(tokenizer.all_special_ids))
         self.dictionary = dictionary
+        self.normalization = normalization
 
     def __call__(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
         ids: list[list[int]] = []
         flags: list[list[int]] = []
-        for text, encoding in zip(texts, self.backend.encode_batch(texts, add_special_tokens=False), strict=True):
+        for text, encoding in self._encoded(texts):
             ids.append(encoding.ids)
             if not encoding.ids:
                 flags.append([])
                 continue
             first = np.array([start for start, _ in encoding.offsets])
             own = np.array(encoding.word_ids)
-            words = word_of_character(text, self.dictionary)[first]
+            words = word_of_character(text, self.dictionary, self.normalization)[first]
             sentences = sentence_of_character(text)[first]
             new = np.ones((2, len(first)), dtype=bool)
             new[0, 1:] = (np.diff(words) != 0) & (np.diff(own) != 0)
             new[1, 1:] = (np.diff(sentences) != 0) & (np.diff(own) != 0)
             new[0] |= new[1]
-            flags.append((new[0] * WORD + new[1] * SENTENCE).tolist())
+            word = new[0].cumsum()
+            unknown = np.isin(word, word[np.isin(encoding.ids, self.special)])
+            flags.append((new[0] * WORD + new[1] * SENTENCE + unknown * UNKNOWN).tolist())
         return ids, flags
+
+    def _encoded(self, texts: list[str]) -> Iterator[tuple[str, Encoding]]:
+        stretch = np.cumsum([len(text) for text in texts]) // ENCODE_CHARACTERS
+        for number in np.unique(stretch):
+            some = [text for text, place in zip(texts, stretch, strict=True) if place == number]
+            yield from zip(some, self.backend.encode_batch(some, add_special_tokens=False), strict=True)

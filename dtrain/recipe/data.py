@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from dtrain.recipe.values import Closed, Column, Paths, Probability, Share
 
@@ -41,6 +41,8 @@ class Split(Closed):
 
 class Normalization(Closed):
     """What is done to every text, in this order; part of the identity of data and stores."""
+
+    model_config = ConfigDict(frozen=True)  # one can be told from another by its values
 
     simplify: bool = True  # traditional -> simplified Chinese
     half_width: bool = True  # full-width -> half-width forms

@@ -12,7 +12,10 @@ from dtrain.recipe.values import Closed, Column, Paths, Positive, Precision
 
 
 class CorpusSource(Closed):
-    """Text to pre-train on: a file, a folder of .txt and .jsonl files, a `datasets` folder, or hub:name."""
+    """Text to pre-train on: files (globs too), a folder of .txt and .jsonl files, a `datasets` folder, or hub:name.
+
+    Where `format` is set, every file in a folder is read, but for names that begin with a dot or an underscore.
+    """
 
     path: str
     format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by suffix
@@ -86,7 +89,7 @@ class Pretrain(Closed):
         return TrainSpec(
             name=f"phase-{number + 1}",
             model=self.model,
-            seed=self.seed + number,  # else phases of one length would see the same batches and masks
+            seed=(self.seed + number) % 2**31,  # else phases of one length would see the same batches and masks
             precision=self.precision,
             activation_checkpointing=self.activation_checkpointing,
             metric="loss",

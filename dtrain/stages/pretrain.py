@@ -14,6 +14,7 @@ import torch
 
 from dtrain.data.tokenizers import load_tokenizer
 from dtrain.distributed import World
+from dtrain.errors import InputError
 from dtrain.log import say, say_anywhere
 from dtrain.models import parameter_count, save_model
 from dtrain.plan import Plan
@@ -45,7 +46,10 @@ def check_phases(recipe: Recipe, world: World) -> None:
     assert spec is not None
     precision = resolve_precision(spec.precision, world.device, "pretrain.precision")
     for number in range(len(spec.phases)):
-        scaled_to_batch(spec.training(number))
+        try:
+            scaled_to_batch(spec.training(number))
+        except InputError as error:
+            raise InputError([f"pretrain.phases.{number}.{problem}" for problem in error.problems]) from None
         if world.sharding.kind == "zero" and world.size > 1:
             from dtrain.training.engine_zero import fill_config
 

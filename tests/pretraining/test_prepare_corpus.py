@@ -203,6 +203,108 @@ def test_bad_rows_and_too_little_text_are_told(recipe_of: Load, text_files: Path
     (text_files / "one.txt").write_text("只有一行\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"pretrain.corpus.sources: 1 different document\(s\) left"):
         prepared(recipe_of(corpus={"sources": [str(text_files / "one.txt")]}))
-    (text_files / "two.txt").write_text("第一行\n\n第二行\n", encoding="utf-8")
+    (text_files / "two.txt").write_text("一一一\n\n二二二\n", encoding="utf-8")
     with pytest.raises(InputError, match="too little text to fill one row of 16 tokens"):
         prepared(recipe_of(corpus={"sources": [str(text_files / "two.txt")]}))
+
+
+@pytest.mark.parametrize(
+    ("documents", "text", "told"),
+    [
+        ("blank", " \n\n", "pretrain.corpus.sources: no text in them"),
+        (
+            "line",
+            "甲乙\n丙丁\n",
+            "pretrain.corpus.sources: too little text for a vocabulary (no character comes twice)",
+        ),
+    ],
+)
+def test_a_corpus_with_nothing_to_learn(
+    recipe_of: Load, text_files: Path, documents: str, text: str, told: str
+) -> None:
+    (text_files / "few.txt").write_text(text, encoding="utf-8")
+    recipe = recipe_of(corpus={"sources": [{"path": str(text_files / "few.txt"), "documents": documents}]})
+    with pytest.raises(InputError) as error:
+        prepared(recipe)
+    assert error.value.problems == [told]
+
+
+def test_bad_lines_are_told_before_anything_is_written(recipe_of: Load, text_files: Path) -> None:
+    (text_files / "gbk.txt").write_bytes("好\n球队\n".encode("gbk"))
+    (text_files / "words.txt").write_text("三 个 词 语\n", encoding="utf-8")
+    recipe = recipe_of(corpus={"sources": [str(text_files / "gbk.txt")], "dictionary": str(text_files / "words.txt")})
+    with pytest.raises(InputError) as error:
+        check_corpus(recipe)
+    assert [line.split(": ")[0] for line in error.value.problems] == [
+        f"{text_files}/{place}" for place in ("words.txt:1", "gbk.txt:1", "gbk.txt:2")
+    ]
+    assert not Plan(recipe).folder.root.exists()
+
+
+def test_folders_globs_and_shards_without_a_suffix(text_files: Path) -> None:
+    shards = text_files / "shards"
+    (shards / "AA").mkdir(parents=True)
+    for name, text in (("AA/wiki_00", "甲"), ("AA/wiki_01", "乙"), (".hidden", "丙"), ("_SUCCESS", "")):
+        (shards / name).write_text(text, encoding="utf-8")
+    assert documents({"path": str(shards), "format": "lines"}) == ["甲", "乙"]
+    assert documents({"path": str(shards / "AA" / "wiki_0[1-9]"), "format": "lines"}) == ["乙"]
+    with pytest.raises(InputError, match="holds no file that ends with .txt, .text, .jsonl with text in it"):
+        documents(str(shards))
+    (shards / "a.txt").write_text("丁", encoding="utf-8")
+    (shards / "b.jsonl").write_text('{"text": "戊"}', encoding="utf-8")
+    (shards / "meta.json").write_text('{"n": 1}', encoding="utf-8")  # what lies beside the text is not text
+    (shards / "README.tsv").write_text("a\tb", encoding="utf-8")
+    assert documents(str(shards)) == ["丁", "戊"]
+    assert documents(str(shards / "*.txt")) == ["丁"]
+
+
+def test_most_of_the_documents_held_out_leaves_one(recipe_of: Load, text_files: Path) -> None:
+    sources = [{"path": str(text_files / "books.txt")}]
+    _, held_out = texts(prepared(recipe_of(corpus={"sources": sources, "held_out": 0.999})))
+    assert held_out.sum() == len(held_out) - 1
+
+
+def test_a_corpus_column_longer_than_its_offsets_reach() -> None:
+    """Chunks are looked at one by one: their tokens in one array could be more than 32 bits count."""
+    tokens = datasets.Dataset.from_dict({"tokens": [[1, 2, 3], [], [4]], "flags": [[1, 0, 1], [], [1]]})
+    tokens = datasets.concatenate_datasets([tokens, tokens])
+    assert tokens.data.column("tokens").num_chunks > 1
+    assert prepare._lengths(tokens).tolist() == [3, 0, 1, 3, 0, 1]
+
+
+def test_stretches_end_where_documents_are_long(recipe_of: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(recipe_of())
+    tokens = datasets.load_from_disk(folder.data / "corpus" / "tokens")
+    index = np.arange(3, len(tokens))
+    (whole,) = prepare._stretches(tokens, index)
+    monkeypatch.setattr(prepare, "STRETCH_TOKENS", 100)
+    cut = list(prepare._stretches(tokens, index))
+    assert len(cut) > 5 and max(len(stretch[0]) for stretch in cut) < 200
+    assert np.array_equal(np.concatenate([stretch[0] for stretch in cut]), whole[0])
+    assert sum(len(stretch[2]) - 1 for stretch in cut) == len(index)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "roberta"}, "pretrain.model.pretrained: {}/start: is of type 'roberta', not 'nezha'"),
+        ({"model_type": "bert"}, "pretrain.model.pretrained: {}/start: is of type 'bert', not 'nezha'"),
+        ("nothing", "pretrain.model.pretrained: {}/start/config.json: is not a model's configuration"),
+    ],
+)
+def test_a_start_of_another_type_is_told(recipe_of: Load, text_files: Path, config: Any, told: str) -> None:
+    (text_files / "start").mkdir()
+    (text_files / "start" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    recipe = recipe_of({"model": {"type": "nezha", "pretrained": str(text_files / "start")}})
+    with pytest.raises(InputError) as error:
+        check_corpus(recipe)
+    assert error.value.problems == [told.replace("{}", str(text_files))]
+
+
+def test_a_phase_longer_than_the_start_has_positions_is_told(recipe_of: Load, text_files: Path) -> None:
+    (text_files / "start").mkdir()
+    config = {"model_type": "bert", "max_position_embeddings": 24}
+    (text_files / "start" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    recipe = recipe_of({"model": {"type": "bert", "pretrained": str(text_files / "start")}})
+    with pytest.raises(InputError, match=r"pretrain\.phases\.1\.max_length: 32 is more than the 24 positions of"):
+        check_corpus(recipe)

@@ -10,7 +10,8 @@ import pytest
 from dtrain.data.problems import Problems
 from dtrain.data.tokenizers import trained_tokenizer
 from dtrain.errors import InputError
-from dtrain.pretraining.words import SENTENCE, WORD, TokenFlagger, check_dictionary, segmenter
+from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD, TokenFlagger, check_dictionary, segmenter
+from dtrain.recipe.data import Normalization
 from dtrain.recipe.models import NezhaSpec
 
 TEXT = "使用语言模型来预测下一个词的概率。iphone8很好用!真的"
@@ -58,6 +59,42 @@ def test_user_dictionary(tmp_path: Path) -> None:
     theirs.load_userdict(str(file))
     assert grouped(flagged(TEXT, str(file)), WORD) == theirs.lcut(TEXT)
     assert "机器学习" not in segmenter(None).lcut("用机器学习")
+
+
+def test_entries_are_normalised_as_the_text_is(tmp_path: Path) -> None:
+    """Else none with capitals, full-width or traditional characters would ever be found."""
+    file = tmp_path / "words.txt"
+    file.write_text("機器學習 1000\nＮＢＡ总决赛\n\u200b\n", encoding="utf-8")
+    words = segmenter(str(file), Normalization())
+    assert {"机器学习", "nba总决赛"} <= set(words.lcut("用机器学习看nba总决赛"))
+    assert "机器学习" not in segmenter(str(file)).lcut("用机器学习")
+
+
+def test_a_tokenizer_that_cuts_and_pads_is_told_not_to() -> None:
+    spec = NezhaSpec(type="nezha", vocabulary_size=100)
+    tokenizer = trained_tokenizer(spec, [[TEXT] * 3], True)
+    plain = TokenFlagger(tokenizer, None)([TEXT, "词"])
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    assert TokenFlagger(tokenizer, None)([TEXT, "词"]) == plain
+
+
+def test_what_a_text_says_of_special_tokens_is_text_and_words_with_unknown_tokens_are_marked() -> None:
+    spec = NezhaSpec(type="nezha", vocabulary_size=100)
+    tokenizer = trained_tokenizer(spec, [["使用[MASK]和[SEP]模型,mask", "sep"] * 3], lower=False)
+    (ids,), (flags,) = TokenFlagger(tokenizer, None)(["使用[MASK]和[SEP]模型甲"])
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert set(ids) & set(tokenizer.all_special_ids) == {tokenizer.unk_token_id} and "[" in tokens
+    assert [token for token, flag in zip(tokens, flags, strict=True) if flag & UNKNOWN][-1] == "[UNK]"
+    assert not any(flag & UNKNOWN for token, flag in zip(tokens, flags, strict=True) if token in "使用和")
+
+
+def test_long_documents_are_encoded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = NezhaSpec(type="nezha", vocabulary_size=100)
+    flagger = TokenFlagger(trained_tokenizer(spec, [[TEXT] * 3], True), None)
+    together = flagger([TEXT, "", "词", TEXT])
+    monkeypatch.setattr("dtrain.pretraining.words.ENCODE_CHARACTERS", 10)
+    assert flagger([TEXT, "", "词", TEXT]) == together
 
 
 def test_a_bad_dictionary_is_told_by_line(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def test_tnews_recipes_fit_the_real_files(data_folder):
         check_inputs(load_recipe(name, moved))
 
 
+@pytest.mark.parametrize("name", ["tnews_offline", "pretrain_small"])
+def test_pretraining_recipes_fit_the_real_files(name, data_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(data_folder)
+    check_inputs(load_recipe(name))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 @pytest.mark.parametrize("name", ["thucnews_same_structure", "thucnews_other_structure", "sst2_bilstm"])
 def test_other_recipes_fit_the_real_files(name, data_folder):
     data = load_recipe(name).data
