@@ -228,10 +228,14 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
         del here
         return EXIT_DONE
     if all(plan.stage_done(stage) for stage in stages):
+        if "distill" in stages:
+            plan.require_a_student()
         say(f"{plan.folder.root}: nothing to do, every stage is complete ({', '.join(stages)})")
         return EXIT_DONE
     for way, group in ways:
         if all(Plan(recipe).stage_done(stage) for stage in group):
+            if "distill" in group:
+                Plan(recipe).require_a_student()
             say(f"{', '.join(group)}: complete, nothing to do")
             continue
         code = launch(way, ["run", *arguments, "--stages", ",".join(group), "--here"])

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dtrain.errors import EveryStudentFailed
 from dtrain.recipe.models import GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -148,9 +149,10 @@ class Plan:
         return fingerprint("search", self.recipe.search.model_dump(mode="json"), students)
 
     def order(self, student: Student) -> int:
-        """The seed of the order in which a student sees its rows."""
+        """The seed of the order in which a student sees its rows; peers make every step with the same ones."""
         assert student.seed is not None
-        return self.recipe.seed if self.recipe.placement.share_order else student.seed
+        shared = self.recipe.placement.share_order or student.peers is not None
+        return self.recipe.seed if shared else student.seed
 
     def _beside(self, member: Teacher | Student) -> list[Any]:
         """What a student shares with others, where that makes it another: an order of rows, and its peers."""
@@ -225,6 +227,12 @@ class Plan:
         if stage == "report":
             return is_done(folder.report, self.report)
         raise ValueError(stage)
+
+    def require_a_student(self) -> None:
+        """Raise EveryStudentFailed where all have failed for good."""
+        names = [student.name for student in self.recipe.students]
+        if names and all(self.diverged(name) for name in names):
+            raise EveryStudentFailed(f"every student failed ({', '.join(sorted(names))})")
 
     def failure(self, student: str) -> dict[str, Any] | None:
         """What is recorded of this very student's failure, if it failed."""

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from dtrain.__main__ import main
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
 from dtrain.distributed import World
-from dtrain.errors import InputError
+from dtrain.errors import EveryStudentFailed, InputError
 from dtrain.knowledge import StoreReader
 from dtrain.models import load
 from dtrain.plan import Plan
@@ -99,6 +100,24 @@ def test_two_rounds_end_with_a_report(root: Path) -> None:
     assert any(MASK in text for text in texts)
 
 
+def test_where_no_student_has_a_model_the_command_fails_again(
+    root: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only the first time: what is final is not tried once more, and is no success."""
+    model = "model: {type: bilstm, embedding: 8, hidden: 4}, noisy: {confidence: 0.999999}"
+    recipe = round2(root, "name=hopeless", f"students=[{{name: s, {model}}}, {{name: t, {model}, seed: 3}}]")
+    folder = Plan(recipe).folder
+    for stage in (prepare, finetune, precompute):
+        stage.run(recipe, world, folder)
+    for _ in range(2):
+        with pytest.raises(EveryStudentFailed, match=r"^every student failed \(s, t\)$"):
+            distill.run(recipe, world, folder)
+    assert Plan(recipe).stage_done("distill")
+    (folder.root / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert main(["run", str(folder.root / "recipe.yaml"), "--stages", "distill"]) == 1
+    assert "every student failed (s, t)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "source"), [("big", "students/noisy"), ("small", "students/cnn"), ("first", "teachers/bert")]
 )
@@ -169,6 +188,9 @@ def test_nothing_is_done_twice_and_all_follows_from_the_content(root: Path, tmp_
         (["data.labels=[sport, money]"], r"has the labels money, sport \(allowed: those of data in this order, sport, money\)"),
         (["data.task=pairs", "data.columns.text_b=other"],
          r"is a model for task 'classification' \(allowed: data\.task, 'pairs'\)"),
+        (["students=[{{name: s, model: {{type: textcnn, filters: 5, widths: [2]}}, losses: [{{type: feature_hint}}],"
+          " teachers: [small]}}]"],
+         r"^teachers\.small\.from: has 12 features, and s, which compares its 5 by feature_hint, another number"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(changes: list[str], message: str, root: Path, world: World) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from dtrain.data.files import resolve_path
 from dtrain.data.problems import shown
 from dtrain.recipe.data import Normalization
+from dtrain.recipe.models import feature_width
 
 if TYPE_CHECKING:
     from dtrain.recipe.schema import Recipe
-    from dtrain.recipe.training import Teacher
+    from dtrain.recipe.training import Student, Teacher
 
 MODEL = ("config.json", "model.safetensors", "preprocessing.json")
 # What tells of a model's making and scores, and does not decide its answers.
@@ -82,6 +83,19 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
     if labels is not None and own != labels:
         order = " in this order" if sorted(own) == sorted(labels) else ""
         yield f"{key}: {folder} has the labels {shown(own)} (allowed: those of data{order}, {shown(labels)})"
+    for student in recipe.students:
+        yield from _unequal_hints(student, teacher.name, config, key)
+
+
+def _unequal_hints(student: Student, teacher: str, config: dict[str, Any], key: str) -> Iterator[str]:
+    """Losses that compare features with those of a teacher that has another number of them."""
+    from dtrain.losses import find_loss
+
+    width, own = width_of(config), feature_width(student.model)
+    for loss in student.losses or []:
+        hint = {"features", "teachers.features"} <= set(find_loss(loss.type).needs)
+        if hint and teacher in (loss.teachers or []) and width and own and width != own:
+            yield f"{key}: has {width} features, and {student.name}, which compares its {own} by {loss.type}, another number"
 
 
 def labels_of(config: dict[str, Any]) -> list[str]:
@@ -94,6 +108,18 @@ def positions(config: dict[str, Any]) -> int | None:
     """The most tokens that the model of a config.json reads; None: any number."""
     encoder = config.get("encoder") or config
     return None if encoder.get("model_type") == "nezha" else encoder.get("max_position_embeddings")
+
+
+def width_of(config: dict[str, Any]) -> int | None:
+    """Length of the pooled vector of a config.json's model; None where it does not tell."""
+    from dtrain.recipe.load import model_types
+
+    width = (config.get("encoder") or config).get("hidden_size")
+    if isinstance(width, int) and "filters" not in config:
+        return width
+    spec = model_types().get(str(config.get("model_type", "")).removeprefix("dtrain-"))
+    known = {name: config[name] for name in spec.model_fields if name in config} if spec else {}
+    return feature_width(spec.model_construct(**known)) if spec else None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

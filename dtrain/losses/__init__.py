@@ -1,9 +1,8 @@
-"""Losses by name; importing this does not import torch."""
+"""Losses by name, from every module in this folder; importing this does not import torch."""
 
-from dtrain.losses import exits as exits
-from dtrain.losses import features as features
-from dtrain.losses import outputs as outputs
-from dtrain.losses import tagging as tagging
+import importlib
+import pkgutil
+
 from dtrain.losses.registry import check_loss, coerce_parameters, find_loss, loss_names
 from dtrain.losses.weighted_sum import LossSum, build_losses
 
@@ -15,3 +14,9 @@ __all__ = [
     "find_loss",
     "loss_names",
 ]
+
+NO_LOSSES = {"min_norm", "weighting"}  # these compute weights, with torch at module level
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name not in NO_LOSSES:
+        importlib.import_module(f"{__name__}.{_module.name}")

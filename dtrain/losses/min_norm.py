@@ -21,15 +21,17 @@ def min_norm_weights(gram: Tensor, limit: float = 1.0) -> Tensor:
 
     Args:
         gram: float [B, K, K], inner products of K vectors.
-        limit: the upper bound; limit * K >= 1, or there is no such w.
+        limit: the upper bound; limit * K >= 1, or there is no such w. One vector has weight 1 whatever the limit.
 
     Returns:
         float64 [B, K].
 
     Raises:
-        ValueError: limit * K < 1.
+        ValueError: limit * K < 1 with K > 1.
     """
     count = gram.shape[-1]
+    if count == 1:
+        return torch.ones_like(gram[..., 0], dtype=torch.float64)
     if limit * count < 1 - 1e-9:
         raise ValueError(f"limit: weights of {count} teachers cannot sum to 1 when none exceeds {limit:g}")
     gram = gram.double()

@@ -7,11 +7,12 @@ Torch is imported inside the functions, because recipes are checked against thei
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from dtrain.losses.registry import register
+from dtrain.recipe.values import part_of_way
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,6 +137,7 @@ def teacher_annealing(
     progress: float,
     *,
     until: PartOfTraining = 1.0,
+    shape: Literal["linear", "cosine", "step"] = "linear",
 ) -> Tensor:
     """-sum_c (l onehot(y) + (1 - l) softmax(z_t))_c log softmax(z_s)_c, l = min(1, progress / until) (BAM, 1907.04829).
 
@@ -149,18 +151,20 @@ def teacher_annealing(
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
         progress: the share of training that is done.
         until: the share at which the gold label alone is left.
+        shape: of l on its way from 0 to 1; BAM's is linear, a step goes there at `until`.
 
     Returns:
         float [B].
     """
     from torch.nn import functional
 
-    gold = min(1.0, progress / until)
+    gold = part_of_way(progress, until, shape)
     student = functional.log_softmax(full_precision(student_logits), dim=-1)
     teacher = functional.softmax(full_precision(teacher_logits), dim=-1)
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
-    target = (1 - gold) * teacher + gold * labelled[:, None] * functional.one_hot(labels, student.shape[-1])
+    own = labelled[:, None] * functional.one_hot(labels, student.shape[-1])
+    target = (1 - gold) * teacher + gold * own.to(student.dtype)
     return -(target * student).sum(-1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dtrain.errors import InputError
 from dtrain.losses.registry import OF_TEACHERS, Loss, coerce_parameters, find_loss
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class LossSum:
 
         Raises:
             KeyError: if an input or a teacher's output is not among what is given.
+            InputError: if a term's teachers have outputs of different widths.
         """
         import torch
 
@@ -147,7 +149,11 @@ def _of_teachers(term: Term, output: str, teachers: Mapping[str, Mapping[str, Te
         raise KeyError(f"{term.name}: no {output} of teacher {missing[0]!r} (given: {known})")
     if not names:
         raise KeyError(f"{term.name}: needs the {output} of a teacher, and none are given")
-    return torch.stack([teachers[name][output] for name in names])
+    found = [teachers[name][output] for name in names]
+    if len({one.shape[-1] for one in found}) > 1:
+        widths = ", ".join(f"{name} {one.shape[-1]}" for name, one in zip(names, found, strict=True))
+        raise InputError(f"{term.name}: its teachers' {output} are of different widths ({widths})")
+    return torch.stack(found)
 
 
 def _teacher_weights(
@@ -161,6 +167,7 @@ def _teacher_weights(
     import torch
 
     from dtrain.losses import weighting
+    from dtrain.losses.outputs import full_precision
 
     spec, labelled = term.weighting, known["labelled"]
     assert spec is not None
@@ -171,7 +178,9 @@ def _teacher_weights(
         return weighting.fixed_weights(shares, len(labelled), labelled.device)
     if spec.type == "gradient":
         of_student = next(need for need in ("logits", "features") if need in term.loss.needs)
-        point = known[of_student].detach()
+        point = full_precision(
+            known[of_student]
+        ).detach()  # else the programme divides by differences of rounded numbers
         with torch.enable_grad():
             gradients = [
                 torch.func.grad(lambda output, k=k: against(k, **{of_student: output}).sum())(point)

@@ -67,7 +67,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError([_explain(problem, values, place) for problem in _without_echoes(error)]) from None
+        raise InputError([": ".join(_explain(p, values, place)) for p in _without_echoes(error, values)]) from None
     problems: list[str] = []
     teachers = list(_expand(recipe.teachers, "teachers", place, problems))
     students = list(_expand(recipe.students, "students", place, problems))
@@ -246,11 +246,11 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"{value!r}")
 
 
-def _without_echoes(error: ValidationError) -> Iterator[dict[str, Any]]:
+def _without_echoes(error: ValidationError, values: Any) -> Iterator[dict[str, Any]]:
     """One problem per place: a union (a number or a word) reports every alternative that it tried."""
     by_place: dict[Key, list[dict[str, Any]]] = {}
     for problem in error.errors():
-        key = tuple(part for part in problem["loc"] if not _is_tag(part))
+        key = _without_tags(problem["loc"], values)
         by_place.setdefault(key, []).append({**problem, "loc": key})
     for key, group in by_place.items():
         first = group[0]
@@ -283,9 +283,20 @@ _TAGS = {
 }
 
 
-def _is_tag(part: Any) -> bool:
+def _without_tags(path: Key, values: Any) -> Key:
     """Pydantic puts the chosen alternative of a union into the path; it is no key of the recipe."""
-    return isinstance(part, str) and (part in _TAGS or "[" in part)
+    key: list[str | int] = []
+    node = values
+    for part in path:
+        inside = isinstance(node, dict) and part in node
+        if not inside and isinstance(part, str) and (part in _TAGS or "[" in part):
+            continue
+        key.append(part)
+        if inside:
+            node = node[part]
+        else:
+            node = node[part] if isinstance(node, list) and isinstance(part, int) and part < len(node) else None
+    return tuple(key)
 
 
 def _fields_at(key: Key, root: Any) -> list[str]:
@@ -311,9 +322,10 @@ def _section(annotation: Any) -> Any:
     return found[0] if len(found) == 1 else None
 
 
-def _explain(problem: dict[str, Any], values: Any, place: Any, root: Any = Recipe) -> str:
+def _explain(problem: dict[str, Any], values: Any, place: Any, root: Any = Recipe) -> tuple[str, str, str]:
+    """Where it is, the key, and what is wrong."""
     key: Key = problem["loc"]
-    dotted = ".".join(map(str, key)) or "recipe"
+    dotted = ".".join(map(str, key))
     kind, message, found = problem["type"], problem["msg"], problem.get("input")
     context = problem.get("ctx", {})
     shown = f", found {found!r}" if isinstance(found, str | int | float) else f", found {_kind(found)}"
@@ -340,11 +352,11 @@ def _explain(problem: dict[str, Any], values: Any, place: Any, root: Any = Recip
         # A check over several keys names its key itself.
         name, colon, rest = text.partition(": ")
         if colon and re.fullmatch(r"[a-z_.]+", name):
-            dotted, text = f"{dotted}.{name}", rest
-            key = (*key, *name.split("."))
+            key, text = (*key, *name.split(".")), rest
+            dotted = ".".join(map(str, key))
     else:
         text = message[0].lower() + message[1:] + shown
-    return f"{place(key)}: {dotted}: {text}"
+    return place(key), dotted or "recipe", text
 
 
 def model_types() -> dict[str, type[BaseModel]]:
@@ -409,22 +421,19 @@ def _variants(member: Any, key: Key, place: Any, problems: list[str]) -> Iterato
             if axis in ("name", "grid", "sample"):
                 problems.append(f"{where}: cannot vary {axis!r}")
                 return
+            change = f"{axis}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10))}"
             try:
-                _apply_override(
-                    values,
-                    f"{axis}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10))}",
-                )
+                _apply_override(values, change)
             except InputError as error:
-                problems.append(f"{where}: {error.problems[0].split(': ', 1)[1]}")
+                problems.append(f"{where}: {error.problems[0].removeprefix(f'override {change!r}: ')}")
                 return
             parts.append(f"{label}{_word(value)}")
         values["name"] = _name("-".join([member.name, *parts]))
         try:
             yield type(member).model_validate(values)
         except ValidationError as error:
-            for problem in _without_echoes(error):
-                line = _explain(problem, values, lambda k: place((*key, varied)), type(member))
-                where, dotted, text = line.split(": ", 2)
+            for problem in _without_echoes(error, values):
+                where, dotted, text = _explain(problem, values, lambda k: place((*key, varied)), type(member))
                 problems.append(f"{where}: {'.'.join(map(str, key))}.{varied} (member {number}): {dotted}: {text}")
             return
 

@@ -159,6 +159,8 @@ def _resolve_student(
     student.teachers = _chosen(student.teachers, names, f"{place((*key, 'teachers'))}: {dotted}.teachers", problems)
     if student.losses is None:
         student.losses = _default_losses(task, bool(student.teachers), student.model.type == "multi_exit")
+    for loss in student.losses:
+        loss.fill()
     has_transfer = bool(recipe.data.transfer or recipe.data.augment)
     if student.rows is None:
         student.rows = ["train", "transfer"] if student.teachers and has_transfer else ["train"]
@@ -264,7 +266,7 @@ def _weightless(student: Student) -> str | None:
     terms = student.losses or []
     rows = ""
     if student.rows == ["transfer"]:  # which have no labels
-        terms = [t for t in terms if find_loss(t.type).teacher_output or "labels" not in find_loss(t.type).needs]
+        terms = [t for t in terms if not find_loss(t.type).hard]
         rows = " of losses that transfer rows have"
         if not terms:
             return None  # `rows` are what is wrong then, and refused
@@ -305,7 +307,7 @@ def _check_weighting(loss: LossSpec, task: str, where: str, problems: list[str])
         problems.append(
             f"{where}.weighting.weights: must name its teachers, found {', '.join(weighting.weights)} (they are {', '.join(names)})"
         )
-    if weighting.limit * len(names) < 1:
+    if len(names) > 1 and weighting.limit * len(names) < 1:
         problems.append(
             f"{where}.weighting.limit: {weighting.limit:g} x {len(names)} teachers is under 1, which weights sum to"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,7 +21,17 @@ from pydantic import (
 
 from dtrain.recipe.models import GivenSpec, ModelSpec
 from dtrain.recipe.sample import Sample
-from dtrain.recipe.values import PATTERN, Closed, NonNegative, Positive, Precision, Probability, Share, check_name
+from dtrain.recipe.values import (
+    PATTERN,
+    Closed,
+    NonNegative,
+    Positive,
+    Precision,
+    Probability,
+    Share,
+    check_name,
+    part_of_way,
+)
 
 
 class AdversarialSpec(Closed):
@@ -75,12 +84,7 @@ class WeightSchedule(Closed):
 
     def at(self, progress: float) -> float:
         """The weight when the share `progress` of all steps is done."""
-        way = min(1.0, progress / self.until)
-        if self.shape == "cosine":
-            way = (1 - math.cos(math.pi * way)) / 2
-        elif self.shape == "step":
-            way = math.floor(way)
-        return self.start + (self.end - self.start) * way
+        return self.start + (self.end - self.start) * part_of_way(progress, self.until, self.shape)
 
 
 Weight = Annotated[
@@ -121,14 +125,23 @@ class LossSpec(BaseModel):
 
     @model_validator(mode="after")
     def known_loss(self) -> LossSpec:
-        from dtrain.losses import check_loss, coerce_parameters
+        from dtrain.losses import coerce_parameters
 
-        check_loss(self.type, self.model_extra or {})
-        self.__pydantic_extra__ = coerce_parameters(self.type, self.model_extra or {})
+        given = self.model_extra or {}
+        checked = coerce_parameters(self.type, given)
+        # No defaults yet: a grid may go on to give the term another type.
+        self.__pydantic_extra__ = {name: checked[name] for name in given}
         return self
 
+    def fill(self) -> None:
+        """Give the loss's own parameters that the recipe leaves out their defaults."""
+        self.__pydantic_extra__ = self.parameters()
+
     def parameters(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+        """All parameters of the loss, defaults included."""
+        from dtrain.losses import coerce_parameters
+
+        return coerce_parameters(self.type, self.model_extra or {})
 
 
 class TrainSpec(Closed):

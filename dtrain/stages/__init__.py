@@ -64,6 +64,8 @@ def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace)
             module = importlib.import_module(f"dtrain.stages.{stage}")
             begin = time.perf_counter()
             if world.main_first(functools.partial(Plan(recipe).stage_done, stage)):
+                if stage == "distill" and not group:
+                    world.main_first(Plan(recipe).require_a_student)
                 say(f"{stage}: complete, nothing to do")
                 continue
             # One group's failures are for the report to tell; the other groups' students may have gone well.

@@ -59,6 +59,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             break
     if failed and len(failed) == len(recipe.students):
         raise EveryStudentFailed(f"every student failed ({', '.join(sorted(failed))})")
+    world.main_first(plan.require_a_student)
 
 
 def show_plan(recipe: Recipe, ranks: int) -> None:

@@ -172,3 +172,20 @@ def test_checking_recipes_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_new_file_in_the_folder_is_found(tmp_path: Path) -> None:
+    """One function and one registration line; here in a copy of the package."""
+    import shutil
+
+    import dtrain
+
+    copy = tmp_path / "dtrain"
+    shutil.copytree(Path(dtrain.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "losses" / "mine.py").write_text(
+        "from dtrain.losses.registry import register\n\n\n"
+        "@register('logits')\ndef flat(student_logits, *, scale: float = 2.0):\n    return scale * student_logits.sum(-1)\n"
+    )
+    code = "import sys; from dtrain.losses import loss_names; print('flat' in loss_names(), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -223,3 +223,19 @@ def test_properties(seed: int, rows: int, classes: int, teachers: int, temperatu
         torch.testing.assert_close(values, loss(student[:, order], teacher[:, :, order]))
         torch.testing.assert_close(values, loss(student, teacher.flip(0)))
         torch.testing.assert_close(loss(student, student), torch.zeros(rows, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "gold"), [("linear", 0.25), ("cosine", (1 - math.cos(math.pi / 4)) / 2), ("step", 0.0)]
+)
+def test_shapes_of_teacher_annealing_in_float64(shape: str, gold: float) -> None:
+    """By hand, to the last digits: nothing in between is rounded to float32."""
+    student = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64)  # [1/4, 3/4]
+    teacher = student.flip(-1)
+    low, high = math.log(4 / 3), math.log(4)
+    found = teacher_annealing(student, torch.tensor([1]), torch.tensor([True]), teacher, 0.125, until=0.5, shape=shape)
+    assert found.item() == pytest.approx(gold * low + (1 - gold) * (0.75 * high + 0.25 * low), rel=1e-14)
+    at_end = teacher_annealing(student, torch.tensor([1]), torch.tensor([True]), teacher, 0.5, until=0.5, shape=shape)
+    assert at_end.item() == pytest.approx(low, rel=1e-14)
+    odd = teacher_annealing(student, torch.tensor([1]), torch.tensor([True]), teacher, 0.3)
+    assert odd.item() == pytest.approx(0.3 * low + 0.7 * (0.75 * high + 0.25 * low), rel=1e-14)

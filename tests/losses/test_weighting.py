@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dtrain.errors import InputError
 from dtrain.knowledge.top_k import largest, spread
 from dtrain.losses import build_losses
 from dtrain.losses.outputs import logit_regression, soft_targets
@@ -212,3 +213,33 @@ def test_a_dead_certain_wrong_teacher_counts_nothing_and_breaks_nothing() -> Non
 def test_what_is_refused(section: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossSpec.model_validate({"type": "soft_targets", "weighting": section})
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_weigh_as_their_values_do(batch: Any, half: torch.dtype) -> None:
+    """Gradients of teachers that agree differ by little, and the programme divides by that."""
+    generator = torch.Generator().manual_seed(8)
+    teacher = 2 * torch.randn(200, 15, generator=generator)
+    teachers = [teacher, teacher + 0.02 * torch.randn(200, 15, generator=generator)]
+    student = torch.randn(200, 15, generator=generator).to(half)
+    labels = torch.zeros(200, dtype=torch.int64)
+    rounded = weighted("gradient", student, labels, *teachers)
+    torch.testing.assert_close(rounded, weighted("gradient", student.float(), labels, *teachers), rtol=1e-6, atol=0)
+
+
+def test_one_teacher_is_the_plain_loss_whatever_the_limit(batch: Any) -> None:
+    student, labels, teachers = batch
+    limited = weighted({"type": "gradient", "limit": 0.4}, student, labels, teachers[0])
+    torch.testing.assert_close(limited, weighted(None, student, labels, teachers[0]))
+
+
+def test_fixed_weights_are_exact_in_float64() -> None:
+    assert fixed_weights([1.0, 1.0, 1.0], 1, torch.device("cpu"))[:, 0].tolist() == [1 / 3] * 3
+
+
+def test_teachers_with_features_of_different_widths_are_told() -> None:
+    spec = LossSpec.model_validate({"type": "feature_hint", "weighting": "average", "teachers": ["a", "b"]})
+    stored = {"a": {"features": torch.zeros(2, 3)}, "b": {"features": torch.zeros(2, 4)}}
+    inputs = {"features": torch.zeros(2, 3), "logits": torch.zeros(2, 2)}
+    with pytest.raises(InputError, match=r"feature_hint: its teachers' features are of different widths \(a 3, b 4\)"):
+        build_losses([spec])(inputs, stored, torch.ones(2, dtype=torch.bool))

@@ -127,3 +127,51 @@ def test_shipped_recipes_are_valid_and_described(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert shipped_recipes()[name].read_text(encoding="utf-8").startswith("# ")
+
+
+def test_a_grid_over_the_types_of_a_loss(path: str) -> None:
+    """What one type takes is not asked of the others; each has its own defaults in the end."""
+    types = ["soft_targets", "reverse_soft_targets", "cosine", "logit_regression"]
+    grid = f"students.0.grid={{losses.1.type: [{', '.join(types)}]}}"
+    losses = "students.0.losses=[{type: cross_entropy, label_smoothing: 0.1}, {type: soft_targets}]"
+    recipe = load_recipe(path, [grid, losses])
+    found = [student.losses[1] for student in recipe.students[:4] if student.losses]
+    assert [loss.type for loss in found] == types
+    assert [loss.model_extra for loss in found] == [{"temperature": 2.0}, {"temperature": 2.0}, {}, {}]
+    with pytest.raises(InputError, match=r"\(member 2\): losses\.1\.temperature: unknown key"):
+        load_recipe(path, [grid, losses.replace("type: soft_targets", "type: soft_targets, temperature: 3")])
+
+
+def test_keys_that_are_called_like_a_model_are_keys(path: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(
+            path, ["data.augment={tagger: foo}", "students.0.optimizer.modules={list: 0, float: x, encoder: 1}"]
+        )
+    for told in (
+        "data.augment.tagger: allowed: 'jieba' or 'nltk', found 'foo'",
+        "students.0.optimizer.modules.list: input should be greater than 0, found 0",
+        "students.0.optimizer.modules.float: input should be a valid number, unable to parse string as a number, found 'x'",
+    ):
+        assert any(problem.endswith(f"': {told}") for problem in caught.value.problems), told
+
+
+def test_a_grid_names_the_key_that_is_wrong(path: str) -> None:
+    with pytest.raises(InputError, match=r"teachers\.0\.grid \(member 2\): stop_epoch: 9 is more than"):
+        load_recipe(path, ["teachers.0.grid={stop_epoch: [1, 2, 9]}"])
+
+
+def test_a_tagger_with_nothing_to_learn_is_told(path: str) -> None:
+    """The likelihood needs tags, which transfer rows lack, and the other term has no weight."""
+    text = Path(path).read_text(encoding="utf-8").replace("{train: train.jsonl,", "{task: tagging, train: train.jsonl,")
+    text = text.replace("type: textcnn", "type: idcnn").replace("type: bilstm", "type: idcnn")
+    Path(path).write_text(text, encoding="utf-8")
+    losses = "students.0.losses=[{type: tag_likelihood}, {type: marginal_matching, weight: 0}]"
+    with pytest.raises(InputError, match=r"every weight of losses that transfer rows have is 0"):
+        load_recipe(path, [losses, "students.0.rows=[transfer]"])
+
+
+def test_a_limit_is_no_matter_for_one_teacher(path: str) -> None:
+    one = "{type: soft_targets, teachers: [cnn-seed1], weighting: {type: gradient, limit: 0.3}}"
+    load_recipe(path, [f"students.0.losses=[{one}]"])
+    with pytest.raises(InputError, match=r"0\.3 x 3 teachers is under 1"):
+        load_recipe(path, [f"students.0.losses=[{one.replace('teachers: [cnn-seed1], ', '')}]"])

@@ -74,6 +74,10 @@ def test_what_makes_a_student_another(tmp_path: Path) -> None:
     peers = of("peers: x", "peers: x")
     assert peers[0] != plain[0] and peers[1] != plain[1]
     assert of("peers: x", "peers: x\n    optimizer: {lr: 0.5}")[0] != peers[0]
+    apart = "placement: {share_order: false}"  # not for peers: a batch is all of theirs
+    assert of("peers: x\n    seed: 4", "peers: x\n    seed: 5", apart) == of(
+        "peers: x\n    seed: 4", "peers: x\n    seed: 5"
+    )
 
 
 def test_loaded_again_it_is_the_same(tmp_path: Path) -> None:

@@ -121,3 +121,9 @@ def test_stopped_and_continued_from_a_step_that_all_have(train: Train, job: Any,
     for name, one in again.items():
         for key, tensor in one.best.items():
             assert torch.equal(tensor, undisturbed[name].best[key]), (name, key)
+
+
+def test_gradcheck_of_the_divergence() -> None:
+    generator = torch.Generator().manual_seed(2)
+    z, *others = torch.randn(4, 5, 3, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda own: mean_divergence(own, others), z.requires_grad_())
