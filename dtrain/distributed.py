@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from dtrain.allocator import keep_freed_memory
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError
 from dtrain.machines import usable_cores
 from dtrain.sharding import Sharding, read_sharding, take_variables
@@ -200,6 +201,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
 
     cpu = not torch.cuda.is_available()
     if cpu:
+        keep_freed_memory()
         # transformers imports DeepSpeed when it saves, which else warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = int(os.environ.get("WORLD_SIZE", "1"))

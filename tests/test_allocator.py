@@ -1,0 +1,47 @@
+"""What freed memory costs, by the pages that the kernel had to hand out; each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource, sys
+import torch
+from dtrain.allocator import keep_freed_memory
+if sys.argv[1] == "kept":
+    print(keep_freed_memory())
+def step():
+    for _ in range(4):
+        held = [torch.ones(1 << 21) for _ in range(8)]  # 8 blocks of 8 MiB, all freed together
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def ran(how: str, **variables: str) -> list[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", STEPS, how]
+    done = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="the C library is not glibc")
+def test_steps_take_no_new_pages() -> None:
+    taken, (kept, after) = int(ran("freed")[0]), ran("kept")
+    assert kept == "True"
+    assert taken > 20_000  # of 655,360, were every one of the 40 times 8 blocks of 2,048 pages new
+    assert int(after) < 1000
+
+
+@pytest.mark.parametrize(
+    "variables", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.top_pad=1"}]
+)
+def test_the_users_own_settings_stay(variables: dict[str, str]) -> None:
+    assert ran("kept", **variables)[0] == "False"
