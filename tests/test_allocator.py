@@ -36,8 +36,9 @@ def ran(how: str, **variables: str) -> list[str]:
 def test_steps_take_no_new_pages() -> None:
     taken, (kept, after) = int(ran("freed")[0]), ran("kept")
     assert kept == "True"
-    assert taken > 20_000  # of 655,360, were every one of the 40 times 8 blocks of 2,048 pages new
-    assert int(after) < 1000
+    # 655,360 were every one of the 40 times 8 blocks of 2,048 pages new; where pages are huge, 1,280.
+    assert taken > 500
+    assert int(after) * 10 < taken
 
 
 @pytest.mark.parametrize(
