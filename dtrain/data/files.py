@@ -20,7 +20,10 @@ SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".csv": "csv"}
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of `data.<part>` or `pretrain.corpus.<part>`: `name` as the user wrote it, `format` one of the readers of records.py."""
+    """One entry of `data.<part>` or `pretrain.corpus.<part>`.
+
+    `name` is as the user wrote it, `format` one of the readers of records.py.
+    """
 
     part: str
     name: str

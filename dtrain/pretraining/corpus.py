@@ -133,7 +133,10 @@ def check_corpus(recipe: Recipe) -> None:
         problems = Problems()
         if dictionary:
             check_dictionary(dictionary, problems)
-        empty = not any([text.strip() != "" for text in read_documents(spec.corpus, problems)])
+        # What is wrong with a line is told once, however often its file counts.
+        sources = [source.model_copy(update={"repeat": 1}) for source in spec.corpus.sources]
+        once = spec.corpus.model_copy(update={"sources": sources})
+        empty = not any([text.strip() != "" for text in read_documents(once, problems)])
         problems.raise_if_any()
         if empty:
             raise InputError(f"{KEY}.sources: no text in them")

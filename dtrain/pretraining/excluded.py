@@ -14,6 +14,7 @@ from dtrain.data.files import EXCLUDED, HUB, SUFFIXES, Source, existing_file, fi
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
 from dtrain.data.records import csv_rows, read_records
+from dtrain.data.sources import Rows
 from dtrain.errors import InputError
 from dtrain.recipe.schema import Recipe
 
@@ -80,7 +81,7 @@ def _normalized(texts: Iterator[str], normalizer: Normalizer) -> set[str]:
     return {normalizer(piece) for text in texts for piece in {text, *lines_of(text)}} - {""}
 
 
-def _both(rows: Any) -> list[str]:
+def _both(rows: Rows) -> list[str]:
     return rows.text + rows.text_b
 
 

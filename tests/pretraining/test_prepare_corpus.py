@@ -232,7 +232,8 @@ def test_a_corpus_with_nothing_to_learn(
 def test_bad_lines_are_told_before_anything_is_written(recipe_of: Load, text_files: Path) -> None:
     (text_files / "gbk.txt").write_bytes("好\n球队\n".encode("gbk"))
     (text_files / "words.txt").write_text("三 个 词 语\n", encoding="utf-8")
-    recipe = recipe_of(corpus={"sources": [str(text_files / "gbk.txt")], "dictionary": str(text_files / "words.txt")})
+    source = {"path": str(text_files / "gbk.txt"), "repeat": 3}
+    recipe = recipe_of(corpus={"sources": [source], "dictionary": str(text_files / "words.txt")})
     with pytest.raises(InputError) as error:
         check_corpus(recipe)
     assert [line.split(": ")[0] for line in error.value.problems] == [
