@@ -15,8 +15,8 @@ from dtrain.distributed import World
 from dtrain.pretraining.masking import OTHER, PIECE_START, SECOND, Masker
 from dtrain.pretraining.packing import PackedRows
 from dtrain.pretraining.pairs import PairedRows
-from dtrain.training.engine import autocast
 from dtrain.training.inference import in_threads
+from dtrain.training.precision import autocast
 
 Rows = PackedRows | PairedRows
 HELD_OUT_EPOCH = 2**32  # masks of held-out rows are no epoch's, and the same at every evaluation

@@ -126,7 +126,8 @@ def _lock(folder: RunFolder, name: str, kind: int) -> None:
 
 def _check_precisions(recipe: Recipe, world: World, stages: list[str]) -> None:
     """What this machine cannot compute in is said before anything is written."""
-    from dtrain.training.engine import check_engine, resolve_precision
+    from dtrain.training.engine import check_engine
+    from dtrain.training.precision import resolve_precision
 
     if "pretrain" in stages:
         from dtrain.stages.pretrain import check_phases

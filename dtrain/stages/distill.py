@@ -21,10 +21,10 @@ from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
 from dtrain.students.train import GroupTrainer
 from dtrain.training.checkpoint import Checkpoints, remove_checkpoints
-from dtrain.training.engine import resolve_precision
 from dtrain.training.loop import Diverged
 from dtrain.training.member import Trained
 from dtrain.training.monitor import log_hyperparameters
+from dtrain.training.precision import resolve_precision
 from dtrain.training.run import checkpoint_identity
 from dtrain.training.stop import StopRequest
 

@@ -36,7 +36,6 @@ from dtrain.models import load, weights_fingerprint
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
-from dtrain.training.engine import resolve_precision
 from dtrain.training.in_step import AllStop, InStep, load_in_step
 from dtrain.training.inference import (
     BATCH_TOKENS,
@@ -47,6 +46,7 @@ from dtrain.training.inference import (
     in_threads,
     pack_products,
 )
+from dtrain.training.precision import resolve_precision
 
 # What transformers writes into a config without a meaning for the outputs.
 _NO_EFFECT = {"_name_or_path", "transformers_version"}

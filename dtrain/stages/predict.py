@@ -34,8 +34,8 @@ from dtrain.predict.texts import STDIN, Texts, prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
-from dtrain.training.engine import resolve_precision
 from dtrain.training.inference import BATCH_TOKENS, forward_batches
+from dtrain.training.precision import resolve_precision
 
 FORMS = {"classification": ("jsonl", "tsv", "clue"), "tagging": ("jsonl", "tsv", "clue", "conll")}
 

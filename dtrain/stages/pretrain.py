@@ -28,9 +28,10 @@ from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import RunFolder, is_done, mark_done, publish_folder, write_json
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import build_engine, build_model, resolve_precision
+from dtrain.training.engine import build_engine, build_model
 from dtrain.training.loop import Fit, Position, fit
 from dtrain.training.optim import scaled_to_batch
+from dtrain.training.precision import resolve_precision
 from dtrain.training.stop import StopRequest
 
 KIND = "pretrain"  # its folder, also among checkpoints and in TensorBoard

@@ -23,9 +23,9 @@ from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
 from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding
-from dtrain.training.engine import DTYPES
 from dtrain.training.engine_fsdp import ShardedEngine
 from dtrain.training.lamb import Lamb
+from dtrain.training.precision import DTYPES
 from dtrain.training.zero_layout import Buffer, attach_zero, read_buffers
 
 # DeepSpeed's calls by the names that torch had before 2.13.

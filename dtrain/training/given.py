@@ -12,8 +12,8 @@ from dtrain.models import load, parameter_count
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
-from dtrain.training.engine import resolve_precision
 from dtrain.training.inference import BATCH_TOKENS
+from dtrain.training.precision import resolve_precision
 from dtrain.training.tasks import task_of
 
 

@@ -23,7 +23,7 @@ from dtrain.data import Part, inference_batches
 from dtrain.errors import DtrainError
 from dtrain.log import say_anywhere
 from dtrain.models.sequence import SequenceTagger
-from dtrain.training.engine import autocast
+from dtrain.training.precision import autocast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -22,10 +22,11 @@ from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import build_engine, build_model, resolve_precision
+from dtrain.training.engine import build_engine, build_model
 from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.loop import Ended, Fit, MakeSteps, Position, fit_all, in_turn
 from dtrain.training.monitor import log_hyperparameters
+from dtrain.training.precision import resolve_precision
 from dtrain.training.stop import StopRequest
 from dtrain.training.task import Task
 from dtrain.training.tasks import task_of

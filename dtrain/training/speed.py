@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from dtrain.training.precision import DTYPES
+
 if TYPE_CHECKING:
     from dtrain.training.run import Position
 
 # Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets; float32 is not listed, as its products may
-# run in TF32. A device that is not here has no utilisation.
+# run in TF32. What is not here is measured.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12}
 
 
@@ -33,12 +36,26 @@ def model_flops(model: nn.Module) -> tuple[float, float]:
     return per_token, 12.0 * layers * hidden
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that the device's data sheet promises in this precision; None where it is not known."""
-    if device.type != "cuda" or precision == "fp32":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
+def peak_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s that the device's data sheet promises in this precision; the measured rate where there is none."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" and precision != "fp32" else ""
+    listed = next((peak for known, peak in PEAKS.items() if known in name), None)
+    return listed or matmul_rate(device, precision)
+
+
+@functools.cache
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product in this precision on this process's threads: the best of a fifth of a second."""
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, dtype=DTYPES.get(precision, torch.float32), device=device)
+    out, best, end = torch.empty_like(a), float("inf"), time.perf_counter() + 0.2
+    with torch.no_grad():
+        while (begin := time.perf_counter()) < end or best == float("inf"):
+            torch.mm(a, a, out=out)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - begin)
+    return 2.0 * size**3 / best
 
 
 class Clock:
@@ -82,8 +99,7 @@ class Speed:
         """`flops`: of the whole model, from `model_flops`; `seconds`: trained so far."""
         self._flops = flops
         self._device = device
-        peak = peak_flops(device, precision)
-        self._peak = peak * ranks if peak else None
+        self._peak = peak_flops(device, precision) * ranks
         self._rows = self._tokens = self._pairs = 0
         self._seconds = seconds
 
@@ -103,10 +119,9 @@ class Speed:
             "rows_per_second": self._rows / passed,
             "tokens_per_second": self._tokens / passed,
             "model_tflops": used / passed / 1e12,
+            "utilisation": used / passed / self._peak,
             "memory_gib": memory_gib(self._device),
         }
-        if self._peak:
-            found["utilisation"] = used / passed / self._peak
         self._rows = self._tokens = self._pairs = 0
         self._seconds = seconds
         return found

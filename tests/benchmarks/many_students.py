@@ -46,8 +46,9 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
     from dtrain.students.shared import Memo, SharedRows
     from dtrain.students.ways import Fused
     from dtrain.training.classification import Classification
-    from dtrain.training.engine import build_engine, resolve_precision
+    from dtrain.training.engine import build_engine
     from dtrain.training.loop import in_turn
+    from dtrain.training.precision import resolve_precision
     from dtrain.training.run import Fit, Run
 
     world = connect()

@@ -52,8 +52,8 @@ from dtrain.data import Part
 from dtrain.distributed import World, connect, leave
 from dtrain.knowledge import Identity, StoreWriter, new_layout
 from dtrain.stages.precompute import fill
-from dtrain.training.engine import autocast
 from dtrain.training.inference import BATCH_TOKENS, CPU_BATCH_TOKENS, cast_products, pack_products
+from dtrain.training.precision import autocast
 
 HIDDEN, LAYERS, CLASSES = 768, 12, 15
 MAX_LENGTH = 256

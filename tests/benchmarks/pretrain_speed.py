@@ -46,8 +46,9 @@ from dtrain.pretraining.task import MaskedRows
 from dtrain.recipe.models import BertSpec, NezhaSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
-from dtrain.training.engine import autocast, build_engine
+from dtrain.training.engine import build_engine
 from dtrain.training.loop import Fit, fit
+from dtrain.training.precision import autocast
 from dtrain.training.stop import StopRequest
 
 CJK = 0x4E00

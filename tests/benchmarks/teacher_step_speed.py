@@ -35,7 +35,7 @@ def make_model(size: str) -> nn.Module:
     return build(spec, vocabulary=VOCABULARY, labels=LABELS, pad_id=0, max_length=512)
 
 
-def with_dtrain(asked: argparse.Namespace) -> tuple[float, float | None]:
+def with_dtrain(asked: argparse.Namespace) -> tuple[float, float]:
     """Tokens/s over all ranks, and utilisation."""
     world = connect()
     values = {"name": "t", "model": {"type": "bert", "size": asked.size}, "batch_size": asked.batch * world.size}
@@ -58,7 +58,7 @@ def with_dtrain(asked: argparse.Namespace) -> tuple[float, float | None]:
     per_token, per_pair = engine.flops
     peak = peak_flops(world.device, asked.precision)
     flops = tokens * (per_token + per_pair * asked.length)
-    return tokens / seconds, flops / seconds / (peak * world.size) if peak else None
+    return tokens / seconds, flops / seconds / (peak * world.size)
 
 
 def timed(step: Any, steps: int) -> float:
@@ -136,7 +136,7 @@ def main() -> None:
         "torch": torch.__version__,
         **vars(asked),
         "tokens_per_second": round(tokens),
-        "utilisation": utilisation and round(utilisation, 3),
+        "utilisation": round(utilisation, 3),
         "trainer_tokens_per_second": round(trainer),
         "ratio": round(tokens / trainer, 3),
     }

@@ -201,7 +201,7 @@ def test_from_text_to_a_teacher_bert_with_documents_kept_apart(tmp_path: Path) -
         events = EventAccumulator(str(root / "tensorboard" / "pretrain" / phase)).Reload()
         scalars |= set(events.Tags()["scalars"])
     expected = {"train/loss", "train/accuracy", "valid/loss", "valid/accuracy", "valid/perplexity"}
-    assert expected | {"speed/tokens_per_second", "speed/model_tflops", "train/trust_ratio_median"} <= scalars
+    assert expected | {"speed/tokens_per_second", "speed/utilisation", "train/trust_ratio_median"} <= scalars
 
 
 def test_the_offline_recipe_from_real_text_to_students(data_folder: Path, tmp_path: Path) -> None:

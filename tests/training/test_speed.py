@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtrain.training.speed import Speed, model_flops
+from dtrain.training.speed import Speed, matmul_rate, model_flops, peak_flops
+
+CPU = torch.device("cpu")
 
 
 def test_model_flops_are_those_that_torch_counts() -> None:
@@ -29,13 +33,24 @@ def test_model_flops_are_those_that_torch_counts() -> None:
 
 
 def test_looks_are_means_of_what_came_between() -> None:
-    speed = Speed((1e12, 1e10), torch.device("cpu"), "fp32", 2, seconds=10.0)
+    speed = Speed((1e12, 1e10), CPU, "fp32", 2, seconds=10.0)
     speed.add(np.array([3, 5], dtype=np.int16))
     speed.add(np.array([2]))
     found = speed.look(12.0)
     assert found["rows_per_second"] == 1.5
     assert found["tokens_per_second"] == 5.0
     assert found["model_tflops"] == pytest.approx(5.0 + (9 + 25 + 4) / 100 / 2)
-    assert "utilisation" not in found  # no data sheet says what this CPU can do
+    # No data sheet says what this CPU can do: of what it was measured to.
+    assert found["utilisation"] == pytest.approx(found["model_tflops"] * 1e12 / (2 * matmul_rate(CPU, "fp32")))
     speed.add(np.array([7]))
     assert speed.look(13.0)["rows_per_second"] == 1.0
+
+
+def test_the_rate_of_a_device_without_a_data_sheet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once in 10 ms, between whose looks a product is made."""
+    ticks = itertools.count()
+    monkeypatch.setattr("dtrain.training.speed.time.perf_counter", lambda: next(ticks) * 0.01)
+    matmul_rate.cache_clear()
+    assert peak_flops(CPU, "bf16") == pytest.approx(2 * 1024**3 / 0.01)
+    assert next(ticks) < 100, "a fifth of a second"
+    matmul_rate.cache_clear()

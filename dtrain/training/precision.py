@@ -1,0 +1,41 @@
+"""The precision of a training: which one a recipe, the launcher and the device agree on, and its autocast region."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from dtrain.errors import InputError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(asked: str, device: torch.device, where: str) -> str:
+    """`auto` follows the launcher's mixed precision, else is bf16 on GPUs that have it, else fp32.
+
+    Raises:
+        InputError: where recipe and launcher disagree, or fp16 is asked for on a CPU.
+    """
+    launcher = {"no": "auto", "fp16": "fp16", "bf16": "bf16"}.get(
+        os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "auto"
+    )
+    if asked == "auto":
+        asked = launcher
+    elif launcher not in ("auto", asked):
+        raise InputError(f"{where}: {asked}, but accelerate's mixed_precision is {launcher}: make them agree")
+    if asked == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if asked == "fp16" and device.type == "cpu":
+        raise InputError(f"{where}: fp16 needs a GPU (found none; allowed here: fp32, bf16, auto)")
+    return asked
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast region of 'fp32' (none), 'bf16' or 'fp16'."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
