@@ -151,13 +151,18 @@ def _row_features(columns: list[str]) -> Features:
     return Features({"id": Value("int64"), "key": Value("string"), **texts, **numbers})
 
 
+def worker_count(data: Data) -> int:
+    """Processes that text is worked on by, where there is much of it."""
+    return min(MOST_WORKERS, usable_cores()) if data.workers == "auto" else data.workers
+
+
 def map_rows(
     dataset: Dataset, function: Callable[[Batch], Batch], features: Features, data: Data, scratch: Path
 ) -> Dataset:
     """`dataset.map` in batches; whatever it writes lies in `scratch`, nothing in the user's cache."""
     scratch.mkdir(exist_ok=True)
     name = f"{len(list(scratch.iterdir())):04d}"
-    workers = min(MOST_WORKERS, usable_cores()) if data.workers == "auto" else data.workers
+    workers = worker_count(data)
     return dataset.map(
         function,
         batched=True,

@@ -1,6 +1,7 @@
 """From the corpus's files to packed rows under `<run>/data/corpus/`: read, checked, tokenised and packed once.
 
-The main rank works, the others wait; reading and tokenising go over worker processes where there is much to do.
+The main rank works, the others wait; normalising and tokenising go over worker processes where there is much to do,
+and what is done of them outlives a stop.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ import pyarrow.compute as pc
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
 from dtrain.data.tokenizers import given_tokenizer, load_tokenizer, trained_tokenizer
-from dtrain.data.write import map_rows
 from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
 from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents
 from dtrain.pretraining.excluded import excluded_texts
 from dtrain.pretraining.packing import Documents, pack, write_rows
 from dtrain.pretraining.pairs import write_pairs
+from dtrain.pretraining.pieces import Pieces, hear
 from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.schema import Recipe
-from dtrain.runfolder import RunFolder, is_done, mark_done, publish_folder, write_json
+from dtrain.runfolder import DONE, RunFolder, is_done, mark_done, publish_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from dtrain.training.stop import StopRequest
+
 PARTS = ("train", "held_out")
+RAW = "raw.arrow"
 STRETCH = 20_000  # documents that are packed at a time
 STRETCH_TOKENS = 1 << 26  # and fewer documents where they are long
 WRITE_EVERY, WRITE_CHARACTERS = 1000, 1 << 26  # raw documents, or characters of them, a batch of the Arrow file
@@ -52,11 +56,15 @@ TOKENS = datasets.Features(
 )
 
 
-def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str) -> None:
+def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str, stop: StopRequest | None = None) -> None:
     """Tokens and, for the length of every phase, packed rows, unless they are there for these very inputs.
+
+    Args:
+        stop: heard on this rank alone, since the others wait for it.
 
     Raises:
         InputError: for files that are not what the recipe says, or too little text to fill a row; tokens stay then.
+        Stopped: asked to stop; what is done stays.
     """
     spec = recipe.pretrain
     assert spec is not None
@@ -69,14 +77,14 @@ def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str) -> None:
             check_dictionary(spec.corpus.dictionary, problems)
         problems.raise_if_any()
         given = _given_tokenizer(recipe, spec)
-        with publish_folder(corpus) as aside:
-            _write_tokens(recipe, spec, given, aside)
+        with Pieces(corpus, identity, stop) as pieces, publish_folder(corpus) as aside:
+            _write_tokens(recipe, spec, given, pieces, aside)
             mark_done(aside, identity)
     for length in sorted({phase.max_length for phase in spec.phases}):
         rows = rows_folder(folder, spec, length)
         if not is_done(rows, identity):
             with publish_folder(rows) as aside:
-                counts, left_out = _write_packed(corpus, length, spec.next_sentence, aside)
+                counts, left_out = _write_packed(corpus, length, spec.next_sentence, stop, aside)
                 mark_done(aside, identity)
             told = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in counts.items())
             without = f"; left out {left_out:,} without two sentences of a document" if left_out else ""
@@ -108,18 +116,19 @@ def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast 
     return tokenizer
 
 
-def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast | None, folder: Path) -> None:
+def _write_tokens(
+    recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast | None, pieces: Pieces, folder: Path
+) -> None:
     """`tokenizer/`, `tokens/` and `corpus.json`."""
-    scratch = folder / "scratch"
-    scratch.mkdir()
     normalizer = Normalizer(recipe.data.normalize)
     excluded = excluded_texts(recipe, normalizer)
-    raw = _raw_documents(spec, scratch / "raw.arrow")
+    read = pieces.make("raw", lambda aside: _write_raw(spec, pieces.stop, aside))
+    raw = datasets.Dataset.from_file(str(read / RAW))
     if not len(raw):
         raise InputError(f"{KEY}.sources: no text in them")
     assert spec.seed is not None
     normalize = _NormalizeBatch(DocumentNormalizer(normalizer, excluded), spec.seed)
-    texts = map_rows(raw, normalize, TEXTS, recipe.data, scratch)
+    texts = pieces.map("texts", raw, normalize, TEXTS, recipe.data)
     out = int(texts.data.column("lines_out").to_numpy().sum())
     share = texts.data.column("share").to_numpy()
     kept = share < 1.0
@@ -137,19 +146,25 @@ def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast
     _assert_absent(texts, excluded)
 
     training = texts.select(np.flatnonzero(~held_out)).select_columns(["text"])
-    tokenizer = given or trained_tokenizer(
-        spec.model, (batch["text"] for batch in training.iter(1000)), recipe.data.normalize.lower
-    )
-    if len(tokenizer) == len(tokenizer.all_special_ids):
-        raise InputError(f"{KEY}.sources: too little text for a vocabulary (no character comes twice)")
-    tokenizer.save_pretrained(folder / "tokenizer")
+
+    def write_tokenizer(aside: Path) -> None:
+        """The one that is given, or one trained on the text that is not held out."""
+        made = given or trained_tokenizer(
+            spec.model, (batch["text"] for batch in training.iter(1000)), recipe.data.normalize.lower
+        )
+        if len(made) == len(made.all_special_ids):
+            raise InputError(f"{KEY}.sources: too little text for a vocabulary (no character comes twice)")
+        made.save_pretrained(aside)
+
+    saved = pieces.make("tokenizer", write_tokenizer)
+    shutil.copytree(saved, folder / "tokenizer", ignore=shutil.ignore_patterns(DONE))
+    tokenizer = given or load_tokenizer(saved)
     segmenter(spec.corpus.dictionary, recipe.data.normalize)  # here, so that forked workers have it
     flagger = TokenFlagger(tokenizer, spec.corpus.dictionary, recipe.data.normalize)
     encode = _EncodeBatch(flagger, float(bound))
-    tokens = map_rows(texts, encode, TOKENS, recipe.data, scratch)
+    tokens = pieces.map("tokens", texts, encode, TOKENS, recipe.data)
     tokens.save_to_disk(folder / "tokens")
     count = int(_lengths(tokens).sum())
-    shutil.rmtree(scratch)
     info = {
         "documents": len(texts),
         "held_out": int(held_out.sum()),
@@ -164,13 +179,14 @@ def _write_tokens(recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast
     )
 
 
-def _raw_documents(spec: Pretrain, file: Path) -> datasets.Dataset:
+def _write_raw(spec: Pretrain, stop: StopRequest | None, folder: Path) -> None:
     """The documents as they are in the user's files, in one Arrow file.
 
-    Raises InputError where something is wrong with the files.
+    Raises InputError where something is wrong with the files, and Stopped, if asked to.
     """
     problems = Problems()
     schema = pa.schema({"raw": pa.string()})
+    file = folder / RAW
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         batch: list[str] = []
         characters = 0
@@ -178,11 +194,11 @@ def _raw_documents(spec: Pretrain, file: Path) -> datasets.Dataset:
             batch.append(text)
             characters += len(text)
             if len(batch) == WRITE_EVERY or characters > WRITE_CHARACTERS:
+                hear(stop)
                 writer.write_batch(pa.record_batch([pa.array(batch)], schema=schema))
                 batch, characters = [], 0
         writer.write_batch(pa.record_batch([pa.array(batch, pa.string())], schema=schema))
     problems.raise_if_any()
-    return datasets.Dataset.from_file(str(file))
 
 
 class _NormalizeBatch:
@@ -224,14 +240,16 @@ def _assert_absent(texts: datasets.Dataset, excluded: set[str]) -> None:
 # --- packing ---------------------------------------------------------------------------------------
 
 
-def _write_packed(corpus: Path, length: int, pairs: bool, folder: Path) -> tuple[dict[str, int], int]:
+def _write_packed(
+    corpus: Path, length: int, pairs: bool, stop: StopRequest | None, folder: Path
+) -> tuple[dict[str, int], int]:
     """Rows of each part, and how many more could not be pairs."""
     tokenizer = load_tokenizer(corpus / "tokenizer")
     tokens = datasets.load_from_disk(corpus / "tokens")
     held_out = tokens.data.column("held_out").to_numpy()
     counts, left_out = {}, 0
     for part, chosen in zip(PARTS, (~held_out, held_out), strict=True):
-        stretches = _stretches(tokens, np.flatnonzero(chosen))
+        stretches = _stretches(tokens, np.flatnonzero(chosen), stop)
         key = f"{KEY}.held_out" if part == "held_out" else f"{KEY}.sources"
         if pairs:
             try:
@@ -248,11 +266,12 @@ def _write_packed(corpus: Path, length: int, pairs: bool, folder: Path) -> tuple
     return counts, left_out
 
 
-def _stretches(tokens: datasets.Dataset, index: np.ndarray) -> Iterator[Documents]:
+def _stretches(tokens: datasets.Dataset, index: np.ndarray, stop: StopRequest | None = None) -> Iterator[Documents]:
     stretch = (_lengths(tokens)[index].cumsum() - 1) // STRETCH_TOKENS
     bounds = np.flatnonzero(np.diff(stretch)) + 1
     starts = np.union1d(np.arange(0, len(index), STRETCH), bounds)
     for chosen in np.split(index, starts[1:]):
+        hear(stop)
         table = tokens.select(chosen).with_format("arrow")[:]
         lists = table.column("tokens").combine_chunks()
         flags = table.column("flags").combine_chunks()

@@ -62,8 +62,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     spec = recipe.pretrain
     assert spec is not None
     plan = Plan(recipe)
-    world.main_first(lambda: prepare_corpus(recipe, folder, plan.corpus))
     stop = world.stop or StopRequest(world, folder.root)
+    world.main_first(lambda: prepare_corpus(recipe, folder, plan.corpus, stop))
     for number in range(len(spec.phases)):
         identity = plan.pretraining(number)
         if world.main_first(functools.partial(is_done, folder.pretrained(number), identity)):

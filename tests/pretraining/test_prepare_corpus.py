@@ -13,7 +13,7 @@ import pytest
 
 from dtrain.data.problems import Problems
 from dtrain.data.tokenizers import load_tokenizer
-from dtrain.errors import DtrainError, InputError
+from dtrain.errors import DtrainError, InputError, Stopped
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare
 from dtrain.pretraining.corpus import check_corpus, read_documents
@@ -159,6 +159,85 @@ def test_workers_change_nothing(recipe_of: Load, text_files: Path, monkeypatch: 
             assert len(one) == len(other)
             for a, b in zip(one.take(everything), other.take(everything), strict=True):
                 assert np.array_equal(a, b)
+
+
+class AskedOnce:
+    """A StopRequest that is made at the second piece of work of every run."""
+
+    reason = "SIGTERM"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def here(self) -> bool:
+        self.asked += 1
+        return self.asked == 2
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_stopped_preparation_goes_on_where_it_was(
+    recipe_of: Load, text_files: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+) -> None:
+    """Stopped again and again, one piece a time: the same tokens and rows, and nothing made twice or left over."""
+    corpus = {"sources": [str(text_files / "books.txt"), {"path": str(text_files / "text.txt"), "documents": "line"}]}
+    section = {"next_sentence": pairs}
+    monkeypatch.setattr(prepare, "STRETCH", 40)
+    undisturbed = prepared(recipe_of(pretrain=section, corpus=corpus))
+    monkeypatch.setattr("dtrain.pretraining.pieces.PIECE_BYTES", 500)
+    made: list[str] = []
+    real = prepare.Pieces.make
+
+    def counting(self: Any, name: str, fill: Callable[[Path], None], *inputs: Any) -> Path:
+        def counted(aside: Path) -> None:
+            fill(aside)
+            made.append(name)
+
+        return real(self, name, counted, *inputs)
+
+    monkeypatch.setattr(prepare.Pieces, "make", counting)
+    recipe = recipe_of(pretrain=section, corpus=corpus, name="stopped")
+    plan = Plan(recipe)
+    stops, before = 0, -1
+    while before < len(made):  # until it is stopped in the packing, of which each length is made in one go
+        before = len(made)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            prepare.prepare_corpus(recipe, plan.folder, plan.corpus, AskedOnce())  # type: ignore[arg-type]
+        stops += 1
+        assert not list(plan.folder.data.glob(".tmp-*"))
+        if stops == 3:  # what is damaged is made again
+            next(plan.folder.data.glob("corpus-*/texts-0/*.arrow")).write_bytes(b"")
+            made.remove("texts-0")
+            before -= 1
+    assert before > 0 and (plan.folder.data / "corpus" / "tokens").is_dir()
+    prepare.prepare_corpus(recipe, plan.folder, plan.corpus)
+    assert stops > 10 and len(made) == len(set(made)) > 10
+    for folder in (undisturbed, plan.folder):
+        assert [path.name for path in folder.data.iterdir()] == ["corpus"]
+    assert texts(plan.folder)[0] == texts(undisturbed)[0]
+    kind = "pairs" if pairs else "rows"
+    files = [path for path in (undisturbed.data / "corpus").glob(f"{kind}-*/*/*") if path.is_file()]
+    assert len(files) >= 4
+    for path in files:
+        other = plan.folder.data / path.relative_to(undisturbed.data)
+        assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_pieces_of_another_text_are_removed(recipe_of: Load, text_files: Path) -> None:
+    recipe = recipe_of()
+    plan = Plan(recipe)
+    with pytest.raises(Stopped):
+        prepare.prepare_corpus(recipe, plan.folder, plan.corpus, AskedOnce())  # type: ignore[arg-type]
+    assert len(list(plan.folder.data.glob("corpus-*"))) == 1
+    file = text_files / "text.txt"
+    file.write_text(file.read_text(encoding="utf-8") + "球队比赛冠军\n", encoding="utf-8")
+    again = Plan(recipe)
+    with pytest.raises(Stopped):
+        prepare.prepare_corpus(recipe, again.folder, again.corpus, AskedOnce())  # type: ignore[arg-type]
+    assert [path.name[:15] for path in plan.folder.data.glob("corpus-*")] == [f"corpus-{again.corpus[:8]}"]
+    file.write_text(" \n", encoding="utf-8")
+    with pytest.raises(InputError, match="0 different"):
+        prepare.prepare_corpus(recipe, again.folder, Plan(recipe).corpus)
+    assert not list(plan.folder.data.glob("corpus*"))  # nothing of bad input is kept
 
 
 def test_long_documents_are_cut_at_sentences(recipe_of: Load, text_files: Path) -> None:
