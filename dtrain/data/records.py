@@ -15,6 +15,8 @@ from dtrain.data.files import HUB, Source, numbered_lines
 from dtrain.data.problems import Problems, shown, suggestion
 from dtrain.errors import InputError
 
+FIELD_CHARACTERS = 1 << 30  # of a CSV file; the csv module's own bound, 131,072, is less than a long document
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -106,6 +108,7 @@ def csv_rows(source: Source, problems: Problems) -> Iterator[tuple[int, list[str
             start = start or number
             yield line + "\n"
 
+    csv.field_size_limit(FIELD_CHARACTERS)
     reader = csv.reader(lines(), strict=True)
     while True:
         start = 0

@@ -9,7 +9,7 @@ folders that AutoTokenizer loads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STUDENTS = "students"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BLOCK_CHARACTERS = 1 << 18  # of a text whose words are counted at a time
 
 
 def tokenizer_name(member: Teacher | Student) -> str:
@@ -149,7 +150,8 @@ def given_tokenizer(
     except Exception as error:
         # A missing folder, a damaged file, a hub out of reach: transformers raises many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{key}: no tokenizer can be loaded: {reason}") from error
+        nowhere = "" if Path(source).exists() else "no such folder here, and from the hub "
+        raise InputError(f"{key}: {nowhere}no tokenizer can be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{key}: its tokenizer has no fast form ({type(tokenizer).__name__})")
     if tokenizer.pad_token_id is None:
@@ -159,13 +161,41 @@ def given_tokenizer(
     return tokenizer
 
 
+class WordCounter:
+    """Calls as `counter(texts) -> Counter`: how often each word comes, as a WordPiece tokenizer parts words."""
+
+    def __init__(self, lower: bool) -> None:
+        self.splitter = _wordpiece(SPECIALS, lower).backend_tokenizer
+
+    def __call__(self, texts: list[str]) -> Counter[str]:
+        words = Counter[str]()
+        for block in _blocks("\n".join(texts)):
+            text = self.splitter.normalizer.normalize_str(block)
+            words.update(word for word, _ in self.splitter.pre_tokenizer.pre_tokenize_str(text))
+        return words
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Pieces of a text that end with white space where there is any: the splitter takes 500 bytes for a character."""
+    start = 0
+    while len(text) - start > BLOCK_CHARACTERS:
+        limit = start + BLOCK_CHARACTERS
+        end = max(text.rfind("\n", start, limit), text.rfind(" ", start, limit)) + 1 or limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 def trained_tokenizer(spec: EncoderSpec, texts: Iterable[list[str]], lower: bool) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer with `vocabulary_size` tokens (fewer on little text) of batches of `texts`."""
-    splitter = _wordpiece(SPECIALS, lower).backend_tokenizer
-    words = Counter[str]()
+    counter, words = WordCounter(lower), Counter[str]()
     for batch in texts:
-        text = splitter.normalizer.normalize_str("\n".join(batch))
-        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text))
+        words.update(counter(batch))
+    return tokenizer_of_words(spec, words, lower)
+
+
+def tokenizer_of_words(spec: EncoderSpec, words: Mapping[str, int], lower: bool) -> PreTrainedTokenizerFast:
+    """The same, of words that are counted already."""
     return _wordpiece(SPECIALS + train_wordpiece(words, spec.vocabulary_size - len(SPECIALS)), lower)
 
 

@@ -166,7 +166,7 @@ def _check_continued(spec: Pretrain) -> None:
 class DocumentNormalizer:
     """Calls as `normalizer(text) -> (text, lines left out)`: each line normalised, without excluded and empty ones.
 
-    A document that is excluded as a whole (its lines as one text) becomes empty.
+    A document that is excluded as a whole (its lines, or those that are left of it, as one text) becomes empty.
     """
 
     def __init__(self, normalizer: Normalizer, excluded: set[str]) -> None:
@@ -175,7 +175,7 @@ class DocumentNormalizer:
 
     def __call__(self, text: str) -> tuple[str, int]:
         lines = [line for raw in lines_of(text) if (line := self.normalizer(raw))]
-        if len(lines) > 1 and self.normalizer(" ".join(lines)) in self.excluded:
-            return "", len(lines)
         kept = [line for line in lines if line not in self.excluded]
+        if any(self.normalizer(" ".join(some)) in self.excluded for some in (lines, kept) if len(some) > 1):
+            return "", len(lines)
         return "\n".join(kept), len(lines) - len(kept)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 
 from dtrain.data.write import Batch, map_rows, worker_count
 from dtrain.errors import InputError, Stopped
@@ -32,9 +35,7 @@ class Pieces:
         self.root = final.with_name(f"{final.name}-{identity[:12]}{SUFFIX}")
         self.identity = identity
         self.stop = stop
-        for old in final.parent.glob(f"{final.name}-*{SUFFIX}"):
-            if old != self.root:
-                shutil.rmtree(old, ignore_errors=True)
+        remove_pieces(final, but=self.root)
 
     def __enter__(self) -> Pieces:
         return self
@@ -63,16 +64,18 @@ class Pieces:
         function: Callable[[Batch], Batch],
         features: datasets.Features,
         data: Data,
+        *,
+        column: str,
     ) -> datasets.Dataset:
         """`map_rows` over `rows`, as many at a time as keep the workers busy for a while.
 
+        Args:
+            column: of text, which the work is measured by.
+
         Raises Stopped, if asked to.
         """
-        size = max(1, rows.data.nbytes // max(1, rows.data.num_rows))
-        many = max(1, PIECE_BYTES * worker_count(data) // size)
         done = []
-        for first in range(0, len(rows), many):
-            last = min(first + many, len(rows))
+        for first, last in _bounds(rows, column, PIECE_BYTES * worker_count(data)):
 
             def fill(aside: Path, first: int = first, last: int = last) -> None:
                 scratch = aside / "scratch"
@@ -81,6 +84,21 @@ class Pieces:
 
             done.append(datasets.load_from_disk(self.make(f"{name}-{first}", fill, first, last)))
         return datasets.concatenate_datasets(done)
+
+
+def remove_pieces(final: Path, *, but: Path | None = None) -> None:
+    """Remove what was kept for `final`, which is made or to be made from something else."""
+    for old in final.parent.glob(f"{final.name}-*{SUFFIX}"):
+        if old != but:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _bounds(rows: datasets.Dataset, column: str, limit: int) -> Iterator[tuple[int, int]]:
+    """Where stretches of about `limit` bytes of text begin and end."""
+    batches = rows.select_columns([column]).with_format("arrow").iter(1000)
+    sizes = np.concatenate([pc.binary_length(batch.column(column)).to_numpy() for batch in batches])
+    cuts = np.flatnonzero(np.diff(sizes.cumsum(dtype=np.int64) // limit)) + 1
+    yield from itertools.pairwise([0, *cuts.tolist(), len(rows)])
 
 
 def hear(stop: StopRequest | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +21,18 @@ import pyarrow.compute as pc
 
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
-from dtrain.data.tokenizers import given_tokenizer, load_tokenizer, trained_tokenizer
+from dtrain.data.tokenizers import WordCounter, given_tokenizer, load_tokenizer, tokenizer_of_words
 from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
 from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents
 from dtrain.pretraining.excluded import excluded_texts
 from dtrain.pretraining.packing import Documents, pack, write_rows
 from dtrain.pretraining.pairs import write_pairs
-from dtrain.pretraining.pieces import Pieces, hear
-from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
+from dtrain.pretraining.pieces import Pieces, hear, remove_pieces
+from dtrain.pretraining.words import UNKNOWN, TokenFlagger, check_dictionary, segmenter
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.schema import Recipe
-from dtrain.runfolder import DONE, RunFolder, is_done, mark_done, publish_folder, write_json
+from dtrain.runfolder import DONE, RunFolder, is_done, mark_done, publish_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,11 +43,13 @@ PARTS = ("train", "held_out")
 RAW = "raw.arrow"
 STRETCH = 20_000  # documents that are packed at a time
 STRETCH_TOKENS = 1 << 26  # and fewer documents where they are long
+DOCUMENT_CHARACTERS = 1 << 28  # so that its UTF-8 and a batch's fit in Arrow's 2 GiB
 WRITE_EVERY, WRITE_CHARACTERS = 1000, 1 << 26  # raw documents, or characters of them, a batch of the Arrow file
 
 TEXTS = datasets.Features(
     {"text": datasets.Value("string"), "lines_out": datasets.Value("int32"), "share": datasets.Value("float64")}
 )
+WORDS = datasets.Features({"word": datasets.Value("string"), "count": datasets.Value("int64")})
 TOKENS = datasets.Features(
     {
         "tokens": datasets.List(datasets.Value("int32")),
@@ -71,24 +74,30 @@ def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str, stop: StopR
     corpus = folder.data / "corpus"
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizers' threads and forked workers do not mix
-    if not is_done(corpus, identity):
+    lengths = sorted({phase.max_length for phase in spec.phases})
+    missing = [length for length in lengths if not is_done(rows_folder(folder, spec, length), identity)]
+    there = is_done(corpus, identity)
+    if there:
+        remove_pieces(corpus)  # of a run that was killed just before it did so
+        if not missing:
+            return
+    given = _given_tokenizer(recipe, spec)
+    if not there:
         problems = Problems()
         if spec.corpus.dictionary:
             check_dictionary(spec.corpus.dictionary, problems)
         problems.raise_if_any()
-        given = _given_tokenizer(recipe, spec)
         with Pieces(corpus, identity, stop) as pieces, publish_folder(corpus) as aside:
             _write_tokens(recipe, spec, given, pieces, aside)
             mark_done(aside, identity)
-    for length in sorted({phase.max_length for phase in spec.phases}):
-        rows = rows_folder(folder, spec, length)
-        if not is_done(rows, identity):
-            with publish_folder(rows) as aside:
-                counts, left_out = _write_packed(corpus, length, spec.next_sentence, stop, aside)
-                mark_done(aside, identity)
-            told = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in counts.items())
-            without = f"; left out {left_out:,} without two sentences of a document" if left_out else ""
-            say(f"pretrain: {told} rows of {length} tokens{without}")
+        missing = lengths
+    for length in missing:
+        with publish_folder(rows_folder(folder, spec, length)) as aside:
+            counts, left_out = _write_packed(corpus, length, spec.next_sentence, stop, aside)
+            mark_done(aside, identity)
+        told = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in counts.items())
+        without = f"; left out {left_out:,} without two sentences of a document" if left_out else ""
+        say(f"pretrain: {told} rows of {length} tokens{without}")
 
 
 def corpus_tokenizer(folder: RunFolder) -> Path:
@@ -107,6 +116,13 @@ def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast 
         for name in ("cls", "sep", "mask"):
             if getattr(tokenizer, f"{name}_token_id") is None:
                 raise InputError(f"pretrain.model: its tokenizer has no [{name.upper()}]")
+        config = Path(spec.model.pretrained or "") / "config.json"
+        embeddings = read_json(config).get("vocab_size") if spec.model.pretrained and config.is_file() else None
+        if isinstance(embeddings, int) and len(tokenizer) > embeddings:
+            raise InputError(
+                f"pretrain.model.pretrained: {config.parent}: has {embeddings} token embeddings, but its tokenizer has "
+                f"{len(tokenizer)} tokens"
+            )
         for number, phase in enumerate(spec.phases):
             if phase.max_length > tokenizer.model_max_length and spec.model.type != "nezha":
                 raise InputError(
@@ -128,7 +144,7 @@ def _write_tokens(
         raise InputError(f"{KEY}.sources: no text in them")
     assert spec.seed is not None
     normalize = _NormalizeBatch(DocumentNormalizer(normalizer, excluded), spec.seed)
-    texts = pieces.map("texts", raw, normalize, TEXTS, recipe.data)
+    texts = pieces.map("texts", raw, normalize, TEXTS, recipe.data, column="raw")
     out = int(texts.data.column("lines_out").to_numpy().sum())
     share = texts.data.column("share").to_numpy()
     kept = share < 1.0
@@ -143,15 +159,17 @@ def _write_tokens(
     wanted = round(spec.corpus.held_out * len(different))
     bound = different[min(max(1, wanted), len(different) - 1) - 1]
     held_out = share <= bound
-    _assert_absent(texts, excluded)
 
     training = texts.select(np.flatnonzero(~held_out)).select_columns(["text"])
 
+    lower = recipe.data.normalize.lower
+    if given is None:
+        count_words = _CountBatch(WordCounter(lower))
+        words = pieces.map("words", training, count_words, WORDS, recipe.data, column="text")
+
     def write_tokenizer(aside: Path) -> None:
         """The one that is given, or one trained on the text that is not held out."""
-        made = given or trained_tokenizer(
-            spec.model, (batch["text"] for batch in training.iter(1000)), recipe.data.normalize.lower
-        )
+        made = given or tokenizer_of_words(spec.model, _summed(words), lower)
         if len(made) == len(made.all_special_ids):
             raise InputError(f"{KEY}.sources: too little text for a vocabulary (no character comes twice)")
         made.save_pretrained(aside)
@@ -161,21 +179,23 @@ def _write_tokens(
     tokenizer = given or load_tokenizer(saved)
     segmenter(spec.corpus.dictionary, recipe.data.normalize)  # here, so that forked workers have it
     flagger = TokenFlagger(tokenizer, spec.corpus.dictionary, recipe.data.normalize)
-    encode = _EncodeBatch(flagger, float(bound))
-    tokens = pieces.map("tokens", texts, encode, TOKENS, recipe.data)
+    encode = _EncodeBatch(flagger, float(bound), excluded)
+    tokens = pieces.map("tokens", texts, encode, TOKENS, recipe.data, column="text")
     tokens.save_to_disk(folder / "tokens")
     count = int(_lengths(tokens).sum())
+    unknown = int(_unknown(tokens).sum())
     info = {
         "documents": len(texts),
         "held_out": int(held_out.sum()),
         "tokens": count,
+        "unknown_tokens": unknown,
         "excluded_lines": out,
         "vocabulary": len(tokenizer),
     }
     write_json(folder / "corpus.json", info)
     say(
-        f"pretrain: {len(texts):,} documents ({info['held_out']:,} held out), {count:,} tokens, vocabulary of "
-        f"{len(tokenizer):,}; {out:,} lines left out that are in files not to be trained on"
+        f"pretrain: {len(texts):,} documents ({info['held_out']:,} held out), {count:,} tokens ({unknown / count:.2%} in "
+        f"words not in the vocabulary of {len(tokenizer):,}); {out:,} lines left out that are in files not to be trained on"
     )
 
 
@@ -191,6 +211,12 @@ def _write_raw(spec: Pretrain, stop: StopRequest | None, folder: Path) -> None:
         batch: list[str] = []
         characters = 0
         for text in read_documents(spec.corpus, problems):
+            if len(text) > DOCUMENT_CHARACTERS:
+                problems.add(
+                    f"{KEY}.sources: a document of {len(text):,} characters ({text[:20]!r} …), at most "
+                    f"{DOCUMENT_CHARACTERS:,} are allowed (a blank line ends one; with `documents: line` every line is one)"
+                )
+                continue
             batch.append(text)
             characters += len(text)
             if len(batch) == WRITE_EVERY or characters > WRITE_CHARACTERS:
@@ -220,21 +246,36 @@ class _NormalizeBatch:
         return int.from_bytes(digest, "little") / 2**48
 
 
-class _EncodeBatch:
-    def __init__(self, flagger: TokenFlagger, bound: float) -> None:
-        self.flagger, self.bound = flagger, bound
+def _summed(counted: datasets.Dataset) -> Counter[str]:
+    words = Counter[str]()
+    for table in counted.with_format("arrow").iter(1 << 20):
+        sums = table.group_by("word").aggregate([("count", "sum")])
+        for word, times in zip(sums["word"].to_pylist(), sums["count_sum"].to_pylist(), strict=True):
+            words[word] += times
+    return words
+
+
+class _CountBatch:
+    def __init__(self, counter: WordCounter) -> None:
+        self.counter = counter
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        words = self.counter(batch["text"])
+        return {"word": list(words), "count": list(words.values())}
+
+
+class _EncodeBatch:
+    """Reads what is to be trained on once more: no line and no document may be an excluded text."""
+
+    def __init__(self, flagger: TokenFlagger, bound: float, excluded: set[str]) -> None:
+        self.flagger, self.bound, self.excluded = flagger, bound, excluded
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for text in batch["text"]:
+            if text.replace("\n", " ") in self.excluded or not self.excluded.isdisjoint(text.split("\n")):
+                raise DtrainError(f"the corpus holds {text[:60]!r}, which is in a file that is not to be trained on")
         tokens, flags = self.flagger(batch["text"])
         return {"tokens": tokens, "flags": flags, "held_out": [share <= self.bound for share in batch["share"]]}
-
-
-def _assert_absent(texts: datasets.Dataset, excluded: set[str]) -> None:
-    """Read what is to be trained on once more: no line and no document may be an excluded text."""
-    for batch in texts.select_columns(["text"]).iter(1000):
-        for text in batch["text"]:
-            if text.replace("\n", " ") in excluded or not excluded.isdisjoint(text.split("\n")):
-                raise DtrainError(f"the corpus holds {text[:60]!r}, which is in a file that is not to be trained on")
 
 
 # --- packing ---------------------------------------------------------------------------------------
@@ -247,6 +288,7 @@ def _write_packed(
     tokenizer = load_tokenizer(corpus / "tokenizer")
     tokens = datasets.load_from_disk(corpus / "tokens")
     held_out = tokens.data.column("held_out").to_numpy()
+    known = _lengths(tokens) - _unknown(tokens)
     counts, left_out = {}, 0
     for part, chosen in zip(PARTS, (~held_out, held_out), strict=True):
         stretches = _stretches(tokens, np.flatnonzero(chosen), stop)
@@ -257,12 +299,15 @@ def _write_packed(
             except InputError as error:
                 raise InputError(f"{key}: {error}") from None
             left_out += out
-            continue
-        rows = pack(stretches, length, tokenizer.cls_token_id, tokenizer.sep_token_id)
-        counts[part] = write_rows(rows, length, folder / part)
+        else:
+            rows = pack(stretches, length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+            counts[part] = write_rows(rows, length, folder / part)
         if not counts[part]:
             few = "too little text is held out" if part == "held_out" else "too little text"
             raise InputError(f"{key}: {few} to fill one row of {length} tokens (pretrain.phases: max_length)")
+        if not known[chosen].any():
+            which = "held-out" if part == "held_out" else "training"
+            raise InputError(f"{key}: no word of the {which} text is in the vocabulary of pretrain.model")
     return counts, left_out
 
 
@@ -277,6 +322,16 @@ def _stretches(tokens: datasets.Dataset, index: np.ndarray, stop: StopRequest | 
         flags = table.column("flags").combine_chunks()
         offsets = lists.offsets.to_numpy()
         yield lists.flatten().to_numpy(), flags.flatten().to_numpy(), offsets - offsets[0]
+
+
+def _unknown(tokens: datasets.Dataset) -> np.ndarray:
+    """Of each document the tokens in words that the vocabulary lacks a piece of, int [documents]."""
+    found = [np.zeros(0, np.int64)]
+    for table in tokens.select_columns(["flags"]).with_format("arrow").iter(STRETCH):
+        lists = table.column("flags").combine_chunks()
+        sums = np.concatenate([[0], (lists.flatten().to_numpy() & UNKNOWN != 0).cumsum()])
+        found.append(np.diff(sums[lists.offsets.to_numpy() - lists.offsets[0].as_py()]))
+    return np.concatenate(found)
 
 
 def _lengths(tokens: datasets.Dataset) -> np.ndarray:

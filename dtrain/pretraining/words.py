@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 # What a token of a document is, as bits.
 WORD, SENTENCE = 1, 2  # begins one
 UNKNOWN = 4  # in a word with a token that stands for something else, as [UNK] does
-ENCODE_CHARACTERS = 1 << 22  # of documents encoded at a time; their encodings take far more memory than their ids
+# Encodings take 700 bytes a character, far more than their ids: of so many characters at a time, of short documents
+# and of sections of a long one.
+ENCODE_CHARACTERS = 1 << 18
 SENTENCE_END = re.compile(r"(?:[。！？；!?;…]+|\.(?=\s))[”’」』）)\"']*\s*|\n+")
 ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
 
@@ -90,29 +92,49 @@ class TokenFlagger:
         self.dictionary = dictionary
         self.normalization = normalization
 
-    def __call__(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
-        ids: list[list[int]] = []
-        flags: list[list[int]] = []
-        for text, encoding in self._encoded(texts):
-            ids.append(encoding.ids)
-            if not encoding.ids:
-                flags.append([])
-                continue
-            first = np.array([start for start, _ in encoding.offsets])
-            own = np.array(encoding.word_ids)
-            words = word_of_character(text, self.dictionary, self.normalization)[first]
-            sentences = sentence_of_character(text)[first]
-            new = np.ones((2, len(first)), dtype=bool)
-            new[0, 1:] = (np.diff(words) != 0) & (np.diff(own) != 0)
-            new[1, 1:] = (np.diff(sentences) != 0) & (np.diff(own) != 0)
-            new[0] |= new[1]
-            word = new[0].cumsum()
-            unknown = np.isin(word, word[np.isin(encoding.ids, self.special)])
-            flags.append((new[0] * WORD + new[1] * SENTENCE + unknown * UNKNOWN).tolist())
-        return ids, flags
+    def __call__(self, texts: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of each text: int32 [tokens] and uint8 [tokens]."""
+        ids: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in texts]
+        flags: list[list[np.ndarray]] = [[np.zeros(0, np.uint8)] for _ in texts]
+        for number, text, encoding in self._encoded(texts):
+            if encoding.ids:
+                ids[number].append(np.array(encoding.ids, np.int32))
+                flags[number].append(self._flags(text, encoding))
+        return [np.concatenate(parts) for parts in ids], [np.concatenate(parts) for parts in flags]
 
-    def _encoded(self, texts: list[str]) -> Iterator[tuple[str, Encoding]]:
-        stretch = np.cumsum([len(text) for text in texts]) // ENCODE_CHARACTERS
-        for number in np.unique(stretch):
-            some = [text for text, place in zip(texts, stretch, strict=True) if place == number]
-            yield from zip(some, self.backend.encode_batch(some, add_special_tokens=False), strict=True)
+    def _flags(self, text: str, encoding: Encoding) -> np.ndarray:
+        first = np.array([start for start, _ in encoding.offsets])
+        own = np.array(encoding.word_ids)
+        words = word_of_character(text, self.dictionary, self.normalization)[first]
+        sentences = sentence_of_character(text)[first]
+        new = np.ones((2, len(first)), dtype=bool)
+        new[0, 1:] = (np.diff(words) != 0) & (np.diff(own) != 0)
+        new[1, 1:] = (np.diff(sentences) != 0) & (np.diff(own) != 0)
+        new[0] |= new[1]
+        word = new[0].cumsum()
+        unknown = np.isin(word, word[np.isin(encoding.ids, self.special)])
+        return (new[0] * WORD + new[1] * SENTENCE + unknown * UNKNOWN).astype(np.uint8)
+
+    def _encoded(self, texts: list[str]) -> Iterator[tuple[int, str, Encoding]]:
+        """Sections in order, each with the number of its text."""
+        parts = [(number, part) for number, text in enumerate(texts) for part in sections(text, ENCODE_CHARACTERS)]
+        stretch = np.cumsum([len(part) for _, part in parts]) // ENCODE_CHARACTERS
+        for some in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(stretch)) + 1):
+            encodings = self.backend.encode_batch([parts[place][1] for place in some], add_special_tokens=False)
+            for place, encoding in zip(some, encodings, strict=True):
+                yield *parts[place], encoding
+
+
+def sections(text: str, limit: int) -> Iterator[str]:
+    """The text in parts of at most `limit` characters that end where sentences do; a longer sentence is cut.
+
+    Neither jieba nor BERT's tokenizer has words that go over the end of a sentence, so nothing else changes.
+    """
+    ends = np.array([match.end() for match in SENTENCE_END.finditer(text)]) if len(text) > limit else np.zeros(0, int)
+    start = 0
+    while len(text) - start > limit:
+        place = np.searchsorted(ends, start + limit, side="right") - 1
+        end = int(ends[place]) if place >= 0 and ends[place] > start else start + limit
+        yield text[start:end]
+        start = end
+    yield text[start:]

@@ -68,8 +68,12 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         identity = plan.pretraining(number)
         if world.main_first(functools.partial(is_done, folder.pretrained(number), identity)):
             say(f"pretrain phase {number + 1}: complete, nothing to do")
+            if world.is_main:  # of a run that was killed just before it did so
+                remove_checkpoints(folder.checkpoints(KIND, spec.training(number).name))
             continue
         train_phase(spec, number, identity, world, folder, stop)
+    if world.is_main:
+        shutil.rmtree(_latest(folder), ignore_errors=True)
 
 
 def train_phase(
@@ -99,7 +103,10 @@ def train_phase(
 
     model = build_model(world, make, together=True)
     parameters = parameter_count(model)
-    engine = build_engine(world, model, training, together=True, precision=precision)
+    try:
+        engine = build_engine(world, model, training, together=True, precision=precision)
+    except InputError as error:
+        raise InputError([f"pretrain.phases.{number}.{problem}" for problem in error.problems]) from None
 
     def score(model: torch.nn.Module) -> dict[str, float]:
         scores = evaluate(model, held_out, masker, world, precision=precision, separate=spec.corpus.separate)

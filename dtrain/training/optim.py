@@ -12,16 +12,21 @@ from dtrain.errors import InputError
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.training.lamb import Lamb
 
+WRAPPED = "lm."
+
 
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:
     """Groups by rate (longest matching prefix of `modules`) and decay (none for biases, norms and other vectors).
+
+    Names are those of the model's own folder: what pre-training wraps it in (`lm.`) is not part of them.
 
     Raises:
         InputError: for a prefix that no parameter starts with.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = set()
-    for name, parameter in model.named_parameters():
+    named = {name.removeprefix(WRAPPED): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in named.items():
         if not parameter.requires_grad:
             continue
         prefixes = [p for p in spec.modules if name == p or name.startswith(p.rstrip(".") + ".")]
@@ -32,7 +37,7 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, ob
         groups.setdefault((lr, decay), []).append(parameter)
     for prefix in spec.modules:
         if prefix not in used:
-            tops = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+            tops = sorted({name.split(".")[0] for name in named})
             raise InputError(
                 f"optimizer.modules: no parameter starts with {prefix!r} (the model has {', '.join(tops)})"
             )

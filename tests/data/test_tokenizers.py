@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 from dtrain.data.encode import Encoder
 from dtrain.data.tokenizers import (
     SPECIALS,
+    WordCounter,
     check_tokenizers,
     given_tokenizer,
     load_tokenizer,
@@ -114,6 +115,15 @@ def test_a_trained_wordpiece_keeps_chinese_single(tmp_path: Path) -> None:
     assert loaded("中", "文")["token_type_ids"] == [0, 0, 0, 1, 1]
     assert loaded.convert_ids_to_tokens(loaded("中")["input_ids"]) == ["[CLS]", "中", "[SEP]"]
     assert loaded.mask_token_id == 4
+
+
+def test_words_of_a_long_text_are_counted_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Hello 中文 wörld, well-known " * 20, "", "ends without a blank"] * 2
+    whole = WordCounter(lower=True)(texts)
+    assert whole["hello"] == 40 and whole["中"] == 40 and whole["world"] == 40
+    monkeypatch.setattr("dtrain.data.tokenizers.BLOCK_CHARACTERS", 30)
+    assert WordCounter(lower=True)(texts) == whole
+    assert WordCounter(lower=True)(["中" * 100]) == {"中": 100}  # no blank to cut at
 
 
 # --- names and bad input ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dtrain.pretraining import prepare
 from dtrain.pretraining.corpus import check_corpus, read_documents
 from dtrain.pretraining.masking import MASKABLE
 from dtrain.pretraining.packing import PackedRows
+from dtrain.pretraining.words import UNKNOWN
 from dtrain.recipe.pretraining import CorpusSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
@@ -234,6 +236,12 @@ def test_pieces_of_another_text_are_removed(recipe_of: Load, text_files: Path) -
     with pytest.raises(Stopped):
         prepare.prepare_corpus(recipe, again.folder, again.corpus, AskedOnce())  # type: ignore[arg-type]
     assert [path.name[:15] for path in plan.folder.data.glob("corpus-*")] == [f"corpus-{again.corpus[:8]}"]
+    left = next(plan.folder.data.glob("corpus-*"))
+    prepare.prepare_corpus(recipe, again.folder, again.corpus)
+    left.mkdir()  # as if killed between the corpus's last step and the removal
+    prepare.prepare_corpus(recipe, again.folder, again.corpus)
+    assert [path.name for path in plan.folder.data.iterdir()] == ["corpus"]
+    shutil.rmtree(plan.folder.data)
     file.write_text(" \n", encoding="utf-8")
     with pytest.raises(InputError, match="0 different"):
         prepare.prepare_corpus(recipe, again.folder, Plan(recipe).corpus)
@@ -306,6 +314,62 @@ def test_a_corpus_with_nothing_to_learn(
     with pytest.raises(InputError) as error:
         prepared(recipe)
     assert error.value.problems == [told]
+
+
+def test_a_vocabulary_without_the_texts_words_is_told(recipe_of: Load, text_files: Path) -> None:
+    """Nothing could be asked for, and the perplexity of nothing is 1."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]
+    (text_files / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    model = {"type": "nezha", "size": "tiny", "hidden": 16, "heads": 2, "vocabulary": str(text_files / "vocab.txt")}
+    (text_files / "chinese.txt").write_text("球队比赛\n比赛进球\n进球球队\n" * 9, encoding="utf-8")
+    source = {"path": str(text_files / "chinese.txt"), "documents": "line"}
+    with pytest.raises(InputError) as error:
+        prepared(recipe_of(pretrain={"model": model}, corpus={"sources": [source]}))
+    assert error.value.problems == [
+        "pretrain.corpus.sources: no word of the training text is in the vocabulary of pretrain.model"
+    ]
+
+
+def test_tokens_in_unknown_words_are_counted(recipe_of: Load, text_files: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "球", "队", "。"]
+    (text_files / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    model = {"type": "nezha", "size": "tiny", "hidden": 16, "heads": 2, "vocabulary": str(text_files / "vocab.txt")}
+    corpus = prepared(recipe_of(pretrain={"model": model})).data / "corpus"
+    saved = datasets.load_from_disk(corpus / "tokens")
+    by_hand = sum(flag & UNKNOWN != 0 for row in saved["flags"] for flag in row)
+    info = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
+    assert 0 < info["unknown_tokens"] == by_hand < info["tokens"]
+
+
+def test_long_fields_and_documents(recipe_of: Load, text_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the csv module's own bound; and what Arrow could not hold is told."""
+    long = "球队比赛。" * 40_000
+    (text_files / "long.csv").write_text(f'text\n"{long}"\n', encoding="utf-8")
+    assert documents(str(text_files / "long.csv")) == [long]
+    monkeypatch.setattr(prepare, "DOCUMENT_CHARACTERS", 100_000)
+    with pytest.raises(InputError, match=r"pretrain.corpus.sources: a document of 200,000 characters \('球队"):
+        prepared(recipe_of(corpus={"sources": [str(text_files / "long.csv")]}))
+
+
+def test_what_is_left_of_a_document_may_be_excluded(recipe_of: Load, text_files: Path) -> None:
+    """A line is left out, and the others together are a text that may not be trained on."""
+    (text_files / "test.txt").write_text("甲乙丙 丁 戊己庚辛\n壬癸子丑\n", encoding="utf-8")
+    (text_files / "books.txt").write_text(
+        "甲乙丙 丁\n戊己庚辛\n壬癸子丑\n\n" + (text_files / "books.txt").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    corpus = {"sources": [str(text_files / "books.txt")], "exclude": [str(text_files / "test.txt")]}
+    found, _ = texts(prepared(recipe_of(corpus=corpus)))
+    assert len(found) == 6 and not any("戊" in text for text in found)
+
+
+def test_a_start_with_more_tokens_than_embeddings_is_told_first(recipe_of: Load, text_files: Path) -> None:
+    start = text_files / "start"
+    load_tokenizer(prepared(recipe_of(name="first")).data / "corpus" / "tokenizer").save_pretrained(start)
+    (start / "config.json").write_text(json.dumps({"model_type": "nezha", "vocab_size": 9}), encoding="utf-8")
+    recipe = recipe_of(pretrain={"model": {"type": "nezha", "pretrained": str(start)}})
+    with pytest.raises(InputError, match="has 9 token embeddings, but its tokenizer has"):
+        prepared(recipe)
+    assert not Plan(recipe).folder.data.exists()
 
 
 def test_bad_lines_are_told_before_anything_is_written(recipe_of: Load, text_files: Path) -> None:

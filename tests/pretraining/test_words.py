@@ -10,7 +10,7 @@ import pytest
 from dtrain.data.problems import Problems
 from dtrain.data.tokenizers import trained_tokenizer
 from dtrain.errors import InputError
-from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD, TokenFlagger, check_dictionary, segmenter
+from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD, TokenFlagger, check_dictionary, sections, segmenter
 from dtrain.recipe.data import Normalization
 from dtrain.recipe.models import NezhaSpec
 
@@ -22,7 +22,11 @@ def flagged(text: str, dictionary: str | None = None) -> list[tuple[str, int]]:
     spec = NezhaSpec(type="nezha", vocabulary_size=100)
     tokenizer = trained_tokenizer(spec, [[TEXT + " 机器学习 ip ho 涨了8.5%呢"] * 3], True)
     ids, flags = TokenFlagger(tokenizer, dictionary)([text])
-    return list(zip(tokenizer.convert_ids_to_tokens(ids[0]), flags[0], strict=True))
+    return list(zip(tokenizer.convert_ids_to_tokens(ids[0].tolist()), flags[0].tolist(), strict=True))
+
+
+def listed(flagger: TokenFlagger, texts: list[str]) -> list[list[list[int]]]:
+    return [[row.tolist() for row in rows] for rows in flagger(texts)]
 
 
 def grouped(tokens: list[tuple[str, int]], bit: int) -> list[str]:
@@ -73,28 +77,42 @@ def test_entries_are_normalised_as_the_text_is(tmp_path: Path) -> None:
 def test_a_tokenizer_that_cuts_and_pads_is_told_not_to() -> None:
     spec = NezhaSpec(type="nezha", vocabulary_size=100)
     tokenizer = trained_tokenizer(spec, [[TEXT] * 3], True)
-    plain = TokenFlagger(tokenizer, None)([TEXT, "词"])
+    plain = listed(TokenFlagger(tokenizer, None), [TEXT, "词"])
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    assert TokenFlagger(tokenizer, None)([TEXT, "词"]) == plain
+    assert listed(TokenFlagger(tokenizer, None), [TEXT, "词"]) == plain
 
 
 def test_what_a_text_says_of_special_tokens_is_text_and_words_with_unknown_tokens_are_marked() -> None:
     spec = NezhaSpec(type="nezha", vocabulary_size=100)
     tokenizer = trained_tokenizer(spec, [["使用[MASK]和[SEP]模型,mask", "sep"] * 3], lower=False)
-    (ids,), (flags,) = TokenFlagger(tokenizer, None)(["使用[MASK]和[SEP]模型甲"])
+    ((ids,), (flags,)) = listed(TokenFlagger(tokenizer, None), ["使用[MASK]和[SEP]模型甲"])
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert set(ids) & set(tokenizer.all_special_ids) == {tokenizer.unk_token_id} and "[" in tokens
     assert [token for token, flag in zip(tokens, flags, strict=True) if flag & UNKNOWN][-1] == "[UNK]"
     assert not any(flag & UNKNOWN for token, flag in zip(tokens, flags, strict=True) if token in "使用和")
 
 
-def test_long_documents_are_encoded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_are_encoded_in_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which end with sentences, so that ids and flags are those of the whole."""
     spec = NezhaSpec(type="nezha", vocabulary_size=100)
     flagger = TokenFlagger(trained_tokenizer(spec, [[TEXT] * 3], True), None)
-    together = flagger([TEXT, "", "词", TEXT])
-    monkeypatch.setattr("dtrain.pretraining.words.ENCODE_CHARACTERS", 10)
-    assert flagger([TEXT, "", "词", TEXT]) == together
+    document = f"{TEXT}\n\n{TEXT}……“{TEXT}。” {TEXT}. {TEXT}甲\n" * 3
+    texts = [TEXT, "", document, "词", document, "\n"]
+    together = listed(flagger, texts)
+    for limit in (20, 30, 50):
+        assert len(list(sections(document, limit))) > 5
+        monkeypatch.setattr("dtrain.pretraining.words.ENCODE_CHARACTERS", limit)
+        assert listed(flagger, texts) == together
+
+
+def test_sections_lose_nothing() -> None:
+    text = "一二三。四五六七八九十。" + "长" * 25 + "!\n末"
+    parts = list(sections(text, 10))
+    assert "".join(parts) == text and all(0 < len(part) <= 10 for part in parts)
+    assert parts[:2] == ["一二三。", "四五六七八九十。"], "as much as fits, whole sentences"
+    assert parts[2:4] == ["长" * 10] * 2, "a sentence that is too long is cut"
+    assert list(sections("", 10)) == [""]
 
 
 def test_a_bad_dictionary_is_told_by_line(tmp_path: Path) -> None:

@@ -36,6 +36,15 @@ def test_the_longest_prefix_wins() -> None:
     assert {g["lr"] for g in groups} == {1e-3, 1e-2, 1e-1}
 
 
+def test_names_are_those_of_the_model_that_is_pre_trained() -> None:
+    wrapped = nn.Module()
+    wrapped.lm = Model()
+    groups = parameter_groups(wrapped, OptimizerSpec(modules={"encoder": 5e-5}))
+    assert sum(len(g["params"]) for g in groups if g["lr"] == 5e-5) == 2  # type: ignore[misc, arg-type]
+    with pytest.raises(InputError, match=r"the model has encoder, encoder_norm, head\)"):
+        parameter_groups(wrapped, OptimizerSpec(modules={"lm.encoder": 5e-5}))
+
+
 def test_a_prefix_without_parameters_is_refused() -> None:
     with pytest.raises(InputError, match="optimizer.modules: no parameter starts with 'encodr'"):
         parameter_groups(Model(), OptimizerSpec(modules={"encodr": 1e-2}))
