@@ -231,7 +231,7 @@ def test_the_offline_recipe_from_real_text_to_students(data_folder: Path, tmp_pa
         "pretrain.model.heads=2",
         "pretrain.precision=fp32",
     ]
-    smaller += ["pretrain.phases.0.epochs=1", "pretrain.model.vocabulary_size=900", "data.vocabulary.min_count=1"]
+    smaller += ["pretrain.phases.*.epochs=1", "pretrain.model.vocabulary_size=900", "data.vocabulary.min_count=1"]
     smaller += ["teachers.*.epochs=1", "teachers.*.precision=fp32", "teachers.scratch.model.hidden=16"]
     smaller += ["teachers.scratch.model.heads=2", "students.*.epochs=1", "students.*.precision=fp32"]
     smaller += ["students.*.grid={seed: [1]}"]
