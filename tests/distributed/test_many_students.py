@@ -84,7 +84,7 @@ def weights(run: Path) -> dict[str, str]:
     return {path.parent.name: file_fingerprint(path) for path in sorted((run / "students").rglob("model.safetensors"))}
 
 
-@pytest.mark.parametrize("fuse", ["always", "never"])
+@pytest.mark.parametrize("fuse", ["always", pytest.param("never", marks=pytest.mark.slow)])
 def test_a_rank_killed_and_the_command_run_again(taught: Path, tmp_path: Path, fuse: str) -> None:
     """One student diverges, one raises, a rank is killed: the other ten end with the same bytes."""
     recipe = taught / f"{fuse}.yaml"
