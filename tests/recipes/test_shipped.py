@@ -106,6 +106,18 @@ def test_reviews_recipe_prints_the_mean_over_domains(tmp_path):
     ]
 
 
+def test_the_larger_model_of_pretrain_small_is_larger():
+    """The header's last command; with a `size` alone the recipe's own widths would stay."""
+    *_, command = header_commands("pretrain_small").replace("\\\n", " ").splitlines()
+    dtrain_, run, name, *changes = shlex.split(command)
+    assert (dtrain_, run, name) == ("dtrain", "run", "pretrain_small")
+    recipe = load_recipe(name, changes)
+    (scratch,) = [teacher for teacher in recipe.teachers if teacher.name == "scratch"]
+    for model in (recipe.pretrain.model, scratch.model):
+        assert (model.type, model.size, model.hidden, model.layers) == ("nezha", "small", None, None)
+    assert recipe.pretrain.phases[0].batch_size == 512 and recipe.name != name
+
+
 def test_noisy_student_goes_round_by_round(tmp_path, monkeypatch):
     """The header's second command: the first round's student as the teacher, as it is."""
     monkeypatch.chdir(tmp_path)
