@@ -42,18 +42,33 @@ def _environment(escape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
-    environment.globals.update(plain=tables.plain, percent=tables.percent, large=tables.large, times=tables.times)
+    environment.globals.update(
+        plain=tables.plain,
+        percent=tables.percent,
+        large=tables.large,
+        times=tables.times,
+        size_in_words=tables.size_in_words,
+        speed_in_words=tables.speed_in_words,
+    )
     environment.filters["bracketed"] = bracketed
     return environment
 
 
 def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
+    view = shown(results["task"])
     by_name = {(model["kind"], model["name"]): model for model in results["models"]}
     details = results["details"] or {}
     detailed = by_name.get((details.get("kind"), details.get("name")))
+
+    def lead(model: dict[str, Any]) -> float:
+        return tables.score_of(model, view.lead, results, results["headline"])
+
     return {
         "results": results,
-        "view": shown(results["task"]),
+        "view": view,
+        "lead": lead,
+        # Which model is the best was seen on rows other than those of its score, where there are both.
+        "chosen": f" (chosen on {results['part']})" if results["headline"] != results["part"] else "",
         "teacher": by_name.get(("teachers", results["teacher"])),
         "student": by_name.get(("students", results["student"])),
         "summary": tables.summary(results),

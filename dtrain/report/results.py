@@ -33,9 +33,10 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         speed: what `dtrain.report.speed.measure_run` gave, or None where speed was not to be measured.
 
     Returns:
-        Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model), `rows` a part, `also_in_train`
-        (rows of a part whose text is in training, too),
-        `teacher` and `student` (the best ones' names), `models`, `groups` (members that differ in their
+        Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model), `headline` (the
+        part whose scores are told first: test where it is scored, since valid chose the weights), `rows` a part,
+        `also_in_train` (rows of a part whose text is in training, too),
+        `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their
         seed alone), `failed`, `search` (who went on and who was stopped on the way, or None), `details` (of the best student classes and confusion, or types, their counts and
         examples), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
         part's name.
@@ -50,10 +51,12 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
     for model in models:
         _compare(model, teacher)
     data = read_json(folder.data / "rows" / "data.json")
+    parts = evaluated_parts(folder, *members[0]) if members else []
     return {
         "name": recipe.name,
         "task": recipe.data.task,
-        "part": evaluated_part(folder, *members[0]) if members else None,
+        "part": parts[0] if parts else None,
+        "headline": "test" if "test" in parts else parts[0] if parts else None,
         "rows": data["rows"],
         "also_in_train": data["also_in_train"],
         "teacher": teacher["name"] if teacher else None,
@@ -82,9 +85,9 @@ def trained_members(plan: Plan) -> list[tuple[str, Teacher | Student]]:
     ]
 
 
-def evaluated_part(folder: RunFolder, kind: str, member: Teacher | Student) -> str:
-    """The part whose scores come first (of `report.splits` those that have labels)."""
-    return next(iter(_evaluation(folder, kind, member.name)["parts"]))
+def evaluated_parts(folder: RunFolder, kind: str, member: Teacher | Student) -> list[str]:
+    """The parts that were scored: those of `report.splits` that have labels, in the recipe's order."""
+    return list(_evaluation(folder, kind, member.name)["parts"])
 
 
 def best(models: list[dict[str, Any]], kind: str, lead: str) -> dict[str, Any] | None:

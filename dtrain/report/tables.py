@@ -112,16 +112,24 @@ def types(table: dict[str, Row], model: Row) -> Table:
 
 
 def brief(results: dict[str, Any]) -> list[str]:
-    """One line a group for the terminal."""
+    """One line a group for the terminal, with the scores on the headline's part."""
     lines = []
     for group in results["groups"]:
-        scores = ", ".join(f"{title} {spread_text(group[key])} %" for key, title in shown(results["task"]).columns)
-        line = f"{group['name']} ({kind(group)}): {scores}"
+        scores = ", ".join(
+            f"{title} {spread_text(score_of(group, key, results, results['headline']))} %"
+            for key, title in shown(results["task"]).columns
+        )
+        line = f"{group['name']} ({kind(group)}): on {results['headline']} {scores}"
         line += f", {large(group['parameters'])} parameters{_ratio(group, 'compression')}"
         if "rows_per_second_cpu_64" in group:
             line += f", {_rate(group, 'cpu_64')} rows/s on CPU"
         lines.append(line)
     return lines + [f"{failure['name']}: no result: {failure['reason']}" for failure in results["failed"]]
+
+
+def score_of(row: Row, key: str, results: Row, part: str) -> Any:
+    """A model's or group's score on `part`; those on the first part stand at the top level."""
+    return row[key] if part == results["part"] else row[part][key]
 
 
 def kind(row: Row) -> str:
@@ -172,6 +180,23 @@ def large(value: float | None, unit: str = "") -> str:
 
 def times(value: float | None) -> str:
     return "" if value is None else f"{significant(value)}×"
+
+
+SAME = 0.05  # a ratio nearer to 1 than this is told as equality
+
+
+def size_in_words(compression: float) -> str:
+    """How many parameters a student has, beside its teacher: teacher's over student's is `compression`."""
+    if abs(compression - 1) < SAME:
+        return "about as many as the teacher"
+    return f"{times(compression)} fewer" if compression > 1 else f"{times(1 / compression)} more"
+
+
+def speed_in_words(speedup: float) -> str:
+    """How fast a student is, beside its teacher."""
+    if abs(speedup - 1) < SAME:
+        return "about as fast"
+    return f"{times(speedup)} as fast" if speedup > 1 else f"{times(1 / speedup)} slower"
 
 
 # --- columns -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,9 @@ def run(
     forms = FORMS["tagging" if tagging else "classification"]
     if form not in forms:
         raise InputError(f"--form: {form!r} is not for task {recipe.data.task!r} (allowed: {', '.join(forms)})")
+    target = None if output in (None, "-") else Path(str(output)).expanduser()
+    if target is not None:
+        world.main_first(lambda: _check_output(target))
     kind, name = world.main_first(lambda: list(_choose(model, plan)))
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder)
@@ -90,10 +94,10 @@ def run(
             texts, labels.all_logits(trained, part, world, precision, budget), data.labels, form, recipe.data
         )
     if world.is_main:
-        if output in (None, "-"):
+        if target is None:
             _write(lines, sys.stdout)
         else:
-            with atomic_write(Path(str(output))) as file:
+            with atomic_write(target) as file:
                 _write(lines, file)
 
 
@@ -180,6 +184,17 @@ def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
     kind, member = entry
     metrics = read_json(plan.folder.model(kind, member.name) / "metrics.json")
     return -metrics["loss"] if member.metric == "loss" else metrics[member.metric]
+
+
+def _check_output(path: Path) -> None:
+    """Raise InputError where no file can be written under `path`: seen before the work, not after it."""
+    nearest = next(place for place in path.absolute().parents if place.exists())
+    if path.is_dir():
+        raise InputError(f"--output: {path}: is a folder; name a file in it")
+    if not nearest.is_dir():
+        raise InputError(f"--output: {path}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"--output: {path}: {nearest} cannot be written to")
 
 
 # --- which rows --------------------------------------------------------------------------------------

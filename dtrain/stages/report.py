@@ -11,7 +11,7 @@ from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots
-from dtrain.report.results import collect, evaluated_part, trained_members
+from dtrain.report.results import collect, evaluated_parts, trained_members
 from dtrain.report.shown import shown
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
@@ -34,7 +34,7 @@ def _write(recipe: Recipe, folder: RunFolder) -> None:
     speed = None
     if recipe.report.latency and members:
         say("report: measuring the models' speed on this machine")
-        speed = measure_run(members, evaluated_part(folder, *members[0]), folder)
+        speed = measure_run(members, evaluated_parts(folder, *members[0])[0], folder)
     results = collect(recipe, plan, folder, speed)
     with publish_folder(folder.report) as aside:
         write_json(aside / "results.json", results)

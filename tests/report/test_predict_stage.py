@@ -125,3 +125,18 @@ def test_bad_input_writes_nothing(run, world, tmp_path, monkeypatch, options, me
     with pytest.raises(InputError, match=message):
         predicted(run, world, tmp_path, **options)
     assert not (tmp_path / "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (".", "--output: .*: is a folder; name a file in it"),
+        ("file/answers", "--output: .*/file/answers: .*/file is a file, not a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_the_work(run, world, tmp_path, monkeypatch, output, message):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(predict, "load", lambda _: pytest.fail("the work has begun"))
+    with pytest.raises(InputError, match=message):
+        predict.run(run.recipe, world, run.folder, model=None, input=None, output=str(tmp_path / output), form="jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -39,3 +39,17 @@ def test_kinds():
     assert tables.kind(student) == "student, from scratch"
     assert tables.kind({**student, "teachers": ["a", "b"]}) == "student of a, b"
     assert tables.kind({**student, "teachers": ["a", "b", "c"]}) == "student of 3 teachers"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "speed"),
+    [
+        (15.49, "15.5× fewer", "15.5× as fast"),
+        (1.04, "about as many as the teacher", "about as fast"),
+        (0.96, "about as many as the teacher", "about as fast"),
+        (0.5, "2× more", "2× slower"),
+    ],
+)
+def test_a_student_beside_its_teacher(ratio, size, speed):
+    assert tables.size_in_words(ratio) == size
+    assert tables.speed_in_words(ratio) == speed

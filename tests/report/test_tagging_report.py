@@ -142,12 +142,13 @@ def test_table_of_types_ends_with_their_means(results):
 
 def test_one_line_a_group_for_the_terminal(results):
     assert tables.brief(results)[0] == (
-        "big (teacher): precision 90.00 %, recall 90.10 %, F1 90.00 %, 5 k parameters (1×)"
+        "big (teacher): on test precision 85.00 %, recall 85.10 %, F1 85.00 %, 5 k parameters (1×)"
     )
 
 
 def test_markdown_marks_entities_in_brackets(markdown):
-    assert "The best student, cnn-seed2, has 84.00 % F1 on valid; the best teacher, big, has 90.00 %." in markdown
+    best = "The best student (chosen on valid), cnn-seed2, has 79.00 % F1 on test; the best teacher, big, has 85.00 %."
+    assert f"{best} The student has\n1 k parameters, 5× fewer.\n" in markdown
     assert (
         "    gold       [张三|NAME]<i>在⏎[北京|大学|<b>ORG]*读*书\n"
         "    predicted  [张三|NAME]<i>在⏎[北京|地点]|大学*读*书\n"
