@@ -1,12 +1,13 @@
 """Bidirectional LSTMs over texts of different lengths: packed on a GPU, padded on a CPU.
 
-cuDNN reads packed sequences fast. On a CPU torch walks through them one token at a time, and trains from padded texts
+cuDNN reads packed sequences fast. On a CPU torch walks through them one token at a time, and gradients from padded texts
 several times faster by oneDNN's LSTM; so there a text is turned round within its own length, and both directions begin
 at its ends.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,9 +84,42 @@ class _Turned(torch.autograd.Function):
 
 
 def _one_way(lstm: nn.LSTM, inputs: Tensor, name: str) -> Tensor:
-    """[B, L, I] -> [B, L, H] by the weights of one direction of one layer."""
+    """[B, L, I] -> [B, L, H] by the weights of one direction of one layer.
+
+    In the dtype of autocast or of the inputs; where the CPU has no kernel for that, computed in float32 and rounded.
+    """
     weights = [getattr(lstm, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    start = inputs.new_zeros(1, len(inputs), lstm.hidden_size)
+    dtype = inputs.dtype
+    if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+    if dtype.itemsize == 2 and not _has_kernel(dtype, torch.is_grad_enabled()):
+        with torch.autocast("cpu", enabled=False):
+            return _lstm(inputs.float(), [weight.float() for weight in weights], lstm.training).to(dtype)
+    return _lstm(inputs, weights, lstm.training)
+
+
+def _lstm(inputs: Tensor, weights: list[Tensor], training: bool) -> Tensor:
+    start = inputs.new_zeros(1, len(inputs), weights[1].shape[1])
     # has_biases, num_layers, dropout, train, bidirectional, batch_first
-    states, _, _ = torch.lstm(inputs, (start, start), weights, True, 1, 0.0, lstm.training, False, True)
-    return states
+    return torch.lstm(inputs, (start, start), weights, True, 1, 0.0, training, False, True)[0]
+
+
+@cache
+def _has_kernel(dtype: torch.dtype, gradients: bool) -> bool:
+    """Whether this CPU runs an LSTM in a 16-bit type, forward and, with `gradients`, backward.
+
+    oneDNN has such kernels for some instruction sets only: bfloat16 from AVX-512 on, float16 with AVX-512 FP16 and
+    then for inference alone. Where it has none torch raises "could not create a primitive descriptor", and there is
+    no function to ask beforehand, so a tiny LSTM is tried. It draws no random numbers.
+    """
+    try:
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            shapes = [(1, 1, 1), (4, 1), (4, 1), (4,), (4,)]
+            inputs, *weights = [torch.zeros(shape, requires_grad=gradients) for shape in shapes]
+            with torch.autocast("cpu", dtype):
+                states = _lstm(inputs, weights, gradients)
+            if gradients:
+                states.sum().backward()
+    except RuntimeError:
+        return False
+    return True

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain.models import build
+from dtrain.models import build, recurrent
 from dtrain.models.bilstm import BiLSTM
 from dtrain.recipe.models import BiLSTMSpec
 
@@ -110,3 +110,35 @@ def test_half_autocast(pooling: str) -> None:
         for dtype in (torch.bfloat16, torch.float16):
             with torch.autocast("cpu", dtype):
                 torch.testing.assert_close(lstm(**padded(TEXTS)).logits.float(), exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_computes_in_float32_where_the_cpu_has_no_half_kernel(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with AVX2 alone: torch raises for an LSTM under autocast, forward and backward."""
+    whole = torch.lstm
+
+    def without_half(inputs: torch.Tensor, *others: object) -> tuple[torch.Tensor, ...]:
+        if torch.is_autocast_enabled("cpu") or inputs.dtype == dtype:
+            raise RuntimeError("could not create a primitive descriptor for the LSTM forward propagation primitive.")
+        return whole(inputs, *others)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(torch, "lstm", without_half)
+    recurrent._has_kernel.cache_clear()
+    try:
+        lstm = model()
+        exact = lstm(**padded(TEXTS)).features
+        with torch.autocast("cpu", dtype):
+            found = lstm(**padded(TEXTS)).features
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), exact, rtol=0.01, atol=0.01)
+        found.float().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in lstm.lstm.parameters())
+        with torch.inference_mode():
+            states = recurrent.read_both_ways(
+                lstm.lstm.to(dtype), torch.randn(2, 3, 6, dtype=dtype), torch.tensor([3, 1])
+            )
+        assert states.dtype == dtype
+    finally:
+        recurrent._has_kernel.cache_clear()

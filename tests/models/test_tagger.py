@@ -76,9 +76,11 @@ def test_equals_each_text_alone(name: str) -> None:
     """In a batch, in any order, with more padding: what a text gets is its own."""
     model = make(MODELS[name]).eval()
     if "IDCNN" in name:
-        with torch.no_grad():  # where it begins, dilated convolutions pass on their own character only
+        # At first, dilated convolutions pass on their own character only. At this spread 13 convolutions keep the size
+        # of the states, whose rounding then is the tolerance's on every CPU (0.5 made them a thousand times larger).
+        with torch.no_grad():
             for p in model.parameters():
-                p.normal_(std=0.5)
+                p.normal_(std=0.3)
     together = answer(model, TEXTS, extra=4, fill=13)
     paths = model.decode(together.logits, together.mask)
     assert together.logits.shape == (4, 11, len(TAGS)) and together.logits.dtype == torch.float32
