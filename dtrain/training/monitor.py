@@ -29,8 +29,9 @@ class Monitor:
         from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
-        # A restart hides what a lost process had logged beyond its last checkpoint.
-        self.writer = SummaryWriter(str(folder), purge_step=first_step if first_step else None)
+        # Hides what a process that was killed had logged beyond its last checkpoint. TensorBoard drops points from
+        # `purge_step` on; those of the checkpoint's own step were logged before it was written, and stay.
+        self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         quiet = not (is_main_process() and sys.stderr.isatty())
         self.bar = tqdm(
             total=total_steps,
@@ -70,6 +71,11 @@ class Monitor:
         self.writer.flush()
         self.bar.clear()
         say_anywhere(f"{self.title}: epoch {epoch:g}, step {step}: {words}; {seconds:.0f} s")
+
+    def flush(self) -> None:
+        """Have everything that was logged so far in the event file, where a kill of this process leaves it."""
+        if self.speaks:
+            self.writer.flush()
 
     def close(self) -> None:
         if self.speaks:

@@ -59,6 +59,8 @@ class Position:
     checkpoint_seconds: float = 0.0  # that steps waited for checkpoints
     finished: bool = False  # patience is over
     running: dict[str, list[float]] = field(default_factory=dict)  # sum and count by term since the last evaluation
+    unlogged: dict[str, list[float]] = field(default_factory=dict)  # the same since the last point of the curves
+    communication_share: float | None = None  # of the last step that was watched, see training/communication.py
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def advance(self, rows: int, epoch_steps: int, applied: bool) -> bool:
@@ -217,6 +219,8 @@ class Run:
         watched = self.job.engine.together and is_watched(self.position.step)
         with self._communication.watch() if watched else contextlib.nullcontext():
             self._make_step()
+        if watched:
+            self.position.communication_share = self._communication.last
 
     def _make_step(self) -> None:
         self.begin_step()
@@ -265,15 +269,17 @@ class Run:
                 f"{job.title}: fp16 overflowed in {position.skipped} steps in a row, to step {position.step}"
             )
         if position.step % LOG_EVERY == 0 or epoch_ends:
-            means = self.window.flush()
+            self.window.flush()
+            means = _means(position.unlogged)
+            position.unlogged.clear()
             watched = {
                 "lr": engine.optimizer.param_groups[0]["lr"],
                 "gradient_norm": float(self.norm),
                 **engine.watched(),
             }
             watched["skipped_steps"] = position.step - position.applied
-            if self._communication.last is not None:
-                watched["communication_share"] = self._communication.last
+            if position.communication_share is not None:
+                watched["communication_share"] = position.communication_share
             ratios = engine.trust_ratios()
             with self._by_itself():
                 self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
@@ -336,6 +342,8 @@ class Run:
         tensors = self.job.engine.state()
         if self.job.engine.rank == 0:
             with self._by_itself():
+                # A run that goes on from here does not log this step again: a kill must not lose its points.
+                self.monitor.flush()
                 self.checkpoints.save(self.position.step, {"position": asdict(self.position)}, tensors, self.best)
         del tensors
         self._saved = self.position.step
@@ -417,7 +425,7 @@ class Run:
             position.worse += 1
             position.finished = spec.patience is not None and position.worse >= spec.patience
         position.finished |= stop_epoch is not None and position.epoch >= stop_epoch
-        means = {name: sum_ / count if count else 0.0 for name, (sum_, count) in position.running.items()}
+        means = _means(position.running)
         position.running.clear()
         position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
         position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
@@ -432,6 +440,10 @@ class Run:
 def _batches(rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None) -> list[np.ndarray]:
     """Models trained together share the very arrays."""
     return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)
+
+
+def _means(sums: dict[str, list[float]]) -> dict[str, float]:
+    return {name: sum_ / count if count else 0.0 for name, (sum_, count) in sums.items()}
 
 
 class _Window:
@@ -455,8 +467,8 @@ class _Window:
             )
             self._pending.setdefault(name, []).append(pair)
 
-    def flush(self) -> dict[str, float]:
-        """Means over all ranks since the last flush, unweighted, by term.
+    def flush(self) -> None:
+        """Add what all ranks lost since the last flush, unweighted and by term, to the sums in the position.
 
         It waits for the device: the time since the last flush is what the steps took, and is counted.
 
@@ -464,18 +476,16 @@ class _Window:
             Diverged: when one is not finite.
         """
         if not self._pending:
-            return {}
+            return
         pairs = torch.stack([torch.stack(found).sum(0) for found in self._pending.values()])
         if self.engine.together:
             pairs = self.engine.world.sum(pairs)
-        means = {}
         for name, (sum_, count) in zip(self._pending, pairs.tolist(), strict=True):
             if not math.isfinite(sum_):
                 raise Diverged(f"{self.title}: {name} is {sum_} at step {self.position.step}")
-            kept = self.position.running.setdefault(name, [0.0, 0.0])
-            kept[0] += sum_
-            kept[1] += count
-            means[name] = sum_ / count if count else 0.0
+            for sums in (self.position.running, self.position.unlogged):
+                kept = sums.setdefault(name, [0.0, 0.0])
+                kept[0] += sum_
+                kept[1] += count
         self._pending = {}
         self.clock.look()
-        return means

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from dtrain.data import Part
 from dtrain.distributed import World
@@ -26,6 +32,7 @@ from dtrain.training.engine import Engine
 from dtrain.training.evaluation import evaluate_part
 from dtrain.training.loop import Diverged, Fit, Position, fit
 from dtrain.training.optim import build_optimizer
+from dtrain.training.run import Run
 from dtrain.training.stop import StopRequest
 
 
@@ -105,7 +112,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def without_times(position: Position) -> dict[str, Any]:
-    return {k: v for k, v in vars(position).items() if k not in ("seconds", "checkpoint_seconds")}
+    return {
+        k: v for k, v in vars(position).items() if k not in ("seconds", "checkpoint_seconds", "communication_share")
+    }
 
 
 @pytest.mark.parametrize("stops", [[0], [1, 0], [0, 0, 0, 0, 0], [3, 2]])
@@ -330,3 +339,87 @@ def test_a_damaged_checkpoint_is_skipped(
     again, _ = train(world, rows, tmp_path, spec())
     assert "tensors.safetensors is damaged" in capsys.readouterr().err
     assert_same(again, expected)
+
+
+@pytest.fixture
+def event_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files on a slow disk, named in the order of their making.
+
+    TensorBoard reads a folder's files by name, the second and the number of the file, of which 10 comes before 9.
+    """
+    write = event_file_writer.RecordWriter.write
+
+    def slowly(writer: Any, data: bytes) -> None:
+        time.sleep(0.005)
+        write(writer, data)
+
+    monkeypatch.setattr(event_file_writer.RecordWriter, "write", slowly)
+    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=itertools.count(1000).__next__))
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: by tag, steps and values (0 for the speed, which no two runs share)."""
+    shown = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(point.step, 0.0 if tag.startswith("speed/") else point.value) for point in shown.Scalars(tag)]
+        for tag in shown.Tags()["scalars"]
+    }
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("changes", [{}, {"checkpoint_every": 9}, {"evaluate_every": 6, "checkpoint_every": 4}])
+def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
+    world: World,
+    rows: Part,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    event_files: None,
+    changes: dict[str, Any],
+) -> None:
+    """Killed between checkpoints and at one, then stopped, then killed again; 52 steps, 13 an epoch."""
+    train(world, rows, tmp_path / "undisturbed", spec(**changes))
+    expected = curves(tmp_path / "undisturbed")
+    assert {"train/loss", "valid/accuracy", "speed/rows_per_second"} <= expected.keys()
+    assert [step for step, _ in expected["train/loss"]] == [13, 20, 26, 39, 40, 52]
+    every = changes.get("evaluate_every", 13)
+    assert [step for step, _ in expected["valid/accuracy"]] == sorted({*range(every, 52, every), 52})
+
+    folder = tmp_path / "killed"
+
+    def kill_at(step: int) -> None:
+        """SIGKILL leaves what is on disk at that moment: neither what waits to be written, nor what `close` writes."""
+
+        def after_checkpoint(run: Run) -> None:
+            checkpoint(run)
+            if run.position.step == step:
+                die(run)
+
+        def after_step(run: Run) -> bool:
+            if run.position.step == step and not run.checkpoint_due:
+                die(run)
+            return asks(run)
+
+        def die(run: Run) -> None:
+            run.checkpoints.wait()
+            shutil.copytree(folder, tmp_path / "left")
+            raise Killed
+
+        checkpoint, asks = Run.checkpoint, Run.asks_to_stop.fget  # type: ignore[attr-defined]
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(Run, "checkpoint", after_checkpoint)
+            patched.setattr(Run, "asks_to_stop", property(after_step))
+            train(world, rows, folder, spec(**changes))
+        shutil.rmtree(folder)
+        (tmp_path / "left").rename(folder)
+
+    kill_at(20)
+    kill_at(27)
+    with pytest.raises(Stopped):  # in the middle of an epoch, and of what a point of the curves is the mean of
+        train(world, rows, folder, spec(**changes), stop_at=1)
+    kill_at(39)
+    kill_at(46)
+    train(world, rows, folder, spec(**changes))
+    assert curves(folder) == expected
