@@ -36,6 +36,9 @@ FEATURES = Features(
 def write_pieces(corpus: Corpus, data: Data, folder: Path) -> None:
     """Write every part's documents in pieces, with ids counted over the parts, and data.json.
 
+    Training documents are cut where no entity is: each piece has its tags whole. All others are cut as `predict` cuts
+    new text, without a look at the entities, so that scores tell what a user will get.
+
     Texts stay as the user has them: normalisation is the encoder's, and part of the rows' fingerprint only.
     """
     normalize = data.normalize.model_dump(mode="json")
@@ -44,7 +47,7 @@ def write_pieces(corpus: Corpus, data: Data, folder: Path) -> None:
     pieces: dict[str, int] = {}
     first_document = 0
     for part, rows in corpus.parts.items():
-        table = _pieces(rows, data.max_length - 2, types, sum(pieces.values()), first_document)
+        table = _pieces(rows, data.max_length - 2, types, part == "train", sum(pieces.values()), first_document)
         dataset = Dataset(table)
         dataset.save_to_disk(folder / part)
         summary.add(part, dataset)
@@ -69,7 +72,9 @@ def write_pieces(corpus: Corpus, data: Data, folder: Path) -> None:
     write_json(folder / "data.json", info)
 
 
-def _pieces(rows: Rows, limit: int, types: dict[str, int], first_id: int, first_document: int) -> pa.Table:
+def _pieces(
+    rows: Rows, limit: int, types: dict[str, int], spare_entities: bool, first_id: int, first_document: int
+) -> pa.Table:
     columns: dict[str, list[Any]] = {name: [] for name in FEATURES if name not in ("id", "tags")}
     tags: list[np.ndarray] = []
     for number, (text, spans) in enumerate(zip(rows.text, rows.spans, strict=True)):
@@ -77,7 +82,7 @@ def _pieces(rows: Rows, limit: int, types: dict[str, int], first_id: int, first_
             tags.append(np.full(len(text), -1, dtype=np.int16))
         else:
             tags.append(number_tags(spans, len(text), types))
-        for start, end in cut(text, limit, spans or ()):
+        for start, end in cut(text, limit, spans or () if spare_entities else ()):
             columns["key"].append(rows.key[number])
             columns["text"].append(text[start:end])
             columns["label"].append(-1 if spans is None else 0)

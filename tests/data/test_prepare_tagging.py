@@ -14,11 +14,16 @@ from seqeval.scheme import IOBES, Tokens
 
 from dtrain.data import Part, PreparedData, encode_documents
 from dtrain.data.normalize import CharacterNormalizer
+from dtrain.distributed import World
 from dtrain.errors import InputError
+from dtrain.models import build
 from dtrain.plan import Plan
+from dtrain.predict.spans import tag_texts
 from dtrain.recipe.data import Normalization
+from dtrain.recipe.models import TaggerSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
+from dtrain.training.tagging import tag_part
 
 Prepare = Callable[..., RunFolder]
 TAGGER = {"name": "crf", "model": {"type": "tagger"}}
@@ -166,6 +171,46 @@ def test_every_piece_has_whole_entities(prepare_run: Prepare, tmp_path: Path) ->
     assert found == wanted
     with pytest.raises(InputError, match="raise data.max_length, or mend the entity"):
         prepare_run({**section, "max_length": 15}, students=(TAGGER,), identities={"rows": "rows-2"})
+
+
+def test_scores_are_those_of_the_answers_that_a_user_gets(prepare_run: Prepare, tmp_path: Path, world: World) -> None:
+    """Scored documents are cut as new text is; an entity that a cut goes through counts as missed."""
+    random = np.random.default_rng(3)
+    rows = []
+    for _ in range(30):
+        text = "".join(random.choice(list("甲乙丙丁戊。"), size=random.integers(1, 60)))
+        starts = range(0, len(text) - 3, 7)
+        spans = [
+            {"start": i, "end": i + int(random.integers(1, 4)), "type": "xy"[int(random.integers(2))]} for i in starts
+        ]
+        rows.append({"text": text, "label": spans})
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "valid", "test")}
+    section = {"task": "tagging", **files, "vocabulary": {"min_count": 1}, "max_length": 12}
+    data = PreparedData.open(prepare_run(section, students=(TAGGER,)))
+    texts = [row["text"] for row in rows]
+    new = encode_documents(data.tokenizer_path("students"), texts, Normalization(), max_length=12)
+    torch.manual_seed(1)
+    for constrain in (False, True):
+        spec = TaggerSpec(type="tagger", embedding=6, lstm=4, dropout=0.0, constrain=constrain)
+        model = build(spec, vocabulary=data.vocabulary("students"), labels=data.labels, pad_id=data.pad_id("students"))
+        with torch.no_grad():
+            for parameter in model.parameters():  # far from indifferent, so that entities come out
+                parameter.mul_(4)
+        answers = tag_texts(model, new, texts, data.types, world, "fp32", 4096)
+        gold = {
+            (i, span["start"], span["end"] + 1, span["type"]) for i, row in enumerate(rows) for span in row["label"]
+        }
+        found = {(i, a["start"], a["end"], a["type"]) for i, answer in enumerate(answers) for a in answer}
+        for name in ("valid", "test"):
+            part = data.part(name, "students")
+            assert part.tokens.tolist() == new.tokens.tolist()
+            assert part.offsets.tolist() == new.offsets.tolist()
+            tagged = tag_part(model, part, world, types=2, precision="fp32")
+            assert tagged.entities.sum(0).tolist() == [len(gold & found), len(found), len(gold)]
+            assert 0 < tagged.loss < 1e3
+        assert found
 
 
 def test_worker_processes_change_nothing(
