@@ -161,7 +161,8 @@ class TrainSpec(Closed):
     schedule: ScheduleSpec = ScheduleSpec()
     evaluate_every: PositiveInt | None = None  # steps; default: once an epoch
     adversarial: AdversarialSpec | None = None
-    metric: Literal["accuracy", "f1", "f1_weighted", "f1_macro", "loss"] | None = None  # accuracy; tagging: f1
+    # Chooses the weights that are kept: default accuracy, tagging f1; of equal scores those of the lower loss.
+    metric: Literal["accuracy", "f1", "f1_weighted", "f1_macro", "loss"] | None = None
     patience: PositiveInt | None = None  # evaluations without a better score
     checkpoint_every: PositiveInt | None = None  # steps; default: once an epoch
     keep_checkpoints: PositiveInt = 2  # the last ones

@@ -207,7 +207,7 @@ def _history_at(
 
 def _best_scores(history: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
     entries = [entry for entry in history if entry["split"] == "valid"]
-    return max(entries, key=lambda e: -e["loss"] if metric == "loss" else e[metric]) if entries else None
+    return max(entries, key=lambda e: (-e["loss"] if metric == "loss" else e[metric], -e["loss"])) if entries else None
 
 
 def _score(name: str, history: list[dict[str, Any]], metric: str, epoch: int) -> float:

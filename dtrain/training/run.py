@@ -50,9 +50,10 @@ class Position:
     epoch: int = 0
     batch: int = 0  # batches of this epoch that are done
     best_score: float | None = None
+    best_loss: float | None = None  # validation loss of the same evaluation
     best_step: int = 0
     best_epoch: float = 0.0
-    worse: int = 0  # evaluations since the best
+    worse: int = 0  # evaluations since the score last rose
     skipped: int = 0
     rows: int = 0
     seconds: float = 0.0  # in training steps, evaluation not counted; side by side with others its part of them
@@ -413,14 +414,17 @@ class Run:
             raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
         epoch = round(position.epoch + position.batch / epoch_steps, 4)
         stop_epoch = getattr(spec, "stop_epoch", None)  # of a teacher that is stopped early, whatever it scores
-        better = position.best_score is None or score > position.best_score or stop_epoch is not None
+        risen = position.best_score is None or score > position.best_score or stop_epoch is not None
+        # Of equal scores (an F1 that is still 0.0, or already 1.0) the better calibrated weights are kept, as teachers'
+        # probabilities are what is distilled. Patience is about the score alone.
+        better = risen or (
+            score == position.best_score and (position.best_loss is None or scores["loss"] < position.best_loss)
+        )
         if better:
-            position.best_score, position.best_step, position.best_epoch, position.worse = (
-                score,
-                position.step,
-                epoch,
-                0,
-            )
+            position.best_score, position.best_loss = score, scores["loss"]
+            position.best_step, position.best_epoch = position.step, epoch
+        if risen:
+            position.worse = 0
         else:
             position.worse += 1
             position.finished = spec.patience is not None and position.worse >= spec.patience

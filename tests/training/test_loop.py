@@ -6,6 +6,7 @@ import errno
 import itertools
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -236,8 +237,40 @@ def test_patience_ends_it_and_the_best_is_kept(world: World, rows: Part, tmp_pat
     assert len(valid) < 60
     top = max(h["accuracy"] for h in valid)
     assert position.best_score == top
-    assert position.best_step == next(h["step"] for h in valid if h["accuracy"] == top)
+    assert position.best_step == min((h for h in valid if h["accuracy"] == top), key=lambda h: h["loss"])["step"]
     assert best
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "evaluations"),
+    [
+        ([(0.0, 0.9), (0.0, 0.7), (0.0, 0.5), (0.0, 0.6)], 3, 3),  # nothing found yet, and the loss falls
+        ([(0.5, 0.9), (1.0, 0.4), (1.0, 0.3), (1.0, 0.5)], 3, 4),
+        ([(0.5, 0.2), (0.6, 0.9), (0.6, 0.9), (0.5, 0.1)], 2, 4),  # the score comes first; the earliest of equals
+    ],
+)
+def test_of_equal_scores_the_one_with_the_lower_loss_is_kept(
+    world: World,
+    rows: Part,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: list[tuple[float, float]],
+    best: int,
+    evaluations: int,
+) -> None:
+    """One evaluation an epoch of 13 steps. Patience asks for a better score, whatever the loss does."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(model: torch.nn.Module, *_: Any, **__: Any) -> dict[str, float]:
+        accuracy, loss = scores[len(seen)]
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"accuracy": accuracy, "f1": accuracy, "loss": loss}
+
+    monkeypatch.setattr(sys.modules[__name__], "evaluate_part", evaluate)
+    kept, position = train(world, rows, tmp_path, spec(patience=2))
+    assert (position.best_step, position.best_epoch, position.best_loss) == (13 * best, best, scores[best - 1][1])
+    assert position.step == 13 * len(seen) == 13 * evaluations
+    assert_same(kept, seen[best - 1])
 
 
 def test_metric_loss_is_better_when_smaller(world: World, rows: Part, tmp_path: Path) -> None:
