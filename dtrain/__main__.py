@@ -6,32 +6,62 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING
 
-from dtrain import __version__
-from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError, InputError
+from dtrain import __version__, signals
+from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError, InputError, suggest
 from dtrain.log import be_quiet, is_main_process
+from dtrain.stages import Option, Stage, find_stage, job_lines, of_run, option, run_names, stages
 
 if TYPE_CHECKING:
     from dtrain.machines import Machines
     from dtrain.recipe import Recipe
     from dtrain.students.groups import Group
 
-STAGES = ("pretrain", "prepare", "finetune", "precompute", "distill", "evaluate", "report")
-HELP = {
-    "pretrain": "a transformer from plain text: masked whole words, all ranks together",
-    "prepare": "raw files -> normalised, split, encoded rows",
-    "finetune": "train every teacher, all ranks together",
-    "precompute": "every teacher's outputs, once, into the knowledge store",
-    "distill": "train every student, placed over the ranks",
-    "evaluate": "score every model, each row once over all ranks",
-    "predict": "label or tag new text with a trained model",
-    "report": "tables, plots and one page that compares teachers and students",
-    "run": "every stage in order, starting `accelerate launch` itself",
-    "submit": "every stage in order as SLURM jobs that wait for each other",
-    "check": "validate the recipe and its data, print the resolved recipe, train nothing",
-    "recipes": "list the shipped recipes",
+# Commands that are no stages: their help and their options.
+COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
+    "run": (
+        "every stage in order, starting `accelerate launch` itself",
+        (
+            option("--stages", help=f"only these, comma-separated (of {','.join(run_names())})"),
+            option("--here", action="store_true", help="run inside this process or launch, start nothing"),
+            option("--group", metavar="K/N", help="of the students, only group K (from 0) of N"),
+            option("--machines", type=int, default=1, help="how many run this same command together"),
+            option("--machine-rank", type=int, default=0, help="which of them this is, from 0"),
+            option("--rendezvous", metavar="HOST:PORT", help="the first machine; 8 ports from PORT are used"),
+        ),
+    ),
+    "submit": (
+        "every stage in order as SLURM jobs that wait for each other",
+        (
+            option("--partition", default="", help="default: the cluster's"),
+            option("--nodes", type=int, default=1, help="for finetune and precompute (default: 1)"),
+            option("--gpus", type=int, default=0, help="a node (default: 0)"),
+            option("--cpus", type=int, default=4, help="a node (default: 4)"),
+            option("--groups", type=int, default=1, help="of students, a job each (default: 1)"),
+            option("--time", default="04:00:00", help="of a job; a longer stage is requeued (default: 04:00:00)"),
+            option("--requeues", type=int, default=5, help="of one job at most (default: 5)"),
+            option("--dry-run", action="store_true", help="print the sbatch commands; nothing is written"),
+            option("--local", action="store_true", help="run the same plan here, without SLURM"),
+        ),
+    ),
+    "check": (
+        "validate the recipe and its data, print the resolved recipe, train nothing",
+        (option("--store", action="store_true", help="also verify every byte of the knowledge stores"),),
+    ),
+    "stages": (
+        "list the stages that a recipe has, in order",
+        (
+            option(
+                "--jobs",
+                action="store_true",
+                help="as SLURM jobs: name, stages, nodes (one or all), gpus or cpus, and array where students are shared out",
+            ),
+        ),
+    ),
+    "recipes": ("list the shipped recipes", ()),
 }
 
 
@@ -43,69 +73,31 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"dtrain {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in HELP.items():
+    known = {stage.name: (stage.help, stage.options) for stage in stages()} | COMMANDS
+    for name, (text, options) in known.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == "recipes":
             continue
         command.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped one")
         command.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="key.path=value",
-            help="change the recipe, as students.cnn.epochs=3",
+            "overrides", nargs="*", metavar="key.path=value", help="change the recipe, as students.cnn.epochs=3"
         )
-        if name == "run":
-            command.add_argument("--stages", help=f"only these, comma-separated (of {','.join(STAGES)})")
-            command.add_argument("--here", action="store_true", help="run inside this process or launch, start nothing")
-            command.add_argument("--group", metavar="K/N", help="of the students, only group K (from 0) of N")
-            command.add_argument("--machines", type=int, default=1, help="how many run this same command together")
-            command.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")
-            command.add_argument(
-                "--rendezvous", metavar="HOST:PORT", help="the first machine; 8 ports from PORT are used"
-            )
-        elif name == "distill":
-            command.add_argument("--plan", action="store_true", help="print who would train where; train nothing")
-        elif name == "submit":
-            _add_submit_options(command)
-        elif name == "check":
-            command.add_argument("--store", action="store_true", help="also verify every byte of the knowledge stores")
-        elif name == "predict":
-            command.add_argument("--model", help="a teacher's or student's name (default: the best student)")
-            command.add_argument(
-                "--input",
-                help="a file of the recipe's format or of plain lines; - is stdin (default: the test rows)",
-            )
-            command.add_argument("--output", help="where to write (default: stdout)")
-            command.add_argument(
-                "--form",
-                choices=("jsonl", "tsv", "clue", "conll"),
-                default="jsonl",
-                help="what to write (default: jsonl)",
-            )
+        for each in options:
+            command.add_argument(each.flag, **each.settings)
     return top
-
-
-def _add_submit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--partition", default="", help="default: the cluster's")
-    command.add_argument("--nodes", type=int, default=1, help="for finetune and precompute (default: 1)")
-    command.add_argument("--gpus", type=int, default=0, help="a node (default: 0)")
-    command.add_argument("--cpus", type=int, default=4, help="a node (default: 4)")
-    command.add_argument("--groups", type=int, default=1, help="of students, a job each (default: 1)")
-    command.add_argument("--time", default="04:00:00", help="of a job; a longer stage is requeued (default: 04:00:00)")
-    command.add_argument("--requeues", type=int, default=5, help="of one job at most (default: 5)")
-    command.add_argument("--dry-run", action="store_true", help="print the sbatch commands; nothing is written")
-    command.add_argument("--local", action="store_true", help="run the same plan here, without SLURM")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (0 done, 2 bad input, 75 stopped on request, 1 anything else)."""
     arguments = _parse(argv)
-    # Nothing is fetched behind the user's back in tests or on a cut-off cluster, and forks after threads stay quiet.
+    # The tokenizers' threads and processes forked after them do not mix: each fork would print a warning.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return _command(arguments)
     except DtrainError as error:
-        _tell(error)
+        for problem in error.problems:
+            print(f"dtrain: {problem}", file=sys.stderr)
+        sys.stderr.flush()
         return error.exit_code
     except BrokenPipeError:
         return EXIT_FAILED
@@ -129,62 +121,69 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _tell(error: DtrainError) -> None:
-    for problem in error.problems:
-        print(f"dtrain: {problem}", file=sys.stderr)
-    sys.stderr.flush()
-
-
 def _command(arguments: argparse.Namespace) -> int:
     from dtrain.recipe import load_recipe, shipped_recipes
 
-    if arguments.command == "recipes":
-        for name, path in shipped_recipes().items():
+    name = arguments.command
+    if name == "recipes":
+        for shipped, path in shipped_recipes().items():
             with path.open(encoding="utf-8") as file:
-                print(f"{name:26}{file.readline().lstrip('# ').strip()}")
+                print(f"{shipped:26}{file.readline().lstrip('# ').strip()}")
         return EXIT_DONE
-    launched = "LOCAL_RANK" in os.environ
+    here = "LOCAL_RANK" in os.environ or getattr(arguments, "here", False)
     try:
         machines, group = _places(arguments)
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        stages = _stages(arguments, recipe)
-        # Ranks of a launch let the main one read the files, once they are connected.
-        if arguments.command == "check" or not (launched or getattr(arguments, "here", False)):
-            _check_inputs(recipe)
+        if name == "stages":  # for launch/local.sh and launch/slurm/pipeline.sh
+            print("\n".join(job_lines(recipe) if arguments.jobs else [stage.name for stage in of_run(recipe)]))
+            return EXIT_DONE
+        names = _stages(arguments, recipe)
+        if name == "check" or not here:  # the ranks of a launch let the main one do it, once they are connected
+            from dtrain.stages.check import check_inputs
+
+            check_inputs(recipe)
     except InputError as error:
         # Every rank finds the same; the launcher ends the others when the first one leaves.
         if not is_main_process():
             error.problems = []
-            _let_main_speak()
+            time.sleep(5)
         raise
-    if arguments.command == "check":
+    if name == "check":
         from dtrain.stages.check import run as check
 
         return check(recipe, store=arguments.store)
-    if arguments.command == "submit":
+    if name == "submit":
         from dtrain.submit import Cluster, submit
 
         asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Cluster)}
         return submit(recipe, Cluster(**asked), dry_run=arguments.dry_run, local=arguments.local)
-    if arguments.command == "distill" and arguments.plan:
-        from dtrain.launch import way_of
-        from dtrain.stages.distill import show_plan
-
-        show_plan(recipe, way_of(recipe, "distill").processes)
-        return EXIT_DONE
-    from dtrain import signals
-
+    stage = None if name == "run" else find_stage(name)
+    if stage is not None:
+        for each in stage.options:
+            if each.instead and getattr(arguments, each.name):
+                getattr(stage.load(), each.instead)(recipe)
+                return EXIT_DONE
     signals.limit_time(recipe.launch.time_limit)
-    if arguments.command == "run" and not launched and not arguments.here:
+    if name == "run" and not here:
         from dtrain.launch import run_everything
 
         words = [arguments.recipe, *arguments.overrides, *(["--group", arguments.group] if arguments.group else [])]
-        return run_everything(group.own(recipe) if group else recipe, stages, words, machines)
-    from dtrain.stages import run_stages
+        return run_everything(group.own(recipe) if group else recipe, names, words, machines)
+    return _run_here(recipe, names, stage, group, arguments)
 
-    if arguments.command != "predict":
+
+def _run_here(
+    recipe: Recipe, names: list[str], stage: Stage | None, group: Group | None, arguments: argparse.Namespace
+) -> int:
+    """Run stages in this process; `stage` is the one that was asked for by name."""
+    from dtrain.stages.runner import run_stages
+
+    if stage is None or stage.job is not None:
         signals.listen()
-    return run_stages(recipe, stages, arguments)
+    options = {each.name: getattr(arguments, each.name) for each in stage.options if not each.instead} if stage else {}
+    # Who was started by `dtrain run`, or by hand in one process, was checked before.
+    checked = "LOCAL_RANK" not in os.environ or getattr(arguments, "here", False)
+    return run_stages(recipe, names, group=group, checked=checked, options=options)
 
 
 def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
@@ -201,42 +200,23 @@ def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
 
 
 def _stages(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
-    if arguments.command != "run":
-        return _possible([arguments.command], recipe)
-    if arguments.stages is None:
-        return [stage for stage in STAGES if stage != "pretrain" or recipe.pretrain]
-    asked = arguments.stages.split(",")
-    for stage in asked:
-        if stage not in STAGES:
-            raise InputError(f"--stages: no stage {stage!r} (allowed: {', '.join(STAGES)})")
-    return _possible([stage for stage in STAGES if stage in asked], recipe)
-
-
-def _possible(stages: list[str], recipe: Recipe) -> list[str]:
-    if "pretrain" in stages and not recipe.pretrain:
-        raise InputError(f"{recipe.name}: the recipe has no section `pretrain`")
-    return stages
-
-
-def _check_inputs(recipe: Recipe) -> None:
-    """What can be known to be wrong before anything is written or started."""
-    from dtrain.stages.check import check_inputs
-
-    check_inputs(recipe)
-
-
-def _let_main_speak() -> None:
-    import time
-
-    time.sleep(5)
+    """The stages that are to be run, in order; none for commands that are no stages."""
+    if arguments.command in COMMANDS and arguments.command != "run":
+        return []
+    if arguments.command == "run" and arguments.stages is None:
+        return [stage.name for stage in of_run(recipe)]
+    asked = arguments.stages.split(",") if arguments.command == "run" else [arguments.command]
+    for name in asked:
+        if arguments.command == "run" and name not in run_names():
+            allowed = run_names()
+            raise InputError(f"--stages: no stage {name!r}{suggest(name, allowed)} (allowed: {', '.join(allowed)})")
+        if not find_stage(name).wanted(recipe):
+            raise InputError(f"{recipe.name}: the recipe has no section `{find_stage(name).section}`")
+    return [stage.name for stage in stages() if stage.name in asked]
 
 
 def _launcher_ends_us(seconds: float = 2.0) -> bool:
     """Whether a launcher that saw a rank die asks this one to end, too: it tells who died and of what."""
-    import time
-
-    from dtrain import signals
-
     deadline = time.monotonic() + seconds
     while not signals.received and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -245,8 +225,6 @@ def _launcher_ends_us(seconds: float = 2.0) -> bool:
 
 def entry() -> None:
     """The console script."""
-    from dtrain import signals
-
     signals.end_with_launcher()
     try:
         code = main()

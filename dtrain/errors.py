@@ -1,7 +1,8 @@
-"""The ways a command can end short of success, and the exit code of each."""
+"""The ways a command can end short of success, the exit code of each, and what its lines have in common."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -39,3 +40,9 @@ class Stopped(DtrainError):
     """Stopped on request after a complete checkpoint."""
 
     exit_code = EXIT_STOPPED
+
+
+def suggest(name: object, allowed: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown name: `; did you mean 'x'?`, or nothing where none is near."""
+    near = difflib.get_close_matches(str(name), list(allowed), 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -29,7 +29,6 @@ from dtrain.sharding import configs_folder, read_deepspeed
 from dtrain.signals import LAUNCHER, SIGNALS
 
 SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP", "DEEPSPEED")
-STAGES = ("pretrain", "prepare", "finetune", "precompute", "distill", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
 
 def way_of(recipe: Recipe, stage: str) -> Way:
     """Processes and accelerate config of a stage: the recipe's `launch`, overridden by `launch.stages`."""
-    special = recipe.launch.stages.get(stage)  # type: ignore[call-overload]
+    special = recipe.launch.stages.get(stage)
     wanted = (special and special.processes) or recipe.launch.processes
     processes = (_gpus() or 2) if wanted == "auto" else int(wanted)
     config = find_config((special and special.accelerate_config) or recipe.launch.accelerate_config)

@@ -17,6 +17,7 @@ from dtrain.recipe.models import GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
+from dtrain.stages import find_stage
 
 FORMAT = 1  # raise when a stage's output changes meaning
 MADE_UP = 2  # likewise, where only runs with augmentation change
@@ -200,33 +201,42 @@ class Plan:
 
     def stage_done(self, stage: str) -> bool:
         """Whether everything that `stage` would write is there for exactly these inputs."""
+        return find_stage(stage).done(self)
+
+    def pretrained(self) -> bool:
+        """Whether the last phase's model is there, where the recipe pre-trains one."""
+        spec = self.recipe.pretrain
+        last = len(spec.phases) - 1 if spec else 0
+        return spec is None or is_done(self.folder.pretrained(last), self.pretraining(last))
+
+    def prepared(self) -> bool:
+        """Whether the rows are there, as each tokenizer encodes them."""
         from dtrain.data import tokenizer_name
 
-        folder = self.folder
-        if stage == "pretrain":
-            spec = self.recipe.pretrain
-            last = len(spec.phases) - 1 if spec else 0
-            return spec is None or is_done(folder.pretrained(last), self.pretraining(last))
-        if stage == "prepare":
-            names = {tokenizer_name(member) for _, member in self.members()}
-            encoded = folder.data / "encoded"
-            return is_done(folder.data / "rows", self.data) and all(
-                is_done(encoded / name, self.tokenizer(name)) for name in names
-            )
-        if stage in ("finetune", "distill"):
-            kind = "teachers" if stage == "finetune" else "students"
-            return all(
-                is_done(folder.model(kind, m.name), self.model(kind, m.name))
-                or (kind == "students" and self.diverged(m.name))
-                for m in getattr(self.recipe, kind)
-            )
-        if stage == "precompute":
-            return all(is_done(folder.knowledge(name), self.knowledge(name)) for name in self.needed_teachers())
-        if stage == "evaluate":
-            return all(self.evaluated(kind, m.name) for kind, m in self.members())
-        if stage == "report":
-            return is_done(folder.report, self.report)
-        raise ValueError(stage)
+        data, names = self.folder.data, {tokenizer_name(member) for _, member in self.members()}
+        return is_done(data / "rows", self.data) and all(
+            is_done(data / "encoded" / name, self.tokenizer(name)) for name in names
+        )
+
+    def trained(self, kind: str) -> bool:
+        """Whether all teachers have a model, or all students, but for those that failed for good."""
+        return all(
+            is_done(self.folder.model(kind, m.name), self.model(kind, m.name))
+            or (kind == "students" and self.diverged(m.name))
+            for m in getattr(self.recipe, kind)
+        )
+
+    def precomputed(self) -> bool:
+        """Whether the outputs of every teacher that a student learns from are stored."""
+        return all(is_done(self.folder.knowledge(name), self.knowledge(name)) for name in self.needed_teachers())
+
+    def all_evaluated(self) -> bool:
+        """Whether every model has its scores."""
+        return all(self.evaluated(kind, m.name) for kind, m in self.members())
+
+    def reported(self) -> bool:
+        """Whether the report is of these models and scores."""
+        return is_done(self.folder.report, self.report)
 
     def require_a_student(self) -> None:
         """Raise EveryStudentFailed where all have failed for good."""

@@ -19,6 +19,7 @@ from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.runfolder import atomic_write
+from dtrain.stages import job_lines
 
 TIME = re.compile(r"\d+(:\d{2}){0,2}|\d+-\d+(:\d{2}){0,2}")  # minutes, [hours:]minutes:seconds, days-hours[...]
 
@@ -70,13 +71,11 @@ def submit(recipe: Recipe, cluster: Cluster, *, dry_run: bool, local: bool) -> i
     folder = root / "slurm"
     settings = {name: str(value) for name, value in vars(cluster).items()}
     settings["groups"] = str(max(1, min(cluster.groups, len(recipe.students))))
-    settings["pretrain"] = "yes" if recipe.pretrain else ""
-    settings |= {"python": sys.executable, "run": str(root), "scripts": str(folder)}
+    settings["jobs"] = "\n".join(job_lines(recipe))
+    # In a dry run the script's own check has nothing to read: the recipe's copy is not written.
+    settings |= {"python": "true" if dry_run else sys.executable, "run": str(root), "scripts": str(folder)}
     pipeline = fill((templates() / "pipeline.sh").read_text(encoding="utf-8"), settings)
     if dry_run:
-        # The recipe was checked already, and its copy is not there.
-        settings["python"] = "true"
-        pipeline = fill(pipeline, settings)
         words = ["bash", "-s", "--", str(folder / "recipe.yaml")]
         return subprocess.run(words, input=pipeline, text=True, env=os.environ | {"DRY_RUN": "1"}).returncode
     write_scripts(folder, pipeline, dump_recipe(recipe))

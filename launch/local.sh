@@ -16,8 +16,9 @@ config=$configs/${CONFIG:-ddp}.yaml
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 2))}
 
+stages=$("$python" -m dtrain stages "$@")
 # A stage that finds its output complete says so and costs a start-up of seconds.
-for stage in prepare finetune precompute distill evaluate report; do
+for stage in $stages; do
     "$python" -m accelerate.commands.launch --config_file "$config" --num_processes "$processes" \
         --main_process_port 0 -m dtrain "$stage" "$@"
 done

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
 
+from dtrain.errors import suggest
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import Closed, Output, Precision, check_name
+from dtrain.stages import run_names
 
 
 class Placement(Closed):
@@ -60,6 +62,16 @@ class Knowledge(Closed):
         return self
 
 
+def _a_stage(name: str) -> str:
+    if name not in run_names():
+        allowed = ", ".join(run_names())
+        raise ValueError(f"no stage of `dtrain run`{suggest(name, run_names())} (allowed: {allowed})")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_a_stage)]
+
+
 class StageLaunch(Closed):
     processes: PositiveInt | Literal["auto"] | None = None
     accelerate_config: str | None = None
@@ -72,9 +84,7 @@ class Launch(Closed):
     accelerate_config: str = "ddp"  # a file of accelerate_configs/ by name, or a path
     timeout: PositiveInt = 600  # seconds: ranks to arrive, a collective to end, a rank without a sign of life
     time_limit: PositiveInt | None = None  # seconds, then as if asked to stop; a SLURM job's own is known
-    stages: dict[
-        Literal["pretrain", "prepare", "finetune", "precompute", "distill", "evaluate", "report"], StageLaunch
-    ] = {}
+    stages: dict[StageName, StageLaunch] = {}
 
 
 class Report(Closed):

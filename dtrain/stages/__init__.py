@@ -1,176 +1,212 @@
-"""The stages: each a page that reads from top to bottom, and the one place that runs them."""
+"""The registry of stages: what is known of each before its page is imported.
+
+A stage is one module with a function `run(recipe, world, folder, **options)`, its page, and one entry in `_STAGES` below.
+The command line and its help, `dtrain run`, the recipe's `launch.stages`, `dtrain submit` and the scripts in `launch/`
+follow from the entry. Pages import torch, which takes seconds; this module imports nothing of the package, so that
+`dtrain -h` and the recipe's schema can use it.
+
+A page may also have a function `check(recipe, world)`: it raises InputError for what this launch or machine cannot do,
+before anything is written.
+"""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import fcntl
-import functools
 import importlib
-import os
-import sys
-import time
-from typing import IO, TYPE_CHECKING
-
-from dtrain.errors import EXIT_DONE, DtrainError, EveryStudentFailed, InputError, Stopped
-from dtrain.log import say
-from dtrain.recipe import Recipe, dump_recipe
-from dtrain.runfolder import RunFolder, atomic_write, remove_leftovers, write_json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from dtrain.distributed import World
-    from dtrain.students.groups import Group
-
-REQUIRED = {
-    "prepare": ("pretrain",),  # where the recipe has that section
-    "finetune": ("pretrain", "prepare"),
-    "precompute": ("prepare", "finetune"),
-    "distill": ("prepare", "precompute"),
-    "evaluate": ("prepare",),  # and the models, which it names one by one
-    "report": ("prepare",),  # likewise
-}
-LOST_NODE_SECONDS = 180  # NFS keeps a lost client's locks for 90
-_locks: list[IO[str]] = []
-
-
-def run_stages(recipe: Recipe, stages: list[str], arguments: argparse.Namespace) -> int:
-    """Run `stages` in order in this process, one rank of however many were launched."""
-    from dtrain.distributed import connect, leave_together
-    from dtrain.plan import Plan
-    from dtrain.stages.check import check_inputs
-    from dtrain.students.groups import parse_group
-    from dtrain.training.stop import StopRequest
-
-    world = connect(timeout=recipe.launch.timeout)
-    folder = Plan(recipe).folder
-    group = parse_group(getattr(arguments, "group", None))
-    whole, recipe = recipe, group.own(recipe) if group else recipe
-    with leave_together(world):
-        if "LOCAL_RANK" in os.environ and not getattr(arguments, "here", False):
-            world.main_first(lambda: check_inputs(recipe))  # who was started by `dtrain run` was checked by it
-        _check_precisions(recipe, world, stages)
-        if stages == ["predict"]:
-            from dtrain.stages import predict
-
-            names = ("model", "input", "output", "form")
-            predict.run(recipe, world, folder, **{name: getattr(arguments, name) for name in names})
-            return EXIT_DONE
-        world.main_first(lambda: _require_earlier(recipe, stages))
-        world.main_first(lambda: _open_folder(whole, folder, group))
-        world.stop = StopRequest(world, folder.root)
-        for stage in stages:
-            if world.stop.agreed():
-                raise Stopped(f"stopped on request ({world.stop.reason}) before {stage}; the same command continues")
-            module = importlib.import_module(f"dtrain.stages.{stage}")
-            begin = time.perf_counter()
-            if world.main_first(functools.partial(Plan(recipe).stage_done, stage)):
-                if stage == "distill" and not group:
-                    world.main_first(Plan(recipe).require_a_student)
-                say(f"{stage}: complete, nothing to do")
-                continue
-            # One group's failures are for the report to tell; the other groups' students may have gone well.
-            with contextlib.suppress(EveryStudentFailed) if group else contextlib.nullcontext():
-                module.run(recipe, world, folder)
-            say(f"{stage}: done in {time.perf_counter() - begin:.1f} s")
-    return EXIT_DONE
-
-
-def _require_earlier(recipe: Recipe, stages: list[str]) -> None:
-    """A stage reads what earlier ones wrote for exactly this recipe and these files, and nothing older."""
     from dtrain.plan import Plan
 
-    plan = Plan(recipe)
-    for stage in stages:
-        for earlier in REQUIRED.get(stage, ()):
-            if earlier not in stages and not plan.stage_done(earlier):
-                place = f"{stage}: {plan.folder.root}"
-                raise InputError(f"{place}: `{earlier}` is not complete for this recipe; run it first")
 
+@dataclass(frozen=True)
+class Option:
+    """An option of a command on the command line: `settings` are the arguments of argparse's `add_argument`.
 
-def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None:
-    """Make the run folder this launch's own, and write what it is run with.
-
-    Groups of students work beside each other: each owns its students, and none cleans up or writes what all share.
+    With `instead`, the option calls this function of the page with the recipe, and the stage itself does not run.
     """
-    folder.root.mkdir(parents=True, exist_ok=True)
-    _lock(folder, ".lock", fcntl.LOCK_SH if group else fcntl.LOCK_EX)
-    if group:
-        _lock(folder, f".lock-group-{group.number}-of-{group.count}", fcntl.LOCK_EX)
-        return
-    remove_leftovers(folder.root)
-    with atomic_write(folder.root / "recipe.yaml") as file:
-        file.write(dump_recipe(recipe))
-    write_json(folder.root / "versions.json", versions())
+
+    flag: str
+    settings: dict[str, Any]
+    instead: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its attribute among the parsed arguments."""
+        return self.flag.removeprefix("--").replace("-", "_")
 
 
-def _lock(folder: RunFolder, name: str, kind: int) -> None:
-    """Hold a lock until this process ends, however it ends.
+def option(flag: str, *, instead: str | None = None, **settings: Any) -> Option:
+    return Option(flag, settings, instead)
 
-    A job that was requeued waits: what its lost node still runs, or a server that believes so, lets go in the end.
+
+@dataclass(frozen=True)
+class Job:
+    """How a SLURM cluster runs a stage. Consecutive stages whose jobs have the same name share a job."""
+
+    name: str
+    nodes: Literal["one", "all"] = "one"  # of those that `dtrain submit --nodes` asks for
+    gpus: bool = True  # whether it computes on them
+    array: bool = False  # a job for each group of students
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: the word on the command line.
+        help: one line for `dtrain -h`.
+        done: whether all that the stage would write is there for exactly these inputs; imports nothing heavy.
+        job: how a cluster runs it; a stage without one runs only when asked for by name, and writes nothing into
+            the run folder.
+        needs: the stages whose output it reads, complete for this recipe.
+        section: the section of the recipe without which the recipe has no such stage.
+        options: its own on the command line, passed to the page's `run` by name.
+        page: the module; by default the one of the stage's name in this package.
     """
-    lock = (folder.root / name).open("w")
-    deadline = time.monotonic() + (LOST_NODE_SECONDS if "SLURM_RESTART_COUNT" in os.environ else 0)
-    while True:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise DtrainError(f"{folder.root}: another run is at work here; wait for it, or stop it") from None
-            time.sleep(1)
-            continue
-        except OSError:
-            pass  # a file system without locks
-        _locks.append(lock)
-        return
+
+    name: str
+    help: str
+    done: Callable[[Plan], bool] = lambda plan: False
+    job: Job | None = None
+    needs: tuple[str, ...] = ()
+    section: str | None = None
+    options: tuple[Option, ...] = ()
+    page: str | None = None
+
+    def load(self) -> Any:
+        """Import the page."""
+        return importlib.import_module(self.page or f"{__name__}.{self.name}")
+
+    def wanted(self, recipe: Any) -> bool:
+        """Whether the recipe has this stage."""
+        return self.section is None or getattr(recipe, self.section) is not None
 
 
-def _check_precisions(recipe: Recipe, world: World, stages: list[str]) -> None:
-    """What this machine cannot compute in is said before anything is written."""
-    from dtrain.training.engine import check_engine
-    from dtrain.training.precision import resolve_precision
+# In the order in which `dtrain run` does them.
+_STAGES = [
+    Stage(
+        "pretrain",
+        "a transformer from plain text: masked whole words, all ranks together",
+        done=lambda plan: plan.pretrained(),
+        job=Job("pretrain", nodes="all"),
+        section="pretrain",
+    ),
+    Stage(
+        "prepare",
+        "raw files -> normalised, split, encoded rows",
+        done=lambda plan: plan.prepared(),
+        job=Job("prepare", gpus=False),
+        needs=("pretrain",),
+    ),
+    Stage(
+        "finetune",
+        "train every teacher, all ranks together",
+        done=lambda plan: plan.trained("teachers"),
+        job=Job("finetune", nodes="all"),
+        needs=("pretrain", "prepare"),
+    ),
+    Stage(
+        "precompute",
+        "every teacher's outputs, once, into the knowledge store",
+        done=lambda plan: plan.precomputed(),
+        job=Job("precompute", nodes="all"),
+        needs=("prepare", "finetune"),
+    ),
+    Stage(
+        "distill",
+        "train every student, placed over the ranks",
+        done=lambda plan: plan.trained("students"),
+        job=Job("distill", array=True),
+        needs=("prepare", "precompute"),
+        options=(
+            option(
+                "--plan",
+                instead="show_plan",
+                action="store_true",
+                help="print who would train where; train nothing",
+            ),
+        ),
+    ),
+    Stage(
+        "evaluate",
+        "score every model, each row once over all ranks",
+        done=lambda plan: plan.all_evaluated(),
+        job=Job("report"),
+        needs=("prepare",),  # and the models, of which it names those that are missing
+    ),
+    Stage(
+        "report",
+        "tables, plots and one page that compares teachers and students",
+        done=lambda plan: plan.reported(),
+        job=Job("report"),
+        needs=("prepare",),  # and the models, likewise
+    ),
+    Stage(
+        "predict",
+        "label or tag new text with a trained model",
+        options=(
+            option("--model", help="a teacher's or student's name (default: the best student)"),
+            option(
+                "--input", help="a file of the recipe's format or of plain lines; - is stdin (default: the test rows)"
+            ),
+            option("--output", help="where to write (default: stdout)"),
+            option(
+                "--form",
+                choices=("jsonl", "tsv", "clue", "conll"),
+                default="jsonl",
+                help="what to write (default: jsonl)",
+            ),
+        ),
+    ),
+]
 
-    if "pretrain" in stages:
-        from dtrain.stages.pretrain import check_phases
 
-        check_phases(recipe, world)
-    if "finetune" in stages:
-        for teacher in recipe.teachers:
-            if teacher.source is None:
-                check_engine(world, teacher)
-    if {"finetune", "distill"} & set(stages):
-        for kind, members in (("teachers", recipe.teachers), ("students", recipe.students)):
-            for member in members:
-                resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
-    if "precompute" in stages:
-        precision = resolve_precision(recipe.knowledge.precision, world.device, "knowledge.precision")
-        if recipe.knowledge.unpadded:
-            from dtrain.models.unpadded import check_unpadded
-
-            check_unpadded(world.device, precision, [teacher.model.type for teacher in recipe.teachers])
-        if recipe.knowledge.compile:
-            from dtrain.stages.precompute import check_compile
-
-            check_compile(world.device)
+def stages() -> tuple[Stage, ...]:
+    """Every stage; those that are part of a run in their order."""
+    return tuple(_STAGES)
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that decide results; nothing from the environment."""
-    from importlib.metadata import PackageNotFoundError, version
+def run_names() -> tuple[str, ...]:
+    """Names of the stages that `dtrain run` does, in order."""
+    return tuple(stage.name for stage in _STAGES if stage.job is not None)
 
-    found = {"python": sys.version.split()[0]}
-    for package in (
-        "dtrain",
-        "torch",
-        "transformers",
-        "accelerate",
-        "deepspeed",
-        "datasets",
-        "tokenizers",
-        "jieba",
-        "numpy",
-    ):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+
+def find_stage(name: str) -> Stage:
+    """The stage of this name; KeyError where there is none."""
+    found = next((stage for stage in _STAGES if stage.name == name), None)
+    if found is None:
+        raise KeyError(name)
     return found
+
+
+def register(stage: Stage, *, after: str) -> None:
+    """Add a stage, which a run does after the stage `after`."""
+    if any(stage.name == known.name for known in _STAGES):
+        raise ValueError(f"stage {stage.name!r} is registered twice")
+    _STAGES.insert(_STAGES.index(find_stage(after)) + 1, stage)
+
+
+def of_run(recipe: Any) -> list[Stage]:
+    """The stages that `dtrain run` does for this recipe, in order."""
+    return [stage for stage in _STAGES if stage.job is not None and stage.wanted(recipe)]
+
+
+def job_lines(recipe: Any) -> list[str]:
+    """The SLURM jobs of a recipe in order, as `launch/slurm/pipeline.sh` reads them.
+
+    Each line is `NAME STAGE[,STAGE...] one|all gpus|cpus`, with `array` at the end where groups of students share it out.
+    """
+    found: list[tuple[Job, list[str]]] = []
+    for stage in of_run(recipe):
+        assert stage.job is not None
+        if found and found[-1][0].name == stage.job.name:
+            found[-1][1].append(stage.name)
+        else:
+            found.append((stage.job, [stage.name]))
+    return [
+        f"{job.name} {','.join(names)} {job.nodes} {'gpus' if job.gpus else 'cpus'}{' array' * job.array}"
+        for job, names in found
+    ]

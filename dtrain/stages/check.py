@@ -22,7 +22,8 @@ def check_inputs(recipe: Recipe) -> None:
     """
     from dtrain.data import check_sources, check_tokenizers
     from dtrain.data.given import check_given
-    from dtrain.launch import STAGES, way_of
+    from dtrain.launch import way_of
+    from dtrain.stages import run_names
 
     problems: list[str] = []
     try:
@@ -34,7 +35,7 @@ def check_inputs(recipe: Recipe) -> None:
         for member in section:
             problems += _missing_model_files(member.name, member.model)
     try:
-        for stage in STAGES:
+        for stage in run_names():
             way_of(recipe, stage)
     except InputError as error:
         problems += error.problems

@@ -12,6 +12,7 @@ from dtrain.data import PreparedData
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped, reason_of
 from dtrain.knowledge import StoreReader
+from dtrain.launch import way_of
 from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student
@@ -24,11 +25,16 @@ from dtrain.training.checkpoint import Checkpoints, remove_checkpoints
 from dtrain.training.loop import Diverged
 from dtrain.training.member import Trained
 from dtrain.training.monitor import log_hyperparameters
-from dtrain.training.precision import resolve_precision
+from dtrain.training.precision import check_precisions, resolve_precision
 from dtrain.training.run import checkpoint_identity
 from dtrain.training.stop import StopRequest
 
 MEETING_SECONDS = 30.0  # from the first rank's failure to the last one's, of the same student for the same reason
+
+
+def check(recipe: Recipe, world: World) -> None:
+    """Raise InputError for a precision that the launch or the device does not have."""
+    check_precisions(recipe, world.device)
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -62,8 +68,9 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     world.main_first(plan.require_a_student)
 
 
-def show_plan(recipe: Recipe, ranks: int) -> None:
+def show_plan(recipe: Recipe) -> None:
     """Print who would train where, with whom, and why not fused. Writes nothing; needs no earlier stage."""
+    ranks = way_of(recipe, "distill").processes
     plan = Plan(recipe)
     students = [student for student in recipe.students if student.name in _waiting(plan)]
     for name in sorted({s.name for s in recipe.students} - {s.name for s in students}):

@@ -11,9 +11,19 @@ from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, is_done
+from dtrain.training.engine import check_engine
 from dtrain.training.given import publish_given
 from dtrain.training.member import Member, train_member
+from dtrain.training.precision import check_precisions
 from dtrain.training.stop import StopRequest
+
+
+def check(recipe: Recipe, world: World) -> None:
+    """Raise InputError for a teacher that the launch or the device cannot train."""
+    for teacher in recipe.teachers:
+        if teacher.source is None:
+            check_engine(world, teacher)
+    check_precisions(recipe, world.device)
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:

@@ -81,6 +81,17 @@ def expected_identity(teacher: str, recipe: Recipe, data: PreparedData, folder: 
     )
 
 
+def check(recipe: Recipe, world: World) -> None:
+    """Raise InputError for what this machine cannot compute in, or with."""
+    precision = resolve_precision(recipe.knowledge.precision, world.device, "knowledge.precision")
+    if recipe.knowledge.unpadded:
+        from dtrain.models.unpadded import check_unpadded  # with all of transformers' BERT
+
+        check_unpadded(world.device, precision, [teacher.model.type for teacher in recipe.teachers])
+    if recipe.knowledge.compile:
+        check_compile(world.device)
+
+
 def check_compile(device: torch.device) -> None:
     """Raise InputError where torch.compile would find no compiler: of C++ for CPUs, of C for a GPU's launchers."""
     language, variable, usual = ("C", "CC", "gcc clang") if device.type == "cuda" else ("C++", "CXX", "g++")

@@ -37,7 +37,7 @@ from dtrain.training.stop import StopRequest
 KIND = "pretrain"  # its folder, also among checkpoints and in TensorBoard
 
 
-def check_phases(recipe: Recipe, world: World) -> None:
+def check(recipe: Recipe, world: World) -> None:
     """Refuse, before anything is written, phases that the launch and the recipe say different things of.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dtrain.errors import InputError
+from dtrain.recipe import Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,6 +33,13 @@ def resolve_precision(asked: str, device: torch.device, where: str) -> str:
     if asked == "fp16" and device.type == "cpu":
         raise InputError(f"{where}: fp16 needs a GPU (found none; allowed here: fp32, bf16, auto)")
     return asked
+
+
+def check_precisions(recipe: Recipe, device: torch.device) -> None:
+    """Raise InputError where a member of the recipe asks for a precision that it cannot have here."""
+    for kind, members in (("teachers", recipe.teachers), ("students", recipe.students)):
+        for member in members:
+            resolve_precision(member.precision, device, f"{kind}.{member.name}.precision")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

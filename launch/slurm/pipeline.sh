@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A whole recipe as SLURM jobs that wait for each other: prepare, finetune, precompute, distill (an array over groups
-# of students), report. A template: edit the settings, or let `dtrain submit RECIPE` fill them in and run it.
+# A whole recipe as SLURM jobs that wait for each other, as `dtrain stages RECIPE --jobs` lists them: distill is an
+# array over groups of students. A template: edit the settings, or let `dtrain submit RECIPE` fill them in and run it.
 #
 #   bash launch/slurm/pipeline.sh RECIPE [key.path=value ...]           on a login node, in the project's folder
 #   DRY_RUN=1 bash launch/slurm/pipeline.sh RECIPE                      prints the sbatch commands
@@ -9,13 +9,13 @@ set -euo pipefail
 
 # --- settings -----------------------------------------------------------------------------------
 partition=          # empty: the cluster's default
-nodes=1             # for pretrain, finetune and precompute; all others take one
+nodes=1             # of jobs that are spread over nodes (pretrain, finetune, precompute); all others take one
 gpus=0              # a node
 cpus=4              # a node
 time=04:00:00       # a job's; what takes longer is requeued and continues
 groups=1            # of students, a job each
 requeues=5          # of one job, at most
-pretrain=           # yes: the recipe has a section `pretrain`
+jobs=               # empty: as `dtrain stages RECIPE --jobs` has them
 python=python       # of the environment that holds dtrain
 run=                # the run folder, runs/<name>
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) # where stage.sbatch is
@@ -27,9 +27,11 @@ export DTRAIN_PYTHON=$python DTRAIN_REQUEUES=$requeues DTRAIN_GROUPS=$groups DTR
 ids=()
 told=()
 
-job() { # NAME STAGES NODES GPUS RECIPE...
-    local name=$1 stages=$2 nodes=$3 gpus=$4 id
-    shift 4
+job() { # NAME STAGES one|all gpus|cpus array|'' RECIPE...
+    local name=$1 stages=$2 nodes=$nodes gpus=$gpus array=$5 id
+    [[ $3 == all ]] || nodes=1
+    [[ $4 == gpus ]] || gpus=0
+    shift 5
     if [[ -n ${LOCAL:-} ]]; then
         "$python" -m dtrain run "$@" --stages "$stages"
         return
@@ -38,7 +40,7 @@ job() { # NAME STAGES NODES GPUS RECIPE...
     options+=(--output="$logs/%x-%j.out")
     [[ -z $partition ]] || options+=(--partition="$partition")
     ((gpus == 0)) || options+=(--gpus-per-node="$gpus")
-    [[ $stages != distill ]] || options+=(--array="0-$((groups - 1))" --output="$logs/%x-%A-%a.out")
+    [[ -z $array ]] || options+=(--array="0-$((groups - 1))" --output="$logs/%x-%A-%a.out")
     # A job whose predecessor failed is removed instead of waiting for ever.
     ((${#ids[@]} == 0)) || options+=(--dependency="afterok:${ids[-1]}" --kill-on-invalid-dep=yes)
     if [[ -n ${DRY_RUN:-} ]]; then
@@ -58,12 +60,10 @@ give_up() {
 }
 
 [[ -n ${DRY_RUN:-}${LOCAL:-} ]] || mkdir -p "$logs"
-[[ -z $pretrain ]] || job pretrain pretrain "$nodes" "$gpus" "$@"
-job prepare prepare 1 0 "$@"
-job finetune finetune "$nodes" "$gpus" "$@"
-job precompute precompute "$nodes" "$gpus" "$@"
-job distill distill 1 "$gpus" "$@"
-job report evaluate,report 1 "$gpus" "$@"
+listed=${jobs:-$("$python" -m dtrain stages "$@" --jobs)}
+while read -r name stages spread device array <&3; do
+    job "$name" "$stages" "$spread" "$device" "$array" "$@"
+done 3<<<"$listed"
 [[ -z ${DRY_RUN:-}${LOCAL:-} ]] || exit 0
 
 (IFS=,; echo "jobs: ${told[*]}")

@@ -1,0 +1,131 @@
+"""Running stages in this process, one rank of however many were launched."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import IO, Any
+
+from dtrain.distributed import connect, leave_together
+from dtrain.errors import EXIT_DONE, DtrainError, EveryStudentFailed, InputError, Stopped
+from dtrain.log import say
+from dtrain.plan import Plan
+from dtrain.recipe import Recipe, dump_recipe
+from dtrain.runfolder import RunFolder, atomic_write, remove_leftovers, write_json
+from dtrain.stages import Stage, find_stage
+from dtrain.stages.check import check_inputs
+from dtrain.students.groups import Group
+from dtrain.training.stop import StopRequest
+
+LOST_NODE_SECONDS = 180  # NFS keeps the locks of a client that is gone for 90 seconds
+_VERSIONS_OF = (
+    *("dtrain", "torch", "transformers", "accelerate", "deepspeed"),
+    *("datasets", "tokenizers", "jieba", "numpy"),
+)
+_locks: list[IO[str]] = []
+
+
+def run_stages(
+    recipe: Recipe, names: list[str], *, group: Group | None = None, checked: bool = False, options: dict[str, Any]
+) -> int:
+    """Run the named stages in order; the exit code.
+
+    Args:
+        group: of the students, only these.
+        checked: whether the process that started this one has checked the files that the recipe names.
+        options: the stage's own from the command line, where a single one was asked for.
+    """
+    world = connect(timeout=recipe.launch.timeout)
+    folder = Plan(recipe).folder
+    whole, recipe = recipe, group.own(recipe) if group else recipe
+    stages = [find_stage(name) for name in names]
+    with leave_together(world):
+        if not checked:
+            world.main_first(lambda: check_inputs(recipe))
+        pages = {stage.name: stage.load() for stage in stages}
+        for page in pages.values():
+            if hasattr(page, "check"):
+                page.check(recipe, world)
+        if stages[0].job is None:
+            pages[stages[0].name].run(recipe, world, folder, **options)
+            return EXIT_DONE
+        world.main_first(lambda: _require_earlier(recipe, stages))
+        world.main_first(lambda: _open_folder(whole, folder, group))
+        world.stop = StopRequest(world, folder.root)
+        for stage in stages:
+            if world.stop.agreed():
+                reason = f"stopped on request ({world.stop.reason}) before {stage.name}"
+                raise Stopped(f"{reason}; the same command continues")
+            begin = time.perf_counter()
+            if world.main_first(functools.partial(stage.done, Plan(recipe))):
+                if stage.name == "distill" and not group:
+                    world.main_first(Plan(recipe).require_a_student)
+                say(f"{stage.name}: complete, nothing to do")
+                continue
+            # When all students of one group failed, those of the other groups may have gone well: the report tells.
+            with contextlib.suppress(EveryStudentFailed) if group else contextlib.nullcontext():
+                pages[stage.name].run(recipe, world, folder, **options)
+            say(f"{stage.name}: done in {time.perf_counter() - begin:.1f} s")
+    return EXIT_DONE
+
+
+def _require_earlier(recipe: Recipe, stages: list[Stage]) -> None:
+    """A stage reads what earlier ones wrote for exactly this recipe and these files, and nothing older."""
+    plan = Plan(recipe)
+    names = [stage.name for stage in stages]
+    for stage in stages:
+        for earlier in stage.needs:
+            if earlier not in names and not plan.stage_done(earlier):
+                place = f"{stage.name}: {plan.folder.root}"
+                raise InputError(f"{place}: `{earlier}` is not complete for this recipe; run it first")
+
+
+def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None:
+    """Lock the run folder for this launch, and write down what it is run with.
+
+    Groups of students work beside each other: each locks its own students, and none cleans up or writes what all share.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    _lock(folder, ".lock", fcntl.LOCK_SH if group else fcntl.LOCK_EX)
+    if group:
+        _lock(folder, f".lock-group-{group.number}-of-{group.count}", fcntl.LOCK_EX)
+        return
+    remove_leftovers(folder.root)
+    with atomic_write(folder.root / "recipe.yaml") as file:
+        file.write(dump_recipe(recipe))
+    write_json(folder.root / "versions.json", versions())
+
+
+def _lock(folder: RunFolder, name: str, kind: int) -> None:
+    """Hold a lock until this process ends, however it ends.
+
+    A requeued job waits for it: the node that was lost may still be at work, or a file server may believe so.
+    """
+    lock = (folder.root / name).open("w")
+    deadline = time.monotonic() + (LOST_NODE_SECONDS if "SLURM_RESTART_COUNT" in os.environ else 0)
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DtrainError(f"{folder.root}: another run is at work here; wait for it, or stop it") from None
+            time.sleep(1)
+            continue
+        except OSError:
+            pass  # a file system without locks
+        _locks.append(lock)
+        return
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide results; nothing from the environment."""
+    found = {"python": sys.version.split()[0]}
+    for package in _VERSIONS_OF:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
