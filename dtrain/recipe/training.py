@@ -35,13 +35,30 @@ from dtrain.recipe.values import (
 
 
 class AdversarialSpec(Closed):
-    """Perturb the embeddings against the model in training: methods of Goodfellow 2014, Miyato 2017, Madry 2018."""
+    """Perturb the embeddings against the model in training: methods of Goodfellow 2014, Miyato 2017, Madry 2018.
+
+    With `norm: relative`, `epsilon` and `step_size` are shares of the norm of the row's own embeddings: 0.1 moves a
+    row by a tenth of its size, whatever the model and the length. With `norm: absolute` they are norms themselves.
+    An epsilon or step_size without `norm` is absolute: so it was meant before there was a choice.
+    """
 
     type: Literal["fgm", "fgsm", "pgd"]
-    epsilon: Positive = 1.0
+    norm: Literal["relative", "absolute"] = "relative"
+    epsilon: Positive = 0.1  # absolute: 1.0
     steps: PositiveInt = 3  # pgd only
-    step_size: Positive = 0.3  # pgd only
+    step_size: Positive = 0.03  # pgd only; absolute: 0.3
     weight: Positive = 1.0  # of the loss on the perturbed input, added to the plain one
+
+    @model_validator(mode="after")
+    def sizes_of_their_norm(self) -> AdversarialSpec:
+        given = self.model_fields_set
+        values: dict[str, Any] = {}
+        if "norm" not in given and given & {"epsilon", "step_size"}:
+            values["norm"] = "absolute"
+        if values.get("norm", self.norm) == "absolute":
+            values |= {key: size for key, size in (("epsilon", 1.0), ("step_size", 0.3)) if key not in given}
+        self.__dict__.update(values)  # still not given: a grid may go on to name one of them
+        return self
 
 
 class OptimizerSpec(Closed):

@@ -26,12 +26,18 @@ from dtrain.recipe.training import AdversarialSpec
 class Adversary:
     """Trains a model on loss(x) + weight · loss(x + r), where r makes the loss worse and is small.
 
-    With g the gradient of the loss at a row's embedded tokens [L, E], norms over all of a row's real tokens
-    together, and ε its `epsilon`:
+    With x a row's embedded tokens [L, E], g the gradient of the loss at them, norms over all of a row's real tokens
+    together (n of them), and ε the spec's `epsilon`, `norm: relative` perturbs by
 
-        fgsm: r = ε · sign(g)
-        fgm:  r = ε · g / ‖g‖₂
-        pgd:  r ← r + step_size · g / ‖g‖₂, cut back to ‖r‖₂ ≤ ε, `steps` times from r = 0, g taken anew at each r
+        fgsm: r = ε · ‖x‖₂ / √(n·E) · sign(g)
+        fgm:  r = ε · ‖x‖₂ · g / ‖g‖₂
+        pgd:  r ← r + step_size · ‖x‖₂ · g / ‖g‖₂, cut back to ‖r‖₂ ≤ ε · ‖x‖₂, `steps` times from r = 0, g taken anew
+              at each r
+
+    so that ‖r‖₂ ≤ ε · ‖x‖₂ whatever the scale of the embeddings and the length of the row. `norm: absolute` has 1 in
+    place of ‖x‖₂ and of ‖x‖₂ / √(n·E): the papers' form, where embeddings have a known scale. Word embeddings of
+    BERT-base (a token's norm is about 1.4) moved by the usual ε = 1 are moved by a tenth at 50 tokens, which is the
+    default; beside embeddings that begin at a standard deviation of 0.02, that ε is as large as the row.
 
     r depends on the direction of g alone, so loss scaling and the weight of a row in a sum change nothing. A row whose
     g is zero or not finite keeps its r as it is. In eval mode nothing is perturbed.
@@ -48,6 +54,7 @@ class Adversary:
         self._delta: Tensor | None = None  # of the pass under way; a leaf, so that it has a gradient
         self._start: Tensor | None = None  # what the pass begins from; None for zeros
         self._mask: Tensor | None = None
+        self._size: Tensor | None = None  # ‖x‖₂ of each row [B, 1, 1]
         self._hooks = [
             self.model.register_forward_pre_hook(self._see_mask, with_kwargs=True),
             embedding_of(self.model).register_forward_hook(self._perturb),
@@ -99,7 +106,7 @@ class Adversary:
                 backward(self.spec.weight * self._pass(forward, start))
         finally:
             self._active = False
-            self._delta = self._start = self._mask = None
+            self._delta = self._start = self._mask = self._size = None
         return plain.detach()
 
     def close(self) -> None:
@@ -123,35 +130,55 @@ class Adversary:
             return output
         if self._delta is not None:
             raise RuntimeError("the model called its word embedding twice in a pass")
+        if self._size is None:
+            self._size = _norm(self._real_part(output.detach()))
         start = torch.zeros_like(output) if self._start is None else self._start
         self._delta = start.detach().requires_grad_()
         return output + self._delta
 
-    def _moved(self, start: Tensor, gradient: Tensor) -> Tensor:
-        """The next perturbation [B, L, E], from the one at which `gradient` was taken."""
+    def _real_part(self, embedded: Tensor) -> Tensor:
+        """`embedded` [B, L, E] in float32, with zeros at padded tokens."""
+        return embedded.float().masked_fill(~self._real(embedded)[:, :, None], 0.0)
+
+    def _real(self, embedded: Tensor) -> Tensor:
+        """bool [B, L]: which tokens are no padding."""
         assert self._mask is not None
         # A model may have added padding to texts that are too short for it.
-        real = functional.pad(self._mask.bool(), (0, gradient.shape[1] - self._mask.shape[1]))
-        gradient = gradient.float().masked_fill(~real[:, :, None], 0.0)
+        return functional.pad(self._mask.bool(), (0, embedded.shape[1] - self._mask.shape[1]))
+
+    def _moved(self, start: Tensor, gradient: Tensor) -> Tensor:
+        """The next perturbation [B, L, E], from the one at which `gradient` was taken."""
+        gradient = self._real_part(gradient)
         # By the largest entry first: squares of scaled or tiny gradients leave the range of float32.
         largest = gradient.abs().amax((1, 2), keepdim=True)
         usable = largest.isfinite() & (largest > 0)
         gradient = torch.where(usable, gradient / largest, 0.0)
+        unit: Tensor | float = 1.0
+        if self.spec.norm == "relative":
+            assert self._size is not None
+            unit = self._size
+            if self.spec.type == "fgsm":
+                entries = self._real(gradient).sum(1)[:, None, None] * gradient.shape[2]
+                unit = unit / entries.clamp(min=1).sqrt()
         if self.spec.type == "fgsm":
-            moved = self.spec.epsilon * gradient.sign()
+            moved = self.spec.epsilon * unit * gradient.sign()
         elif self.spec.type == "fgm":
-            moved = self.spec.epsilon * _unit(gradient)
+            moved = self.spec.epsilon * unit * _unit(gradient)
         else:
-            moved = start.float() + self.spec.step_size * _unit(gradient)
-            moved = moved * (self.spec.epsilon / _norm(moved)).clamp(max=1.0)
+            moved = start.float() + self.spec.step_size * unit * _unit(gradient)
+            moved = moved * (self.spec.epsilon * unit / _nonzero(_norm(moved))).clamp(max=1.0)
         return moved.to(start.dtype)
 
 
 def _norm(rows: Tensor) -> Tensor:
-    """[B, L, E] -> [B, 1, 1]; 1 for a row of zeros."""
-    norm = rows.square().sum((1, 2), keepdim=True).sqrt()
+    """[B, L, E] -> [B, 1, 1]."""
+    return rows.square().sum((1, 2), keepdim=True).sqrt()
+
+
+def _nonzero(norm: Tensor) -> Tensor:
+    """1 for a row of zeros, to divide by."""
     return torch.where(norm > 0, norm, 1.0)
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / _norm(rows)
+    return rows / _nonzero(_norm(rows))

@@ -64,7 +64,7 @@ def step(way: str, method: str, rank: int, world: int) -> tuple[dict[str, Tensor
             model.set_requires_gradient_sync(last)
         return model.no_sync() if way == "ddp" and not last else contextlib.nullcontext()
 
-    adversary = Adversary(AdversarialSpec.model_validate({"type": method, "epsilon": 0.5}), bare)
+    adversary = Adversary(AdversarialSpec(type=method, norm="relative", epsilon=0.5, step_size=0.3), bare)
     for number, row in enumerate(mine):
         last = number == len(mine) - 1
 

@@ -34,6 +34,9 @@ METHODS = {
     "fgm": AdversarialSpec(type="fgm", epsilon=0.7),
     "fgsm": AdversarialSpec(type="fgsm", epsilon=0.02, weight=0.5),
     "pgd": AdversarialSpec(type="pgd", epsilon=0.5, step_size=0.3, steps=3),
+    "relative fgm": AdversarialSpec(type="fgm", norm="relative", epsilon=0.4),
+    "relative fgsm": AdversarialSpec(type="fgsm", norm="relative", epsilon=0.3, weight=0.5),
+    "relative pgd": AdversarialSpec(type="pgd", norm="relative", epsilon=0.4, step_size=0.25, steps=3),
 }
 
 
@@ -82,6 +85,7 @@ def by_hand(model: nn.Module, spec: AdversarialSpec) -> tuple[dict[str, Tensor],
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         seen["r"] = seen["given"] if "given" in seen else torch.zeros_like(output)
         seen["r"] = seen["r"].detach().requires_grad_()
+        seen["x"] = output.detach()
         return output + seen["r"]
 
     hook = embedding_of(model).register_forward_hook(add)
@@ -95,18 +99,27 @@ def by_hand(model: nn.Module, spec: AdversarialSpec) -> tuple[dict[str, Tensor],
         r = r.clone()
         for row, length in enumerate(MASK.sum(1).tolist()):
             real = g[row, :length]
+            unit = size_of(seen["x"][row, :length], spec)
+            epsilon, step_size = spec.epsilon * unit, spec.step_size * unit
             if spec.type == "fgsm":
-                r[row, :length] = spec.epsilon * torch.sign(real)
+                r[row, :length] = epsilon * torch.sign(real)
             elif spec.type == "fgm":
-                r[row, :length] = spec.epsilon * real / torch.linalg.vector_norm(real)
+                r[row, :length] = epsilon * real / torch.linalg.vector_norm(real)
             else:
-                moved = r[row, :length] + spec.step_size * real / torch.linalg.vector_norm(real)
+                moved = r[row, :length] + step_size * real / torch.linalg.vector_norm(real)
                 size = float(torch.linalg.vector_norm(moved))
-                r[row, :length] = moved * (spec.epsilon / size if size > spec.epsilon else 1.0)
+                r[row, :length] = moved * (epsilon / size if size > epsilon else 1.0)
     seen["given"] = r
     (plain + spec.weight * loss_of(model)).backward()
     hook.remove()
     return gradients(model), r
+
+
+def size_of(x: Tensor, spec: AdversarialSpec) -> float:
+    """What epsilon is counted in, for a row's real tokens: their norm, or for signs the mean size of an entry."""
+    if spec.norm == "absolute":
+        return 1.0
+    return float(x.square().mean().sqrt() if spec.type == "fgsm" else torch.linalg.vector_norm(x))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -142,15 +155,58 @@ def test_size_of_a_rows_perturbation(method: str) -> None:
     hook = embedding_of(model).register_forward_hook(lambda module, args, output: seen.append(output.detach()))
     adversary.micro_step(lambda: loss_of(model), Tensor.backward, nowhere)
     hook.remove()
-    assert len(seen) == (4 if method == "pgd" else 2)
+    assert len(seen) == (4 if spec.type == "pgd" else 2)
     r = seen[-1] - seen[0]
     assert r[MASK == 0].eq(0).all()
     for row, length in enumerate(MASK.sum(1).tolist()):
         size = torch.linalg.vector_norm(r[row])
-        if method == "fgsm":
-            torch.testing.assert_close(r[row, :length].abs(), torch.full((length, 16), spec.epsilon), rtol=0, atol=1e-6)
+        epsilon = spec.epsilon * size_of(seen[0][row, :length], spec)
+        if spec.type == "fgsm":
+            torch.testing.assert_close(r[row, :length].abs(), torch.full((length, 16), epsilon), rtol=0, atol=1e-6)
         else:
-            torch.testing.assert_close(size, torch.tensor(spec.epsilon), rtol=1e-4, atol=0)
+            torch.testing.assert_close(size, torch.tensor(epsilon), rtol=1e-4, atol=0)
+        if spec.norm == "relative":
+            share = size / torch.linalg.vector_norm(seen[0][row, :length])
+            torch.testing.assert_close(share, torch.tensor(spec.epsilon), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("type_", ["fgm", "fgsm", "pgd"])
+def test_a_relative_epsilon_does_not_see_the_scale_of_the_embeddings(type_: str) -> None:
+    """A model that multiplies its embeddings by what theirs were divided by is the same model."""
+    torch.manual_seed(0)
+    embedding, layer = nn.Embedding(20, 4), nn.Linear(4, 1, bias=False)
+    shares = []
+    for scale in (1.0, 1 / 64):
+        scaled = nn.Embedding.from_pretrained(embedding.weight.detach() * scale, freeze=False)
+        model = _Pooled(scaled, layer)
+        seen: list[Tensor] = []
+        adversary = Adversary(AdversarialSpec(type=type_), model)  # type: ignore[arg-type]
+        hook = scaled.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.detach()))
+
+        def forward(model: nn.Module = model, scale: float = scale) -> Tensor:
+            return (model(input_ids=IDS, attention_mask=MASK) / scale).square().sum()
+
+        adversary.micro_step(forward, Tensor.backward, nowhere)
+        hook.remove()
+        shares.append((seen[-1] - seen[0]) / scale)
+    torch.testing.assert_close(shares[0], shares[1], rtol=1e-4, atol=1e-7)
+    assert shares[0].norm() > 0
+
+
+def test_sizes_without_a_norm_are_absolute() -> None:
+    """As they were meant before there was a choice; a resolved section means the same when it is read again."""
+
+    def sizes(**section: Any) -> tuple[str, float, float]:
+        spec = AdversarialSpec.model_validate({"type": "pgd", **section})
+        assert AdversarialSpec.model_validate(spec.model_dump()) == spec
+        assert spec.model_dump(exclude_unset=True) == {"type": "pgd", **section}
+        return spec.norm, spec.epsilon, spec.step_size
+
+    assert sizes() == ("relative", 0.1, 0.03)
+    assert sizes(norm="absolute") == ("absolute", 1.0, 0.3)
+    assert sizes(epsilon=0.5) == ("absolute", 0.5, 0.3)
+    assert sizes(step_size=0.2) == ("absolute", 1.0, 0.2)
+    assert sizes(epsilon=0.5, norm="relative") == ("relative", 0.5, 0.03)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -179,7 +235,7 @@ def test_scaling_keeps_the_gradients_between_in_range(method: str) -> None:
     hook.remove()
     moved = [(later - seen[0]).flatten(1).norm(dim=1) for later in seen[1:]]
     assert all(size.gt(0).all() for size in moved)
-    if method == "pgd":
+    if METHODS[method].type == "pgd":
         assert moved[1].gt(1.2 * moved[0]).all()  # the second step moved too
 
 
