@@ -232,7 +232,7 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
         say(f"{plan.folder.root}: nothing to do, every stage is complete ({', '.join(stages)})")
         return EXIT_DONE
     for way, group in ways:
-        if all(Plan(recipe).stage_done(stage) for stage in group):
+        if all(Plan(recipe).complete(stage) for stage in group):
             if "distill" in group:
                 Plan(recipe).require_a_student()
             say(f"{', '.join(group)}: complete, nothing to do")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import EveryStudentFailed
+from dtrain.knowledge.format import damage
 from dtrain.recipe.models import GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -203,6 +204,10 @@ class Plan:
         """Whether everything that `stage` would write is there for exactly these inputs."""
         return find_stage(stage).done(self)
 
+    def complete(self, stage: str) -> bool:
+        """Whether `stage` can be left out: it is done, and nothing that it wrote has been damaged since."""
+        return self.stage_done(stage) and find_stage(stage).whole(self)
+
     def pretrained(self) -> bool:
         """Whether the last phase's model is there, where the recipe pre-trains one."""
         spec = self.recipe.pretrain
@@ -229,6 +234,10 @@ class Plan:
     def precomputed(self) -> bool:
         """Whether the outputs of every teacher that a student learns from are stored."""
         return all(is_done(self.folder.knowledge(name), self.knowledge(name)) for name in self.needed_teachers())
+
+    def stores_are_whole(self) -> bool:
+        """Whether the needed stores hold the very bytes that were written; reads them, at about 1 GB a second."""
+        return not any(damage(self.folder.knowledge(name)) for name in self.needed_teachers())
 
     def all_evaluated(self) -> bool:
         """Whether every model has its scores."""

@@ -94,6 +94,19 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[Any]:
     fsync_folder(path.parent)
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file the mode that `open` gives a new one; some libraries write files that only their owner may read.
+
+    A new file shows that mode. Asking for the umask itself would change it for a moment, for all threads.
+    """
+    sample = path.with_name(f"{ASIDE}mode-{uuid.uuid4().hex[:8]}")
+    sample.touch()
+    try:
+        path.chmod(sample.stat().st_mode)
+    finally:
+        sample.unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)

@@ -17,7 +17,7 @@ from dtrain.data import PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
 from dtrain.distributed import World
 from dtrain.errors import EveryStudentFailed, InputError
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe, load_recipe

@@ -14,7 +14,7 @@ import torch
 from dtrain.data import Part, PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
 from dtrain.distributed import World
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, load_recipe

@@ -16,7 +16,7 @@ from dtrain.recipe.training import Noisy
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from dtrain.knowledge import StoreReader
+    from dtrain.knowledge.reader import StoreReader
 
 
 @dataclass(frozen=True, eq=False)

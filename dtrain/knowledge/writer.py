@@ -18,7 +18,9 @@ from dtrain.knowledge.format import (
     Layout,
     Manifest,
     Shard,
+    StoreError,
     new_manifest,
+    read_manifest,
     shard_name,
 )
 from dtrain.knowledge.shard import Rows, ShardProblem, read_shard, rows_with, write_shard
@@ -47,23 +49,37 @@ class StoreWriter:
         """Make the folder ready and return how many whole shards of an earlier attempt it keeps.
 
         One process calls it before any writes. Shards are kept only where the folder was begun for this
-        very layout, and each only after its rows were read and compared with its checksum.
+        very layout, and each only after its rows were read and compared with its checksum, and the file with the
+        manifest's if the store was finished once.
         """
         if self._begun_for() != self.layout:
             shutil.rmtree(self.path, ignore_errors=True)
             write_json(self.path / IDENTITY_FILE, self.layout.model_dump(mode="json"))
             return 0
         remove_leftovers(self.path)
+        stated = self._stated()
         # From here to `publish` the store is unfinished, whatever it was.
-        (self.path / MANIFEST_FILE).unlink(missing_ok=True)
+        _remove(self.path / MANIFEST_FILE)
         kept = 0
-        for number in range(self.layout.shard_count):
+        wanted = {shard_name(number): number for number in range(self.layout.shard_count)}
+        for file in sorted(self.path.glob("shard-*")):
             try:
-                self._check(number)
+                if file.name not in wanted:
+                    raise ShardProblem("is of no use here")
+                self._check(wanted[file.name])
+                if file.name in stated and file_fingerprint(file) != stated[file.name]:
+                    raise ShardProblem("damaged where no row is stored")
                 kept += 1
             except ShardProblem:
-                (self.path / shard_name(number)).unlink(missing_ok=True)
+                _remove(file)
         return kept
+
+    def _stated(self) -> dict[str, str]:
+        """The sha256 of each file by the manifest; empty where there is none that can be trusted."""
+        try:
+            return {shard.file: shard.sha256 for shard in read_manifest(self.path).shards}
+        except StoreError:
+            return {}
 
     def has(self, number: int) -> bool:
         return (self.path / shard_name(number)).exists()
@@ -145,3 +161,10 @@ class StoreWriter:
             )
         hint = "; fp16 overflows in some models, bf16 and fp32 do not" if self.layout.precision == "fp16" else ""
         raise DtrainError(f"{self.path}: NaN or infinity in the teacher's {column.name}, rows with id {shown}{hint}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dtrain.errors import InputError
 from dtrain.models import own
-from dtrain.runfolder import ASIDE, atomic_write, fsync_folder, write_json
+from dtrain.runfolder import ASIDE, atomic_write, follow_umask, fsync_folder, write_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -149,6 +149,7 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 
 def _move(source: Path, target: Path) -> None:
+    follow_umask(source)  # safetensors writes with mode 0600
     with source.open("rb") as file:
         os.fsync(file.fileno())
     source.replace(target)

@@ -59,6 +59,8 @@ class Stage:
         name: the word on the command line.
         help: one line for `dtrain -h`.
         done: whether all that the stage would write is there for exactly these inputs; imports nothing heavy.
+        whole: whether the bytes of what `done` found are those that were written, where later stages refuse others.
+            Asked before the stage is left out: else what they refuse would never be mended.
         job: how a cluster runs it; a stage without one runs only when asked for by name, and writes nothing into
             the run folder.
         needs: the stages whose output it reads, complete for this recipe.
@@ -70,6 +72,7 @@ class Stage:
     name: str
     help: str
     done: Callable[[Plan], bool] = lambda plan: False
+    whole: Callable[[Plan], bool] = lambda plan: True
     job: Job | None = None
     needs: tuple[str, ...] = ()
     section: str | None = None
@@ -112,6 +115,7 @@ _STAGES = [
         "precompute",
         "every teacher's outputs, once, into the knowledge store",
         done=lambda plan: plan.precomputed(),
+        whole=lambda plan: plan.stores_are_whole(),
         job=Job("precompute", nodes="all"),
         needs=("prepare", "finetune"),
     ),

@@ -11,7 +11,7 @@ import torch
 from dtrain.data import PreparedData
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped, reason_of
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 from dtrain.launch import way_of
 from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ from tqdm import tqdm
 from dtrain.data import Part, PreparedData, inference_batches, tokenizer_name
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError, Stopped
-from dtrain.knowledge import Identity, StoreError, StoreWriter, new_layout, verify
 from dtrain.knowledge.collect import collector, model_options, pick
+from dtrain.knowledge.format import Identity, StoreError, damage, new_layout
+from dtrain.knowledge.verify import verify
+from dtrain.knowledge.writer import StoreWriter
 from dtrain.log import say
 from dtrain.models import load, weights_fingerprint
 from dtrain.plan import Plan
@@ -61,9 +64,14 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     plan = Plan(recipe)
     data = PreparedData.open(folder)
     for name in plan.needed_teachers():
-        if is_done(folder.knowledge(name), plan.knowledge(name)):
-            say(f"knowledge of {name}: complete, nothing to do")
-            continue
+        store = folder.knowledge(name)
+        if world.main_first(partial(is_done, store, plan.knowledge(name))):
+            damaged = world.main_first(partial(damage, store))
+            if not damaged:
+                say(f"knowledge of {name}: complete, nothing to do")
+                continue
+            for problem in damaged:
+                say(f"knowledge of {name}: {problem}; what is damaged is computed again")
         _precompute(name, recipe, data, world, folder)
         if world.is_main:
             mark_done(folder.knowledge(name), plan.knowledge(name))

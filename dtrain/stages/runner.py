@@ -62,7 +62,7 @@ def run_stages(
                 reason = f"stopped on request ({world.stop.reason}) before {stage.name}"
                 raise Stopped(f"{reason}; the same command continues")
             begin = time.perf_counter()
-            if world.main_first(functools.partial(stage.done, Plan(recipe))):
+            if world.main_first(functools.partial(Plan(recipe).complete, stage.name)):
                 if stage.name == "distill" and not group:
                     world.main_first(Plan(recipe).require_a_student)
                 say(f"{stage.name}: complete, nothing to do")

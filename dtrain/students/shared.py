@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dtrain.data import Part
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 
 
 class Memo:

@@ -10,7 +10,7 @@ import torch
 from dtrain.data import Part, PreparedData
 from dtrain.distributed import World
 from dtrain.errors import Stopped, reason_of
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 from dtrain.log import say_anywhere
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dtrain.log import warn
-from dtrain.runfolder import file_fingerprint, fingerprint, publish_folder, read_json, write_json
+from dtrain.runfolder import file_fingerprint, fingerprint, follow_umask, publish_folder, read_json, write_json
 
 Found = tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]
 STATE, TENSORS, BEST = "state.json", "tensors.safetensors", "best.safetensors"
@@ -126,6 +126,8 @@ class Checkpoints:
             save_file(tensors, aside / TENSORS)
             if best:
                 save_file(best, aside / BEST)
+            for path in aside.iterdir():
+                follow_umask(path)  # safetensors writes with mode 0600
             sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
             record = {"identity": self.identity, "section": self.section, "step": step, "sha256": sums, **state}
             write_json(aside / STATE, record | {"checksum": fingerprint(record)})

@@ -11,8 +11,8 @@ from torch import nn
 
 from dtrain.data import Part
 from dtrain.distributed import World
-from dtrain.knowledge import StoreReader
 from dtrain.knowledge.collect import model_options, pick
+from dtrain.knowledge.reader import StoreReader
 from dtrain.losses import LossSum
 from dtrain.metrics import per_class, scores
 from dtrain.recipe.training import LossSpec, Teacher

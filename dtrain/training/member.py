@@ -13,7 +13,7 @@ import torch
 from dtrain.augment.noisy import noisy_rows
 from dtrain.data import Part, PreparedData, tokenizer_name
 from dtrain.distributed import World
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 from dtrain.log import say, say_anywhere
 from dtrain.losses import build_losses
 from dtrain.models import build, parameter_count, save_model

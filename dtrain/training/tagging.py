@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dtrain.data import Part, inference_batches
 from dtrain.distributed import World
 from dtrain.errors import DtrainError
-from dtrain.knowledge import StoreReader
+from dtrain.knowledge.reader import StoreReader
 from dtrain.losses import LossSum
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
 from dtrain.recipe.training import LossSpec, Teacher

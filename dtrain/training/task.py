@@ -15,7 +15,7 @@ from dtrain.errors import DtrainError
 
 if TYPE_CHECKING:
     from dtrain.distributed import World
-    from dtrain.knowledge import StoreReader
+    from dtrain.knowledge.reader import StoreReader
     from dtrain.losses import LossSum
     from dtrain.recipe.training import LossSpec, Teacher
 

@@ -50,7 +50,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from dtrain.data import Part
 from dtrain.distributed import World, connect, leave
-from dtrain.knowledge import Identity, StoreWriter, new_layout
+from dtrain.knowledge.format import Identity, new_layout
+from dtrain.knowledge.writer import StoreWriter
 from dtrain.stages.precompute import fill
 from dtrain.training.inference import BATCH_TOKENS, CPU_BATCH_TOKENS, cast_products, pack_products
 from dtrain.training.precision import autocast

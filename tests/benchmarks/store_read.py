@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dtrain.knowledge import Identity, StoreReader, StoreWriter, new_layout
+from dtrain.knowledge.format import Identity, new_layout
+from dtrain.knowledge.reader import StoreReader
+from dtrain.knowledge.writer import StoreWriter
 
 SECONDS = 1.0  # of reading for each number
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dtrain.knowledge import verify
+from dtrain.knowledge.verify import verify
 from dtrain.runfolder import file_fingerprint
 from dtrain.training.in_step import EVERY
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from dtrain.data import Part
 from dtrain.errors import DtrainError
-from dtrain.knowledge import Identity, Layout, StoreWriter, new_layout
+from dtrain.knowledge.format import Identity, Layout, new_layout
+from dtrain.knowledge.writer import StoreWriter
 from dtrain.models import ClassifierOutput
 from dtrain.runfolder import file_fingerprint
 from dtrain.stages.precompute import fill

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dtrain.errors import InputError
-from dtrain.knowledge import StoreReader, StoreWriter
+from dtrain.knowledge.reader import StoreReader
+from dtrain.knowledge.writer import StoreWriter
 from dtrain.stages.precompute import check_compile, fill
 
 

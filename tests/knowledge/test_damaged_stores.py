@@ -12,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dtrain.knowledge import Identity, StoreError, StoreReader, StoreWriter, read_manifest, verify
-from dtrain.knowledge.format import checksum
+from dtrain.knowledge import format
+from dtrain.knowledge.format import Identity, StoreError, checksum, read_manifest
+from dtrain.knowledge.reader import StoreReader
 from dtrain.knowledge.shard import ShardProblem, read_shard, write_shard
+from dtrain.knowledge.verify import verify
+from dtrain.knowledge.writer import StoreWriter
 from dtrain.runfolder import file_fingerprint
 
 SHARDS = 8
@@ -180,6 +183,20 @@ def forged_manifest(store, random, others):
     return file, reason
 
 
+def folder_for_a_shard(store, random, others):
+    name = shard(random)
+    (store / name).unlink()
+    (store / name).mkdir()
+    (store / name / "file").touch()
+    return name, "missing"
+
+
+def folder_for_the_manifest(store, random, others):
+    (store / "manifest.json").unlink()
+    (store / "manifest.json").mkdir()
+    return "manifest.json", "cannot be read: Is a directory"
+
+
 DAMAGES = [
     bit_in_shard,
     bit_in_shard_header,
@@ -197,6 +214,8 @@ DAMAGES = [
     edited_manifest,
     newer_manifest,
     forged_manifest,
+    folder_for_a_shard,
+    folder_for_the_manifest,
 ]
 
 
@@ -204,7 +223,7 @@ def shard(random):
     return f"shard-{random.randrange(SHARDS):05d}.arrow"
 
 
-def refused(damage, stores: Path, copy: Path, seed: int) -> None:
+def refused(damage, stores: Path, copy: Path, seed: int, keep: bool = False) -> None:
     chance = random.Random(seed)
     shutil.copytree(stores / "whole", copy)
     file, reason = damage(copy, chance, stores)
@@ -213,7 +232,8 @@ def refused(damage, stores: Path, copy: Path, seed: int) -> None:
             look(copy)
         blamed = [p for p in caught.value.problems if p.startswith(f"{copy / file}: ")]
         assert any(re.search(reason, problem) for problem in blamed), (seed, reason, caught.value.problems)
-    shutil.rmtree(copy)
+    if not keep:
+        shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -226,6 +246,21 @@ def test_damage_is_refused_with_its_reason(damage, stores, tmp_path):
 def test_500_damages_are_refused_with_their_reason(stores, tmp_path):
     for seed in range(500):
         refused(DAMAGES[seed % len(DAMAGES)], stores, tmp_path / "copy", seed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_mended_by_filling_again(damage, stores, job, kind, tmp_path, hashes_of):
+    """The same bytes as before, and only what was damaged is computed."""
+    copy = tmp_path / "copy"
+    for seed in range(3):
+        refused(damage, stores, copy, seed, keep=True)
+        assert any(problem.startswith(f"{copy}/") for problem in format.damage(copy))
+        made = job(**kind)
+        made.make(copy)
+        assert format.damage(copy) == []
+        assert hashes_of(copy) == hashes_of(stores / "whole")
+        assert made.teacher.seen <= 2 * made.shard_rows, "whole shards are kept"
+        shutil.rmtree(copy)
 
 
 def test_the_whole_store_is_accepted(stores):

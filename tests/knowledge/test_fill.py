@@ -16,7 +16,10 @@ import torch
 import dtrain
 from dtrain.data import inference_batches
 from dtrain.errors import DtrainError
-from dtrain.knowledge import StoreReader, StoreWriter, read_manifest, verify
+from dtrain.knowledge.format import read_manifest
+from dtrain.knowledge.reader import StoreReader
+from dtrain.knowledge.verify import verify
+from dtrain.knowledge.writer import StoreWriter
 from dtrain.stages.precompute import distinct_texts, fill
 
 

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtrain.errors import DtrainError
-from dtrain.knowledge import RAGGED, Identity, KnowledgeReader, StoreError, StoreReader, StoreWriter, new_layout
+from dtrain.knowledge.format import RAGGED, Identity, StoreError, new_layout
+from dtrain.knowledge.reader import KnowledgeReader, StoreReader
+from dtrain.knowledge.writer import StoreWriter
 
 IDENTITY = Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_other_files_stay_and_nothing_is_left_aside(kind: str, tmp_path: Path) -
         "README.md", "config.json", "metrics.json", "model.safetensors",
     ]  # fmt: skip
     assert (tmp_path / "README.md").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_files_have_the_mode_that_the_umask_says(kind: str, tmp_path: Path, tokenizer: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(make(kind), tmp_path / "model", tokenizer, "card")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 5 and set(modes.values()) == {"0o640"}, modes
 
 
 def refused(folder: Path) -> str:
