@@ -11,6 +11,13 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler may requeue
 
 
+def exit_code_of(codes: Iterable[int]) -> int:
+    """The exit code of a command whose processes ended with these."""
+    codes = set(codes)
+    ordered = (EXIT_BAD_INPUT, EXIT_STOPPED)
+    return next((code for code in ordered if code in codes), EXIT_FAILED if codes - {EXIT_DONE} else EXIT_DONE)
+
+
 class DtrainError(Exception):
     """A failure that is told to the user in plain lines, without a traceback."""
 

@@ -7,7 +7,6 @@ at once, who then write a checkpoint, instead of being killed by the launcher's 
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -19,11 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import yaml
 
-from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError, InputError
+from dtrain.errors import EXIT_DONE, EXIT_STOPPED, InputError, exit_code_of
 from dtrain.log import say
 from dtrain.machines import ONE_MACHINE, Machines
+from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.sharding import configs_folder, read_deepspeed
 from dtrain.signals import LAUNCHER, SIGNALS
@@ -104,7 +105,13 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         alone = way.processes * machines.count == 1
-        code = _alone(way, arguments) if alone else _accelerate(way, arguments, machines, port)
+        if alone:
+            code = _alone(way, arguments)
+        else:
+            from dtrain.accelerate_launch import accelerate_launch  # with torch, which one process does without
+
+            ranks = way.processes * machines.count
+            code = accelerate_launch(way.config, ranks, arguments, machines, port, gpus=bool(_gpus()))
     finally:
         forward.restore()
         os.environ.pop(LAUNCHER, None)
@@ -119,58 +126,7 @@ def _alone(way: Way, arguments: list[str]) -> int:
     process = subprocess.Popen(command, start_new_session=True, env=environment)
     while process.poll() is None:  # and not wait(), in which a signal taken by another thread is not noticed
         time.sleep(0.05)
-    return _exit_code([process.returncode])
-
-
-def _accelerate(way: Way, arguments: list[str], machines: Machines, port: int) -> int:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed import DistError
-    from torch.distributed.elastic.agent.server import api
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    # The first machine's launcher may end while another's still asks it whether all have: no error, but pages of it.
-    api.logger.setLevel(logging.CRITICAL)
-    options = [
-        "--config_file",
-        str(way.config),
-        "--num_processes",
-        str(way.processes * machines.count),
-        "--main_process_port",
-        str(port),
-    ]
-    if machines.count > 1:
-        options += ["--num_machines", str(machines.count), "--machine_rank", str(machines.rank)]
-        options += ["--main_process_ip", machines.host, "--deepspeed_multinode_launcher", "standard"]
-    parsed = launch_command_parser().parse_args([*options, "-m", "dtrain", *arguments])
-    # Its own handlers would turn a signal into a shutdown of 30 s at most; ours pass it on and wait.
-    parsed.signals_to_handle = "SIGQUIT"
-    if not _gpus():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, warns of it
-    try:
-        launch_command(parsed)
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        _, first = error.get_first_failure()
-        if first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
-            return first.exitcode  # the launcher itself ended the others after this one had left
-        for rank, failure in error.failures.items():
-            # SIGTERM, and 30 s later SIGKILL, are the launcher's own, to ranks that wait for the lost one or hang.
-            own = failure.exitcode == -signal.SIGTERM or failure.timestamp > first.timestamp + 10
-            if failure.exitcode < 0 and not own:
-                name = signal.Signals(-failure.exitcode).name
-                print(f"rank {rank} was killed by {name}; `dtrain run` again continues", file=sys.stderr, flush=True)
-        return _exit_code(codes)
-    except (DistError, ConnectionError) as error:
-        raise DtrainError(f"the launchers lost each other: {str(error).splitlines()[0]}") from None
-    return EXIT_DONE
-
-
-def _exit_code(codes: list[int]) -> int:
-    for code in (EXIT_BAD_INPUT, EXIT_STOPPED):
-        if code in codes:
-            return code
-    return EXIT_DONE if all(code == 0 for code in codes) else EXIT_FAILED
+    return exit_code_of([process.returncode])
 
 
 class _ForwardSignals:
@@ -188,8 +144,6 @@ class _ForwardSignals:
         self.before: dict[int, Any] = {number: signal.signal(number, self._forward) for number in SIGNALS}
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        import psutil
-
         self.received = True
         workers = psutil.Process().children()
         for worker in workers:
@@ -211,8 +165,6 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
         arguments: what the launched processes are told: the recipe, its overrides, and options.
         machines: every one of them runs this same command.
     """
-    from dtrain.plan import Plan
-
     plan = Plan(recipe)
     ways = groups(recipe, stages)
     if machines.count > 1:

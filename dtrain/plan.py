@@ -12,12 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dtrain.data.corpus import parts_to_cut
+from dtrain.data.files import resolve_path, source_files
+from dtrain.data.given import model_files, tokenizer_files
+from dtrain.data.tokenizers import tokenizer_name
 from dtrain.errors import EveryStudentFailed
 from dtrain.knowledge.format import damage
+from dtrain.pretraining.corpus import corpus_files
+from dtrain.pretraining.excluded import excluded_sources
 from dtrain.recipe.models import GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
-from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done
+from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
 
 FORMAT = 1  # raise when a stage's output changes meaning
@@ -40,11 +46,6 @@ class Plan:
     @cached_property
     def corpus(self) -> str:
         """Tokens of the text to pre-train on: its files, what is kept out of it, words, normalisation, tokenizer."""
-        from dtrain.data import resolve_path
-        from dtrain.data.corpus import parts_to_cut
-        from dtrain.pretraining.corpus import corpus_files
-        from dtrain.pretraining.excluded import excluded_sources
-
         spec = self.recipe.pretrain
         assert spec is not None
         section = spec.corpus.model_dump(mode="json", exclude={"separate", "exclude"})
@@ -78,8 +79,6 @@ class Plan:
     @cached_property
     def data(self) -> str:
         """Rows: their source files, columns, labels, splits and normalisation."""
-        from dtrain.data import source_files
-
         data = self.recipe.data
         # A tagger's rows are pieces of `max_length`.
         apart = {"vocabulary", "workers"} | (set() if data.task == "tagging" else {"max_length"})
@@ -90,9 +89,6 @@ class Plan:
 
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
-        from dtrain.data import resolve_path
-        from dtrain.data.given import tokenizer_files
-
         data = self.recipe.data
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
@@ -111,9 +107,6 @@ class Plan:
 
     def model(self, kind: str, name: str) -> str:
         """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
-        from dtrain.data import resolve_path
-        from dtrain.data.given import model_files
-
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
         if isinstance(member.model, GivenSpec):
             files = model_files(resolve_path(member.model.folder))
@@ -129,8 +122,6 @@ class Plan:
         return self._trained("teachers", teacher, section)
 
     def _trained(self, kind: str, member: Teacher | Student, section: dict[str, Any]) -> str:
-        from dtrain.data import tokenizer_name
-
         teachers = sorted((t, self.knowledge(t)) for t in getattr(member, "teachers", None) or [])
         return fingerprint(
             kind,
@@ -208,6 +199,10 @@ class Plan:
         """Whether `stage` can be left out: it is done, and nothing that it wrote has been damaged since."""
         return self.stage_done(stage) and find_stage(stage).whole(self)
 
+    def corpus_prepared(self) -> bool:
+        """Whether the text to pre-train on is there, as tokens."""
+        return is_done(self.folder.data / "corpus", self.corpus)
+
     def pretrained(self) -> bool:
         """Whether the last phase's model is there, where the recipe pre-trains one."""
         spec = self.recipe.pretrain
@@ -216,8 +211,6 @@ class Plan:
 
     def prepared(self) -> bool:
         """Whether the rows are there, as each tokenizer encodes them."""
-        from dtrain.data import tokenizer_name
-
         data, names = self.folder.data, {tokenizer_name(member) for _, member in self.members()}
         return is_done(data / "rows", self.data) and all(
             is_done(data / "encoded" / name, self.tokenizer(name)) for name in names
@@ -285,8 +278,6 @@ class Plan:
 
     def _outside(self, spec: Any) -> list[str]:
         """Bytes of the files that a model section names; a hub name stands for itself."""
-        from dtrain.data import resolve_path
-
         vectors = getattr(spec, "vectors", None)
         spec = encoder_of(spec)
         found: list[str] = []
@@ -302,8 +293,6 @@ class Plan:
 
 
 def _read(path: Path) -> Any:
-    from dtrain.runfolder import read_json
-
     try:
         return read_json(path)
     except (OSError, ValueError):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain.data.files import resolve_path
 from dtrain.data.problems import shown
+from dtrain.losses import find_loss
 from dtrain.recipe.data import Normalization
-from dtrain.recipe.models import feature_width
+from dtrain.recipe.models import feature_width, model_types
 
 if TYPE_CHECKING:
     from dtrain.recipe.schema import Recipe
@@ -89,8 +90,6 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
 
 def _unequal_hints(student: Student, teacher: str, config: dict[str, Any], key: str) -> Iterator[str]:
     """Losses that compare features with those of a teacher that has another number of them."""
-    from dtrain.losses import find_loss
-
     width, own = width_of(config), feature_width(student.model)
     for loss in student.losses or []:
         hint = {"features", "teachers.features"} <= set(find_loss(loss.type).needs)
@@ -112,8 +111,6 @@ def positions(config: dict[str, Any]) -> int | None:
 
 def width_of(config: dict[str, Any]) -> int | None:
     """Length of the pooled vector of a config.json's model; None where it does not tell."""
-    from dtrain.recipe.load import model_types
-
     width = (config.get("encoder") or config).get("hidden_size")
     if isinstance(width, int) and "filters" not in config:
         return width

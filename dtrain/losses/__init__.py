@@ -3,19 +3,18 @@
 import importlib
 import pkgutil
 
-from dtrain.losses.registry import check_loss, coerce_parameters, find_loss, loss_names
+from dtrain.losses.registry import coerce_parameters, find_loss, loss_names
 from dtrain.losses.weighted_sum import LossSum, build_losses
 
 __all__ = [
     "LossSum",
     "build_losses",
-    "check_loss",
     "coerce_parameters",
     "find_loss",
     "loss_names",
 ]
 
-NO_LOSSES = {"min_norm", "weighting"}  # these compute weights, with torch at module level
+NO_LOSSES = {"min_norm", "ramp", "weighting"}  # these compute weights, with torch at module level
 
 for _module in pkgutil.iter_modules(__path__):
     if _module.name not in NO_LOSSES:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from dtrain.losses.ramp import part_of_way
 from dtrain.losses.registry import register
-from dtrain.recipe.values import part_of_way
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,31 +1,33 @@
 """Which losses there are, what each needs and which parameters it takes.
 
-A loss is a pure function
+A loss is a pure function, or a class of modules for a loss with weights of its own:
 
     name(<one tensor for each need>, *, parameter: Annotation = default) -> values [B]
 
-registered by `@register(*needs)`. Its keyword-only arguments are its keys in a recipe; their annotations
-(a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are allowed. Recipes are
-checked by this file, so neither it nor the modules with losses import torch at module level (1.3 s).
+    class name(nn.Module):
+        def __init__(self, ..., *, parameter: Annotation = default)
+        def forward(self, <one tensor for each need>) -> values [B]
+
+registered by `@register(*needs)`. The keyword-only arguments of the function, or of the class's constructor, are its
+keys in a recipe; their annotations (a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are
+allowed. Recipes are checked by this file, which knows nothing of recipes and does not import torch (1.3 s).
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-if TYPE_CHECKING:
-    from dtrain.recipe.training import Weighting
+from dtrain.errors import suggest
 
 # What a loss may ask for, by task: of the student, of the rows, and of K teachers (`teachers.` and a stored output).
-# N is the number of characters of the longest row, T that of tags; what lies beyond a row's end is no number to use.
+# N is the number of characters of the longest row, T that of tags; values beyond a row's end are undefined.
 NEEDS = {
     "classification": (
         "logits",  # float [B, C]
@@ -52,18 +54,31 @@ GOLD = {"labels", "nll"}  # a row without a label lacks the terms that need one 
 OF_TEACHERS = "teachers."
 COMMON_KEYS = ("type", "weight", "teachers", "weighting")  # keys of every loss of a recipe
 
-LossFunction = TypeVar("LossFunction", bound=Callable[..., Any])
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+
+class _Weighting(typing.Protocol):
+    @property
+    def type(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss: its function, the tensors it needs (in order), and the schema of its parameters."""
+    """A registered loss.
+
+    Attributes:
+        function: the function, or the class of modules.
+        needs: the tensors that it is called with, in order.
+        parameters: the schema of its keys in a recipe.
+        stateful: whether `function` is a class, an instance of which is trained with the student.
+    """
 
     name: str
     task: str
     function: Callable[..., Any]
     needs: tuple[str, ...]
     parameters: type[BaseModel]
+    stateful: bool = False
 
     @property
     def teacher_output(self) -> str | None:
@@ -75,31 +90,35 @@ class Loss:
         """Whether rows without a label are left out of it."""
         return not GOLD.isdisjoint(self.needs) and "labelled" not in self.needs
 
-    def outputs_read(self, weighting: Weighting | None) -> set[str]:
-        """The stored outputs of teachers that it reads, those that its teachers are weighed by included."""
+    def outputs_read(self, weighting: _Weighting | None) -> set[str]:
+        """The stored outputs of teachers that it reads, including those that its teachers are weighted by."""
         if self.teacher_output is None:
             return set()
-        return {self.teacher_output} | (
-            {"logits"} if weighting and weighting.type in ("confidence", "entropy") else set()
-        )
+        by_logits = weighting is not None and weighting.type in ("confidence", "entropy")
+        return {self.teacher_output} | ({"logits"} if by_logits else set())
 
 
 _LOSSES: dict[str, Loss] = {}
 
 
-def register(*needs: str) -> Callable[[LossFunction], LossFunction]:
-    """Make a function a loss under its own name; `needs` are its inputs, all of one task."""
+def register(*needs: str, name: str | None = None) -> Callable[[Registered], Registered]:
+    """Make a function, or a class of modules, a loss; `needs` are its inputs, all of one task.
+
+    Args:
+        name: its `type` in a recipe; by default that of the function or class.
+    """
     task = next((task for task, allowed in NEEDS.items() if set(needs) <= set(allowed)), None)
 
-    def add(function: LossFunction) -> LossFunction:
-        name = function.__name__
-        if name in _LOSSES:
-            raise ValueError(f"loss {name!r} is registered twice")
+    def add(registered: Registered) -> Registered:
+        known_as = name or registered.__name__
+        if known_as in _LOSSES:
+            raise ValueError(f"loss {known_as!r} is registered twice")
         if task is None:
             allowed = "; ".join(f"{task}: {', '.join(names)}" for task, names in NEEDS.items())
-            raise ValueError(f"loss {name!r} needs {', '.join(needs)} (allowed: {allowed})")
-        _LOSSES[name] = Loss(name, task, function, needs, _parameter_schema(function))
-        return function
+            raise ValueError(f"loss {known_as!r} needs {', '.join(needs)} (allowed: {allowed})")
+        schema = _parameter_schema(known_as, registered)
+        _LOSSES[known_as] = Loss(known_as, task, registered, needs, schema, isinstance(registered, type))
+        return registered
 
     return add
 
@@ -112,20 +131,16 @@ def loss_names(task: str | None = None) -> list[str]:
 def find_loss(name: str) -> Loss:
     """The registered loss; ValueError with the allowed names if there is none."""
     if name not in _LOSSES:
-        raise ValueError(f"type: unknown loss {name!r}{_hint(name, loss_names())} (allowed: {', '.join(loss_names())})")
+        hint = suggest(name, loss_names(), cutoff=0.5)
+        raise ValueError(f"type: unknown loss {name!r}{hint} (allowed: {', '.join(loss_names())})")
     return _LOSSES[name]
-
-
-def check_loss(type: str, parameters: Mapping[str, Any]) -> None:
-    """ValueError("key: what is wrong (what is allowed)") unless the loss exists and takes the parameters."""
-    coerce_parameters(type, parameters)
 
 
 def coerce_parameters(type: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of a loss with defaults, checked and converted to their types (YAML reads 1e-3 as text).
 
     Raises:
-        ValueError: for an unknown loss, an unknown key or a value out of range; see `check_loss`.
+        ValueError("key: what is wrong (what is allowed)"): an unknown loss, an unknown key or a value out of range.
     """
     loss = find_loss(type)
     try:
@@ -136,33 +151,30 @@ def coerce_parameters(type: str, parameters: Mapping[str, Any]) -> dict[str, Any
     return {name: getattr(checked, name) for name in loss.parameters.model_fields}
 
 
-def _parameter_schema(function: Callable[..., Any]) -> type[BaseModel]:
+def _parameter_schema(name: str, registered: Callable[..., Any]) -> type[BaseModel]:
+    """The keyword-only arguments of a function, or of a class's constructor, as a schema."""
+    function: Any = registered.__init__ if isinstance(registered, type) else registered  # type: ignore[misc]
     keyword_only = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
+        key: parameter
+        for key, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    if taken := [name for name in keyword_only if name in COMMON_KEYS]:
-        raise ValueError(f"loss {function.__name__!r}: {taken[0]!r} is a key of every loss")
+    if taken := [key for key in keyword_only if key in COMMON_KEYS]:
+        raise ValueError(f"loss {name!r}: {taken[0]!r} is a key of every loss")
     # The other annotations name torch's types, which are not imported when this runs: resolve only these.
-    annotated = SimpleNamespace(__annotations__={name: p.annotation for name, p in keyword_only.items()})
-    namespace = inspect.unwrap(function).__globals__
+    annotated = SimpleNamespace(__annotations__={key: p.annotation for key, p in keyword_only.items()})
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
     hints = typing.get_type_hints(annotated, globalns=namespace, include_extras=True)
     fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-        for name, parameter in keyword_only.items()
+        key: (hints[key], ... if parameter.default is inspect.Parameter.empty else parameter.default)
+        for key, parameter in keyword_only.items()
     }
-    return create_model(f"{function.__name__}_parameters", __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model(f"{name}_parameters", __config__=ConfigDict(extra="forbid"), **fields)
 
 
 def _explain(problem: Any, keys: list[str]) -> str:
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        return f"{name}: unknown key{_hint(name, keys)} (allowed: {', '.join(keys)})"
+        return f"{name}: unknown key{suggest(name, keys, cutoff=0.5)} (allowed: {', '.join(keys)})"
     message = problem["msg"]
     return f"{name}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
-
-
-def _hint(name: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, 1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

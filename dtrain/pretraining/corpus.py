@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dtrain.data.files import CORPUS, HUB, SUFFIXES, Source, existing_file, numbered_lines, resolve_path
@@ -18,7 +18,6 @@ from dtrain.pretraining.excluded import excluded_sources, excluded_texts, lines_
 from dtrain.pretraining.words import check_dictionary
 from dtrain.recipe.pretraining import CorpusSource, CorpusSpec, Pretrain
 from dtrain.recipe.schema import Recipe
-from dtrain.runfolder import is_done
 
 KEY = "pretrain.corpus"
 PLAIN = (".txt", ".text")
@@ -104,10 +103,14 @@ def _plain_documents(file: Source, line_each: bool, problems: Problems) -> Itera
         yield "\n".join(lines)
 
 
-def check_corpus(recipe: Recipe) -> None:
-    """The files and the model that the section names, and every line of the text where it is not prepared yet.
+def check_corpus(recipe: Recipe, prepared: Callable[[], bool] = lambda: False) -> None:
+    """Check the files and the model that the section names, and every line of the text unless it is prepared already.
 
-    Raises InputError with every problem.
+    Args:
+        prepared: asked once the files are known to be there.
+
+    Raises:
+        InputError: with every problem.
     """
     spec = recipe.pretrain
     assert spec is not None
@@ -126,10 +129,7 @@ def check_corpus(recipe: Recipe) -> None:
             found += error.problems
     if found:
         raise InputError(found)
-    from dtrain.plan import Plan
-
-    plan = Plan(recipe)
-    if not is_done(plan.folder.data / "corpus", plan.corpus):
+    if not prepared():
         problems = Problems()
         if dictionary:
             check_dictionary(dictionary, problems)

@@ -18,9 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dtrain.errors import InputError
-from dtrain.recipe.models import ModelSpec
+from dtrain.recipe.drawing import draw
+from dtrain.recipe.models import model_types
 from dtrain.recipe.resolve import Key, resolve
-from dtrain.recipe.sample import draw
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.values import LONGEST_NAME
 from dtrain.runfolder import fingerprint
@@ -357,12 +357,6 @@ def _explain(problem: dict[str, Any], values: Any, place: Any, root: Any = Recip
     else:
         text = message[0].lower() + message[1:] + shown
     return place(key), dotted or "recipe", text
-
-
-def model_types() -> dict[str, type[BaseModel]]:
-    """`model.type` names and their schema sections."""
-    union = get_args(get_args(ModelSpec)[0])
-    return {get_args(spec.model_fields["type"].annotation)[0]: spec for spec in union}
 
 
 def _spec_fields(values: Any, key: Key) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -240,6 +240,12 @@ ModelSpec = Annotated[
     | IdcnnSpec,
     Field(discriminator="type"),
 ]
+
+
+def model_types() -> dict[str, type[BaseModel]]:
+    """`model.type` names and their schema sections."""
+    union = get_args(get_args(ModelSpec)[0])
+    return {get_args(spec.model_fields["type"].annotation)[0]: spec for spec in union}
 
 
 class GivenSpec(Closed):

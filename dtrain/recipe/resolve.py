@@ -7,10 +7,12 @@ import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 
+from dtrain.losses import find_loss, loss_names
 from dtrain.recipe.models import encoder_of, feature_width
 from dtrain.recipe.schema import Knowledge, Recipe
 from dtrain.recipe.training import LossSpec, Student, Teacher, WeightSchedule
 from dtrain.recipe.values import Output
+from dtrain.runfolder import RunFolder
 
 PRETRAIN = "pretrain"  # as a member's `model.pretrained`: what the section of this name makes
 Key = tuple[str | int, ...]
@@ -102,8 +104,6 @@ def _check_together(recipe: Recipe, numbers: list[int], task: str, place: Place,
 
 def _resolve_pretrain(recipe: Recipe, place: Place, problems: list[str]) -> None:
     """Its seed; members that start from what it makes know where that is."""
-    from dtrain.runfolder import RunFolder
-
     spec = recipe.pretrain
     assert spec is not None
     spec.seed = recipe.seed if spec.seed is None else spec.seed
@@ -206,8 +206,6 @@ def _chosen(patterns: list[str] | None, names: list[str], where: str, problems: 
 
 
 def _check_losses(student: Student, key: Key, task: str, place: Place, problems: list[str]) -> None:
-    from dtrain.losses import find_loss, loss_names
-
     assert student.losses is not None and student.teachers is not None
     dotted = ".".join(map(str, key))
     problem = _weightless(student)
@@ -243,8 +241,6 @@ def _check_losses(student: Student, key: Key, task: str, place: Place, problems:
 
 def _check_widths(student: Student, key: Key, teachers: dict[str, Teacher], place: Place, problems: list[str]) -> None:
     """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
-    from dtrain.losses import find_loss
-
     own = feature_width(student.model)
     for number, loss in enumerate(student.losses or []):
         if not {"features", "teachers.features"} <= set(find_loss(loss.type).needs):
@@ -261,8 +257,6 @@ def _check_widths(student: Student, key: Key, teachers: dict[str, Teacher], plac
 
 def _weightless(student: Student) -> str | None:
     """When no term has a weight, so that there is nothing to learn from; or none that reaches all parameters."""
-    from dtrain.losses import find_loss
-
     terms = student.losses or []
     rows = ""
     if student.rows == ["transfer"]:  # which have no labels
@@ -315,8 +309,6 @@ def _check_weighting(loss: LossSpec, task: str, where: str, problems: list[str])
 
 def _resolve_knowledge(recipe: Recipe, task: str, place: Place, problems: list[str]) -> None:
     """Store what the students' losses read; what the recipe lists must hold it."""
-    from dtrain.losses import find_loss
-
     knowledge: Knowledge = recipe.knowledge
     read: dict[str, str] = {}  # output -> the student that reads it
     for student in recipe.students:

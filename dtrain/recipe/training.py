@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from dtrain.losses import coerce_parameters
+from dtrain.losses.ramp import part_of_way
 from dtrain.recipe.models import GivenSpec, ModelSpec
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
@@ -30,7 +32,6 @@ from dtrain.recipe.values import (
     Probability,
     Share,
     check_name,
-    part_of_way,
 )
 
 
@@ -142,8 +143,6 @@ class LossSpec(BaseModel):
 
     @model_validator(mode="after")
     def known_loss(self) -> LossSpec:
-        from dtrain.losses import coerce_parameters
-
         given = self.model_extra or {}
         checked = coerce_parameters(self.type, given)
         # No defaults yet: a grid may go on to give the term another type.
@@ -156,8 +155,6 @@ class LossSpec(BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         """All parameters of the loss, defaults included."""
-        from dtrain.losses import coerce_parameters
-
         return coerce_parameters(self.type, self.model_extra or {})
 
 

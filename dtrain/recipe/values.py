@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Literal
 
@@ -35,11 +34,3 @@ def check_name(name: str) -> str:
             f"must be at most {LONGEST_NAME} letters, digits, '.', '_', '-', '=', '+', starting with a letter or digit"
         )
     return name
-
-
-def part_of_way(progress: float, until: float, shape: str) -> float:
-    """How far, from 0 to 1, something has come that ends at `until`: linear, cosine, or step (all of it at the end)."""
-    way = min(1.0, progress / until)
-    if shape == "cosine":
-        return (1 - math.cos(math.pi * way)) / 2
-    return float(math.floor(way)) if shape == "step" else way

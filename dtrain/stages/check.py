@@ -8,11 +8,19 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from dtrain.data.corpus import check_sources
+from dtrain.data.files import existing_file
+from dtrain.data.given import check_given
+from dtrain.data.tokenizers import check_tokenizers
+from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
+from dtrain.launch import way_of
 from dtrain.log import say
 from dtrain.plan import Plan
+from dtrain.pretraining.corpus import check_corpus
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.recipe.models import encoder_of
+from dtrain.stages import find_stage, run_names
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -20,10 +28,6 @@ def check_inputs(recipe: Recipe) -> None:
 
     Rows that were prepared already, from the same bytes by the same settings, are not read again.
     """
-    from dtrain.data import check_sources, check_tokenizers
-    from dtrain.data.given import check_given
-    from dtrain.launch import way_of
-    from dtrain.stages import run_names
 
     problems: list[str] = []
     try:
@@ -40,10 +44,8 @@ def check_inputs(recipe: Recipe) -> None:
     except InputError as error:
         problems += error.problems
     if recipe.pretrain:
-        from dtrain.pretraining.corpus import check_corpus
-
         try:
-            check_corpus(recipe)
+            check_corpus(recipe, Plan(recipe).corpus_prepared)
         except InputError as error:
             problems += error.problems
         problems += _missing_model_files("pretrain", recipe.pretrain.model)
@@ -84,8 +86,6 @@ def _unusable_places(recipe: Recipe) -> list[str]:
 
 
 def _missing_model_files(name: str, spec: BaseModel) -> list[str]:
-    from dtrain.data.files import existing_file
-    from dtrain.data.vectors import check_vectors
 
     problems = []
     vectors = getattr(spec, "vectors", None)
@@ -114,11 +114,9 @@ def _missing_model_files(name: str, spec: BaseModel) -> list[str]:
 def run(recipe: Recipe, store: bool) -> int:
     """Print the resolved recipe; with `store`, verify checksums, coverage and values of every knowledge store."""
     if store:
-        from dtrain.stages.precompute import check_store
-
-        plan = Plan(recipe)
+        verify, plan = find_stage("precompute").load().check_store, Plan(recipe)
         for teacher in plan.needed_teachers():
-            check_store(teacher, recipe, plan.folder)
+            verify(teacher, recipe, plan.folder)
             say(f"{plan.folder.knowledge(teacher)}: whole")
         return EXIT_DONE
     say(dump_recipe(recipe).rstrip())

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from dtrain.losses import build_losses, check_loss, coerce_parameters, find_loss, loss_names, registry
+from dtrain.losses import build_losses, coerce_parameters, find_loss, loss_names, registry
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.training import LossSpec
 
@@ -44,7 +44,7 @@ def test_names_and_needs() -> None:
 )  # fmt: skip
 def test_what_is_refused(name: str, parameters: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_loss(name, parameters)
+        coerce_parameters(name, parameters)
 
 
 def test_unknown_loss_is_not_found() -> None:
@@ -87,7 +87,27 @@ def test_a_new_loss_is_a_function_and_a_line() -> None:
     assert find_loss("hinge").teacher_output == "logits"
     assert coerce_parameters("hinge", {"power": "2"}) == {"margin": 1.0, "power": 2}
     with pytest.raises(ValueError, match="^power: field required"):
-        check_loss("hinge", {})
+        coerce_parameters("hinge", {})
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_a_loss_with_weights_is_a_class_and_a_line() -> None:
+    """Its constructor's keyword-only arguments are its keys; what else the constructor takes is not the recipe's."""
+
+    @registry.register("features", "teachers.features", name="regressor")
+    class Regressor:
+        def __init__(self, width: NotImportedHere, *, hidden: Annotated[int, Field(gt=0)] = 8) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    @registry.register("logits")
+    class plain: ...
+
+    found = find_loss("regressor")
+    assert found.stateful and found.function is Regressor and found.teacher_output == "features"
+    assert coerce_parameters("regressor", {"hidden": "2"}) == {"hidden": 2}
+    with pytest.raises(ValueError, match="^width: unknown key"):
+        coerce_parameters("regressor", {"width": 2})
+    assert find_loss("plain").stateful and coerce_parameters("plain", {}) == {}
+    assert not find_loss("soft_targets").stateful
 
 
 @pytest.mark.usefixtures("scratch_registry")
@@ -164,7 +184,7 @@ def test_registration_mistakes_are_refused() -> None:
 def test_checking_recipes_imports_no_torch() -> None:
     code = (
         "import sys\n"
-        "from dtrain.losses import build_losses, check_loss, find_loss\n"
+        "from dtrain.losses import build_losses, find_loss\n"
         "from dtrain.recipe.training import LossSpec\n"
         "spec = LossSpec.model_validate({'type': 'soft_targets', 'temperature': 3})\n"
         "build_losses([spec]); find_loss('soft_targets')\n"

@@ -1,0 +1,69 @@
+"""Start ranks with `accelerate launch` inside this process, and tell how they ended.
+
+A module of its own, since it imports torch and accelerate, which a launch of one process does without.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed import DistError
+from torch.distributed.elastic.agent.server import api
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, DtrainError, exit_code_of
+from dtrain.machines import Machines
+
+
+def accelerate_launch(
+    config: Path, processes: int, arguments: list[str], machines: Machines, port: int, *, gpus: bool
+) -> int:
+    """Run `-m dtrain ARGUMENTS` in `processes` ranks over all machines; the exit code.
+
+    Args:
+        port: where the ranks of all machines meet.
+
+    Raises:
+        DtrainError: the launchers of several machines lost each other.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The first machine's launcher may end while another's still asks it whether all have: no error, but pages of it.
+    api.logger.setLevel(logging.CRITICAL)
+    options = [
+        "--config_file",
+        str(config),
+        "--num_processes",
+        str(processes),
+        "--main_process_port",
+        str(port),
+    ]
+    if machines.count > 1:
+        options += ["--num_machines", str(machines.count), "--machine_rank", str(machines.rank)]
+        options += ["--main_process_ip", machines.host, "--deepspeed_multinode_launcher", "standard"]
+    parsed = launch_command_parser().parse_args([*options, "-m", "dtrain", *arguments])
+    # Its own handlers would turn a signal into a shutdown of 30 s at most; ours pass it on and wait.
+    parsed.signals_to_handle = "SIGQUIT"
+    if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, warns of it
+    try:
+        launch_command(parsed)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        _, first = error.get_first_failure()
+        if first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
+            return first.exitcode  # the launcher itself ended the others after this one had left
+        for rank, failure in error.failures.items():
+            # SIGTERM, and 30 s later SIGKILL, are the launcher's own, to ranks that wait for the lost one or hang.
+            own = failure.exitcode == -signal.SIGTERM or failure.timestamp > first.timestamp + 10
+            if failure.exitcode < 0 and not own:
+                name = signal.Signals(-failure.exitcode).name
+                print(f"rank {rank} was killed by {name}; `dtrain run` again continues", file=sys.stderr, flush=True)
+        return exit_code_of(codes)
+    except (DistError, ConnectionError) as error:
+        raise DtrainError(f"the launchers lost each other: {str(error).splitlines()[0]}") from None
+    return EXIT_DONE
