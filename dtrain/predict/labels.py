@@ -51,22 +51,22 @@ def lines(texts: Texts, logits: torch.Tensor, labels: list[str], form: str, data
     if form == "clue":
         descriptions = label_descriptions(data)
         for key, answer in zip(texts.ids, found, strict=True):
-            line = {"id": key, "label": answer["label"]}
+            entry = {"id": key, "label": answer["label"]}
             if answer["label"] in descriptions:
-                line["label_desc"] = descriptions[answer["label"]]
-            yield json.dumps(line, ensure_ascii=False)
+                entry["label_desc"] = descriptions[answer["label"]]
+            yield json.dumps(entry, ensure_ascii=False)
         return
     pairs = bool(texts.text_b)
     if form == "tsv":
-        yield "\t".join(["id", "label", "score", "text", *(["text_b"] if pairs else [])])
-    for number, (key, answer) in enumerate(zip(texts.ids, found, strict=True)):
+        yield "\t".join(["id", "label", "score", "text", *(["text_b"] if pairs else []), "line"])
+    for number, (key, line, answer) in enumerate(zip(texts.ids, texts.lines, found, strict=True)):
         row = {"text": texts.text[number]} | ({"text_b": texts.text_b[number]} if pairs else {})
         if form == "tsv":
-            cells = [str(key), answer["label"], f"{answer['score']:.6f}", *row.values()]
+            cells = [str(key), answer["label"], f"{answer['score']:.6f}", *row.values(), str(line)]
             # A tab inside a text would shift the columns.
             yield "\t".join(" ".join(cell.split()) for cell in cells)
         else:
-            yield json.dumps({"id": key, **row, **answer}, ensure_ascii=False)
+            yield json.dumps({"id": key, "line": line, **row, **answer}, ensure_ascii=False)
 
 
 def label_descriptions(data: Data) -> dict[str, str]:

@@ -91,13 +91,13 @@ def lines(texts: Texts, answers: list[list[dict[str, Any]]], form: str, scheme: 
     """The answers in `form`: jsonl (a line a text with its spans), tsv (a line a span), clue (a line a text as CLUENER
     wants it, ends inclusive), or conll (a line a character with its tag in the user's scheme, blank lines between)."""
     if form == "tsv":
-        yield "\t".join(["id", "type", "start", "end", "score", "text"])
-    for key, text, spans in zip(texts.ids, texts.text, answers, strict=True):
+        yield "\t".join(["id", "type", "start", "end", "score", "text", "line"])
+    for key, line, text, spans in zip(texts.ids, texts.lines, texts.text, answers, strict=True):
         if form == "jsonl":
-            yield json.dumps({"id": key, "text": text, "spans": spans}, ensure_ascii=False)
+            yield json.dumps({"id": key, "line": line, "text": text, "spans": spans}, ensure_ascii=False)
         elif form == "tsv":
             for span in spans:
-                cells = [key, span["type"], span["start"], span["end"], f"{span['score']:.6f}", span["text"]]
+                cells = [key, span["type"], span["start"], span["end"], f"{span['score']:.6f}", span["text"], line]
                 # A tab inside a text would shift the columns.
                 yield "\t".join(" ".join(str(cell).split()) for cell in cells)
         elif form == "clue":

@@ -1,67 +1,227 @@
-"""What is to be answered: rows of a file or of stdin, or the prepared test rows."""
+"""What is to be answered: rows of a file or of standard input, or the prepared test rows."""
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrain.data import Part
 from dtrain.data.documents import read_documents
-from dtrain.data.files import Source, find_sources, resolve_path
-from dtrain.data.problems import Problems
+from dtrain.data.files import SUFFIXES, Source, find_sources, resolve_path
+from dtrain.data.problems import Problems, shown
 from dtrain.data.records import read_records
-from dtrain.data.sources import read_rows
-from dtrain.errors import InputError
+from dtrain.data.sources import Rows, read_rows
+from dtrain.errors import InputError, suggest
+from dtrain.log import warn
 from dtrain.recipe.data import Data
+from dtrain.recipe.values import Column
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-STDIN = "/dev/stdin"
+STDIN = Path("/dev/stdin")
+TABLES = ("tsv", "csv")
+ROWS = (*TABLES, "jsonl", "lines", "dataset")
+FORMATS = {"classification": ROWS, "pairs": ROWS, "tagging": ("jsonl", "lines", "conll")}
+ROLES = ("text", "text_b", "id")  # of columns, of rows without labels
+HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+COMPARED_ROWS = 100  # of a table, to tell whether its first row is a header
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What is to be labelled: an id and a text (or two) a row."""
+    """What is to be labelled, a list a column."""
 
     ids: list[str | int]
     text: list[str]
     text_b: list[str]  # pairs only, else empty
+    lines: list[int]  # where each row began in its file, from 1
 
 
-def read_texts(data: Data, name: str) -> Texts:
+def read_texts(data: Data, name: str, format: str | None = None, columns: Sequence[str] = ()) -> Texts:
     """The rows of a file, read as the recipe's unlabelled files are: labels are neither needed nor looked at.
 
     A row's id is the user's where the file has the recipe's id column, else its position from 0.
 
+    Args:
+        name: a path, or `-` for standard input, which is read to its end.
+        format: one of `data.format`; default: by suffix, else the recipe's where the first line is of it, else plain lines.
+        columns: `role=column` with a name, or a number from 0 where there is no header; default: the recipe's.
+
     Raises:
-        InputError: naming file and line, or the column.
+        InputError: naming file and line, or the option.
     """
-    columns = data.columns
-    alone = {"train": [], "valid": [], "test": [], "transfer": [name]}
-    try:
-        source = Source("transfer", name, "lines") if name == STDIN else find_sources(data.model_copy(update=alone))[0]
-        problems = Problems()
-        if columns.id is not None and not _has_column(data, source, columns.id):
-            columns = columns.model_copy(update={"id": None})
-        data = data.model_copy(update={"columns": columns})
-        if data.task == "tagging":
-            read, _, _ = read_documents(data, [source], [name], problems, keep_empty=True)
-        else:
-            read = read_rows(data, [source], [name], problems)
-        problems.raise_if_any()
-    except InputError as error:
-        told = [p.replace("data.transfer: ", "--input: ").replace(STDIN, "-") for p in error.problems]
-        raise InputError(told) from None
-    rows = read["transfer"]
-    return Texts(_ids(rows.key, list(rows.file), list(rows.line)), rows.text, rows.text_b)
+    with _file(name) as path:
+        try:
+            if format is not None and format not in FORMATS[data.task]:
+                allowed = ", ".join(FORMATS[data.task])
+                raise InputError(f"--format: {format!r} is not for task {data.task!r} (allowed: {allowed})")
+            data = _with_columns(data, columns)
+            source = Source("transfer", path, format or _format(data, path, name))
+            if source.format in TABLES and not data.header and not columns:
+                _check_first_row(source, data)
+            rows = _read(data, source)
+        except InputError as error:
+            raise InputError([_in_terms_of_options(problem, path, name) for problem in error.problems]) from None
+    return Texts(_ids(rows.key, list(rows.file), list(rows.line)), rows.text, rows.text_b, list(rows.line))
 
 
-def _has_column(data: Data, source: Source, column: str | int) -> bool:
+@contextmanager
+def _file(name: str) -> Iterator[str]:
+    """The path of a file, for `-` of a copy: standard input is looked at before it is read, and cannot be rewound."""
+    if name != "-":
+        yield name
+        return
+    with tempfile.NamedTemporaryFile(suffix=".txt") as copy:
+        copy.write(STDIN.read_bytes())
+        copy.flush()
+        yield copy.name
+
+
+def _in_terms_of_options(problem: str, path: str, name: str) -> str:
+    problem = problem.replace("data.transfer: ", "--input: ").replace("data.columns.", "--columns: ")
+    return problem.replace(path, "-") if name == "-" else problem
+
+
+def _read(data: Data, source: Source) -> Rows:
+    problems = Problems()
+    if data.columns.id is not None and not _has_column(data, source, data.columns.id):
+        data = _changed(data, {"id": None})
+    if data.task == "tagging":
+        parts, *_ = read_documents(data, [source], [source.name], problems, keep_empty=True)
+    else:
+        parts = read_rows(data, [source], [source.name], problems)
+    problems.raise_if_any()
+    return parts["transfer"]
+
+
+def _has_column(data: Data, source: Source, column: Column) -> bool:
     if source.format in ("lines", "conll") or resolve_path(source.name).is_dir():
         return False
     first = next(iter(read_records(source, data.header, data.columns.text, Problems())), None)
     return first is not None and column in first[1]
+
+
+# --- columns -----------------------------------------------------------------------------------------
+
+
+def _with_columns(data: Data, words: Sequence[str]) -> Data:
+    """The section with the columns that `--columns` names: names mean a header, numbers none."""
+    found: dict[str, Column | None] = {}
+    for word in (part for words_ in words for part in words_.split(",")):
+        role, equals, column = word.partition("=")
+        if role not in ROLES or not equals or not column:
+            hint = "" if role in ROLES else suggest(role, ROLES)
+            raise InputError(f"--columns: {word!r} is not of the form text=COLUMN{hint} (allowed: {', '.join(ROLES)})")
+        found[role] = int(column) if column.isascii() and column.isdigit() else column
+    if "text_b" in found and data.task != "pairs":
+        raise InputError("--columns: text_b: is only for task 'pairs'")
+    if not found:
+        return data
+    kinds = {isinstance(column, int) for column in found.values()}
+    if len(kinds) > 1:
+        raise InputError("--columns: give names (of a header) or numbers (where there is none), not both")
+    numbered = kinds.pop()
+    if data.columns.id is not None and isinstance(data.columns.id, int) != numbered:
+        found.setdefault("id", None)
+    return _changed(data, found).model_copy(update={"header": not numbered})
+
+
+def _changed(data: Data, columns: dict[str, Any]) -> Data:
+    return data.model_copy(update={"columns": data.columns.model_copy(update=columns)})
+
+
+def _check_first_row(source: Source, data: Data) -> None:
+    """Raise InputError where the recipe reads columns by their numbers, and the first row of this table is a header.
+
+    Its cells are then names, each the only one in its column. A single column cannot be told from a text of one word.
+    """
+    records = (record for _, record in read_records(source, False, data.columns.text, Problems()))
+    rows = [list(record.values()) for record in islice(records, COMPARED_ROWS)]
+    if len(rows) < 2 or len(rows[0]) < 2 or not all(HEADER_CELL.fullmatch(cell) for cell in rows[0]):
+        return
+    for name, column in zip(rows[0], list(zip(*rows[1:], strict=True)), strict=True):
+        if name in column:
+            return
+    if all(all(HEADER_CELL.fullmatch(cell) for cell in row) for row in rows[1:]):
+        return
+    raise InputError(
+        f"data.transfer: {source.name}: begins with the header {shown(map(repr, rows[0]))}, but the recipe reads columns by "
+        f"number (data.columns.text: {data.columns.text}): give --columns text=NAME, or --columns "
+        f"text={data.columns.text} if that is a row"
+    )
+
+
+# --- formats -----------------------------------------------------------------------------------------
+
+
+def _format(data: Data, path: str, name: str) -> str:
+    place = resolve_path(path)
+    if place.suffix.lower() not in ("", ".txt") or not place.is_file():
+        return _format_by_name(data, path)
+    first = _first_line(place)
+    if first is None:
+        raise InputError(f"data.transfer: {path}: {'nothing was read' if name == '-' else 'the file is empty'}")
+    found = _format_by_line(data, path, first)
+    if name == "-" and found != _own_format(data):
+        warn(f"--input: - is read as {'plain lines' if found == 'lines' else found}; --format says otherwise")
+    return found
+
+
+def _format_by_name(data: Data, path: str) -> str:
+    alone = {"train": [], "valid": [], "test": [], "transfer": [path]}
+    return find_sources(data.model_copy(update=alone))[0].format
+
+
+def _first_line(path: Path) -> str | None:
+    """The first line that holds something; None where there is none."""
+    with path.open("rb") as file:
+        for line in file:
+            text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
+            if text.strip():
+                return text
+    return None
+
+
+def _format_by_line(data: Data, path: str, first: str) -> str:
+    """What a file without a telling suffix holds."""
+    own = _own_format(data)
+    if first.startswith("{"):
+        try:
+            if isinstance(json.loads(first), dict):
+                return "jsonl"
+        except ValueError:
+            pass
+    if own == "conll":
+        return _format_by_name(data, path)
+    if own in TABLES:
+        cells = first.split("\t" if own == "tsv" else ",")
+        columns = [column for column in (data.columns.text, data.columns.text_b) if column is not None]
+        if data.header:
+            is_table = all(column in [cell.strip(' "') for cell in cells] for column in columns)
+        else:
+            is_table = all(isinstance(column, int) and column < len(cells) for column in columns)
+        if is_table or (own == "tsv" and len(cells) > 1):  # a tab is rare in a text, and its table is refused by name
+            return own
+    return "lines"
+
+
+def _own_format(data: Data) -> str:
+    """The format of the recipe's training files."""
+    if data.format != "auto":
+        return data.format
+    by_suffix = SUFFIXES.get(Path(data.train[0]).suffix.lower(), "lines")
+    return "conll" if data.task == "tagging" and by_suffix != "jsonl" else by_suffix
+
+
+# --- the prepared test rows --------------------------------------------------------------------------
 
 
 def prepared_texts(part: Part) -> Texts:
@@ -70,7 +230,9 @@ def prepared_texts(part: Part) -> Texts:
     if part.documents is not None:
         return _documents(rows)
     ids = _ids(rows["key"], rows["file"], rows["line"])
-    return Texts(ids, list(rows["text"]), list(rows["text_b"]) if "text_b" in rows.column_names else [])
+    return Texts(
+        ids, list(rows["text"]), list(rows["text_b"]) if "text_b" in rows.column_names else [], list(rows["line"])
+    )
 
 
 def _documents(pieces: Dataset) -> Texts:
@@ -84,7 +246,8 @@ def _documents(pieces: Dataset) -> Texts:
         else:
             texts.append(text)
             places.append(tuple(place))
-    return Texts(_ids(*zip(*places, strict=True)), texts, [])
+    keys, files, lines = zip(*places, strict=True)
+    return Texts(_ids(keys, files, lines), texts, [], list(lines))
 
 
 def _ids(keys: Any, files: Any, lines: Any) -> list[str | int]:

@@ -153,8 +153,18 @@ _STAGES = [
         "label or tag new text with a trained model",
         options=(
             option("--model", help="a teacher's or student's name (default: the best student)"),
+            option("--input", help="a file; - is stdin (default: the test rows)"),
             option(
-                "--input", help="a file of the recipe's format or of plain lines; - is stdin (default: the test rows)"
+                "--format",
+                choices=("jsonl", "tsv", "csv", "lines", "conll", "dataset"),
+                help="of the input (default: by its suffix, else the recipe's, else plain lines)",
+            ),
+            option(
+                "--columns",
+                action="append",
+                metavar="text=COLUMN",
+                help="of the input, with text_b= and id=, comma-separated: names of a header, or numbers from 0 without one "
+                "(default: the recipe's)",
             ),
             option("--output", help="where to write (default: stdout)"),
             option(

@@ -9,7 +9,7 @@ import difflib
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +31,7 @@ from dtrain.models import load
 from dtrain.models.folder import quiet_transformers
 from dtrain.plan import Plan
 from dtrain.predict import labels, spans
-from dtrain.predict.texts import STDIN, Texts, prepared_texts, read_texts
+from dtrain.predict.texts import Texts, prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
@@ -50,15 +50,18 @@ def run(
     input: str | None,
     output: str | None,
     form: str,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Write the answers to each row of `input`, in its order.
 
     Args:
         model: the name of a student or teacher; default: the best student by the metric on valid.
-        input: a file of the recipe's format or of plain lines, `-` for plain lines from stdin; default: the test rows.
+        input: a file, `-` for stdin; default: the test rows.
         output: a file; default (or `-`): stdout.
-        form: of classifiers `jsonl` (id, text, label, score, scores), `tsv` (the same without scores), or `clue` (id,
-            label, label_desc: a file to hand in); of taggers see `dtrain.predict.spans.lines`.
+        form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
+            (id, label, label_desc: a file to hand in); of taggers see `dtrain.predict.spans.lines`.
+        format: of the input; columns: `text=NAME` and so on: see `dtrain.predict.texts.read_texts`.
 
     Raises:
         InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
@@ -75,13 +78,15 @@ def run(
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder)
     place = folder.model(kind, name)
+    if input is None and (format or columns):
+        raise InputError("--format and --columns: are of a file that --input names")
     if input is None:
         if "test" not in data.parts:
-            raise InputError("--input: the recipe has no test rows; name a file, or - for lines from stdin")
+            raise InputError("--input: the recipe has no test rows; name a file, or - for stdin")
         part = data.part("test", tokenizer_name(member))
         texts = prepared_texts(part)
     else:
-        texts = _share(world, functools.partial(read_texts, recipe.data, STDIN if input == "-" else input))
+        texts = _share(world, functools.partial(read_texts, recipe.data, input, format, columns or ()))
     if input is not None or tagging:  # prepared pieces are joined again and cut again
         part = _encode(place, texts, recipe.data.task, recipe.data.normalize, recipe.data.max_length)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
@@ -110,7 +115,7 @@ def classify(folder: str | Path, texts: list[str], texts_b: list[str] | None = N
     Raises:
         InputError: the folder is no model folder, is a tagger's, or does not say how its texts were prepared.
     """
-    model, part = _alone(Path(folder), Texts(list(range(len(texts))), texts, texts_b or []), tagging=False)
+    model, part = _alone(Path(folder), _plain(texts, texts_b), tagging=False)
     batches = inference_batches(part.lengths, 4096)
     answers = forward_batches(
         model, part, batches, device=torch.device("cpu"), precision="fp32", threads=torch.get_num_threads()
@@ -132,9 +137,13 @@ def tag(folder: str | Path, texts: list[str]) -> list[list[dict[str, Any]]]:
     Raises:
         InputError: the folder is no model folder, is a classifier's, or does not say how its texts were prepared.
     """
-    model, part = _alone(Path(folder), Texts(list(range(len(texts))), texts, []), tagging=True)
+    model, part = _alone(Path(folder), _plain(texts), tagging=True)
     types = [name.removeprefix("B-") for name in labels.labels_of(model)[1::4]]
     return spans.tag_alone(model, part, texts, types)
+
+
+def _plain(texts: list[str], texts_b: list[str] | None = None) -> Texts:
+    return Texts(list(range(len(texts))), texts, texts_b or [], list(range(1, len(texts) + 1)))
 
 
 def _alone(place: Path, texts: Texts, *, tagging: bool) -> tuple[nn.Module, Part]:

@@ -29,6 +29,7 @@ def test_answers_are_the_models_own(run, world, tmp_path):
         load(run.folder.model("students", "cnn-seed2")),
     )
     assert [line["id"] for line in lines] == list(range(500, 512))
+    assert [line["line"] for line in lines] == list(range(1, 13))
     assert [line["text"] for line in lines] == list(part.rows()["text"])
     for position, line in enumerate(lines):
         with torch.no_grad():
@@ -50,8 +51,7 @@ def test_plain_lines_are_normalised_as_in_training(run, world, tmp_path, monkeyp
     assert [line["id"] for line in lines] == [0, 1, 2]
     assert [line["text"] for line in lines] == ["电影ABC", "電影ＡＢＣ ", ""]  # as given
     assert lines[0]["scores"] == lines[1]["scores"] != lines[2]["scores"]
-    for module in (predict, predict_texts):
-        monkeypatch.setattr(module, "STDIN", str(tmp_path / "plain.txt"))
+    monkeypatch.setattr(predict_texts, "STDIN", tmp_path / "plain.txt")
     assert [json.loads(line) for line in predicted(run, world, tmp_path, input="-")] == lines
 
 
@@ -73,7 +73,8 @@ def test_tab_separated(run, world, tmp_path):
         '{"id": "a", "sentence": "电\\t影\\n"}\n{"id": "b", "sentence": "x"}\n', encoding="utf-8"
     )
     lines = predicted(run, world, tmp_path, form="tsv", input=str(tmp_path / "rows.jsonl"))
-    assert lines[0] == "id\tlabel\tscore\ttext"
+    assert lines[0] == "id\tlabel\tscore\ttext\tline"
+    assert [line.split("\t")[4] for line in lines[1:]] == ["1", "2"]
     assert [line.split("\t")[0] for line in lines[1:]] == ["a", "b"]
     assert [line.split("\t")[3] for line in lines[1:]] == ["电 影", "x"]
 

@@ -1,0 +1,164 @@
+"""What predict reads: formats, columns and lines of a file or of standard input."""
+
+import pytest
+
+from dtrain.errors import InputError
+from dtrain.predict import texts as module
+from dtrain.predict.texts import read_texts
+from dtrain.recipe.data import Data
+
+NUMBERED = {"train": "train.tsv", "header": False, "columns": {"text": 0, "label": 1}}
+NAMED = {"train": "train.tsv", "columns": {"text": "text", "label": "label"}}
+JSON = {"train": "train.jsonl", "columns": {"text": "text", "label": "label"}}
+PAIRS = {"task": "pairs", "train": "train.tsv", "columns": {"text": "a", "text_b": "b", "label": "label"}}
+NUMBERED_PAIRS = {**PAIRS, "header": False, "columns": {"text": 0, "text_b": 1, "label": 2}}
+TAGGING = {"task": "tagging", "train": "train.conll"}
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Read a content as a file of this name, or as standard input."""
+
+    def work(section, name, content, **options):
+        path = tmp_path / ("stdin" if name == "-" else name)
+        path.write_text(content, encoding="utf-8")
+        monkeypatch.setattr(module, "STDIN", path)
+        return read_texts(Data.model_validate(section), "-" if name == "-" else str(path), **options)
+
+    return work
+
+
+# --- columns -----------------------------------------------------------------------------------------
+
+# As `predict-columns`: the first column holds no texts, and the recipe's training file has its texts there.
+HEADER = "qid\ttext_a\n0\t冠在军在了\n1\t军在队冠\n2\t是在是队\n"
+
+
+def test_a_header_is_not_a_row_of_numbered_columns(read):
+    with pytest.raises(InputError) as refused:
+        read(NUMBERED, "new.tsv", HEADER)
+    (problem,) = refused.value.problems
+    assert problem.startswith("--input: ") and "begins with the header 'qid', 'text_a'" in problem
+    assert "--columns text=NAME" in problem
+
+
+def test_columns_of_the_input_are_named(read):
+    found = read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a"])
+    assert (found.text, found.lines) == (["冠在军在了", "军在队冠", "是在是队"], [2, 3, 4])
+    assert read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a,id=qid"]).ids == [0, 1, 2]
+    # Or it is said that the first row is one.
+    assert read(NUMBERED, "new.tsv", HEADER, columns=["text=1"]).text[0] == "text_a"
+    found = read(NAMED, "new.tsv", "x\t好\ny\t坏\n", columns=["text=1", "id=0"])
+    assert (found.text, found.ids, found.lines) == (["好", "坏"], ["x", "y"], [1, 2])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "OK\tpositive\n很好\tpositive\n",  # a label, which comes again
+        "good\tpos\nbad\tneg\nfine\tpos\n",  # rows like the first
+        "好\t体育\n坏\t财经\n",
+        "text\n好\n坏\n",  # one column: it may be a text
+        "OK\tgood\n",
+    ],
+)
+def test_rows_that_look_like_a_header_are_read(read, content):
+    assert len(read(NUMBERED, "new.tsv", content).text) == len(content.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            ["txt=a"],
+            r"--columns: 'txt=a' is not of the form text=COLUMN; did you mean 'text'\? \(allowed: text, text_b, id",
+        ),
+        (["text"], "--columns: 'text' is not of the form text=COLUMN"),
+        (["text=a,id=0"], "--columns: give names .* or numbers .*, not both"),
+        (["text_b=b"], "--columns: text_b: is only for task 'pairs'"),
+    ],
+)
+def test_columns_that_cannot_be(read, columns, message):
+    with pytest.raises(InputError, match=message):
+        read(NUMBERED, "new.tsv", HEADER, columns=columns)
+
+
+def test_numbers_do_not_fit_named_columns(read):
+    with pytest.raises(InputError, match="--columns: text: 0 is a number, but the columns of .* have names"):
+        read(NUMBERED, "new.jsonl", '{"text": "x"}\n')
+
+
+# --- formats -----------------------------------------------------------------------------------------
+
+TABLE = "label\ttext\nx\t好\n"
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "format", "text"),
+    [
+        (JSON, '{"text": "好"}\n{"text": "坏"}\n', None, ["好", "坏"]),
+        (NAMED, '{"text": "好"}\n', None, ["好"]),  # whatever the recipe's
+        (JSON, "好\n坏\n", None, ["好", "坏"]),
+        (JSON, '{"text": "好"}\n', "lines", ['{"text": "好"}']),
+        (NAMED, TABLE, None, ["好"]),
+        (NAMED, "好\n坏\n", None, ["好", "坏"]),
+        (NUMBERED, "好\tx\n坏\ty\n", None, ["好", "坏"]),
+        ({**NAMED, "train": "train.csv"}, 'label,text\nx,"a, b"\n', None, ["a, b"]),
+        ({**NAMED, "train": "train.csv"}, "Hello, how are you\n", None, ["Hello, how are you"]),
+        (TAGGING, "好\n", None, ["好"]),
+        (TAGGING, "好 O\n的 B-X\n", None, ["好的"]),
+        (TAGGING, '{"text": "好的"}\n', None, ["好的"]),
+    ],
+)
+def test_standard_input_is_read_as_the_recipes_files_are(read, section, content, format, text):
+    assert read(section, "-", content, format=format).text == text
+
+
+def test_pairs_come_from_standard_input(read):
+    found = read(PAIRS, "-", "a\tb\n好\t坏\n")
+    assert (found.text, found.text_b) == (["好"], ["坏"])
+    found = read(NUMBERED_PAIRS, "-", "好\t坏\n")
+    assert (found.text, found.text_b) == (["好"], ["坏"])
+    found = read(PAIRS, "-", '{"x": "好", "y": "坏"}\n', columns=["text=x,text_b=y"])
+    assert (found.text, found.text_b) == (["好"], ["坏"])
+    with pytest.raises(InputError, match="--input: -: plain lines hold one text, and task 'pairs' needs two"):
+        read(PAIRS, "-", "好\n")
+
+
+def test_what_standard_input_was_read_as_is_said_where_it_is_not_the_recipes(read, capsys):
+    read(JSON, "-", "好\n")
+    assert capsys.readouterr().err == "warning: --input: - is read as plain lines; --format says otherwise\n"
+    read(JSON, "-", '{"text": "好"}\n')
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "options", "message"),
+    [
+        (JSON, "", {}, "--input: -: nothing was read"),
+        (JSON, '{"text": 3}\n', {}, "^-:1: 'text' must be a text"),
+        (NAMED, "qid\ttext_a\n0\t好\n", {}, "^-:2: has no 'text'; did you mean 'text_a'"),
+        (JSON, "x\n", {"format": "conll"}, r"--format: 'conll' is not for task 'classification' \(allowed: tsv, "),
+        (TAGGING, "x\n", {"format": "csv"}, r"--format: 'csv' is not for task 'tagging' \(allowed: jsonl, "),
+    ],
+)
+def test_standard_input_that_cannot_be_read(read, section, content, options, message):
+    with pytest.raises(InputError, match=message):
+        read(section, "-", content, **options)
+
+
+def test_format_decides_over_the_suffix(read):
+    assert read(JSON, "new.tsv", '{"text": "好"}\n', format="jsonl").text == ["好"]
+    assert read(NAMED, "new.txt", TABLE).text == ["好"]
+
+
+# --- lines -------------------------------------------------------------------------------------------
+
+
+def test_every_row_has_the_line_that_it_began_at(read):
+    csv = {**NAMED, "train": "train.csv"}
+    content = 'text,label\n"a\nb",x\n\nc,y\n"d\n\n\ne",z\nf,x\n'
+    found = read(csv, "new.csv", content)
+    assert list(zip(found.text, found.lines, strict=True)) == [("a\nb", 2), ("c", 5), ("d\n\n\ne", 6), ("f", 10)]
+    assert read(JSON, "new.jsonl", '{"text": "a"}\n\n{"text": "b"}\n').lines == [1, 3]
+    assert read(TAGGING, "new.conll", "a\nb\n\n\nc\n").lines == [1, 5]
