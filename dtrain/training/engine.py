@@ -20,7 +20,7 @@ from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
 from dtrain.recipe.training import TrainSpec
 from dtrain.training.lamb import Lamb
-from dtrain.training.optim import build_optimizer, scaled_to_batch
+from dtrain.training.optim import build_optimizer, scaled_to_batch, step_count
 from dtrain.training.precision import autocast, resolve_precision
 from dtrain.training.shard_layout import is_dtensor
 from dtrain.training.speed import model_flops
@@ -284,9 +284,10 @@ class Engine:
         for name, tensor in self.bare.state_dict().items():
             tensor.copy_(placed(weights[name], tensor))
         for name, p in self.bare.named_parameters():
-            # Step counts stay on the CPU, where both optimizers read them.
             fields = {
-                field: tensor.clone() if tensor.dim() == 0 < p.dim() else torch.zeros_like(p).copy_(placed(tensor, p))
+                field: step_count(tensor, self.optimizer, p)
+                if tensor.dim() == 0 < p.dim()
+                else torch.zeros_like(p).copy_(placed(tensor, p))
                 for field, tensor in state.get(name, {}).items()
             }
             if fields:

@@ -25,6 +25,7 @@ from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding
 from dtrain.training.engine_fsdp import ShardedEngine
 from dtrain.training.lamb import Lamb
+from dtrain.training.optim import step_count
 from dtrain.training.precision import DTYPES
 from dtrain.training.zero_layout import Buffer, attach_zero, read_buffers
 
@@ -208,7 +209,7 @@ class ZeroEngine(ShardedEngine):
                 if tensors[0].dim() == 0:
                     if len({float(t) for t in tensors}) > 1:
                         raise DtrainError(f"checkpoint: parameters of one ZeRO buffer differ in {field}")
-                    fields[field] = tensors[0].clone()
+                    fields[field] = step_count(tensors[0], self.optimizer, buffer.flat)
                     continue
                 fields[field] = torch.zeros_like(buffer.flat)
                 for index, of_parameter in enumerate(saved):

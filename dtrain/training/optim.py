@@ -51,10 +51,20 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     """AdamW (Loshchilov & Hutter 1711.05101), LAMB (You et al. 1904.00962) or SGD with momentum."""
     groups = parameter_groups(model, spec)
     if spec.type == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps or 1e-8)
+        # One pass over the memory of a parameter, its gradient and its moments, on CPUs and GPUs, plain tensors and
+        # DTensors; torch's default makes a pass for each of a dozen operations.
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps or 1e-8, fused=True)
     if spec.type == "lamb":
         return Lamb(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps or 1e-6)
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
+
+
+def step_count(count: torch.Tensor, optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a parameter's step count, 0-d, where `optimizer` reads it.
+
+    Fused kernels read it beside the parameter, LAMB on the CPU.
+    """
+    return count.to(parameter.device if optimizer.defaults.get("fused") else "cpu", copy=True)
 
 
 def scaled_to_batch(spec: TrainSpec) -> tuple[OptimizerSpec, ScheduleSpec]:

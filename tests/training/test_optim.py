@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from dtrain.errors import InputError
+from dtrain.models import build
+from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
-from dtrain.training.optim import build_optimizer, parameter_groups, rate, scaled_to_batch
+from dtrain.training.optim import build_optimizer, parameter_groups, rate, scaled_to_batch, step_count
 
 
 class Model(nn.Module):
@@ -64,6 +70,50 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["bilstm", "bert"])
+def test_fused_adamw_is_the_plain_one(kind: str) -> None:
+    """Twenty steps with decay, a rate of their own for some and a rate that changes; to 1e-5 of the way gone."""
+    sections = {
+        "bilstm": {"type": "bilstm", "embedding": 16, "hidden": 12, "dropout": 0.0},
+        "bert": {"type": "bert", "hidden": 16, "layers": 2, "heads": 2, "dropout": 0.0},
+    }
+    model_spec: Any = TypeAdapter(ModelSpec).validate_python(sections[kind])
+    torch.manual_seed(0)
+    model = build(model_spec, vocabulary=50, labels=["a", "b"], pad_id=0, max_length=16)
+    plain, begin = copy.deepcopy(model), torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    first = next(iter(model.named_children()))[0]
+    spec = OptimizerSpec(lr=3e-3, weight_decay=0.1, betas=(0.8, 0.99), modules={first: 1e-3})
+    groups = parameter_groups(plain, spec)
+    optimizers = [
+        build_optimizer(model, spec),
+        torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, foreach=False, fused=False),
+    ]
+    assert optimizers[0].defaults["fused"]
+    for step in range(20):
+        ids = torch.randint(1, 50, (8, 10), generator=torch.Generator().manual_seed(step))
+        for each, optimizer in zip((model, plain), optimizers, strict=True):
+            logits = each(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            nn.functional.cross_entropy(logits, ids[:, 0] % 2).backward()
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.95
+            optimizer.step()
+            optimizer.zero_grad()
+    found, expected = (torch.nn.utils.parameters_to_vector(each.parameters()) for each in (model, plain))
+    assert (found - expected).norm() <= 1e-5 * (expected - begin).norm()
+
+
+def test_a_step_count_goes_where_its_optimizer_reads_it() -> None:
+    """The fused kernel reads it beside the parameter, wherever a checkpoint was loaded to; LAMB on the CPU."""
+    parameter, count = torch.zeros(2, device="meta"), torch.tensor(7.0)
+    places = {}
+    for name in ("adamw", "lamb"):
+        optimizer = build_optimizer(nn.Linear(2, 1), OptimizerSpec.model_validate({"type": name}))
+        places[name] = step_count(count, optimizer, parameter).device.type
+        own = step_count(count, optimizer, torch.zeros(2))
+        assert own == 7 and own.data_ptr() != count.data_ptr()
+    assert places == {"adamw": "meta", "lamb": "cpu"}
 
 
 def test_linear_is_transformers_schedule_one_step_on() -> None:
