@@ -12,7 +12,7 @@ from dtrain.losses.registry import OF_TEACHERS, Loss, coerce_parameters, find_lo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtrain.recipe.training import LossSpec, Weighting, WeightSchedule
+    from dtrain.recipe.losses import LossSpec, Weighting, WeightSchedule
 
 
 @dataclass(frozen=True)

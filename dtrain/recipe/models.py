@@ -19,6 +19,9 @@ ENCODER_SIZES = {
 }
 
 
+PRETRAIN = "pretrain"  # as `pretrained`: the model that the recipe's section of this name makes
+
+
 class EncoderSpec(Closed):
     """A transformer: `pretrained` (a folder or a hub name), or from scratch by `size` or by explicit shape.
 

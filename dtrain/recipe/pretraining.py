@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dtrain.recipe.models import BertSpec, NezhaSpec
+from dtrain.recipe.context import Reporter
+from dtrain.recipe.models import PRETRAIN, BertSpec, NezhaSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.recipe.values import Closed, Column, Paths, Positive, Precision
 
@@ -81,6 +82,12 @@ class Pretrain(Closed):
                 "next_sentence: not together with corpus.separate, which hides one text of a pair from the other"
             )
         return self
+
+    def resolve(self, seed: int, report: Reporter) -> None:
+        """Fill in the seed; the model cannot start from what this section makes."""
+        self.seed = seed if self.seed is None else self.seed
+        if self.model.pretrained == PRETRAIN:
+            report("model.pretrained", f"{PRETRAIN!r} is what this section makes; name another model, or leave it out")
 
     def training(self, number: int) -> TrainSpec:
         """Phase `number` (from 0) as the training loop takes it."""

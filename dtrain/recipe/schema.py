@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
 
 from dtrain.errors import suggest
+from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
@@ -39,6 +40,20 @@ class Search(Closed):
             raise ValueError(f"must ascend, found {value}")
         return value
 
+    def check(self, students: list[Student], peers: bool, report: Reporter) -> None:
+        """Whether the students can be compared and stopped one by one."""
+        if peers:
+            report("", "peers cannot be stopped one by one; take `peers` or `search` away")
+        if len({student.metric for student in students}) > 1:
+            report("", "students must have one `metric` to be compared")
+        shortest = min(students, key=lambda student: student.epochs, default=None)
+        if shortest is not None and self.epochs[-1] >= shortest.epochs:
+            report(
+                "epochs",
+                f"{self.epochs[-1]} is not before the end of student {shortest.name}, which trains {shortest.epochs} "
+                "epochs (stopping it there would save nothing)",
+            )
+
 
 class Knowledge(Closed):
     """What of the teachers' outputs is stored, and how it is computed."""
@@ -60,6 +75,27 @@ class Knowledge(Closed):
         if self.sharded and (self.compile or self.unpadded):
             raise ValueError("sharded: not together with compile or unpadded, which need the whole teacher")
         return self
+
+    def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:
+        """Store what the students' losses read; what the recipe lists must hold it."""
+        allowed = context.task.outputs
+        read: dict[str, str] = {}  # output -> the student that reads it
+        for student in students:
+            if student.noisy:
+                read.setdefault("logits", f"{student.name} (noisy)")
+            for loss in student.losses or []:
+                for output in loss.loss.outputs_read(loss.weighting):
+                    read.setdefault(output, f"{student.name} ({loss.type})")
+        if self.outputs is None:
+            self.outputs = [output for output in allowed if output in read] or [allowed[0]]
+        for output in self.outputs:
+            if output not in allowed:
+                report("outputs", f"{output!r} is not for task {context.task.name!r} (allowed: {', '.join(allowed)})")
+        for output, reader in read.items():
+            if output not in self.outputs:
+                report("outputs", f"lacks {output!r}, which the student {reader} reads")
+        if self.top_k and context.task.name == "tagging":
+            report("top_k", "is for logits, not for task 'tagging'")
 
 
 def _a_stage(name: str) -> str:

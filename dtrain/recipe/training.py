@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
-    Tag,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
@@ -19,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from dtrain.losses import coerce_parameters
-from dtrain.losses.ramp import part_of_way
-from dtrain.recipe.models import GivenSpec, ModelSpec
+from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
+from dtrain.recipe.models import PRETRAIN, GivenSpec, ModelSpec, encoder_of, feature_width
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
     PATTERN,
@@ -92,72 +88,6 @@ class ScheduleSpec(Closed):
     floor: Probability = 0.0
 
 
-class WeightSchedule(Closed):
-    """A weight that goes from `start` to `end` over a share of training, and stays there."""
-
-    start: NonNegative
-    end: NonNegative = 0.0
-    shape: Literal["linear", "cosine", "step"] = "linear"  # step: `start` to the last moment
-    until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of all steps
-
-    def at(self, progress: float) -> float:
-        """The weight when the share `progress` of all steps is done."""
-        return self.start + (self.end - self.start) * part_of_way(progress, self.until, self.shape)
-
-
-Weight = Annotated[
-    Annotated[NonNegative, Tag("float")] | Annotated[WeightSchedule, Tag("WeightSchedule")],
-    Discriminator(lambda value: "WeightSchedule" if isinstance(value, dict | WeightSchedule) else "float"),
-]
-
-
-class Weighting(Closed):
-    """How the teachers of one loss are weighed in a row (losses/weighting.py); the weights sum to 1."""
-
-    type: Literal["average", "fixed", "confidence", "entropy", "gradient"]
-    weights: dict[str, Positive] = {}  # fixed: of each teacher
-    limit: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # gradient: the most that one teacher counts
-
-    @model_validator(mode="before")
-    @classmethod
-    def just_a_type(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def only_what_it_reads(self) -> Weighting:
-        if (self.type == "fixed") != bool(self.weights):
-            raise ValueError("weights: a number for each teacher, for type 'fixed' and no other")
-        if self.limit != 1.0 and self.type != "gradient":
-            raise ValueError("limit: is only for type 'gradient'")
-        return self
-
-
-class LossSpec(BaseModel):
-    """One term of a weighted sum; keys beyond these are the loss function's own parameters."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-    type: str
-    weight: Weight = 1.0
-    weighting: Weighting | None = None  # of several teachers; default: the loss's own way with them
-    teachers: Annotated[list[str], Field(min_length=1)] | None = None  # default: all of the student's
-
-    @model_validator(mode="after")
-    def known_loss(self) -> LossSpec:
-        given = self.model_extra or {}
-        checked = coerce_parameters(self.type, given)
-        # No defaults yet: a grid may go on to give the term another type.
-        self.__pydantic_extra__ = {name: checked[name] for name in given}
-        return self
-
-    def fill(self) -> None:
-        """Give the loss's own parameters that the recipe leaves out their defaults."""
-        self.__pydantic_extra__ = self.parameters()
-
-    def parameters(self) -> dict[str, Any]:
-        """All parameters of the loss, defaults included."""
-        return coerce_parameters(self.type, self.model_extra or {})
-
-
 class TrainSpec(Closed):
     """What teachers and students share: how a model is trained."""
 
@@ -192,6 +122,28 @@ class TrainSpec(Closed):
         if self.batch_tokens and self.optimizer.lr_scaling:
             raise ValueError("optimizer.lr_scaling: needs batch_size in place of batch_tokens")
         return self
+
+    def resolve(self, context: Context, report: Reporter) -> None:
+        """Fill in what is left open, and check against the task."""
+        task = context.task
+        self.seed = context.seed if self.seed is None else self.seed
+        if self.batch_size is None and self.batch_tokens is None:
+            self.batch_size = 32
+        self.metric = self.metric or task.metrics[0]  # type: ignore[assignment]
+        encoder = encoder_of(self.model)
+        if context.pretrained and encoder is not None and encoder.pretrained == PRETRAIN:
+            encoder.take_from(context.pretrained)
+        if isinstance(self.model, GivenSpec):
+            return  # data/given.py compares its folder with the data
+        kind = self.model.type
+        if kind not in task.models:
+            hint = f"; write {{type: tagger, encoder: {{type: {kind}, ...}}}}" if task.wraps(kind) else ""
+            report("model.type", f"{kind!r} is not for task {task.name!r} (allowed: {', '.join(task.models)}){hint}")
+        if kind == "siamese" and context.data_task != "pairs":
+            report("model.type", f"'siamese' reads pairs, and data.task is {context.data_task!r}")
+        if self.metric not in task.metrics:
+            allowed = ", ".join(task.metrics)
+            report("metric", f"{self.metric!r} is not for task {task.name!r} (allowed: {allowed})")
 
 
 class ToleranceSpec(Closed):
@@ -239,6 +191,12 @@ class Teacher(TrainSpec):
                 raise ValueError("stop_epoch: not together with patience or evaluate_every, which choose by score")
         return self
 
+    def resolve(self, context: Context, report: Reporter) -> None:
+        super().resolve(context, report)
+        for key in ("label_smoothing", "tolerance"):
+            if context.task.name == "tagging" and self.source is None and getattr(self, key):
+                report(key, "is not for task 'tagging'")
+
 
 class Noisy(Closed):
     """A noisy student (augment/noisy.py, Xie et al. 2020); noise of the model itself is its `dropout`."""
@@ -258,3 +216,119 @@ class Student(TrainSpec):
     parallel: Literal["data"] | None = None  # data: all ranks train it, as they do teachers; default: one rank
     # Students with the same word here learn from each other's answers as well (Zhang et al. 2018).
     peers: Annotated[str, Field(pattern=PATTERN)] | None = None
+
+    @property
+    def exits(self) -> bool:
+        """Whether its model has a classifier after several layers."""
+        return self.model.type == "multi_exit"
+
+    def resolve(self, context: Context, report: Reporter) -> None:
+        super().resolve(context, report)
+        known = len(report.problems)
+        if self.peers is not None and self.teachers is None:
+            self.teachers = []
+        self.teachers = choose_teachers(self.teachers, list(context.widths), report)
+        if self.losses is None:
+            self.losses = default_losses(context, bool(self.teachers), self.exits)
+        for loss in self.losses:
+            loss.fill()
+        if self.rows is None:
+            self.rows = ["train", "transfer"] if self.teachers and context.transfer else ["train"]
+        if "transfer" in self.rows and not context.transfer:
+            report("rows", "'transfer' needs data.transfer or data.augment")
+        if self.noisy and (context.task.name == "tagging" or not self.teachers or "transfer" not in self.rows):
+            report("noisy", "needs teachers, rows with transfer, and a task that is not tagging")
+        if self.noisy and self.noisy.token_noise and self.adversarial:
+            report(
+                "adversarial", "not together with noisy.token_noise, by which its second pass would see other tokens"
+            )
+        if len(report.problems) == known:
+            self._check_losses(self.losses, self.teachers, context, report)
+        if len(report.problems) == known:
+            self._check_widths(self.losses, context, report)
+
+    def _check_losses(self, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter) -> None:
+        problem = self._weightless(losses)
+        if problem:
+            report("losses", problem)
+        for number, loss in enumerate(losses):
+            loss.resolve(teachers, context, report.at("losses", number, told=loss.type))
+        of_exits = [loss.type for loss in losses if "exits" in loss.loss.needs]
+        if of_exits and not self.exits:
+            report("losses", f"{of_exits[0]} is for model type multi_exit")
+        elif self.exits and not of_exits:
+            report("losses", "every exit needs a loss: exits_cross_entropy or exits_distillation")
+        if self.rows == ["transfer"] and not any(loss.loss.teacher_output for loss in losses):
+            report("rows", f"transfer rows have no labels for {losses[0].type}")
+
+    def _check_widths(self, losses: list[LossSpec], context: Context, report: Reporter) -> None:
+        """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
+        own = feature_width(self.model)
+        for number, loss in enumerate(losses):
+            if not {"features", "teachers.features"} <= set(loss.loss.needs):
+                continue
+            for name in loss.teachers or []:
+                width = context.widths[name]
+                if own is not None and width is not None and own != width:
+                    report.at("losses", number, told=loss.type)(
+                        "",
+                        f"{self.name} has {own} features and its teacher {name} {width}; hints compare "
+                        "features of one width (of a textcnn or bert_cnn: filters x number of widths)",
+                    )
+
+    def _weightless(self, terms: list[LossSpec]) -> str | None:
+        """What is wrong where no term has a weight at some moment, or none that reaches all parameters."""
+        rows = ""
+        if self.rows == ["transfer"]:  # which have no labels
+            terms = [term for term in terms if not term.loss.hard]
+            rows = " of losses that transfer rows have"
+            if not terms:
+                return None  # it is `rows` that is wrong then, and refused
+        if self.peers is None and all(term.weight == 0 for term in terms):
+            return f"every weight{rows} is 0"
+        # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
+        moments = {0.0} | {term.weight.until for term in terms if isinstance(term.weight, WeightSchedule)}
+        moments |= {term.unlabelled_until for term in terms}
+        for moment in sorted(moment for moment in moments if moment < 1.0):  # the last step comes before the end
+            weighted = [term for term in terms if term.weight_at(moment)]
+            if self.rows == ["transfer"]:
+                weighted = [term for term in weighted if moment < term.unlabelled_until]
+            needs = [set(term.loss.needs) for term in weighted]
+            when = f"at {moment:g} of training" if moment else "at the beginning"
+            if not weighted and self.peers is None:
+                return f"every weight{rows} is 0 {when}; give one term a weight there (its start, end or until)"
+            if self.parallel != "data":
+                continue
+            if weighted and all("features" in n and "logits" not in n for n in needs):
+                return (
+                    f"{when} only features have a weight, and with parallel: data every step must reach the classifier"
+                )
+            if self.exits and all("exits" not in n for n in needs):
+                return f"{when} no loss of exits has a weight, and with parallel: data every step must reach all classifiers"
+        return None
+
+
+def check_peers(students: list[Student], context: Context, reports: list[Reporter]) -> bool:
+    """Whether there are students that learn from each other; those make every step together, on the same batch."""
+    sets: dict[str, list[tuple[Student, Reporter]]] = {}
+    for student, report in zip(students, reports, strict=True):
+        if student.peers is not None:
+            sets.setdefault(student.peers, []).append((student, report))
+    for name, members in sets.items():
+        first, report = members[0]
+        of_set = report.at("peers", told=name)
+        if context.task.name == "tagging":
+            of_set("", "is not for task 'tagging'")
+        if len(members) == 1:
+            of_set("", f"{first.name} is alone; peers are two students or more with the same word")
+        for student, report in members:
+            own = report.at(told=student.name)
+            if encoder_of(student.model) is not None:
+                own("model", f"peers read the same tokens, and {student.model.type} has its own")
+            for key in ("patience", "adversarial", "parallel", "noisy"):
+                if getattr(student, key) is not None:
+                    own(key, "is not for peers, who make every step together")
+            for key in ("rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
+                if getattr(student, key) != getattr(first, key):
+                    own(key, f"must be that of its peer {first.name}, as they share each batch")
+    return bool(sets)

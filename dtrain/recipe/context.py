@@ -1,0 +1,57 @@
+"""What the sections of a recipe check each other with: where a problem is reported, and what a section knows of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dtrain.recipe.tasks import TaskRules
+
+Key = tuple[str | int, ...]
+Place = Callable[[Key], str]  # file and line, or the override, of a key
+
+
+class Reporter:
+    """Collects problems as `file:line: key: text`; one of a section (`at`) shares the list with the whole recipe's."""
+
+    def __init__(self, place: Place) -> None:
+        self.problems: list[str] = []
+        self._place = place
+        self._key: Key = ()
+        self._shown = ""
+
+    def at(self, *key: str | int, told: str = "") -> Reporter:
+        """The report of a section; `told` is shown in parentheses behind its key, as the name of a list's member."""
+        section = Reporter(self._place)
+        section.problems = self.problems
+        section._key = (*self._key, *key)
+        section._shown = ".".join(filter(None, (self._shown, *map(str, key)))) + (f" ({told})" if told else "")
+        return section
+
+    def __call__(self, key: str | Key, text: str) -> None:
+        """Reporter a problem at a key of the section: with dots between its parts; empty for the section itself."""
+        if isinstance(key, str):
+            key = tuple(int(part) if part.isdigit() else part for part in key.split(".")) if key else ()
+        where = self.at(*key)
+        self.problems.append(f"{self._place(where._key)}: {where._shown or 'recipe'}: {text}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a member of the recipe knows of the other sections.
+
+    Attributes:
+        task: what the kind of task allows.
+        data_task: the value of `data.task`.
+        seed: the recipe's.
+        transfer: whether there are rows without labels.
+        pretrained: the folder of the model that the recipe itself pre-trains.
+        widths: the length of each teacher's feature vector, None where the recipe does not tell; in recipe order.
+    """
+
+    task: TaskRules
+    data_task: str
+    seed: int
+    transfer: bool = False
+    pretrained: str | None = None
+    widths: dict[str, int | None] = field(default_factory=dict)

@@ -1,0 +1,117 @@
+"""The schema's errors in the words of a recipe: the key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from dtrain.errors import suggest
+from dtrain.recipe.context import Key
+from dtrain.recipe.models import model_types
+from dtrain.recipe.source import kind_of
+
+
+def explained(error: ValidationError, values: Any, root: type[BaseModel]) -> Iterator[tuple[Key, str]]:
+    """Each problem that `root` found in `values`: its key, and what is wrong."""
+    return (_explain(problem, values, root) for problem in _without_echoes(error, values))
+
+
+def _without_echoes(error: ValidationError, values: Any) -> Iterator[dict[str, Any]]:
+    """One problem per place: a union (a number or a word) reports every alternative that it tried."""
+    by_place: dict[Key, list[dict[str, Any]]] = {}
+    for problem in error.errors():
+        key = _without_tags(problem["loc"], values)
+        by_place.setdefault(key, []).append({**problem, "loc": key})
+    for key, group in by_place.items():
+        first = group[0]
+        if len(group) > 1 and len({p["msg"] for p in group}) > 1:
+            first["msg"] = ", or ".join(p["msg"][0].lower() + p["msg"][1:] for p in group)
+        yield {**first, "loc": key}
+
+
+_TAGS = {  # of unions that are told apart by what was found
+    *model_types(),
+    *("int", "str", "float", "list", "list[str]", "constrained-int", "constrained-str"),
+    *("WeightSchedule", "Range"),
+}
+
+
+def _without_tags(path: Key, values: Any) -> Key:
+    """Pydantic puts the chosen alternative of a union into the path; it is no key of the recipe."""
+    key: list[str | int] = []
+    node = values
+    for part in path:
+        inside = isinstance(node, dict) and part in node
+        if not inside and isinstance(part, str) and (part in _TAGS or "[" in part):
+            continue
+        key.append(part)
+        if inside:
+            node = node[part]
+        else:
+            node = node[part] if isinstance(node, list) and isinstance(part, int) and part < len(node) else None
+    return tuple(key)
+
+
+def _fields_at(key: Key, root: Any) -> list[str]:
+    """The keys that the schema of `root` allows at a place."""
+    model: Any = root
+    parts = iter(key)
+    for part in parts:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        model = _section(annotation)
+        if model is None:
+            return []
+        if get_origin(annotation) is dict:
+            next(parts, None)  # any word
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _section(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [s for s in map(_section, get_args(annotation)) if s is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple[Key, str]:
+    """The key, and what is wrong."""
+    key: Key = problem["loc"]
+    kind, message, found = problem["type"], problem["msg"], problem.get("input")
+    context = problem.get("ctx", {})
+    shown = f", found {found!r}" if isinstance(found, str | int | float) else f", found {kind_of(found)}"
+    if kind == "extra_forbidden":
+        allowed = _fields_at(key[:-1], root) or _spec_fields(values, key[:-1])
+        return key, f"unknown key{suggest(key[-1], allowed, cutoff=0.5)} (allowed: {', '.join(allowed)})"
+    if kind == "missing":
+        return key, "is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        types = context.get("expected_tags", ", ".join(map(repr, sorted(model_types()))))
+        tag = context.get("tag")
+        told = f"found {tag!r}{suggest(tag, model_types())}" if tag else "found nothing"
+        return (*key, "type"), f"allowed: {types}, {told}"
+    if kind == "literal_error":
+        expected = context.get("expected", "")
+        hint = suggest(found, re.findall("'([^']*)'", expected))
+        return key, f"allowed: {expected}{shown}{hint}"
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        # A check over several keys names its key itself.
+        name, colon, rest = text.partition(": ")
+        if colon and re.fullmatch(r"[a-z_.]+", name):
+            return (*key, *name.split(".")), rest
+        return key, text
+    return key, message[0].lower() + message[1:] + shown
+
+
+def _spec_fields(values: Any, key: Key) -> list[str]:
+    """The keys of a model section, which depend on its `type`."""
+    node = values
+    for part in key:
+        node = node[part]
+    spec = model_types().get(str(node.get("type"))) if isinstance(node, dict) else None
+    return list(spec.model_fields) if spec else []

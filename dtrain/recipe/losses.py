@@ -1,0 +1,148 @@
+"""The losses of a student: terms of a weighted sum, their weights, and how several teachers are weighed in one."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from dtrain.errors import suggest
+from dtrain.losses import coerce_parameters, find_loss, loss_names
+from dtrain.losses.ramp import part_of_way
+from dtrain.losses.registry import Loss
+from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.values import Closed, NonNegative, Positive
+
+
+class WeightSchedule(Closed):
+    """A weight that goes from `start` to `end` over a share of training, and stays there."""
+
+    start: NonNegative
+    end: NonNegative = 0.0
+    shape: Literal["linear", "cosine", "step"] = "linear"  # step: `start` to the last moment
+    until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of all steps
+
+    def at(self, progress: float) -> float:
+        """The weight when the share `progress` of all steps is done."""
+        return self.start + (self.end - self.start) * part_of_way(progress, self.until, self.shape)
+
+
+Weight = Annotated[
+    Annotated[NonNegative, Tag("float")] | Annotated[WeightSchedule, Tag("WeightSchedule")],
+    Discriminator(lambda value: "WeightSchedule" if isinstance(value, dict | WeightSchedule) else "float"),
+]
+
+
+class Weighting(Closed):
+    """How the teachers of one loss are weighed in a row (losses/weighting.py); the weights sum to 1."""
+
+    type: Literal["average", "fixed", "confidence", "entropy", "gradient"]
+    weights: dict[str, Positive] = {}  # fixed: of each teacher
+    limit: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # gradient: the most that one teacher counts
+
+    @model_validator(mode="before")
+    @classmethod
+    def just_a_type(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def only_what_it_reads(self) -> Weighting:
+        if (self.type == "fixed") != bool(self.weights):
+            raise ValueError("weights: a number for each teacher, for type 'fixed' and no other")
+        if self.limit != 1.0 and self.type != "gradient":
+            raise ValueError("limit: is only for type 'gradient'")
+        return self
+
+    def check(self, teachers: list[str], context: Context, report: Reporter) -> None:
+        """Whether the teachers of its loss, of which there is at least one, can be weighed so."""
+        task = context.task
+        if self.type not in task.weightings:
+            allowed = ", ".join(task.weightings)
+            report("", f"{self.type!r} is not for task {task.name!r} (allowed: {allowed})")
+        if self.type == "fixed" and set(self.weights) != set(teachers):
+            found = ", ".join(self.weights)
+            report("weights", f"must name its teachers, found {found} (they are {', '.join(teachers)})")
+        if len(teachers) > 1 and self.limit * len(teachers) < 1:
+            report("limit", f"{self.limit:g} x {len(teachers)} teachers is under 1, which weights sum to")
+
+
+class LossSpec(BaseModel):
+    """One term of a weighted sum; keys beyond these are the loss function's own parameters."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    type: str
+    weight: Weight = 1.0
+    weighting: Weighting | None = None  # of several teachers; default: the loss's own way with them
+    teachers: Annotated[list[str], Field(min_length=1)] | None = None  # default: all of the student's
+
+    @model_validator(mode="after")
+    def known_loss(self) -> LossSpec:
+        given = self.model_extra or {}
+        checked = coerce_parameters(self.type, given)
+        # No defaults yet: a grid may go on to give the term another type.
+        self.__pydantic_extra__ = {name: checked[name] for name in given}
+        return self
+
+    def fill(self) -> None:
+        """Give the loss's own parameters that the recipe leaves out their defaults."""
+        self.__pydantic_extra__ = self.parameters()
+
+    def parameters(self) -> dict[str, Any]:
+        """All parameters of the loss, defaults included."""
+        return coerce_parameters(self.type, self.model_extra or {})
+
+    @property
+    def loss(self) -> Loss:
+        """The registered loss."""
+        return find_loss(self.type)
+
+    @property
+    def unlabelled_until(self) -> float:
+        """The share of training at which it is 0 for good for a row without a label, whatever its weight."""
+        return float(self.parameters().get("until", 1.0)) if self.type == "teacher_annealing" else 1.0
+
+    def weight_at(self, progress: float) -> float:
+        """Its weight when the share `progress` of all steps is done."""
+        return self.weight.at(progress) if isinstance(self.weight, WeightSchedule) else self.weight
+
+    def resolve(self, teachers: list[str], context: Context, report: Reporter) -> None:
+        """Choose among the student's teachers, and check that the loss fits them and the task."""
+        task = context.task.name
+        if self.loss.task != task:
+            report("", f"is not for task {task!r} (allowed: {', '.join(loss_names(task))})")
+        elif self.loss.teacher_output is None:
+            if self.teachers or self.weighting:
+                report("", "takes no teachers")
+        elif not teachers:
+            report("", "needs a teacher, and the student has none")
+        else:
+            self.teachers = choose_teachers(self.teachers, teachers, report)
+            if self.weighting is not None and self.teachers:
+                self.weighting.check(self.teachers, context, report.at("weighting"))
+
+
+def choose_teachers(patterns: list[str] | None, names: list[str], report: Reporter) -> list[str]:
+    """The names that match some pattern, in the patterns' order; all of them where no pattern is given."""
+    if patterns is None:
+        return list(names)
+    chosen: list[str] = []
+    for pattern in patterns:
+        # A teacher with a grid is also known by the name it had before the expansion.
+        matched = [n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(pattern + "-")]
+        if not matched:
+            allowed = ", ".join(names) or "none are defined"
+            report("teachers", f"no teacher {pattern!r}{suggest(pattern, names)} (allowed: {allowed})")
+        chosen += [n for n in matched if n not in chosen]
+    return chosen
+
+
+def default_losses(context: Context, taught: bool, exits: bool) -> list[LossSpec]:
+    """What a student without `losses` learns by: labels and teachers in equal parts."""
+    on_labels, on_teachers = context.task.losses
+    if exits:
+        both = [LossSpec(type="exits_cross_entropy", weight=0.5), LossSpec(type="exits_distillation", weight=0.5)]
+        return both + ([LossSpec(type=on_teachers, weight=0.5)] if taught else [])
+    if not taught:
+        return [LossSpec(type=on_labels)]
+    return [LossSpec(type=name, weight=0.5) for name in (on_labels, on_teachers)]
