@@ -8,9 +8,9 @@ import re
 import numpy as np
 
 from dtrain.data.files import existing_file, numbered_lines
-from dtrain.data.problems import Problems, shown, suggestion
+from dtrain.data.problems import Problems, shown
 from dtrain.data.sources import Rows
-from dtrain.errors import InputError
+from dtrain.errors import InputError, suggest
 from dtrain.recipe.data import Data
 
 
@@ -49,7 +49,7 @@ def label_numbers(data: Data, parts: dict[str, Rows], labels: list[str], files: 
                 continue
             why = "is not in data.labels" if given else "is never seen in training"
             place = f"{files[rows.file[i]]}:{rows.line[i]}"
-            problems.add(f"{place}: label {label!r} {why}{suggestion(label, labels)} (allowed: {shown(labels)})")
+            problems.add(f"{place}: label {label!r} {why}{suggest(label, labels, 0.5)} (allowed: {shown(labels)})")
     problems.raise_if_any()
     return columns
 
@@ -87,7 +87,7 @@ def check_spans(data: Data, parts: dict[str, Rows], types: list[str], files: lis
                 place = f"{files[rows.file[i]]}:{rows.line[i]}: entity {_short(rows.text[i][span.start : span.end])}"
                 if span.type not in known:
                     why = "is not in data.labels" if data.labels is not None else "is never seen in training"
-                    found = f"type {span.type!r} {why}{suggestion(span.type, types)}"
+                    found = f"type {span.type!r} {why}{suggest(span.type, types, 0.5)}"
                     problems.add(f"{place}: {found} (allowed: {shown(types)})")
                 elif span.end - span.start > most:
                     found = f"{span.end - span.start} characters, and data.max_length leaves {most} a piece"

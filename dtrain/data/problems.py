@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from dtrain.errors import InputError
@@ -24,12 +23,6 @@ class Problems:
     def raise_if_any(self) -> None:
         if self.lines:
             raise InputError(self.lines)
-
-
-def suggestion(word: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest allowed word, or nothing."""
-    near = difflib.get_close_matches(word, list(allowed), 1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def shown(words: Iterable[str], limit: int = 20) -> str:

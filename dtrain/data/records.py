@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dtrain.data.files import HUB, Source, numbered_lines
-from dtrain.data.problems import Problems, shown, suggestion
-from dtrain.errors import InputError
+from dtrain.data.problems import Problems, shown
+from dtrain.errors import InputError, suggest
 
 FIELD_CHARACTERS = 1 << 30  # of a CSV file; the csv module's own bound, 131,072, is less than a long document
 
@@ -189,4 +189,4 @@ def missing_column(column: str | int, record: Record) -> str:
     if isinstance(column, int):
         return f"has no column {column} ({len(record)} columns, counted from 0)"
     allowed = [str(key) for key in record]
-    return f"has no {column!r}{suggestion(column, allowed)} (found: {shown(allowed) or 'none'})"
+    return f"has no {column!r}{suggest(column, allowed, 0.5)} (found: {shown(allowed) or 'none'})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dtrain.errors import InputError
+from dtrain.errors import InputError, suggest
 from dtrain.models import own
 from dtrain.runfolder import ASIDE, atomic_write, follow_umask, fsync_folder, write_json
 
@@ -173,8 +172,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return config
     known = _transformer_types()
     if found not in known:
-        near = difflib.get_close_matches(str(found), [*own.CLASSES, *known], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(found, [*own.CLASSES, *known])
         allowed = f"{', '.join(own.CLASSES)}, or a sequence classifier of transformers such as bert"
         raise InputError(f"{path}: model_type: unknown {found!r}{hint} (allowed: {allowed})")
     return config

@@ -5,7 +5,6 @@ a file, stdin or the test rows -> normalised and encoded as in training -> fixed
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import sys
@@ -26,7 +25,7 @@ from dtrain.data import (
     tokenizer_name,
 )
 from dtrain.distributed import World
-from dtrain.errors import InputError
+from dtrain.errors import InputError, suggest
 from dtrain.models import load
 from dtrain.models.folder import quiet_transformers
 from dtrain.plan import Plan
@@ -184,9 +183,7 @@ def _choose(name: str | None, plan: Plan) -> tuple[str, str]:
                 return kind, name
             raise InputError(f"--model: {name}: not trained yet for this recipe ({plan.folder.model(kind, name)})")
     names = [member.name for _, member in plan.members()]
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"--model: no model {name!r}{hint} (allowed: {', '.join(names)})")
+    raise InputError(f"--model: no model {name!r}{suggest(name, names)} (allowed: {', '.join(names)})")
 
 
 def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
