@@ -1,6 +1,7 @@
 """dtrain: distil a large text encoder, fine-tuned over many GPUs, into small fast models.
 
-`dtrain.load(folder)` gives any model that dtrain wrote. Everything else is the command line (`dtrain -h`).
+`dtrain.load(folder)` gives any model that dtrain wrote, and `dtrain.Predictor(folder)(texts)` its answers. Everything else
+is the command line (`dtrain -h`).
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dtrain.autoclasses import register_when_imported
-
-__version__ = "0.1.0"
+from dtrain.version import __version__
 
 if TYPE_CHECKING:
     from dtrain.models import load
+    from dtrain.predict.predictor import Predictor
 
-__all__ = ["__version__", "load"]
+__all__ = ["Predictor", "__version__", "load"]
 
 
 register_when_imported()
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from dtrain.models import load
 
         return load
+    if name == "Predictor":
+        from dtrain.predict.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module 'dtrain' has no attribute {name!r}")

@@ -20,11 +20,11 @@ from dtrain.errors import EveryStudentFailed, InputError
 from dtrain.knowledge.reader import StoreReader
 from dtrain.models import load
 from dtrain.plan import Plan
+from dtrain.predict.predictor import Predictor
 from dtrain.recipe import Recipe, dump_recipe, load_recipe
 from dtrain.runfolder import is_done, read_json
 from dtrain.stages import distill, evaluate, finetune, precompute, prepare, report
 from dtrain.stages.check import check_inputs
-from dtrain.stages.predict import classify
 
 WORDS = {"sport": "球赛队员进攻胜负", "money": "股票银行利率基金"}
 RECIPE = """
@@ -128,7 +128,7 @@ def test_a_given_teacher_answers_as_its_folder_does(name: str, source: str, root
     data, origin = PreparedData.open(folder), root / "runs/round1" / source
     part = data.part("transfer", tokenizer_name(next(t for t in recipe.teachers if t.name == name)))
     stored = StoreReader.open(folder.knowledge(name)).logits(part.ids).softmax(-1).numpy()
-    alone = classify(origin, part.rows()["text"])
+    alone = Predictor(origin)(part.rows()["text"])
     np.testing.assert_allclose(stored, [[row["scores"][label] for label in data.labels] for row in alone], atol=2e-3)
     published = folder.model("teachers", name)
     own = load(published).state_dict()

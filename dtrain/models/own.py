@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from dtrain import __version__
 from dtrain.models.bert_cnn import BertCNN
 from dtrain.models.bilstm import BiLSTM
 from dtrain.models.fasttext import FastText
@@ -17,6 +16,7 @@ from dtrain.models.siamese import Siamese
 from dtrain.models.tagger import Tagger
 from dtrain.models.text_rcnn import TextRCNN
 from dtrain.models.textcnn import TextCNN
+from dtrain.version import __version__
 
 OwnModel = BiLSTM | TextCNN | TextRCNN | FastText | Siamese | BertCNN | MultiExit | Tagger | IDCNN
 

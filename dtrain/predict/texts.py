@@ -7,7 +7,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,27 +21,16 @@ from dtrain.errors import InputError, suggest
 from dtrain.log import warn
 from dtrain.recipe.data import Data
 from dtrain.recipe.values import Column
+from dtrain.tasks.answers import Texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 STDIN = Path("/dev/stdin")
 TABLES = ("tsv", "csv")
-ROWS = (*TABLES, "jsonl", "lines", "dataset")
-FORMATS = {"classification": ROWS, "pairs": ROWS, "tagging": ("jsonl", "lines", "conll")}
 ROLES = ("text", "text_b", "id")  # of columns, of rows without labels
 HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 COMPARED_ROWS = 100  # of a table, to tell whether its first row is a header
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What is to be labelled, a list a column."""
-
-    ids: list[str | int]
-    text: list[str]
-    text_b: list[str]  # pairs only, else empty
-    lines: list[int]  # where each row began in its file, from 1
 
 
 def read_texts(data: Data, name: str, format: str | None = None, columns: Sequence[str] = ()) -> Texts:
@@ -60,9 +48,6 @@ def read_texts(data: Data, name: str, format: str | None = None, columns: Sequen
     """
     with _file(name) as path:
         try:
-            if format is not None and format not in FORMATS[data.task]:
-                allowed = ", ".join(FORMATS[data.task])
-                raise InputError(f"--format: {format!r} is not for task {data.task!r} (allowed: {allowed})")
             data = _with_columns(data, columns)
             source = Source("transfer", path, format or _format(data, path, name))
             if source.format in TABLES and not data.header and not columns:
@@ -153,9 +138,8 @@ def _check_first_row(source: Source, data: Data) -> None:
     if all(all(HEADER_CELL.fullmatch(cell) for cell in row) for row in rows[1:]):
         return
     raise InputError(
-        f"data.transfer: {source.name}: begins with the header {shown(map(repr, rows[0]))}, but the recipe reads columns by "
-        f"number (data.columns.text: {data.columns.text}): give --columns text=NAME, or --columns "
-        f"text={data.columns.text} if that is a row"
+        f"data.transfer: {source.name}: begins with the header {shown(map(repr, rows[0]))}, but the recipe reads column "
+        f"{data.columns.text} of files without one: give --columns text=NAME (or text={data.columns.text}, if that is a row)"
     )
 
 

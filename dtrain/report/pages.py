@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dtrain.report import tables
 from dtrain.report.examples import bracketed, marked
-from dtrain.report.shown import shown
+from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.view import View
 
 
 def markdown(results: dict[str, Any], plots: dict[str, str]) -> str:
@@ -55,7 +56,7 @@ def _environment(escape: bool) -> Environment:
 
 
 def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
-    view = shown(results["task"])
+    view = VIEWS[results["task"]]
     by_name = {(model["kind"], model["name"]): model for model in results["models"]}
     details = results["details"] or {}
     detailed = by_name.get((details.get("kind"), details.get("name")))
@@ -79,12 +80,12 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "examples": [
             {**example, "pieces": marked(example, list(details["per_type"]))} for example in details.get("examples", [])
         ],
-        "conditions": conditions(results["speed"], results["task"]),
+        "conditions": conditions(results["speed"], view),
         "plots": plots,
     }
 
 
-def conditions(speed: dict[str, Any] | None, task: str) -> str | None:
+def conditions(speed: dict[str, Any] | None, view: View) -> str | None:
     """One sentence on how speed was measured, so that the numbers can be judged and repeated."""
     if speed is None:
         return None
@@ -94,7 +95,7 @@ def conditions(speed: dict[str, Any] | None, task: str) -> str | None:
         devices += f"; {machine['gpu']}"
     rows = ", ".join(f"{count} rows ({name.replace('_', ', batch ').upper().replace('BATCH', 'batch')})"
                      for name, count in speed["rows"].items())  # fmt: skip
-    work = "the forward pass from token ids" + " and the search for the best tags" * (task == "tagging")
+    work = f"the forward pass from token ids{view.timed}"
     return (
         f"Measured on {devices}; torch {machine['torch']}, float32, {work} on {rows} of "
         f"{speed['part']} in file order, models in turn in one process, median of {machine['repeats']} repeats. "

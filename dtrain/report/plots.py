@@ -16,8 +16,9 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from dtrain.report.shown import Shown, shown
 from dtrain.report.tables import large, significant
+from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.view import View
 
 TEACHER, DISTILLED, SCRATCH = "#3b3f46", "#1f6fd1", "#e07b39"
 KINDS = {
@@ -63,7 +64,7 @@ def score_against(results: dict[str, Any], key: str, path: Path) -> bool:
         label, write = "parameters", large
     if not groups:
         return False
-    view = shown(results["task"])
+    view = VIEWS[results["task"]]
     with mpl.rc_context(STYLE):
         figure, axes = _figure(6.4, 4.4)
         axis = axes[0]
@@ -89,9 +90,7 @@ def score_against(results: dict[str, Any], key: str, path: Path) -> bool:
     return True
 
 
-def training_curves(
-    histories: list[tuple[str, list[list[dict[str, Any]]]]], part: str, view: Shown, path: Path
-) -> bool:
+def training_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], part: str, view: View, path: Path) -> bool:
     """The task's leading score and loss on `part`, and the training objective, by epoch.
 
     Args:

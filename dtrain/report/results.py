@@ -12,17 +12,12 @@ from typing import Any
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
-from dtrain.report.shown import Shown, shown
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
+from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.view import View
 
 TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")
 COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression", "mean_layer")
-# Of the first part's record, what the page shows of one model beside its scores.
-DETAILS = {
-    "classification": ("per_class", "confusion"),
-    "pairs": ("per_class", "confusion"),
-    "tagging": ("per_type", "counts", "examples"),
-}
 _OWN = {"name", "seed", "grid", "checkpoint_every"}  # what may differ within a group
 
 
@@ -41,7 +36,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         examples), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
         part's name.
     """
-    view = shown(recipe.data.task)
+    view = VIEWS[recipe.data.task]
     members = trained_members(plan)
     models = [_model(kind, member, folder) for kind, member in members]
     for model in models:
@@ -69,7 +64,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
             if (kind, member) not in members
         ],
         "search": _search(plan, folder),
-        "details": _details(folder, student or teacher, recipe.data.task),
+        "details": _details(folder, student or teacher, view),
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }
@@ -127,12 +122,12 @@ def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
     return read_json(folder.model(kind, name) / "evaluation.json")
 
 
-def _details(folder: RunFolder, model: dict[str, Any] | None, task: str) -> dict[str, Any] | None:
+def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dict[str, Any] | None:
     """Classes and confusion, or types and examples, of one model on the first part."""
     if model is None:
         return None
     record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
-    return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in DETAILS[task]}}
+    return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in view.details}}
 
 
 def _search(plan: Plan, folder: RunFolder) -> list[dict[str, Any]] | None:
@@ -162,7 +157,7 @@ def _compare(model: dict[str, Any], teacher: dict[str, Any] | None) -> None:
 
 
 def _groups(
-    members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]], view: Shown
+    members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]], view: View
 ) -> list[dict[str, Any]]:
     """Models that differ in name and seed alone, with mean and sample standard deviation of their scores."""
     together: dict[str, list[dict[str, Any]]] = {}

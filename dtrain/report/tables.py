@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dtrain.report.shown import shown
+from dtrain.tasks.kinds import VIEWS
 
 Row = dict[str, Any]
 
@@ -117,7 +117,7 @@ def brief(results: dict[str, Any]) -> list[str]:
     for group in results["groups"]:
         scores = ", ".join(
             f"{title} {spread_text(score_of(group, key, results, results['headline']))} %"
-            for key, title in shown(results["task"]).columns
+            for key, title in VIEWS[results["task"]].columns
         )
         line = f"{group['name']} ({kind(group)}): on {results['headline']} {scores}"
         line += f", {large(group['parameters'])} parameters{_ratio(group, 'compression')}"
@@ -207,7 +207,7 @@ def _score_columns(results: Row, write: Callable[[Any], str]) -> list[tuple[str,
     first = results["models"][0] if results["models"] else {}
     parts = [key for key, value in first.items() if isinstance(value, dict)]
     columns: list[tuple[str, Callable[[Row], str]]] = []
-    scores = shown(results["task"]).columns
+    scores = VIEWS[results["task"]].columns
     for score, title in scores:
         columns.append((f"{title}, {results['part']} (%)", partial(_score, write, score)))
     for part in parts:

@@ -12,32 +12,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-from torch import nn
-
-from dtrain.data import (
-    Normalizer,
-    Part,
-    PreparedData,
-    encode_documents,
-    encode_texts,
-    inference_batches,
-    tokenizer_name,
-)
+from dtrain.data import PreparedData, tokenizer_name
 from dtrain.distributed import World
 from dtrain.errors import InputError, suggest
 from dtrain.models import load
-from dtrain.models.folder import quiet_transformers
 from dtrain.plan import Plan
-from dtrain.predict import labels, spans
-from dtrain.predict.texts import Texts, prepared_texts, read_texts
+from dtrain.predict.texts import prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
-from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
-from dtrain.training.inference import BATCH_TOKENS, forward_batches
+from dtrain.tasks.answers import Texts, Workers
+from dtrain.tasks.kinds import ANSWERS
+from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.precision import resolve_precision
-
-FORMS = {"classification": ("jsonl", "tsv", "clue"), "tagging": ("jsonl", "tsv", "clue", "conll")}
 
 
 def run(
@@ -59,17 +45,18 @@ def run(
         input: a file, `-` for stdin; default: the test rows.
         output: a file; default (or `-`): stdout.
         form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
-            (id, label, label_desc: a file to hand in); of taggers see `dtrain.predict.spans.lines`.
+            (id, label, label_desc: a file to hand in); of taggers see `dtrain.tasks.tagging.answers`.
         format: of the input; columns: `text=NAME` and so on: see `dtrain.predict.texts.read_texts`.
 
     Raises:
         InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
     """
     plan = Plan(recipe)
-    tagging = recipe.data.task == "tagging"
-    forms = FORMS["tagging" if tagging else "classification"]
-    if form not in forms:
-        raise InputError(f"--form: {form!r} is not for task {recipe.data.task!r} (allowed: {', '.join(forms)})")
+    answers = ANSWERS[recipe.data.task]
+    for option, value, allowed in (("form", form, answers.forms), ("format", format, answers.formats)):
+        if value is not None and value not in allowed:
+            what = f"--{option}: {value!r} is not for task {recipe.data.task!r}"
+            raise InputError(f"{what} (allowed: {', '.join(allowed)})")
     target = None if output in (None, "-") else Path(str(output)).expanduser()
     if target is not None:
         world.main_first(lambda: _check_output(target))
@@ -77,88 +64,28 @@ def run(
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder)
     place = folder.model(kind, name)
-    if input is None and (format or columns):
-        raise InputError("--format and --columns: are of a file that --input names")
-    if input is None:
+    part = None
+    if input is not None:
+        texts = _share(world, functools.partial(read_texts, recipe.data, input, format, columns or ()))
+    else:
+        if format or columns:
+            raise InputError("--format and --columns: are of a file that --input names")
         if "test" not in data.parts:
             raise InputError("--input: the recipe has no test rows; name a file, or - for stdin")
         part = data.part("test", tokenizer_name(member))
         texts = prepared_texts(part)
-    else:
-        texts = _share(world, functools.partial(read_texts, recipe.data, input, format, columns or ()))
-    if input is not None or tagging:  # prepared pieces are joined again and cut again
-        part = _encode(place, texts, recipe.data.task, recipe.data.normalize, recipe.data.max_length)
+    if part is None or part.documents is not None:  # prepared pieces of documents were joined
+        part = answers.encode(place, texts, recipe.data.normalize, recipe.data.max_length)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
-    trained, budget = load(place), recipe.knowledge.batch_tokens or BATCH_TOKENS
-    if tagging:
-        found = spans.tag_texts(trained, part, texts.text, data.types, world, precision, budget)
-        lines = spans.lines(texts, found, form, data.scheme)
-    else:
-        lines = labels.lines(
-            texts, labels.all_logits(trained, part, world, precision, budget), data.labels, form, recipe.data
-        )
+    workers = Workers(world, precision, recipe.knowledge.batch_tokens or BATCH_TOKENS)
+    found = answers.find(load(place), part, texts, workers)
+    lines = answers.lines(texts, found, form, recipe.data, data)
     if world.is_main:
         if target is None:
             _write(lines, sys.stdout)
         else:
             with atomic_write(target) as file:
                 _write(lines, file)
-
-
-def classify(folder: str | Path, texts: list[str], texts_b: list[str] | None = None) -> list[dict[str, Any]]:
-    """Label texts with a model folder alone, wherever it was copied to.
-
-    Returns:
-        For each text its `label`, the label's probability `score`, and all probabilities `scores` by label.
-
-    Raises:
-        InputError: the folder is no model folder, is a tagger's, or does not say how its texts were prepared.
-    """
-    model, part = _alone(Path(folder), _plain(texts, texts_b), tagging=False)
-    batches = inference_batches(part.lengths, 4096)
-    answers = forward_batches(
-        model, part, batches, device=torch.device("cpu"), precision="fp32", threads=torch.get_num_threads()
-    )
-    found: list[dict[str, Any]] = [{} for _ in texts]
-    for batch, logits in zip(batches, answers, strict=True):
-        for row, answer in zip(batch.tolist(), labels.answers(logits, labels.labels_of(model)), strict=True):
-            found[row] = answer
-    return found
-
-
-def tag(folder: str | Path, texts: list[str]) -> list[list[dict[str, Any]]]:
-    """Find entities with a tagger's model folder alone, wherever it was copied to.
-
-    Returns:
-        For each text its entities: `text`, `type`, `start`, `end` (exclusive) and `score`, the least probability of a
-        character's tag in it.
-
-    Raises:
-        InputError: the folder is no model folder, is a classifier's, or does not say how its texts were prepared.
-    """
-    model, part = _alone(Path(folder), _plain(texts), tagging=True)
-    types = [name.removeprefix("B-") for name in labels.labels_of(model)[1::4]]
-    return spans.tag_alone(model, part, texts, types)
-
-
-def _plain(texts: list[str], texts_b: list[str] | None = None) -> Texts:
-    return Texts(list(range(len(texts))), texts, texts_b or [], list(range(1, len(texts) + 1)))
-
-
-def _alone(place: Path, texts: Texts, *, tagging: bool) -> tuple[nn.Module, Part]:
-    """A model folder's model, and texts as it reads them."""
-    model = load(place)
-    try:
-        prepared = read_json(place / "preprocessing.json")
-    except OSError:
-        raise InputError(
-            f"{place / 'preprocessing.json'}: is missing; how the texts were prepared is not known"
-        ) from None
-    task = prepared.get("task", "classification")
-    if (task == "tagging") != tagging:
-        raise InputError(f"{place}: is a model for task {task!r}; call {'classify' if tagging else 'tag'}")
-    normalize = Normalization.model_validate(prepared["normalize"])
-    return model, _encode(place, texts, task, normalize, prepared["max_length"])
 
 
 # --- which model -------------------------------------------------------------------------------------
@@ -217,15 +144,6 @@ def _share(world: World, read: Any) -> Texts:
     texts = world.gather_objects(found[0])[0]
     assert texts is not None
     return texts
-
-
-def _encode(model: Path, texts: Texts, task: str, normalize: Normalization, max_length: int) -> Part:
-    with quiet_transformers():  # which takes our own model types for an accident
-        if task == "tagging":
-            return encode_documents(model, texts.text, normalize, max_length)
-        normalizer = Normalizer(normalize)
-        text, text_b = ([normalizer(text) for text in column] for column in (texts.text, texts.text_b))
-        return encode_texts(model, text, text_b if texts.text_b else None, max_length)
 
 
 def _write(lines: Iterator[str], file: TextIO) -> None:

@@ -12,10 +12,10 @@ from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots
 from dtrain.report.results import collect, evaluated_parts, trained_members
-from dtrain.report.shown import shown
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
 from dtrain.runfolder import RunFolder, atomic_write, mark_done, publish_folder, read_json, write_json
+from dtrain.tasks.kinds import VIEWS
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -63,7 +63,7 @@ def _check_complete(plan: Plan) -> None:
 
 def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str, Path]:
     """Draw what there is to draw; the plots' files by name."""
-    view = shown(results["task"])
+    view = VIEWS[results["task"]]
     against_parameters, against_latency = f"{view.lead}_parameters", f"{view.lead}_latency"
     names = (against_parameters, against_latency, "curves", "confusion", "types")
     paths = {name: target / f"{name}.png" for name in names}
@@ -78,9 +78,9 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     plots.score_against(results, "parameters", paths[against_parameters])
     plots.score_against(results, "milliseconds", paths[against_latency])
     plots.training_curves(histories, "valid", view, paths["curves"])
-    if results["details"] and results["task"] == "tagging":
-        plots.type_scores(results["details"]["per_type"], paths["types"])
-    elif results["details"]:
-        labels = [row["label"] for row in results["details"]["per_class"]]
-        plots.confusion(results["details"]["confusion"], labels, paths["confusion"])
+    details = results["details"] or {}
+    if "per_type" in details:
+        plots.type_scores(details["per_type"], paths["types"])
+    if "confusion" in details:
+        plots.confusion(details["confusion"], [row["label"] for row in details["per_class"]], paths["confusion"])
     return {name: path for name, path in paths.items() if path.exists()}

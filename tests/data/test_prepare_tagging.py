@@ -18,11 +18,12 @@ from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.plan import Plan
-from dtrain.predict.spans import tag_texts
 from dtrain.recipe.data import Normalization
 from dtrain.recipe.models import TaggerSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
+from dtrain.tasks.answers import Texts, Workers
+from dtrain.tasks.tagging.answers import Spans
 from dtrain.training.tagging import tag_part
 
 Prepare = Callable[..., RunFolder]
@@ -198,7 +199,7 @@ def test_scores_are_those_of_the_answers_that_a_user_gets(prepare_run: Prepare, 
         with torch.no_grad():
             for parameter in model.parameters():  # far from indifferent, so that entities come out
                 parameter.mul_(4)
-        answers = tag_texts(model, new, texts, data.types, world, "fp32", 4096)
+        answers = Spans().find(model, new, Texts([], texts, [], []), Workers(world))
         gold = {
             (i, span["start"], span["end"] + 1, span["type"]) for i, row in enumerate(rows) for span in row["label"]
         }

@@ -280,9 +280,9 @@ def test_everything_written_is_loaded_back(finished: Path) -> None:
         assert events.Scalars("valid/accuracy")[-1].step == metrics["steps"]
         best = max(s.value for s in events.Scalars("valid/accuracy"))
         assert best == pytest.approx(metrics["accuracy"])
-    from dtrain.stages.predict import classify
+    from dtrain.predict.predictor import Predictor
 
-    assert [row["label"] for row in classify(run / "teachers" / "cnn", ["球队比赛进球", "好吃的火锅火锅"])] == [
+    assert [row["label"] for row in Predictor(run / "teachers" / "cnn")(["球队比赛进球", "好吃的火锅火锅"])] == [
         "sport",
         "food",
     ]

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from dtrain import Predictor
 from dtrain.data import tokenizer_name
 from dtrain.errors import InputError
 from dtrain.models import load
@@ -89,7 +90,7 @@ def test_stdout_holds_the_lines_alone(run, world, tmp_path, monkeypatch):
 def test_a_model_folder_is_enough(run, world, tmp_path):
     folder = run.folder.model("students", "cnn-seed1")
     with pytest.raises(InputError, match="preprocessing.json: is missing"):
-        predict.classify(folder, ["电影"])
+        Predictor(folder)
     data = run.recipe.data
     write_json(
         folder / "preprocessing.json",
@@ -99,7 +100,9 @@ def test_a_model_folder_is_enough(run, world, tmp_path):
         with open(run.recipe.data.test[0], encoding="utf-8") as file:
             texts = [json.loads(line)["sentence"] for line in file]
         lines = [json.loads(line) for line in predicted(run, world, tmp_path, model="cnn-seed1")]
-        assert [line["scores"] for line in lines] == [answer["scores"] for answer in predict.classify(folder, texts)]
+        assert [line["scores"] for line in lines] == [answer["scores"] for answer in Predictor(folder)(texts)]
+        with pytest.raises(InputError, match="is a model for task 'classification'; give one text a row"):
+            Predictor(folder)(texts, texts)
     finally:
         (folder / "preprocessing.json").unlink()
 
@@ -112,6 +115,9 @@ def test_a_model_folder_is_enough(run, world, tmp_path):
             r"--model: no model 'cnn-seed4'; did you mean 'cnn-seed.'\? \(allowed: bert, ",
         ),
         ({"model": "broken"}, "--model: broken: not trained yet"),
+        ({"form": "conll"}, r"--form: 'conll' is not for task 'classification' \(allowed: jsonl, tsv, clue\)"),
+        ({"format": "conll"}, r"--format: 'conll' is not for task 'classification' \(allowed: jsonl, tsv, csv, "),
+        ({"format": "tsv"}, "--format and --columns: are of a file that --input names"),
         ({"input": "absent.txt"}, "--input: absent.txt: no such file"),
         ({"input": "bad.jsonl"}, "bad.jsonl:2: 'sentence' must be a text, found the number 3"),
         ({"input": "other.jsonl"}, "other.jsonl:1: has no 'sentence'"),

@@ -1,0 +1,100 @@
+"""A classifier's answers: a label for each text, as lines of JSON, of a table, or of a CLUE submission."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dtrain.data import Normalizer, Part, encode_texts
+from dtrain.data.dataset import PreparedData
+from dtrain.data.files import Source, resolve_path
+from dtrain.data.problems import Problems
+from dtrain.data.records import read_records
+from dtrain.models.folder import quiet_transformers
+from dtrain.recipe.data import Data, Normalization
+from dtrain.tasks.answers import Answers, Texts, Workers, model_labels
+
+
+class Labels(Answers):
+    """Of tasks `classification` and `pairs`: an answer is the label, its probability `score`, and all `scores`."""
+
+    forms = ("jsonl", "tsv", "clue")
+    formats = ("jsonl", "tsv", "csv", "lines", "dataset")
+
+    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:
+        normalizer = Normalizer(normalize)
+        text, text_b = ([normalizer(text) for text in column] for column in (texts.text, texts.text_b))
+        with quiet_transformers():  # it warns of the package's own model types
+            return encode_texts(model, text, text_b if texts.text_b else None, max_length)
+
+    def find(self, model: nn.Module, part: Part, texts: Texts, workers: Workers) -> Iterator[dict[str, Any]]:
+        labels = model_labels(model)
+        logits = torch.zeros(len(part), len(labels))
+        for rows, (answer,) in workers.outputs(model, part, lambda output: (output.logits.float(),)):
+            logits[torch.from_numpy(rows)] = answer.cpu()
+        return _answers(workers.sum(logits), labels)  # every other rank adds an exact zero
+
+    def lines(
+        self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
+    ) -> Iterator[str]:
+        if form == "clue":
+            yield from _clue_lines(texts, answers, label_descriptions(section))
+            return
+        pairs = bool(texts.text_b)
+        if form == "tsv":
+            yield "\t".join(["id", "label", "score", "text", *(["text_b"] if pairs else []), "line"])
+        for number, (key, line, answer) in enumerate(zip(texts.ids, texts.lines, answers, strict=True)):
+            row = {"text": texts.text[number]} | ({"text_b": texts.text_b[number]} if pairs else {})
+            if form == "tsv":
+                cells = [str(key), answer["label"], f"{answer['score']:.6f}", *row.values(), str(line)]
+                # A tab inside a text would shift the columns.
+                yield "\t".join(" ".join(cell.split()) for cell in cells)
+            else:
+                yield json.dumps({"id": key, "line": line, **row, **answer}, ensure_ascii=False)
+
+
+def _answers(logits: torch.Tensor, labels: list[str]) -> Iterator[dict[str, Any]]:
+    for shares in torch.softmax(logits.double(), dim=1).numpy():
+        best = int(np.argmax(shares))
+        scores = {label: round(float(share), 6) for label, share in zip(labels, shares, strict=True)}
+        yield {"label": labels[best], "score": scores[labels[best]], "scores": scores}
+
+
+def _clue_lines(texts: Texts, answers: Iterable[Any], descriptions: dict[str, str]) -> Iterator[str]:
+    """A file to hand in to CLUE: id, label, and the label's description where the recipe's files have one."""
+    for key, answer in zip(texts.ids, answers, strict=True):
+        entry = {"id": key, "label": answer["label"]}
+        if answer["label"] in descriptions:
+            entry["label_desc"] = descriptions[answer["label"]]
+        yield json.dumps(entry, ensure_ascii=False)
+
+
+def label_descriptions(data: Data) -> dict[str, str]:
+    """`label_desc` by label, as CLUE's files have it: from the label file, else from a training file; or none."""
+    files = [(name, data.columns.label) for name in data.train]
+    if isinstance(data.labels, str):
+        files.insert(0, (data.labels, "label"))
+    for name, column in files:
+        if resolve_path(name).suffix.lower() in (".json", ".jsonl"):
+            found = _descriptions(Source("train", name, "jsonl"), column)
+            if found:
+                return found
+    return {}
+
+
+def _descriptions(source: Source, column: str | int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        for _, record in read_records(source, True, column, Problems()):
+            if "label_desc" not in record:
+                break
+            found.setdefault(str(record[column]), str(record["label_desc"]))
+    except (OSError, KeyError):
+        return {}  # the sources may have changed or gone since the data was prepared
+    return found

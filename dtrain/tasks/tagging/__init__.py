@@ -1,0 +1,1 @@
+"""Entities in text: a tag a character."""

@@ -1,0 +1,96 @@
+"""A tagger's answers: where it finds entities in each text.
+
+pieces of texts -> fixed batches over ranks -> best tags and their probabilities -> texts joined again -> lines
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dtrain.data import Part, encode_documents
+from dtrain.data.dataset import PreparedData
+from dtrain.data.schemes import Span, write_tags
+from dtrain.metrics.spans_text import answer_spans
+from dtrain.models.folder import quiet_transformers
+from dtrain.recipe.data import Data, Normalization
+from dtrain.tasks.answers import Answers, Texts, Workers, model_labels
+
+BLANK = "\u2581"  # stands for white space, which has no place in a column
+TaggedPiece = tuple[np.ndarray, np.ndarray]  # tags of a row's characters, and their log-probabilities
+
+
+class Spans(Answers):
+    """Of task `tagging`: an answer is a list of entities, each with text, type, start, end (exclusive) and score."""
+
+    forms = ("jsonl", "tsv", "clue", "conll")
+    formats = ("jsonl", "lines", "conll")
+
+    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:
+        with quiet_transformers():  # it warns of the package's own model types
+            return encode_documents(model, texts.text, normalize, max_length)
+
+    def find(self, model: nn.Module, part: Part, texts: Texts, workers: Workers) -> list[list[dict[str, Any]]]:
+        assert part.documents is not None
+        types = [name.removeprefix("B-") for name in model_labels(model)[1::4]]
+        mine: dict[int, TaggedPiece] = {}
+        for rows, (tags, sure) in workers.outputs(model, part, lambda output: best_tags(model, output)):
+            for row, row_tags, row_sure in zip(rows.tolist(), tags.cpu().numpy(), sure.cpu().numpy(), strict=True):
+                mine[row] = row_tags[: part.characters[row]], row_sure[: part.characters[row]]
+        found = {row: piece for pieces in workers.gather(mine) for row, piece in pieces.items()}
+        pieces: list[list[TaggedPiece]] = [[] for _ in texts.text]
+        for row, document in enumerate(part.documents.tolist()):
+            pieces[document].append(found[row])
+        return [_joined(text, own, types) for text, own in zip(texts.text, pieces, strict=True)]
+
+    def lines(
+        self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
+    ) -> Iterator[str]:
+        """`jsonl` (a line a text with its spans), `tsv` (a line a span), `clue` (a line a text as CLUENER wants it, ends
+        inclusive), or `conll` (a line a character with its tag in the user's scheme, blank lines between texts)."""
+        if form == "tsv":
+            yield "\t".join(["id", "type", "start", "end", "score", "text", "line"])
+        for key, line, text, spans in zip(texts.ids, texts.lines, texts.text, answers, strict=True):
+            if form == "jsonl":
+                yield json.dumps({"id": key, "line": line, "text": text, "spans": spans}, ensure_ascii=False)
+            elif form == "tsv":
+                for span in spans:
+                    cells = [key, span["type"], span["start"], span["end"], f"{span['score']:.6f}", span["text"], line]
+                    # A tab inside a text would shift the columns.
+                    yield "\t".join(" ".join(str(cell).split()) for cell in cells)
+            elif form == "clue":
+                labels: dict[str, dict[str, list[list[int]]]] = {}
+                for span in spans:
+                    places = labels.setdefault(span["type"], {}).setdefault(span["text"], [])
+                    places.append([span["start"], span["end"] - 1])
+                yield json.dumps({"id": key, "label": labels}, ensure_ascii=False)
+            else:
+                tags = write_tags(
+                    [Span(span["start"], span["end"], span["type"]) for span in spans], len(text), data.scheme
+                )
+                for character, name in zip(text, tags, strict=True):
+                    yield f"{BLANK if character.isspace() else character} {name}"
+                yield ""
+
+
+def best_tags(model: nn.Module, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best tags [B, N] (-1 at padding), and log p(tag | text) of each, [B, N]."""
+    tags = model.decode(output.logits, output.mask)  # type: ignore[operator]
+    marginals = model.log_marginals(output.logits, output.mask)  # type: ignore[operator]
+    return tags, marginals.gather(2, tags.clamp(min=0)[:, :, None])[:, :, 0]
+
+
+def _joined(text: str, pieces: list[TaggedPiece], types: Sequence[str]) -> list[dict[str, Any]]:
+    tags = np.concatenate([tags for tags, _ in pieces])
+    sure = np.concatenate([sure for _, sure in pieces])
+    # An empty text was shown to the model as one unknown character.
+    answers = answer_spans(text, tags[: len(text)], types, sure[: len(text)])
+    for answer in answers:
+        answer["score"] = round(answer["score"], 6)
+    return answers
