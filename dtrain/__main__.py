@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
         ),
     ),
     "recipes": ("list the shipped recipes", ()),
+    "convert": ("a pretrained model's pytorch_model.bin as model.safetensors, old names of weights mapped", ()),
 }
 
 
@@ -77,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
     for name, (text, options) in known.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == "recipes":
+            continue
+        if name == "convert":
+            command.add_argument("source", metavar="FOLDER", help="a model's folder, or a hub model's name")
+            command.add_argument("target", nargs="?", help="where a hub model goes (default: ./ and its name's end)")
             continue
         command.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped one")
         command.add_argument(
@@ -130,6 +135,10 @@ def _command(arguments: argparse.Namespace) -> int:
             with path.open(encoding="utf-8") as file:
                 print(f"{shipped:26}{file.readline().lstrip('# ').strip()}")
         return EXIT_DONE
+    if name == "convert":
+        from dtrain.models import convert
+
+        return convert.run(arguments.source, arguments.target)
     here = "LOCAL_RANK" in os.environ or getattr(arguments, "here", False)
     try:
         machines, group = _places(arguments)

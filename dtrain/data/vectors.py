@@ -13,6 +13,7 @@ import numpy as np
 
 from dtrain.errors import InputError
 
+CHECKED = 128_000_000  # bytes; takes about 3 s as text. Files of gigabytes are read to the end when they are used
 LONGEST_WORD = 4096  # bytes; a binary file without a blank in so many is none
 
 
@@ -30,8 +31,16 @@ def read_vectors(path: Path, width: int, wanted: Container[str]) -> Iterator[tup
 
 
 def check_vectors(path: Path, width: int) -> None:
-    """Look at the first token alone. Raises InputError: not of that width, or not a file of vectors."""
-    next(read_vectors(path, width, _Everything()), None)
+    """Look at the file's first `CHECKED` bytes, whatever tokens are there.
+
+    Raises:
+        InputError: as `read_vectors`.
+    """
+    size = 0
+    for token, vector in read_vectors(path, width, _Everything()):
+        size += len(token) + 1 + (4 if path.suffix == ".bin" else 9) * len(vector)  # about so many bytes a number
+        if size > CHECKED:
+            return
 
 
 class _Everything(Container[str]):

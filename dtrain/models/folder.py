@@ -55,7 +55,7 @@ def save_model(
         file.write(card)
     config = model.config
     if isinstance(config, dict):
-        _write_weights(model.state_dict() if state_dict is None else state_dict, folder / WEIGHTS)
+        write_weights(model.state_dict() if state_dict is None else state_dict, folder / WEIGHTS)
         write_json(folder / CONFIG, config)
     else:
         _save_pretrained(model, folder, state_dict)
@@ -120,7 +120,8 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file under its name when it is complete. No two weights may share memory."""
     tensors = {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}
     with _aside(path.parent) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})

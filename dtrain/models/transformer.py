@@ -188,7 +188,13 @@ def _pretrained(
                 output_loading_info=True,
             )
     except Exception as error:  # the loader of a damaged file raises types of its own (SafetensorError, ...)
-        raise InputError(f"{key}: {name}: cannot be loaded: {_first_line(error)}") from None
+        reason = _first_line(error)
+        if "model.safetensors" in reason and isinstance(error, OSError):  # a hub model of older days
+            reason += (
+                "; pickled weights, which can run code when they are opened, are not loaded: where it has a "
+                f"pytorch_model.bin, `dtrain convert {name}` turns that into model.safetensors"
+            )
+        raise InputError(f"{key}: {name}: cannot be loaded: {reason}") from None
     _check_encoder(model, info, f"{key}: {name}")
     return model
 

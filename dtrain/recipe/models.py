@@ -87,6 +87,16 @@ class NezhaSpec(EncoderSpec):
     type: Literal["nezha"]
     max_relative_position: Size = 64
 
+    @model_validator(mode="after")
+    def heads_have_pairs(self) -> Self:
+        hidden, _, heads = self.shape()
+        if not self.pretrained and hidden // heads % 2:
+            raise ValueError(
+                f"heads: {heads} heads of a hidden size of {hidden} have {hidden // heads} numbers each, and NEZHA's "
+                "positions are pairs of a sine and a cosine: choose heads of an even size"
+            )
+        return self
+
 
 class BiLSTMSpec(Closed):
     """Embedding -> bidirectional LSTM -> tanh of the two final states (or pooled states) -> linear."""

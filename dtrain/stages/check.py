@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 from pydantic import BaseModel
 
 from dtrain.data.corpus import check_sources
 from dtrain.data.files import existing_file
 from dtrain.data.given import check_given
+from dtrain.data.pretrained import check_pretrained
 from dtrain.data.tokenizers import check_tokenizers
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
@@ -37,7 +37,7 @@ def check_inputs(recipe: Recipe) -> None:
     problems += check_given(recipe)
     for section in (recipe.teachers, recipe.students):
         for member in section:
-            problems += _missing_model_files(member.name, member.model)
+            problems += _unfit_model_files(member.name, member.model, recipe.data.max_length)
     try:
         for stage in run_names():
             way_of(recipe, stage)
@@ -48,7 +48,9 @@ def check_inputs(recipe: Recipe) -> None:
             check_corpus(recipe, Plan(recipe).corpus_prepared)
         except InputError as error:
             problems += error.problems
-        problems += _missing_model_files("pretrain", recipe.pretrain.model)
+        problems += _unfit_model_files(
+            "pretrain", recipe.pretrain.model, max(phase.max_length for phase in recipe.pretrain.phases)
+        )
     problems += _unusable_places(recipe)
     if recipe.report.splits == ["test"] and not recipe.data.test and not recipe.data.split.test:
         problems.append("report.splits: 'test' is all that is to be reported, and there are no test rows")
@@ -85,8 +87,8 @@ def _unusable_places(recipe: Recipe) -> list[str]:
     return []
 
 
-def _missing_model_files(name: str, spec: BaseModel) -> list[str]:
-
+def _unfit_model_files(name: str, spec: BaseModel, max_length: int) -> list[str]:
+    """Vectors and pretrained models that are not there, or that training would refuse; `max_length` is in tokens."""
     problems = []
     vectors = getattr(spec, "vectors", None)
     if vectors:
@@ -100,14 +102,9 @@ def _missing_model_files(name: str, spec: BaseModel) -> list[str]:
             except InputError as error:
                 problems += [f"{name}: {problem}" for problem in error.problems]
     encoder = encoder_of(spec)
-    if encoder is not None and encoder.pretrained and not encoder.made_here:
-        pretrained = encoder.pretrained
+    if encoder is not None:
         key = f"{name}: model.pretrained" if encoder is spec else f"{name}: model.encoder.pretrained"
-        path = Path(pretrained)
-        if path.is_dir() and not (path / "config.json").is_file():
-            problems.append(f"{key}: {path} holds no config.json")
-        elif not path.exists() and (path.is_absolute() or pretrained.startswith(".") or pretrained.count("/") > 1):
-            problems.append(f"{key}: no such folder {path}")
+        problems += check_pretrained(encoder, key, max_length)
     return problems
 
 

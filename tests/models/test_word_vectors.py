@@ -79,10 +79,20 @@ def test_bad_files_are_named_with_their_line(name: str, content: bytes, message:
 @pytest.mark.parametrize(("name", "content"), [("v.txt", text()), ("v.txt", text(header=False)), ("v.bin", binary())])
 def test_the_first_token_tells_the_width(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_bytes(content + b"never read")
+    path.write_bytes(content)
     check_vectors(path, 2)
     with pytest.raises(InputError, match=r"^model\.vectors: .*:1: 2 numbers, but model\.embedding is 300$"):
         check_vectors(path, 300)
+
+
+def test_check_looks_at_every_token_of_a_file_of_usual_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at those that no vocabulary has; what lies behind the first `CHECKED` bytes is read when it is used."""
+    path = tmp_path / "v.txt"
+    path.write_text("a 0.1 0.2\n" * 9 + "行 0.761 oops\n")
+    with pytest.raises(InputError, match=r"v\.txt:10: could not convert string to float: 'oops'"):
+        check_vectors(path, 2)
+    monkeypatch.setattr("dtrain.data.vectors.CHECKED", 50)
+    check_vectors(path, 2)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

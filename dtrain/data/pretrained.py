@@ -1,0 +1,155 @@
+"""What the folder of a pretrained model tells without loading its weights: whether they are there and fit the recipe.
+
+Read are `config.json`, the tokenizer's files and the header of the safetensors file, a JSON object with every
+weight's name and shape. Needs no torch, so that `dtrain check` finds in a moment what training would find late.
+A hub name is looked at when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dtrain.data.files import resolve_path
+from dtrain.data.given import positions
+from dtrain.recipe.models import EncoderSpec
+
+WEIGHTS = "model.safetensors"
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+CONVERT = "`dtrain convert {}` turns it into model.safetensors"
+# Pickled weights can run any code when they are opened, so they are converted once, by a reader that allows tensors alone.
+PICKLED = f"has pickled weights only ({{}}), which can run code when they are opened; {CONVERT}"
+
+
+def check_pretrained(spec: EncoderSpec, key: str, max_length: int) -> list[str]:
+    """What is wrong with the folder that a model section names, a line a problem that begins with `key`.
+
+    Args:
+        key: of the recipe, as `bert: model.pretrained`.
+        max_length: of the texts in tokens.
+    """
+    name = spec.pretrained
+    if name is None or spec.made_here:
+        return []
+    folder = resolve_path(name)
+    if folder.is_dir():
+        return [f"{key}: {problem}" for problem in _problems(folder, max_length)]
+    looks_like_a_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if folder.exists() or looks_like_a_path:
+        return [f"{key}: no such folder {folder}"]
+    return []
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """The files in which torch.save or an older transformers has put a model's weights."""
+    return sorted(path for path in folder.glob("pytorch_model*.bin") if path.is_file())
+
+
+def _problems(folder: Path, max_length: int) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield f"{folder} holds no config.json"
+        return
+    try:
+        config = _mapping(folder / "config.json")
+        shapes = _shapes(folder)
+    except (OSError, ValueError) as error:
+        yield f"{folder}: {' '.join(str(error).split())}"
+        return
+    if shapes is None:
+        pickled = pickled_files(folder)
+        yield f"{folder} {PICKLED.format(pickled[0].name, folder) if pickled else f'holds no {WEIGHTS}'}"
+    else:
+        yield from _unlike_config(folder, config, shapes)
+    yield from _unlike_recipe(folder, config, max_length)
+
+
+def _shapes(folder: Path) -> dict[str, list[int]] | None:
+    """Every weight's shape; None where there is no safetensors file. Raises ValueError for a damaged one."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        names = sorted(set(_mapping(index).get("weight_map", {}).values()))
+    elif (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    else:
+        return None
+    shapes: dict[str, list[int]] = {}
+    for name in names:
+        shapes |= _header(folder / name)
+    return shapes
+
+
+def _header(path: Path) -> dict[str, list[int]]:
+    """Names and shapes of a safetensors file: 8 bytes with the length of a JSON object, the object, the numbers."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        raw = file.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        values = json.loads(raw)
+        shapes = {name: list(entry["shape"]) for name, entry in values.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for name, entry in values.items() if name != "__metadata__"), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise ValueError(f"{path.name} is damaged, or no safetensors file") from None
+    if path.stat().st_size != 8 + length + end:
+        raise ValueError(f"{path.name} is damaged: {path.stat().st_size} bytes, expected {8 + length + end}")
+    return shapes
+
+
+def _unlike_config(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> Iterator[str]:
+    """Weights that are named or shaped otherwise than the encoder that config.json describes."""
+    if shapes and all(name.startswith("module.") for name in shapes):
+        yield f"{folder}: its weights are named module.* (saved from within DDP); {CONVERT.format(folder)} without that"
+        return
+    if config.get("model_type") not in ("bert", "nezha"):
+        return  # of other types the names are not known here; loading tells
+    layers, tokens = config.get("num_hidden_layers", 12), config.get("vocab_size")
+    encoder = {name.split("encoder.layer.", 1)[1] for name in shapes if "encoder.layer." in name}
+    if isinstance(layers, int) and not any(name.startswith(f"{layers - 1}.") for name in encoder):
+        yield f"{folder}: config.json says {layers} layers, and {WEIGHTS} lacks the last one's weights"
+    for name, shape in shapes.items():
+        if name.endswith("embeddings.word_embeddings.weight") and tokens is not None and shape[0] != tokens:
+            yield f"{folder}: config.json says {tokens} tokens, and {WEIGHTS} has embeddings of {shape[0]}"
+
+
+def _unlike_recipe(folder: Path, config: dict[str, Any], max_length: int) -> Iterator[str]:
+    """A shape that no NEZHA has, more tokens than embeddings, longer texts than positions."""
+    hidden, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
+    known = config.get("model_type") == "nezha" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    if known and (hidden % heads or hidden // heads % 2):
+        yield f"{folder}: config.json says hidden_size {hidden} and {heads} heads: a NEZHA's heads have an even size"
+    vocabulary, embeddings = _vocabulary(folder), config.get("vocab_size")
+    if vocabulary is not None and isinstance(embeddings, int) and vocabulary > embeddings:
+        yield (
+            f"{folder}: has {embeddings} token embeddings, but its tokenizer has {vocabulary} tokens; "
+            "take the tokenizer that the model was trained with"
+        )
+    longest = positions(config)
+    if isinstance(longest, int) and max_length > longest:
+        yield f"{folder}: has {longest} positions, fewer than data.max_length, {max_length}; set that to {longest} or less"
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """How many tokens its tokenizer has; None where that cannot be told from tokenizer.json or vocab.txt."""
+    whole, lines = folder / "tokenizer.json", folder / "vocab.txt"
+    try:
+        if whole.is_file():
+            values = _mapping(whole)
+            model = values["model"]["vocab"]
+            numbers = range(len(model)) if isinstance(model, list) else model.values()
+            return 1 + max([*numbers, *(token["id"] for token in values.get("added_tokens") or [])], default=-1)
+        if lines.is_file():
+            return sum(1 for line in lines.read_text(encoding="utf-8").split("\n") if line)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # prepare names what is wrong with a tokenizer
+    return None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must be a JSON object")
+    return value

@@ -1,0 +1,145 @@
+"""`dtrain convert`: a pretrained model's weights as `model.safetensors` under the names that transformers 5 reads.
+
+Older checkpoints are `pytorch_model.bin`, a pickle, which can run code when it is opened. Here it is opened once, by
+torch's reader that allows tensors and nothing else. What else keeps old files from being read is mended with it:
+
+    module.bert.encoder...       saved from within DDP: the prefix `module.` goes
+    embeddings..., encoder...    saved without the encoder's name: `bert.` or `nezha.` is put before it
+    bert.encoder... of a NEZHA   Huawei's name for its encoder: `nezha.`
+    LayerNorm.gamma and beta     the oldest names of a normalisation's weight and bias
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dtrain.data.pretrained import pickled_files
+from dtrain.errors import EXIT_DONE, InputError
+from dtrain.log import say
+from dtrain.models.folder import CONFIG, WEIGHTS, write_weights
+
+COMPUTED = ("relative_positions", "embeddings.position_ids")  # tables that models compute by themselves
+ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.")
+FILES = ["*.json", "*.txt", "*.model", "pytorch_model*.bin", "model*.safetensors"]  # of a hub model
+
+
+def run(source: str, target: str | None) -> int:
+    """The command: `source` is a folder, which gets the file, or a hub model, which is copied into `target` first.
+
+    Raises:
+        InputError: there is no such folder or model, or its weights cannot be converted; the folder stays as it is.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _from_hub(source, Path(target or source.rpartition("/")[2]))
+    elif target is not None:
+        raise InputError(
+            f"convert: {source} is a folder, and gets its {WEIGHTS} beside what is there; leave {target} out"
+        )
+    names = convert_weights(folder)
+    say(f"{folder / WEIGHTS}: {len(names)} weights; a recipe takes them by `pretrained: {folder}`")
+    return EXIT_DONE
+
+
+def convert_weights(folder: Path) -> list[str]:
+    """Write a folder's pickled weights, or its safetensors with a prefix too many, as `model.safetensors`.
+
+    Returns:
+        The names of the weights in the new file.
+
+    Raises:
+        InputError: naming the file that is missing or cannot be read.
+    """
+    model_type = _model_type(folder)
+    pickled = pickled_files(folder)
+    if (folder / WEIGHTS).is_file():
+        weights = _tensors(folder / WEIGHTS)
+        if set(renamed(weights, model_type)) == set(weights):
+            raise InputError(
+                f"{folder / WEIGHTS}: is there already, with the names that are wanted: nothing to convert"
+            )
+    elif pickled:
+        weights = {name: tensor for path in pickled for name, tensor in _unpickled(path).items()}
+    else:
+        raise InputError(f"{folder}: holds neither pytorch_model.bin nor {WEIGHTS}")
+    # A copy of each: safetensors refuses two names for one memory, as tied embeddings have them.
+    named = {name: tensor.clone() for name, tensor in renamed(weights, model_type).items()}
+    write_weights(named, folder / WEIGHTS)
+    return sorted(named)
+
+
+def renamed(weights: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
+    """The weights under the names at the head of this file, without computed tables."""
+    known = model_type in ("bert", "nezha")
+    found = {}
+    for name, tensor in weights.items():
+        name = re.sub(r"^module\.", "", name)
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        if model_type == "nezha":
+            name = re.sub(r"^bert\.", "nezha.", name)
+        if known and name.startswith(ENCODER_PARTS):
+            name = f"{model_type}.{name}"
+        if not any(table in name for table in COMPUTED):
+            found[name] = tensor
+    return found
+
+
+def _from_hub(name: str, folder: Path) -> Path:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise InputError(f"convert: {name}: no such folder")
+    if folder.exists():
+        raise InputError(f"convert: {folder} is there already; name another folder: dtrain convert {name} FOLDER")
+    try:
+        snapshot_download(name, local_dir=folder, allow_patterns=FILES)
+    except Exception as error:  # names that are no hub model's, no network, no space: each has a type of its own
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"convert: {name}: neither a folder nor a hub model that can be fetched: {line}") from None
+    return folder
+
+
+def _model_type(folder: Path) -> str:
+    path = folder / CONFIG
+    if not path.is_file() and (folder / "bert_config.json").is_file():
+        huawei = "python -m dtrain.models.nezha.convert SOURCE TARGET"
+        raise InputError(f"{folder}: holds bert_config.json, as Huawei's NEZHA does: `{huawei}` converts it")
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        return str(config["model_type"])
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: tells no model_type: {error}") from None
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        # torch's first lines say how to open it nevertheless, which is what must not be done.
+        reason = (str(error).rpartition("error: ")[2].strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: is damaged, or holds more than weights and is not opened: {reason}") from None
+    for key in ("state_dict", "model"):  # some training scripts wrap them
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise InputError(f"{path}: holds no mapping from names to weights")
+    return dict(found)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged: {error}") from None
