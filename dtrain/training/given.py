@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from dtrain.data import PreparedData, resolve_path, tokenizer_name
 from dtrain.data.given import model_files
@@ -14,6 +15,7 @@ from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.precision import resolve_precision
+from dtrain.training.remarks import remarks
 from dtrain.training.tasks import task_of
 
 
@@ -28,16 +30,19 @@ def publish_given(
     assert teacher.source is not None
     source, final = resolve_path(teacher.source), folder.model("teachers", teacher.name)
     model, task = load(source), task_of(data)
+    valid = data.part("valid", tokenizer_name(teacher))
     scores = task.scores(
         model,
-        data.part("valid", tokenizer_name(teacher)),
+        valid,
         world,
         precision=resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision"),
         batch_tokens=recipe.knowledge.batch_tokens or BATCH_TOKENS,
         distributed=True,
     )
     size = (source / "model.safetensors").stat().st_size
-    metrics = {**scores, "split": "valid", "parameters": parameter_count(model), "bytes": size}
+    metrics: dict[str, Any] = {**scores, "split": "valid", "parameters": parameter_count(model), "bytes": size}
+    found = remarks([scores], scores, valid.labels, [] if task.types else task.labels)
+    metrics["remarks"] = found
 
     def publish() -> None:
         with publish_folder(final) as aside:
@@ -51,3 +56,5 @@ def publish_given(
 
     world.main_first(publish)
     say(f"teacher {teacher.name}: from {source}: {task.headline(scores)} -> {final}")
+    for remark in found:
+        say(f"teacher {teacher.name}: REMARK: {remark}")

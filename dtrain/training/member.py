@@ -27,6 +27,7 @@ from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.loop import Ended, Fit, MakeSteps, Position, fit_all, in_turn
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.precision import resolve_precision
+from dtrain.training.remarks import remarks
 from dtrain.training.stop import StopRequest
 from dtrain.training.task import Task
 from dtrain.training.tasks import task_of
@@ -283,6 +284,9 @@ def _publish(
 ) -> None:
     spec = member.spec
     final = folder.model(member.kind, spec.name)
+    evaluations = [entry for entry in position.history if entry["split"] == "valid"]
+    gold = data.part("valid", tokenizer_name(spec)).labels
+    metrics["remarks"] = remarks(evaluations, metrics, gold, [] if task.types else task.labels)
     with publish_folder(final) as aside:
         save_model(model, aside, data.tokenizer_path(tokenizer_name(spec)), _card(member, metrics, task))
         metrics["bytes"] = (aside / "model.safetensors").stat().st_size
@@ -295,6 +299,8 @@ def _publish(
         mark_done(aside, member.identity)
     line = f"{member.title}: best {spec.metric} at epoch {position.best_epoch:g}: {task.headline(metrics)}"
     say_anywhere(f"{line}; {metrics['seconds_per_epoch']:.1f} s an epoch -> {final}")
+    for remark in metrics["remarks"]:
+        say_anywhere(f"{member.title}: REMARK: {remark}")
 
 
 def _terms(spec: Teacher | Student, task: Task) -> Sequence[LossSpec]:
