@@ -12,6 +12,7 @@ from typing import Any
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
+from dtrain.report.remarks import remarks_on
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
 from dtrain.tasks.kinds import VIEWS
 from dtrain.tasks.view import View
@@ -33,7 +34,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         `also_in_train` (rows of a part whose text is in training, too),
         `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their
         seed alone), `failed`, `search` (who went on and who was stopped on the way, or None), `details` (of the best student classes and confusion, or types, their counts and
-        examples), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
+        examples), `remarks` (on the data and on models that learnt nothing), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
         part's name.
     """
     view = VIEWS[recipe.data.task]
@@ -65,6 +66,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         ],
         "search": _search(plan, folder),
         "details": _details(folder, student or teacher, view),
+        "remarks": [*data.get("remarks", []), *remarks_on("teachers", plan), *remarks_on("students", plan)],
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from dtrain.distributed import World
 from dtrain.errors import InputError
-from dtrain.log import say
+from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots
@@ -48,6 +48,8 @@ def _write(recipe: Recipe, folder: RunFolder) -> None:
             mark_done(aside, plan.report)
     for line in brief(results):
         say(line)
+    for remark in results["remarks"]:
+        warn(remark)
     say(f"report: {folder.report / 'report.html'}")
 
 
