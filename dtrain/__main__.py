@@ -146,11 +146,11 @@ def _command(arguments: argparse.Namespace) -> int:
         if name == "stages":  # for launch/local.sh and launch/slurm/pipeline.sh
             print("\n".join(job_lines(recipe) if arguments.jobs else [stage.name for stage in of_run(recipe)]))
             return EXIT_DONE
-        names = _stages(arguments, recipe)
+        names, corpus = _stages(arguments, recipe), None
         if name == "check" or not here:  # the ranks of a launch let the main one do it, once they are connected
             from dtrain.stages.check import check_inputs
 
-            check_inputs(recipe)
+            corpus = check_inputs(recipe)
     except InputError as error:
         # Every rank finds the same; the launcher ends the others when the first one leaves.
         if not is_main_process():
@@ -160,7 +160,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if name == "check":
         from dtrain.stages.check import run as check
 
-        return check(recipe, store=arguments.store)
+        return check(recipe, store=arguments.store, corpus=corpus)
     if name == "submit":
         from dtrain.submit import Cluster, submit
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from dtrain.data.files import Source, numbered_lines
+from dtrain.data.files import Source
+from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.schemes import Span
 from dtrain.recipe.values import Column
@@ -35,7 +36,7 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
     sentences: list[Sentence] = []
     current: Sentence | None = None
     width = first = 0
-    for number, line in numbered_lines(source.path, source.name, problems):
+    for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
         columns = split_columns(line)
         if not line.strip(" \t") or columns[0] == DOCUMENT_START:
             current = None

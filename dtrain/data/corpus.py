@@ -10,6 +10,7 @@ from dtrain.data.documents import read_documents
 from dtrain.data.files import PARTS, find_sources
 from dtrain.data.labels import check_spans, entity_types, label_map, label_numbers
 from dtrain.data.problems import Problems
+from dtrain.data.remarks import remark_on_labels, remark_on_rows, remark_on_sources
 from dtrain.data.schemes import tag_names
 from dtrain.data.sources import Rows, read_rows
 from dtrain.data.splits import stratified_split
@@ -27,10 +28,15 @@ class Corpus:
     numbers: dict[str, np.ndarray]
     labels: list[str]
     files: list[str]
-    types: list[str] = field(default_factory=list)  # of entities; tagging only, as what follows
-    scheme: str | None = None
-    remarks: list[str] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)  # of entities; tagging only
+    scheme: str | None = None  # of its tags
+    remarks: list[str] = field(default_factory=list)  # on what is no mistake, and that the user should know
     made_up: int = 0  # of the transfer rows, the last ones
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by part, of tagging documents."""
+        return {part: len(rows) for part, rows in self.parts.items()}
 
 
 def read_corpus(data: Data, seed: int) -> Corpus:
@@ -43,17 +49,21 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     files = list(dict.fromkeys(source.name for source in sources))
     problems = Problems()
     types: list[str] = []
-    scheme, remarks = None, list[str]()
+    scheme = None
+    remark_on_sources(sources, problems)
     if data.task == "tagging":
         parts, scheme, remarks = read_documents(data, sources, files, problems)
+        problems.remarks += remarks
         problems.raise_if_any()
         types = entity_types(data, parts["train"])
         labels, numbers = tag_names(types), check_spans(data, parts, types, files)
     else:
         parts = read_rows(data, sources, files, problems)
         problems.raise_if_any()
-        labels = label_map(data, parts["train"])
+        remark_on_labels(parts["train"], sources, files, data.header, problems)
+        labels = label_map(data, parts, problems)
         numbers = label_numbers(data, parts, labels, files)
+    remark_on_rows(parts, problems)
     missing = parts_to_cut(data)
     if missing:
         whole, whole_numbers = parts["train"], numbers["train"]
@@ -61,9 +71,8 @@ def read_corpus(data: Data, seed: int) -> Corpus:
             parts[part] = whole.take(index.tolist())
             numbers[part] = whole_numbers[index]
     ordered = [part for part in PARTS if part in parts]
-    return Corpus(
-        {p: parts[p] for p in ordered}, {p: numbers[p] for p in ordered}, labels, files, types, scheme, remarks
-    )
+    in_order = {part: parts[part] for part in ordered}
+    return Corpus(in_order, {p: numbers[p] for p in ordered}, labels, files, types, scheme, problems.remarks)
 
 
 def parts_to_cut(data: Data) -> dict[str, float]:
@@ -72,8 +81,8 @@ def parts_to_cut(data: Data) -> dict[str, float]:
     return {part: share for part, share in shares.items() if not getattr(data, part) and share > 0}
 
 
-def check_sources(data: Data) -> tuple[dict[str, int], list[str]]:
-    """Read and check every row, as `prepare` will: counts (of documents for tagging) by part, and the labels.
+def check_sources(data: Data) -> Corpus:
+    """Read and check every row, as `prepare` will.
 
     Raises InputError. Needs no torch and writes nothing.
     """
@@ -81,5 +90,4 @@ def check_sources(data: Data) -> tuple[dict[str, int], list[str]]:
         from dtrain.augment.words import check_tagger
 
         check_tagger(data.augment)
-    corpus = read_corpus(data, seed=0)
-    return {part: len(rows.text) for part, rows in corpus.parts.items()}, corpus.labels
+    return read_corpus(data, seed=0)

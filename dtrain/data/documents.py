@@ -7,8 +7,8 @@ from typing import Any
 
 from dtrain.data.conll import Sentence, join_tokens, read_conll, spread
 from dtrain.data.files import Source
-from dtrain.data.problems import Problems
-from dtrain.data.records import Record, kind_of, missing_column
+from dtrain.data.problems import Problems, RowError
+from dtrain.data.records import Record, kind_of, missing_columns
 from dtrain.data.schemes import SCHEMES, SchemeFinder, Span, check_prefix, outside_entities, read_spans
 from dtrain.data.sources import RecordReader, Rows, check_columns, text_of
 from dtrain.errors import InputError
@@ -57,7 +57,7 @@ def read_documents(
             )
         if reader.empty:
             remarks.append(f"{source.name}: {reader.empty:,} empty text(s) left out")
-    if data.columns.id is not None and not has_id and not problems.lines:
+    if data.columns.id is not None and not has_id and not problems:
         problems.add(f"data.columns.id: no file has a column {data.columns.id!r}")
     return parts, scheme, remarks
 
@@ -110,7 +110,7 @@ def _add_sentences(
     remarks: list[str],
 ) -> None:
     """Append sentences as documents; tags outside every entity are counted in one remark a file."""
-    if not sentences and not problems.lines:
+    if not sentences and not problems:
         problems.add(f"{source.key}: {source.name}: holds no rows")
     lost = 0
     first = ""
@@ -178,11 +178,9 @@ class SpanReader(RecordReader):
         if value is None:
             if not self.label_needed:
                 return None
-            raise ValueError(
-                f"{self.label!r} is null: a row for training or validation needs spans ({{}} for none)"
-                if self.label in record
-                else missing_column(self.label, record)
-            )
+            if self.label not in record:
+                raise missing_columns([self.label], record)
+            raise RowError(f"{self.label!r} is null: a row for training or validation needs spans ({{}} for none)")
         if isinstance(value, dict):
             found = _spans_by_type(value, text)
         elif isinstance(value, list):

@@ -6,57 +6,110 @@ with a line becomes a problem that names file and line, and the line is left out
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from dtrain.data.files import HUB, Source, numbered_lines
-from dtrain.data.problems import Problems, shown
-from dtrain.errors import InputError, suggest
-
-FIELD_CHARACTERS = 1 << 30  # of a CSV file; the csv module's own bound, 131,072, is less than a long document
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from dtrain.data.files import TABLES, Source
+from dtrain.data.lines import numbered_lines
+from dtrain.data.problems import Problems, RowError, shown
+from dtrain.data.tables import MEND, SpanningRows, add_misread, table_rows
+from dtrain.errors import suggest
 
 Record = Mapping[str | int, Any]
 Records = Iterator[tuple[int, Record]]
 
 
-def read_records(source: Source, header: bool, text: str | int, problems: Problems) -> Records:
+class Doubled(list[Any]):
+    """The different values that a JSON object gives one key. It is no value of any column."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is looked for in records. Tables tell by it, once for all their rows, what they lack.
+
+    `labels` are those that the recipe names.
+    """
+
+    needed: Sequence[str | int] = ()
+    label: str | int | None = None
+    labels: Sequence[str] = ()
+
+
+def read_records(
+    source: Source, header: bool, text: str | int, problems: Problems, wanted: Wanted | None = None
+) -> Records:
     """All records of a source. `text` names the column that plain lines go into."""
     if source.format == "jsonl":
         return _json_lines(source, problems)
-    if source.format in ("tsv", "csv"):
-        return _table(source, header, problems)
+    if source.format in TABLES:
+        return _table(source, header, problems, wanted or Wanted())
     if source.format == "lines":
-        return ((number, {text: line}) for number, line in numbered_lines(source.path, source.name, problems))
-    return _dataset(source)
+        lines = numbered_lines(source.path, source.name, problems, source.encoding)
+        return ((number, {text: line}) for number, line in lines)
+    # `datasets` takes a second to import, which `dtrain check` spares those who have no such files.
+    from dtrain.data.arrow import arrow_records
+
+    return arrow_records(source)
+
+
+# --- JSON ------------------------------------------------------------------------------------------
 
 
 def _json_lines(source: Source, problems: Problems) -> Records:
-    for number, line in numbered_lines(source.path, source.name, problems):
+    first = True
+    for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            hint = "; one object a line is read, not one array" if number == 1 and line.lstrip()[0] == "[" else ""
-            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            problems.add(f"{source.name}:{number}: not valid JSON: {message}{column}{hint}")
-            continue
-        except RecursionError:
-            problems.add(f"{source.name}:{number}: not usable JSON: nested too deeply")
-            continue
-        if "\\u" in line and not _is_text(record):
-            problems.add(f"{source.name}:{number}: holds half of a surrogate pair (an escape from \\ud800 to \\udfff)")
-        elif isinstance(record, dict):
-            yield number, record
+            record = _json_object(line)
+        except RowError as error:
+            if first and (laid_out := _layout(line)):
+                problems.add(f"{source.name}:{number}: {error}; {laid_out}")
+                return  # every line that follows would repeat the mistake
+            problems.add_row(source.name, number, error)
         else:
-            hint = "; one object a line is read, not one array" if number == 1 and isinstance(record, list) else ""
-            problems.add(f"{source.name}:{number}: must be a JSON object, found {kind_of(record)}{hint}")
+            yield number, record
+        first = False
+
+
+def _layout(line: str) -> str:
+    """What to do about a file whose first line, which is no object, begins an array or an object over several lines."""
+    begins = line.strip()
+    if begins[0] != "[" and begins != "{":
+        return ""
+    found, query = ("one array", ".[]") if begins[0] == "[" else ("objects over several lines", ".")
+    return (
+        f"the file seems to hold {found}, and one object a line is read: jq -c '{query}' FILE > FILE.jsonl writes it so"
+    )
+
+
+def _json_object(line: str) -> Record:
+    try:
+        record = json.loads(line, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise RowError("not valid JSON", f": {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise RowError("not usable JSON: nested too deeply") from None
+    except ValueError as error:
+        raise RowError("not valid JSON", f": {error}") from None
+    if "\\u" in line and not _is_text(record):
+        raise RowError("holds half of a surrogate pair (an escape from \\ud800 to \\udfff)")
+    if not isinstance(record, dict):
+        raise RowError("must be a JSON object", f", found {kind_of(record)}")
+    return record
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ, or are given the same value twice, as a dict; other doubled keys show as such."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name in found:
+            values = [value for key, value in pairs if key == name]
+            if any(value != values[0] for value in values):
+                found[name] = Doubled(values)
+    return found
 
 
 def _is_text(record: Any) -> bool:
@@ -68,125 +121,64 @@ def _is_text(record: Any) -> bool:
     return True
 
 
-def _table(source: Source, header: bool, problems: Problems) -> Records:
-    split = _tab_rows if source.format == "tsv" else csv_rows
-    columns: list[Any] | None = None
-    first = 1
-    for number, row in split(source, problems):
-        if columns is None:
-            first = number
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> Records:
+    columns: list[Any] = []  # as the first row has them
+    first_line = 0
+    spanning: SpanningRows | None = None
+    remedy = "; if the file has no header, set data.header: false and data.columns to numbers" if header else ""
+    for row in table_rows(source, problems):
+        line = source.separator.join(row.columns)
+        if spanning is None:
+            first_line = row.line
+            columns = [name.strip() for name in row.columns] if header else list(range(len(row.columns)))
+            twice = sorted({name for name in columns if columns.count(name) > 1})
+            missing = [column for column in wanted.needed if column not in columns]
+            if twice or missing:
+                # Every later row would repeat the mistake.
+                what = (
+                    f"the header names column {twice[0]!r} twice" if twice else str(missing_columns(missing, columns))
+                )
+                add_misread(problems, source, row.line, what, line, remedy, "header")
+                return
+            place = columns.index(wanted.label) if wanted.label in columns else None
+            spanning = SpanningRows(source, len(columns), place, wanted.labels)
             if header:
-                columns = [name.strip() for name in row]
-                twice = sorted({name for name in columns if columns.count(name) > 1})
-                if twice:
-                    # Every later row would repeat the mistake.
-                    problems.add(f"{source.name}:{number}: the header names column {twice[0]!r} twice")
-                    return
                 continue
-            columns = list(range(len(row)))
-        if len(row) != len(columns):
-            like = "the header" if header else f"line {first}"
-            problems.add(f"{source.name}:{number}: {len(row)} column(s), but {like} has {len(columns)}")
+        if len(row.columns) != len(columns):
+            like = "the header" if header else f"line {first_line}"
+            found = f"{len(row.columns)} column(s), but {like} has {len(columns)}"
+            if row.lines:
+                found += f"; a quote opens in this row, which goes on over {len(row.lines) - 1} more line(s); {MEND}"
+            add_misread(problems, source, row.line, found, line, kind="quotes" if row.lines else "columns")
             continue
-        yield number, dict(zip(columns, row, strict=True))
-
-
-def _tab_rows(source: Source, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """Tab-separated rows: no quoting, as sentence corpora are written; empty lines are none."""
-    for number, line in numbered_lines(source.path, source.name, problems):
-        if line:
-            yield number, line.split("\t")
-
-
-def csv_rows(source: Source, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """Comma-separated rows with quoting; a row that spans lines is known by its first."""
-    start = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal start
-        for number, line in numbered_lines(source.path, source.name, problems):
-            start = start or number
-            yield line + "\n"
-
-    csv.field_size_limit(FIELD_CHARACTERS)
-    reader = csv.reader(lines(), strict=True)
-    while True:
-        start = 0
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problems.add(f"{source.name}:{start}: not valid CSV: {error}")
-            continue
-        if row:
-            yield start, row
-
-
-def _dataset(source: Source) -> Records:
-    """Rows of a `datasets` folder or hub data set, numbered from 1; class labels by their names."""
-    from datasets import ClassLabel
-
-    dataset = _load_hub(source) if source.format == "hub" else _load_folder(source)
-    names: dict[str, Callable[[int], str]] = {
-        column: feature.int2str for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)
-    }
-    for number, row in enumerate(dataset, 1):
-        record: dict[str | int, Any] = dict(row)
-        for column, name_of in names.items():
-            value = record[column]
-            # Unlabelled test sets of the hub carry -1.
-            record[column] = None if value is None or value < 0 else name_of(value)
-        yield number, record
-
-
-def _load_folder(source: Source) -> Dataset:
-    from datasets import load_from_disk
-
-    path = source.path
-    if (path / "dataset_dict.json").is_file():
-        parts = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()]
-        raise InputError(f"{source.key}: {source.name}: holds several parts; name one of them ({shown(parts)})")
-    if not (path / "dataset_info.json").is_file() or not (path / "state.json").is_file():
-        raise InputError(f"{source.key}: {source.name}: is no folder written by datasets' save_to_disk")
-    try:
-        return load_from_disk(path)
-    except Exception as error:
-        # Whatever a damaged file makes Arrow or datasets raise: it is the input that is bad.
-        raise InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}") from error
-
-
-def _load_hub(source: Source) -> Dataset:
-    """`hub:name[:config]/split`, for example hub:clue/clue:tnews/train."""
-    from datasets import load_dataset
-
-    name, slash, split = source.name.removeprefix(HUB).rpartition("/")
-    name, _, config = name.partition(":")
-    if not slash or not name or not split:
-        raise InputError(f"{source.key}: {source.name}: must have the form hub:name[:config]/split")
-    try:
-        return load_dataset(name, config or None, split=split)
-    except Exception as error:
-        # Offline, a wrong name, a wrong part: the hub's own words say which.
-        raise InputError(f"{source.key}: {source.name}: cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        spanning.see(row)
+        yield row.line, dict(zip(columns, row.columns, strict=True))
+    if spanning is not None:
+        spanning.tell(problems)
 
 
 def kind_of(value: Any) -> str:
     """What a JSON value is, in a reader's words."""
     if value is None:
         return "nothing (null)"
-    names = {bool: "true/false", dict: "an object", list: "a list", str: "a text"}
+    names = {
+        bool: "true/false",
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        Doubled: "different values: the key is given twice in one object",
+    }
     return names.get(type(value), f"the number {value!r}")
 
 
-def missing_column(column: str | int, record: Record) -> str:
-    """The message for a record without `column`."""
-    if isinstance(column, int):
-        return f"has no column {column} ({len(record)} columns, counted from 0)"
-    allowed = [str(key) for key in record]
-    return f"has no {column!r}{suggest(column, allowed, 0.5)} (found: {shown(allowed) or 'none'})"
+def missing_columns(names: Sequence[str | int], found: Collection[str | int]) -> RowError:
+    """The mistake of a record or table without the columns `names`."""
+    if any(isinstance(name, int) for name in names):
+        what = f"has no column {' and no column '.join(map(str, names))}"
+        return RowError(what, f" ({len(found)} columns, counted from 0)")
+    words = [str(column) for column in found]
+    near = suggest(str(names[0]), words, 0.5) if len(names) == 1 else ""
+    return RowError(f"has no {' and no '.join(map(repr, names))}", f"{near} (found: {shown(words) or 'none'})")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from dtrain.data.files import Source
-from dtrain.data.problems import Problems
-from dtrain.data.records import Record, kind_of, missing_column, read_records
+from dtrain.data.files import TABLES, Source
+from dtrain.data.problems import Problems, RowError, shortened
+from dtrain.data.records import Record, Wanted, kind_of, missing_columns, read_records
 from dtrain.data.schemes import Span
 from dtrain.recipe.data import Data
 from dtrain.recipe.values import Column
@@ -61,7 +61,7 @@ def read_rows(data: Data, sources: list[Source], files: list[str], problems: Pro
         reader = RecordReader(data, source, files.index(source.name), rows, seen.setdefault(source.part, {}), problems)
         reader.read()
         has_id |= bool(reader.has_id)
-    if data.columns.id is not None and not has_id and not problems.lines:
+    if data.columns.id is not None and not has_id and not problems:
         problems.add(f"data.columns.id: no file has a column {data.columns.id!r}")
     return parts
 
@@ -72,7 +72,7 @@ def check_columns(data: Data, source: Source, problems: Problems) -> None:
         if data.task == "pairs":
             problems.add(f"{source.key}: {source.name}: plain lines hold one text, and task 'pairs' needs two")
         return
-    numbered = source.format in ("tsv", "csv") and not data.header
+    numbered = source.format in TABLES and not data.header
     needed = ["text", "text_b", "id"] if source.part == "transfer" else ["text", "text_b", "label", "id"]
     for name in needed:
         column: Column | None = getattr(data.columns, name)
@@ -82,7 +82,7 @@ def check_columns(data: Data, source: Source, problems: Problems) -> None:
             reason = (
                 f"{column!r} is a name, but {source.name} has no header (data.header is false): give a number from 0"
             )
-        elif source.format in ("tsv", "csv"):
+        elif source.format in TABLES:
             reason = f"{column} is a number, but {source.name} has a header: give a name, or set data.header to false"
         else:
             reason = f"{column} is a number, but the columns of {source.name} have names: give a name"
@@ -104,13 +104,16 @@ class RecordReader:
         self.has_id: bool | None = None  # settled by the first row: all rows of a file have an id, or none
 
     def read(self) -> None:
-        before, problems_before = len(self.rows), len(self.problems.lines)
-        for line, record in read_records(self.source, self.data.header, self.text, self.problems):
+        before = len(self.rows)
+        needed = [self.text, self.text_b] + [self.label] * self.label_needed
+        labels = self.data.labels if isinstance(self.data.labels, list) else ()
+        wanted = Wanted([column for column in needed if column is not None], self.label, labels)
+        for line, record in read_records(self.source, self.data.header, self.text, self.problems, wanted):
             try:
                 self.add(line, record)
             except ValueError as error:
-                self.problems.add(f"{self.source.name}:{line}: {error}")
-        if len(self.rows) == before and len(self.problems.lines) == problems_before:
+                self.problems.add_row(self.source.name, line, error)
+        if len(self.rows) == before and not self.problems:
             self.problems.add(f"{self.source.key}: {self.source.name}: holds no rows")
 
     def add(self, line: int, record: Record) -> None:
@@ -131,16 +134,17 @@ class RecordReader:
     def _label(self, record: Record) -> str | None:
         if self.label not in record:
             if self.label_needed:
-                raise ValueError(missing_column(self.label, record))
+                raise missing_columns([self.label], record)
             return None
         value = record[self.label]
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"{self.label!r} must be a text or a whole number, found {kind_of(value)}")
+            several = " (a row has one label here; give each its own row, or choose)" if type(value) is list else ""
+            raise RowError(f"{self.label!r} must be a text or a whole number", f", found {kind_of(value)}{several}")
         label = value.strip() if value else None
         if not label and self.label_needed:
-            raise ValueError(f"{self.label!r} is empty: a row for training or validation needs a label")
+            raise RowError(f"{self.label!r} is empty: a row for training or validation needs a label")
         return label or None
 
     def key_of(self, line: int, record: Record) -> str | None:
@@ -151,30 +155,30 @@ class RecordReader:
         if not self.has_id and self.id not in record:
             return None
         if self.id not in record:
-            raise ValueError(missing_column(self.id, record))
+            raise missing_columns([self.id], record)
         value = record[self.id]
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             found = "an empty text" if value == "" else kind_of(value)
-            raise ValueError(f"{self.id!r} must be a text or a whole number, found {found}")
+            raise RowError(f"{self.id!r} must be a text or a whole number", f", found {found}")
         key, place = str(value), f"{self.source.name}:{line}"
         if key in self.seen:
-            raise ValueError(f"id {key!r} is already that of {self.seen[key]}")
+            raise RowError("id ", f"{shortened(key)!r} is already that of {self.seen[key]}")
         self.seen[key] = place
         return key
 
 
 def text_of(record: Record, column: Column) -> str:
-    """A record's text; raises ValueError where it is none."""
+    """A record's text; raises RowError where it is none."""
     try:
         value = record[column]
     except KeyError:
-        raise ValueError(missing_column(column, record)) from None
+        raise missing_columns([column], record) from None
     if not isinstance(value, str):
-        raise ValueError(f"{column!r} must be a text, found {kind_of(value)}")
+        raise RowError(f"{column!r} must be a text", f", found {kind_of(value)}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             # JSON can spell half of a surrogate pair; no tokenizer or Arrow column takes it.
-            raise ValueError(f"{column!r} holds half a character (\\u{ord(value[error.start]):04x})") from None
+            raise RowError(f"{column!r} holds half a character", f" (\\u{ord(value[error.start]):04x})") from None
     return value

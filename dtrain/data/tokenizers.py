@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtrain.data.files import existing_file, numbered_lines, resolve_path
+from dtrain.data.files import existing_file, resolve_path
+from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.wordpiece import train_wordpiece
 from dtrain.errors import InputError

@@ -62,6 +62,7 @@ def write_rows(corpus: Corpus, data: Data, folder: Path) -> None:
         "empty_texts": summary.empty,
         "also_in_train": summary.also_in_train,
         "files": corpus.files,
+        "remarks": corpus.remarks,
         "normalize": data.normalize.model_dump(mode="json"),
         "fingerprint": summary.digest.hexdigest()[:32],
     }

@@ -49,7 +49,8 @@ def read_texts(data: Data, name: str, format: str | None = None, columns: Sequen
     with _file(name) as path:
         try:
             data = _with_columns(data, columns)
-            source = Source("transfer", path, format or _format(data, path, name))
+            kind = format or _format(data, path, name)
+            source = Source("transfer", path, kind, data.encoding, data.delimiter, data.quoting)
             if source.format in TABLES and not data.header and not columns:
                 _check_first_row(source, data)
             rows = _read(data, source)

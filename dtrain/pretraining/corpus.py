@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dtrain.data.files import CORPUS, HUB, SUFFIXES, Source, existing_file, numbered_lines, resolve_path
+from dtrain.data.files import CORPUS, HUB, SUFFIXES, Source, existing_file, resolve_path
+from dtrain.data.lines import numbered_lines
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
@@ -86,7 +87,7 @@ def read_documents(spec: CorpusSpec, problems: Problems) -> Iterator[str]:
             try:
                 yield text_of(record, source.column)
             except ValueError as error:
-                problems.add(f"{file.name}:{line}: {error}")
+                problems.add_row(file.name, line, error)
 
 
 def _plain_documents(file: Source, line_each: bool, problems: Problems) -> Iterator[str]:

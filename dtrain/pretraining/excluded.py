@@ -10,11 +10,13 @@ from typing import Any
 
 from dtrain.data.conll import join_tokens, split_columns
 from dtrain.data.corpus import parts_to_cut, read_corpus
-from dtrain.data.files import EXCLUDED, HUB, SUFFIXES, Source, existing_file, find_sources, numbered_lines, resolve_path
+from dtrain.data.files import EXCLUDED, HUB, SUFFIXES, Source, existing_file, find_sources, resolve_path
+from dtrain.data.lines import numbered_lines
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
-from dtrain.data.records import csv_rows, read_records
+from dtrain.data.records import read_records
 from dtrain.data.sources import Rows
+from dtrain.data.tables import table_rows
 from dtrain.errors import InputError
 from dtrain.recipe.schema import Recipe
 
@@ -66,7 +68,7 @@ def excluded_texts(recipe: Recipe, normalizer: Normalizer) -> set[str]:
     found: set[str] = set()
     for source in excluded_sources(recipe):
         texts = _normalized(_texts_of(source, problems), normalizer)
-        if not texts and not problems.lines:
+        if not texts and not problems:
             problems.add(f"{source.key}: {source.name}: holds no text")
         found |= texts
     problems.raise_if_any()
@@ -91,12 +93,12 @@ def lines_of(text: str) -> list[str]:
 
 
 def _texts_of(source: Source, problems: Problems) -> Iterator[str]:
-    if source.format in ("dataset", "hub"):
+    if source.format in ("dataset", "hub", "parquet"):
         for _, record in read_records(source, True, 0, problems):
             yield from _strings(dict(record))
     elif source.format == "csv":
-        for _, row in csv_rows(source, problems):
-            yield from row
+        for row in table_rows(source, problems):
+            yield from row.columns
     elif source.format == "jsonl":
         yield from _json_texts(source, problems)
     else:
@@ -117,7 +119,7 @@ def _line_texts(source: Source, problems: Problems) -> Iterator[str]:
     may be documents or a tagger's sentences, the lines and each column as one text."""
     block: list[str] = []
     blocks = source.format == "conll"
-    for _, line in numbered_lines(source.path, source.name, problems):
+    for _, line in numbered_lines(source.path, source.name, problems, source.encoding):
         if line.strip():
             yield from (line, *line.split("\t"))
             if line.lstrip().startswith("{"):

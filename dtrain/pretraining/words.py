@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtrain.data.files import numbered_lines, resolve_path
+from dtrain.data.files import resolve_path
+from dtrain.data.lines import numbered_lines
 from dtrain.data.normalize import Normalizer
-from dtrain.data.problems import Problems
+from dtrain.data.problems import Problems, RowError, shortened
 from dtrain.recipe.data import Normalization
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def check_dictionary(name: str, problems: Problems) -> None:
     """Every line must be `word [count [tag]]`; lines that are not become problems."""
     for number, line in numbered_lines(resolve_path(name), name, problems):
         if not ENTRY.fullmatch(line):
-            problems.add(f"{name}:{number}: must be `word [count [tag]]`, found {line[:40]!r}")
+            problems.add_row(name, number, RowError("must be `word [count [tag]]`", f", found {shortened(line)!r}"))
 
 
 def word_of_character(text: str, dictionary: str | None, normalization: Normalization | None = None) -> np.ndarray:

@@ -16,6 +16,7 @@ class Columns(Closed):
     text_b: Column | None = None
     label: Column = "label"
     id: Column | None = None
+    span_end: Literal["auto", "inclusive", "exclusive"] = "auto"  # whether a span's last character is at its end
 
     @model_validator(mode="after")
     def one_role_each(self) -> Columns:
@@ -90,7 +91,10 @@ class Data(Closed):
     test: Paths = []
     transfer: Paths = []  # unlabelled rows for students to learn the teachers' outputs on
     augment: Augment | None = None  # more of them, made up from training rows
-    format: Literal["auto", "jsonl", "tsv", "csv", "lines", "dataset", "conll"] = "auto"
+    format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset", "conll"] = "auto"
+    encoding: str = "utf-8"  # of the files above and of a file of labels: gb18030, big5, utf-16, ...
+    delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"  # of tables; auto: a tab in .tsv, a comma in .csv
+    quoting: Literal["auto", "quotes", "none"] = "auto"  # of tables; auto: quotes in .csv, none in .tsv
     scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in conll files
     header: bool = True
     columns: Columns = Columns()
@@ -105,6 +109,17 @@ class Data(Closed):
     @classmethod
     def one_or_many(cls, value: Any) -> Any:
         return [] if value is None else [value] if isinstance(value, str) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def known_encoding(cls, value: str) -> str:
+        try:
+            "".encode(value)  # a codec that is for text; codecs.lookup knows others, too
+        except (LookupError, UnicodeError, ValueError):
+            raise ValueError(
+                f"no encoding has the name {value!r} (for example: utf-8, gb18030, big5, utf-16)"
+            ) from None
+        return value
 
     @field_validator("labels")
     @classmethod

@@ -7,7 +7,7 @@ import os
 
 from pydantic import BaseModel
 
-from dtrain.data.corpus import check_sources
+from dtrain.data.corpus import Corpus, check_sources
 from dtrain.data.files import existing_file
 from dtrain.data.given import check_given
 from dtrain.data.pretrained import check_pretrained
@@ -15,18 +15,21 @@ from dtrain.data.tokenizers import check_tokenizers
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.launch import way_of
-from dtrain.log import say
+from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.pretraining.corpus import check_corpus
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.recipe.models import encoder_of
+from dtrain.runfolder import read_json
 from dtrain.stages import find_stage, run_names
 
 
-def check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: Recipe) -> Corpus | None:
     """Files, rows, folders and launch settings that the recipe names; raises InputError with every problem.
 
-    Rows that were prepared already, from the same bytes by the same settings, are not read again.
+    Returns:
+        The rows, or None where they were prepared already, from the same bytes by the same settings: then they are not
+        read again.
     """
 
     problems: list[str] = []
@@ -54,20 +57,21 @@ def check_inputs(recipe: Recipe) -> None:
     problems += _unusable_places(recipe)
     if recipe.report.splits == ["test"] and not recipe.data.test and not recipe.data.split.test:
         problems.append("report.splits: 'test' is all that is to be reported, and there are no test rows")
-    prepared = False
+    prepared, corpus = False, None
     with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
         prepared = Plan(recipe).stage_done("prepare")
     try:
         if not prepared:
-            rows, labels = check_sources(recipe.data)
-            problems += [problem for problem in check_given(recipe, labels) if problem not in problems]
-            if not rows.get("valid"):
-                few = f"no validation rows can be cut from {rows['train']} training rows"
+            corpus = check_sources(recipe.data)
+            problems += [problem for problem in check_given(recipe, corpus.labels) if problem not in problems]
+            if not corpus.counts.get("valid"):
+                few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
                 problems.append(f"data.split: {few}; name data.valid, or cut more")
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(problems)
+    return corpus
 
 
 def _unusable_places(recipe: Recipe) -> list[str]:
@@ -108,8 +112,13 @@ def _unfit_model_files(name: str, spec: BaseModel, max_length: int) -> list[str]
     return problems
 
 
-def run(recipe: Recipe, store: bool) -> int:
-    """Print the resolved recipe; with `store`, verify checksums, coverage and values of every knowledge store."""
+def run(recipe: Recipe, store: bool, corpus: Corpus | None = None) -> int:
+    """Print the resolved recipe and remarks on its rows; with `store`, verify checksums, coverage and values of every
+    knowledge store.
+
+    Args:
+        corpus: the rows, where they are not prepared yet.
+    """
     if store:
         verify, plan = find_stage("precompute").load().check_store, Plan(recipe)
         for teacher in plan.needed_teachers():
@@ -117,4 +126,9 @@ def run(recipe: Recipe, store: bool) -> int:
             say(f"{plan.folder.knowledge(teacher)}: whole")
         return EXIT_DONE
     say(dump_recipe(recipe).rstrip())
+    remarks = (
+        corpus.remarks if corpus else read_json(Plan(recipe).folder.data / "rows" / "data.json").get("remarks", [])
+    )
+    for remark in remarks:
+        warn(remark)
     return EXIT_DONE

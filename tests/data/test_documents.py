@@ -188,15 +188,15 @@ def test_formats(write: Write, tmp_path: Path) -> None:
 
 def test_default_split_is_of_documents(write: Write) -> None:
     train = write("a.conll", "".join(f"{n % 10} B-X\n\n" for n in range(100)))
-    assert check_sources(Data(task="tagging", train=[train]))[0] == {"train": 70, "valid": 10, "test": 20}
-    assert check_sources(Data(task="tagging", train=[train], valid=[train]))[0] == {"train": 100, "valid": 100}
-    assert check_sources(Data(task="tagging", train=[train], test=[train]))[0] == {
+    assert check_sources(Data(task="tagging", train=[train])).counts == {"train": 70, "valid": 10, "test": 20}
+    assert check_sources(Data(task="tagging", train=[train], valid=[train])).counts == {"train": 100, "valid": 100}
+    assert check_sources(Data(task="tagging", train=[train], test=[train])).counts == {
         "train": 90,
         "valid": 10,
         "test": 100,
     }
     cut = Data.model_validate({"task": "tagging", "train": train, "split": {"valid": 0.5}})
-    assert check_sources(cut)[0] == {"train": 50, "valid": 50}
+    assert check_sources(cut).counts == {"train": 50, "valid": 50}
     resolved = Data.model_validate(Data(task="tagging", train=[train]).model_dump())
     assert (resolved.split.valid, resolved.split.test) == (0.1, 0.2)
 

@@ -205,7 +205,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "half a character": ({"train.jsonl": GOOD + '{"text": "a\\ud800", "label": "a"}\n'}, {}, ["train.jsonl:3: holds half of a surrogate pair"]),
     "a column too many": ({"t.tsv": "text\tlabel\nx\ta\ny\tb\tc\n"}, {"train": "t.tsv"}, ["t.tsv:3: 3 column(s), but the header has 2"]),
     "a column too few": ({"t.csv": "x,a\ny\n"}, {"train": "t.csv", "header": False, "columns": {"text": 0, "label": 1}}, ["t.csv:2: 1 column(s), but line 1 has 2"]),
-    "no such header": ({"t.tsv": "sentence\tlabel\nx\ta\n"}, {"train": "t.tsv"}, ["t.tsv:2: has no 'text'", "found: sentence, label"]),
+    "no such header": ({"t.tsv": "sentence\tlabel\nx\ta\n"}, {"train": "t.tsv"}, ["t.tsv:1: has no 'text'", "found: sentence, label"]),
     "header twice": ({"t.tsv": "text\ttext\nx\ta\n"}, {"train": "t.tsv"}, ["t.tsv:1: the header names column 'text' twice"]),
     "no such column": ({"t.tsv": "x\ta\n"}, {"train": "t.tsv", "header": False, "columns": {"text": 0, "label": 4}}, ["t.tsv:1: has no column 4 (2 columns, counted from 0)"]),
     "name without header": ({"t.tsv": "x\ta\n"}, {"train": "t.tsv", "header": False}, ["data.columns.text: 'text' is a name, but", "data.columns.label: 'label' is a name"]),
@@ -261,12 +261,23 @@ def test_bad_folders(tmp_path: Path) -> None:
         check_sources(section(tmp_path, {"train": "torn"}))
 
 
-def test_problems_are_told_together_up_to_a_limit(tmp_path: Path) -> None:
-    write(tmp_path, {"train.jsonl": lines(*[{"text": n, "label": "a"} for n in range(50)])})
+def test_a_kind_of_problem_is_one_line(tmp_path: Path) -> None:
+    wrong = [{"text": n, "label": "a"} for n in range(50)] + [{"text": "x", "label": [n]} for n in range(3)]
+    write(tmp_path, {"train.jsonl": lines(*wrong)})
     with pytest.raises(InputError) as caught:
         check_sources(section(tmp_path, {"train": "train.jsonl"}))
+    assert [problem.rpartition("/")[2] for problem in caught.value.problems] == [
+        "train.jsonl:1: 'text' must be a text, found the number 0 (49 more like it)",
+        "train.jsonl:51: 'label' must be a text or a whole number, found a list (a row has one label here; give each its "
+        "own row, or choose) (2 more like it)",
+    ]
+
+
+def test_kinds_are_told_together_up_to_a_limit(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        check_sources(section(tmp_path, {"train": [f"none{n}.jsonl" for n in range(50)]}))
     assert len(caught.value.problems) == 21
-    assert "train.jsonl:20: " in caught.value.problems[19]
+    assert "none19.jsonl: " in caught.value.problems[19]
     assert caught.value.problems[20] == "stopped reading after 20 problems"
 
 

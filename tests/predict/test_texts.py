@@ -137,7 +137,7 @@ def test_what_standard_input_was_read_as_is_said_where_it_is_not_the_recipes(rea
     [
         (JSON, "", {}, "--input: -: nothing was read"),
         (JSON, '{"text": 3}\n', {}, "^-:1: 'text' must be a text"),
-        (NAMED, "qid\ttext_a\n0\t好\n", {}, "^-:2: has no 'text'; did you mean 'text_a'"),
+        (NAMED, "qid\ttext_a\n0\t好\n", {}, "^-:1: has no 'text'; did you mean 'text_a'"),
     ],
 )
 def test_standard_input_that_cannot_be_read(read, section, content, options, message):

@@ -1,0 +1,74 @@
+"""Rows that `datasets` reads: folders written by save_to_disk, data sets of the hub, and parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+from pyarrow import parquet
+
+from dtrain.data.files import HUB, SUFFIXES, Source
+from dtrain.data.problems import shown
+from dtrain.errors import InputError
+
+
+def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
+    """Rows numbered from 1, with class labels by their names.
+
+    Raises InputError, naming the recipe's key, where there is no such data set or it cannot be read.
+    """
+    open_dataset = {"hub": _open_hub, "parquet": _open_parquet}.get(source.format, _open_folder)
+    dataset = open_dataset(source)
+    names: dict[str, Callable[[int], str]] = {
+        column: feature.int2str for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)
+    }
+    for number, row in enumerate(dataset, 1):
+        record: dict[str | int, Any] = dict(row)
+        for column, name_of in names.items():
+            value = record[column]
+            # Unlabelled test sets of the hub carry -1.
+            record[column] = None if value is None or value < 0 else name_of(value)
+        yield number, record
+
+
+def _open_folder(source: Source) -> Dataset:
+    path = source.path
+    if (path / "dataset_dict.json").is_file():
+        parts = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()]
+        raise InputError(f"{source.key}: {source.name}: holds several parts; name one of them ({shown(parts)})")
+    if not (path / "dataset_info.json").is_file() or not (path / "state.json").is_file():
+        raise InputError(
+            f"{source.key}: {source.name}: is no folder written by datasets' save_to_disk, and holds no file that ends "
+            f"with {shown(SUFFIXES)}"
+        )
+    try:
+        return load_from_disk(path)
+    except Exception as error:
+        # Whatever a damaged file makes Arrow or datasets raise: it is the input that is bad.
+        raise InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}") from error
+
+
+def _open_parquet(source: Source) -> Dataset:
+    try:
+        return Dataset(parquet.read_table(source.path))  # Dataset.from_parquet writes a copy into the user's cache
+    except Exception as error:  # as above
+        raise InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}") from error
+
+
+def _open_hub(source: Source) -> Dataset:
+    """`hub:name[:config]/split`, for example hub:clue/clue:tnews/train."""
+    name, slash, split = source.name.removeprefix(HUB).rpartition("/")
+    name, _, config = name.partition(":")
+    if not slash or not name or not split:
+        raise InputError(f"{source.key}: {source.name}: must have the form hub:name[:config]/split")
+    try:
+        return load_dataset(name, config or None, split=split)
+    except Exception as error:
+        # Offline, a wrong name, a wrong part: the hub's own words say which.
+        raise InputError(f"{source.key}: {source.name}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

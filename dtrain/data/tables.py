@@ -1,0 +1,159 @@
+"""Tables of text: rows of columns, with or without quotes, and what stray quotes do to them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from dtrain.data.files import Source
+from dtrain.data.lines import numbered_lines
+from dtrain.data.problems import Problems, shortened
+
+FIELD_CHARACTERS = 1 << 30  # of a quoted column; the csv module's own bound, 131,072, is less than a long document
+SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ","}  # by the recipe's word for them
+
+
+MEND = "mend the quotes, or set data.quoting: none to read them as text"
+
+
+class TableRow(NamedTuple):
+    """The columns of one row, known by the line that it begins at; `lines` are its lines, where it has several."""
+
+    line: int
+    columns: list[str]
+    lines: list[str]
+
+
+def table_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
+    """The rows of a table in order, the header among them; empty lines are none."""
+    return _quoted_rows(source, problems) if source.quoted else _plain_rows(source, problems)
+
+
+def _plain_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
+    """Rows without quoting, as sentence corpora are written."""
+    rows = quoted = first = 0
+    for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
+        if not line:
+            continue
+        rows += 1
+        columns = line.split(source.separator)
+        if '""' in line and source.quoting == "auto" and any(map(_is_quoted, columns)):
+            quoted, first = quoted + 1, first or number
+        yield TableRow(number, columns, [])
+    if quoted > 0.01 * rows:  # one in a thousand is a sentence with a quotation
+        problems.remark(
+            f"{source.name}:{first}: {quoted:,} row(s) hold a column in quotes with doubled quotes inside, as spreadsheets "
+            "write them; they are read as they stand (data.quoting: quotes takes the quotes off)"
+        )
+
+
+def _is_quoted(column: str) -> bool:
+    inner = column[1:-1]
+    return len(column) > 2 and column[0] == column[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+
+
+def _quoted_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
+    """Rows with quotes around columns that hold separators, line ends or (doubled) quotes, as in RFC 4180."""
+    start = 0
+    lines: list[str] = []
+
+    def read_lines() -> Iterator[str]:
+        nonlocal start
+        for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
+            start = start or number
+            lines.append(line)
+            yield line + "\n"
+
+    csv.field_size_limit(FIELD_CHARACTERS)
+    read = False
+    reader = csv.reader(read_lines(), delimiter=source.separator, strict=True)
+    while True:
+        start = 0
+        lines.clear()
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            what = f"not valid CSV: {error}"
+            if add_misread(problems, source, start, what, lines[0], f"; {MEND}", "quotes") and not read:
+                return  # every later row would repeat the mistake
+            continue
+        read = True
+        if row:
+            yield TableRow(start, row, list(lines) if len(lines) > 1 else [])
+
+
+class SpanningRows:
+    """Rows of a quoted table that span several lines: the standard allows them, and a stray quote makes them.
+
+    They are told in a remark. Where one of their lines is a row by itself, as wide as the others and with the label of
+    another row, the quote was a slip that swallowed rows, and the file is refused (unless the recipe says that quotes
+    are meant).
+
+    Args:
+        width: columns of the table.
+        label: place of the label among them; without one nothing is refused.
+        known: labels that the recipe names.
+    """
+
+    def __init__(self, source: Source, width: int, label: int | None, known: Collection[str]) -> None:
+        self.source, self.width, self.label = source, width, label
+        self.known = set(known)
+        self.first = self.count = 0
+        self.suspects: list[tuple[int, int, str, str]] = []  # row's line, line, its label, the label of the row
+
+    def see(self, row: TableRow) -> None:
+        """Take note of one row; it has `width` columns."""
+        own = row.columns[self.label].strip() if self.label is not None else ""
+        if not row.lines:
+            if self.source.quoted:
+                self.known.add(own)
+            return
+        self.first, self.count = self.first or row.line, self.count + 1
+        if self.label is None:
+            return
+        # The first line holds the row's own columns up to the one that goes on, the last line those after it.
+        broken = [place for place, column in enumerate(row.columns) if "\n" in column]
+        lines = row.lines[0 if self.label >= broken[0] else 1 : None if self.label <= broken[-1] else -1]
+        for offset, line in enumerate(lines, row.lines.index(lines[0]) if lines else 0):
+            columns = line.split(self.source.separator)
+            if len(columns) == self.width:
+                self.suspects.append((row.line, row.line + offset, columns[self.label].strip(' "'), own))
+
+    def tell(self, problems: Problems) -> None:
+        """Say what was found, once the whole file is read."""
+        name = self.source.name
+        swallowed = [s for s in self.suspects if s[2] and (s[2] in self.known or s[2] == s[3])]
+        if swallowed and self.source.quoting == "auto":
+            begins, line, label, _ = swallowed[0]
+            rows = len({suspect[0] for suspect in swallowed})
+            problems.add(
+                f"{name}:{begins}: a quote opens here and makes one row of several: line {line} is a row by itself, with "
+                f"the label {shortened(label)!r}{f' ({rows:,} rows of this kind)' if rows > 1 else ''}; {MEND} (quotes, if "
+                "they are meant)",
+                f"{name}: quotes",
+            )
+        elif self.count:
+            problems.remark(f"{name}:{self.first}: {self.count:,} row(s) span several lines, the first begins here")
+
+
+def add_misread(
+    problems: Problems, source: Source, number: int, what: str, line: str, remedy: str = "", kind: str = "columns"
+) -> bool:
+    """Take note of a row that is not as the table should be; whether its columns seem to be separated otherwise.
+
+    Args:
+        what: is wrong with it.
+        line: that shows it.
+        remedy: where no other separator is seen in the line.
+        kind: the same for rows of this file with the same mistake.
+    """
+    found = max(SEPARATORS, key=line.count)
+    otherwise = found in line and source.separator not in line
+    if otherwise:
+        remedy = f"; it seems to be separated by {found!r}: set data.delimiter: '{SEPARATORS[found]}'"
+        kind = "separator"
+    problems.add(f"{source.name}:{number}: {what}{remedy}", f"{source.name}: {kind}")
+    return otherwise
