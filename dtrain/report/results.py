@@ -12,7 +12,6 @@ from typing import Any
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
-from dtrain.report.remarks import remarks_on
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
 from dtrain.tasks.kinds import VIEWS
 from dtrain.tasks.view import View
@@ -29,13 +28,13 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         speed: what `dtrain.report.speed.measure_run` gave, or None where speed was not to be measured.
 
     Returns:
-        Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model), `headline` (the
-        part whose scores are told first: test where it is scored, since valid chose the weights), `rows` a part,
-        `also_in_train` (rows of a part whose text is in training, too),
-        `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their
-        seed alone), `failed`, `search` (who went on and who was stopped on the way, or None), `details` (of the best student classes and confusion, or types, their counts and
-        examples), `remarks` (on the data and on models that learnt nothing), `speed` (how it was measured), `versions`. Scores on a further part are a mapping under that
-        part's name.
+        Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model; those on a further
+        part are a mapping under its name), `headline` (the part whose scores are told first: test where it is scored,
+        since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
+        `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
+        alone), `failed`, `search` (who went on and who was stopped on the way, or None), `details` (of the best student:
+        classes and confusion, or types, their counts and examples), `remarks` (on the data, and on models that learnt
+        nothing), `speed` (how it was measured), `versions`.
     """
     view = VIEWS[recipe.data.task]
     members = trained_members(plan)
@@ -66,7 +65,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         ],
         "search": _search(plan, folder),
         "details": _details(folder, student or teacher, view),
-        "remarks": [*data.get("remarks", []), *remarks_on("teachers", plan), *remarks_on("students", plan)],
+        "remarks": [*data.get("remarks", []), *_remarks(members, folder)],
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }
@@ -130,6 +129,17 @@ def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dic
         return None
     record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
     return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in view.details}}
+
+
+def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
+    """What training remarked on models that learnt nothing, and who learns from such a teacher."""
+    found = []
+    for kind, member in members:
+        pupils = [m.name for k, m in members if k == "students" and member.name in (getattr(m, "teachers", None) or [])]
+        beside = f"; students that learn from it: {', '.join(pupils)}" if kind == "teachers" and pupils else ""
+        remarks = read_json(folder.model(kind, member.name) / "metrics.json").get("remarks", [])
+        found += [f"{kind[:-1]} {member.name}: {remark}{beside}" for remark in remarks]
+    return found
 
 
 def _search(plan: Plan, folder: RunFolder) -> list[dict[str, Any]] | None:

@@ -6,11 +6,10 @@ import functools
 
 from dtrain.data import PreparedData
 from dtrain.distributed import World
-from dtrain.log import say, warn
+from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.recipe.training import Teacher
-from dtrain.report.remarks import remarks_on
 from dtrain.runfolder import RunFolder, is_done
 from dtrain.training.engine import check_engine
 from dtrain.training.given import publish_given
@@ -49,8 +48,6 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         while waiting:
             train_member(_furthest(waiting, plan), recipe, data, world, folder, stop)
             waiting = [teacher for teacher in waiting if not is_there(teacher)]
-    for remark in world.main_first(lambda: remarks_on("teachers", plan)):
-        warn(remark)
 
 
 def _furthest(teachers: list[Teacher], plan: Plan) -> Member:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -17,6 +16,4 @@ class View:
     loss: str  # what `loss` is
     details: tuple[str, ...]  # of a part's record, what is shown of one model beside its scores
     note: str  # a sentence on how the scores are counted
-    # (a part's scores, its rows or entities by label) -> what is wrong with a model that learnt nothing, or None
-    doubt: Callable[[Mapping[str, float], Mapping[str, int]], str | None]
     timed: str = ""  # what is timed beside the forward pass

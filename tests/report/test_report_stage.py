@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dtrain.errors import InputError
-from dtrain.runfolder import is_done, read_json
+from dtrain.runfolder import is_done, mark_done, read_json, write_json
 from dtrain.stages import report
 
 
@@ -104,3 +104,21 @@ def test_a_model_that_is_not_evaluated_is_named(run, world):
     finally:
         scored.write_text(kept)
     assert read_json(run.folder.report / "results.json") == before
+
+
+def test_a_teacher_that_learnt_nothing_is_told_with_its_students(run, world, capsys):
+    place = run.folder.model("teachers", "bert")
+    before, done = (place / "metrics.json").read_text(), (place / "done.json").read_text()
+    write_json(place / "metrics.json", {**read_json(place / "metrics.json"), "remarks": ["it gives one answer"]})
+    mark_done(place, run.plan.model("teachers", "bert"))
+    try:
+        report.run(run.recipe, world, run.folder)
+        remark = "teacher bert: it gives one answer; students that learn from it: cnn-seed1, cnn-seed2, cnn-seed3"
+        assert f"warning: {remark}\n" in capsys.readouterr().err
+        assert read_json(run.folder.report / "results.json")["remarks"] == [remark]
+        assert f"- {remark}\n" in (run.folder.report / "report.md").read_text(encoding="utf-8")
+        assert f"<li>{remark}</li>" in (run.folder.report / "report.html").read_text(encoding="utf-8")
+    finally:
+        (place / "metrics.json").write_text(before)
+        (place / "done.json").write_text(done)
+        report.run(run.recipe, world, run.folder)
