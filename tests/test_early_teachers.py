@@ -16,7 +16,7 @@ from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import read_json
 from dtrain.stages import finetune, prepare
-from dtrain.training.member import Member
+from dtrain.training.model_job import ModelJob
 
 WORDS = {"sport": "球赛队员进攻胜负", "money": "股票银行利率基金"}
 CNN = "model: {type: textcnn, embedding: 8, filters: 4}, epochs: 3, optimizer: {lr: 0.05}, batch_size: 12"
@@ -38,13 +38,13 @@ students: []
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the teachers whose training was begun."""
     names: list[str] = []
-    train = finetune.train_member
+    train = finetune.train_model
 
-    def counted(member: Member, *rest: Any) -> dict[str, Any]:
-        names.append(member.spec.name)
-        return train(member, *rest)
+    def counted(job: ModelJob, *rest: Any) -> dict[str, Any]:
+        names.append(job.spec.name)
+        return train(job, *rest)
 
-    monkeypatch.setattr(finetune, "train_member", counted)
+    monkeypatch.setattr(finetune, "train_model", counted)
     return names
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dtrain.data import Part
+from dtrain.data.batch import Batch
 from dtrain.errors import InputError
 from dtrain.recipe.training import Noisy
 
@@ -19,26 +20,19 @@ if TYPE_CHECKING:
     from dtrain.knowledge.reader import StoreReader
 
 
-@dataclass(frozen=True, eq=False)
-class NoisyPart(Part):
-    """Rows in which each token of text is blanked with the chance `noise` whenever they are collated, anew each time.
+def blank_tokens(batch: Batch, *, share: float, part: Part) -> Batch:
+    """The batch with each token of text blanked with the chance `share`, by torch's random generator.
 
     What stands around texts stays: a pair without its separator would be one text, and a transformer reads its answer
-    off [CLS]. A blank is the padding's id where the mask says token: in the package's own students its vector is 0. Which tokens
-    follows from torch's generator, as dropout does.
+    off [CLS]. A blank is the padding's id where the mask says token: in the package's own students its vector is 0.
     """
-
-    noise: float = 0.0
-
-    def collate(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        batch = super().collate(index)
-        ids = batch["input_ids"]
-        blanked = (torch.rand(ids.shape) < self.noise) & ~torch.isin(ids, torch.tensor(self.frame, dtype=ids.dtype))
-        batch["input_ids"] = ids.masked_fill(blanked, self.pad_id)
-        return batch
+    ids = batch.inputs["input_ids"]
+    frame = torch.tensor(part.frame, dtype=ids.dtype, device=ids.device)
+    blanked = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, frame)
+    return replace(batch, inputs={**batch.inputs, "input_ids": ids.masked_fill(blanked, part.pad_id)})
 
 
-def noisy_rows(part: Part, stores: Mapping[str, StoreReader], spec: Noisy) -> NoisyPart:
+def noisy_rows(part: Part, stores: Mapping[str, StoreReader], spec: Noisy) -> Part:
     """All labelled rows, and the unlabelled ones that `confident` chooses by the mean of the teachers' distributions.
 
     Raises:
@@ -49,7 +43,7 @@ def noisy_rows(part: Part, stores: Mapping[str, StoreReader], spec: Noisy) -> No
     chosen = unlabelled[confident(torch.stack(distributions).mean(0), spec.confidence, spec.balance)]
     if not len(chosen):
         raise InputError(f"noisy.confidence: no transfer row reaches {spec.confidence:g}")
-    return _take(part, np.concatenate([np.flatnonzero(part.labels >= 0), chosen]), spec.token_noise)
+    return _take(part, np.concatenate([np.flatnonzero(part.labels >= 0), chosen]))
 
 
 def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.ndarray:
@@ -70,7 +64,7 @@ def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.nd
     return np.sort(np.concatenate([np.resize(rows, -(-len(kept) // len(by_class))) for rows in by_class]))
 
 
-def _take(part: Part, index: np.ndarray, noise: float) -> NoisyPart:
+def _take(part: Part, index: np.ndarray) -> Part:
     """The rows at `index`, which may come several times."""
     lengths = part.lengths[index].astype(np.int64)
     offsets = np.concatenate([[0], lengths.cumsum()])
@@ -79,16 +73,12 @@ def _take(part: Part, index: np.ndarray, noise: float) -> NoisyPart:
     def load_rows() -> Dataset:
         return part.rows().select(index)
 
-    same = {field.name: getattr(part, field.name) for field in fields(Part)}
-    return NoisyPart(
-        **same
-        | {
-            "ids": part.ids[index],
-            "labels": part.labels[index],
-            "tokens": part.tokens[where],
-            "types": None if part.types is None else part.types[where],
-            "offsets": offsets,
-            "load_rows": load_rows,
-        },
-        noise=noise,
+    return replace(
+        part,
+        ids=part.ids[index],
+        labels=part.labels[index],
+        tokens=part.tokens[where],
+        types=None if part.types is None else part.types[where],
+        offsets=offsets,
+        load_rows=load_rows,
     )

@@ -1,6 +1,6 @@
 """Losses on the exits of a model with several classifiers, [E, B, C], the last exit last: values a row [B].
 
-Torch is imported inside the functions, because recipes are checked against their signatures without it.
+Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dtrain.losses.outputs import Smoothing, Temperature, full_precision
 from dtrain.losses.registry import register
+from dtrain.losses.torch_later import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,6 @@ def exits_cross_entropy(exits: Tensor, labels: Tensor, *, label_smoothing: Smoot
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     logits = full_precision(exits)
     values = functional.cross_entropy(
         logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none", label_smoothing=label_smoothing
@@ -52,8 +51,6 @@ def exits_distillation(
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     students = functional.log_softmax(full_precision(exits) / temperature, dim=-1)
     target = students[-1].exp() if source == "last" else students.exp().mean(0)
     divergences = functional.kl_div(students, target.detach().expand_as(students), reduction="none").sum(-1)

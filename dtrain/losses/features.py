@@ -1,6 +1,6 @@
 """Losses on features, the pooled vector [B, F] that reaches a classifier: values a row [B].
 
-Torch is imported inside the functions, because recipes are checked against their signatures without it.
+Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from dtrain.errors import InputError
 from dtrain.losses.outputs import full_precision
 from dtrain.losses.registry import register
+from dtrain.losses.torch_later import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +38,6 @@ def feature_hint(student_features: Tensor, teacher_features: Tensor, *, beta: Wi
     Raises:
         InputError: the widths differ.
     """
-    from torch.nn import functional
-
     student, teacher = _same_width(student_features, teacher_features)
     values = functional.smooth_l1_loss(student.expand_as(teacher), teacher, reduction="none", beta=beta).mean(-1)
     return values.mean(0) if values.dim() == 2 else values
@@ -57,16 +57,12 @@ def feature_cosine(student_features: Tensor, teacher_features: Tensor) -> Tensor
     Raises:
         InputError: the widths differ.
     """
-    from torch.nn import functional
-
     student, teacher = _same_width(student_features, teacher_features)
     values = 1 - functional.cosine_similarity(student.expand_as(teacher), teacher, dim=-1)
     return values.mean(0) if values.dim() == 2 else values
 
 
 def _same_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    from dtrain.errors import InputError
-
     if student.shape[-1] != teacher.shape[-1]:
         raise InputError(
             f"losses: the student has {student.shape[-1]} features and its teacher {teacher.shape[-1]}; hints "

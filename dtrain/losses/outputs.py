@@ -1,7 +1,7 @@
 """Losses on a classifier's outputs: per-row values [B], so that sums over global row counts stay exact.
 
 Half-precision logits are computed with in float32, under autocast too; float32 and float64 stay as they are.
-Torch is imported inside the functions, because recipes are checked against their signatures without it.
+Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from dtrain.losses.ramp import part_of_way
 from dtrain.losses.registry import register
+from dtrain.losses.torch_later import functional, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +36,6 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Sm
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     return functional.cross_entropy(
         full_precision(student_logits), labels, reduction="none", label_smoothing=label_smoothing
     )
@@ -57,8 +56,6 @@ def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature:
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     student = functional.log_softmax(full_precision(student_logits) / temperature, dim=-1)
     teacher = functional.softmax(full_precision(teacher_logits) / temperature, dim=-1)
     if teacher.dim() == 3:
@@ -100,8 +97,6 @@ def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temp
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     student = functional.log_softmax(full_precision(student_logits) / temperature, dim=-1)
     teacher = functional.log_softmax(full_precision(teacher_logits) / temperature, dim=-1)
     if teacher.dim() == 3:
@@ -120,8 +115,6 @@ def cosine(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     teacher = full_precision(teacher_logits)
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
@@ -156,8 +149,6 @@ def teacher_annealing(
     Returns:
         float [B].
     """
-    from torch.nn import functional
-
     gold = part_of_way(progress, until, shape)
     student = functional.log_softmax(full_precision(student_logits), dim=-1)
     teacher = functional.softmax(full_precision(teacher_logits), dim=-1)
@@ -188,6 +179,19 @@ def top_gap(student_logits: Tensor, *, k: Rank = 5) -> Tensor:
 
 def full_precision(logits: Tensor) -> Tensor:
     """Half-precision values as float32, others as they are."""
-    import torch
-
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def mutual_divergence(student_logits: Tensor, peer_logits: Tensor) -> Tensor:
+    """1/(K-1) sum_l KL(softmax(z_l) || softmax(z)) over the K - 1 other peers (Zhang et al. 1706.00384, equation 5).
+
+    Args:
+        student_logits: float [B, C].
+        peer_logits: float [K - 1, B, C], taken as given.
+
+    Returns:
+        float [B].
+    """
+    own = functional.log_softmax(full_precision(student_logits), dim=-1)
+    others = functional.log_softmax(full_precision(peer_logits), dim=-1)
+    return functional.kl_div(own.expand_as(others), others, reduction="none", log_target=True).sum(-1).mean(0)

@@ -1,8 +1,8 @@
 """Losses on a tagger's outputs: values a row [B], each a sum over the row's characters.
 
 The caller divides by the number of characters of the global batch, so every loss is a mean over unpadded
-characters. Computed in float32 (float64 stays), under autocast too. Torch is imported inside the functions, because
-recipes are checked against their signatures without it.
+characters. Computed in float32 (float64 stays), under autocast too. Recipes are checked against their
+signatures, for which torch is not imported (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dtrain.losses.outputs import full_precision
 from dtrain.losses.registry import register
+from dtrain.losses.torch_later import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +65,6 @@ def marginal_matching(marginals: Tensor, mask: Tensor, teacher_marginals: Tensor
     Returns:
         float [B].
     """
-    import torch
-
     teacher = full_precision(teacher_marginals)
     if teacher.dim() == 4:
         teacher = teacher.mean(0)

@@ -21,12 +21,13 @@ from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
 from dtrain.students.train import GroupTrainer
+from dtrain.tasks.registry import task_of
 from dtrain.training.checkpoint import Checkpoints, remove_checkpoints
-from dtrain.training.loop import Diverged
-from dtrain.training.member import Trained
+from dtrain.training.job import Diverged, checkpoint_identity
+from dtrain.training.members import Members
+from dtrain.training.model_job import Trained
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.precision import check_precisions, resolve_precision
-from dtrain.training.run import checkpoint_identity
 from dtrain.training.stop import StopRequest
 
 MEETING_SECONDS = 30.0  # from the first rank's failure to the last one's, of the same student for the same reason
@@ -47,9 +48,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     stop = world.stop or StopRequest(world, folder.root)
     for name in sorted({s.name for s in recipe.students} - set(world.main_first(lambda: _waiting(plan)))):
         say(f"student {name}: complete, nothing to do")
-    trainer = GroupTrainer(
-        recipe, plan, data, world, folder, stop, lambda teacher: _open_store(teacher, recipe, data, folder)
-    )
+    members = Members(recipe, data, task_of(data), world, folder)
+    trainer = GroupTrainer(plan, members, stop, lambda teacher: _open_store(teacher, recipe, data, folder))
     failed: list[str] = []
     while True:
         compare = functools.partial(_stop_the_worst, plan, folder, failed, world.device)
@@ -121,7 +121,7 @@ def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause
                     _meet_after_failure(trained, trained.error, world)
                 if trained.error is not None and records:
                     _record_failure(trained, trained.error, plan)
-                    failed.append(trained.member.spec.name)
+                    failed.append(trained.job.spec.name)
         except Stopped as reason:
             stopped = reason
 
@@ -145,10 +145,10 @@ def _meet_after_failure(trained: Trained, error: Exception, world: World) -> Non
     Raises:
         DtrainError: others did not come here, as they wait in a collective for this rank's part: only their end helps.
     """
-    if not world.wait_for_all(f"failed {trained.member.spec.name}", MEETING_SECONDS):
+    if not world.wait_for_all(f"failed {trained.job.spec.name}", MEETING_SECONDS):
         if not isinstance(error, DtrainError):
             traceback.print_exception(error)
-        where = f"{trained.member.title}: failed on rank {world.rank} alone, and the others wait for its part of a step"
+        where = f"{trained.job.title}: failed on rank {world.rank} alone, and the others wait for its part of a step"
         raise DtrainError(f"{where}: {reason_of(error)}; the same command continues") from error
 
 
@@ -243,7 +243,7 @@ def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFol
 
 def _record_failure(trained: Trained, error: Exception, plan: Plan) -> None:
     """Leave the reason where the report finds it. What would happen again is final; the rest the next run tries again."""
-    name = trained.member.spec.name
+    name = trained.job.spec.name
     reason = reason_of(error)
     say_anywhere(f"student {name}: FAILED: {reason}")
     if not isinstance(error, DtrainError):

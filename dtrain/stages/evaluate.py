@@ -17,9 +17,9 @@ from dtrain.models.multi_exit import MultiExit
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
+from dtrain.tasks.registry import task_of
 from dtrain.training.inference import BATCH_TOKENS, forward_outputs
 from dtrain.training.precision import resolve_precision
-from dtrain.training.tasks import task_of
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:

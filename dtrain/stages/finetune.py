@@ -11,9 +11,11 @@ from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, is_done
+from dtrain.tasks.registry import task_of
 from dtrain.training.engine import check_engine
 from dtrain.training.given import publish_given
-from dtrain.training.member import Member, train_member
+from dtrain.training.members import Members
+from dtrain.training.model_job import ModelJob, train_model
 from dtrain.training.precision import check_precisions
 from dtrain.training.stop import StopRequest
 
@@ -30,6 +32,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Read `data/`, write `teachers/<name>/` for each teacher that is not there yet."""
     plan = Plan(recipe)
     data = PreparedData.open(folder)
+    task = task_of(data)
+    members = Members(recipe, data, task, world, folder)
     stop = world.stop or StopRequest(world, folder.root)
 
     def is_there(teacher: Teacher) -> bool:
@@ -41,22 +45,22 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         if is_there(teacher):
             say(f"teacher {teacher.name}: complete, nothing to do")
         elif teacher.source is not None:
-            publish_given(teacher, plan.model("teachers", teacher.name), recipe, data, world, folder)
+            publish_given(teacher, plan.model("teachers", teacher.name), recipe, data, task, world, folder)
         else:
             trainings.setdefault(plan.training(teacher), []).append(teacher)
     for waiting in trainings.values():
         while waiting:
-            train_member(_furthest(waiting, plan), recipe, data, world, folder, stop)
+            train_model(_furthest(waiting, plan, members), world, stop)
             waiting = [teacher for teacher in waiting if not is_there(teacher)]
 
 
-def _furthest(teachers: list[Teacher], plan: Plan) -> Member:
+def _furthest(teachers: list[Teacher], plan: Plan, members: Members) -> ModelJob:
     """Of teachers that differ in `stop_epoch` alone, the one that is trained longest; it gives the others on its way."""
-    members = [Member("teachers", teacher, plan.model("teachers", teacher.name), {}) for teacher in teachers]
-    # Without a stop it also comes after one that stops at the last epoch, whatever its score.
+    jobs = [members.teacher(teacher, plan.model("teachers", teacher.name)) for teacher in teachers]
+    # A teacher without a stop also comes after one that stops at the last epoch, whatever its score.
     ends = [teacher.stop_epoch or teacher.epochs + 1 for teacher in teachers]
-    last = members[ends.index(max(ends))]
-    for member, end in zip(members, ends, strict=True):
+    last = jobs[ends.index(max(ends))]
+    for job, end in zip(jobs, ends, strict=True):
         if end < max(ends):
-            last.early.setdefault(end, []).append(member)
+            last.early.setdefault(end, []).append(job)
     return last

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,27 @@ import torch
 from dtrain.data.tokenizers import load_tokenizer
 from dtrain.distributed import World
 from dtrain.errors import InputError
-from dtrain.log import say, say_anywhere
-from dtrain.models import parameter_count, save_model
+from dtrain.log import say
+from dtrain.losses.objective import LossSum
+from dtrain.models import save_model
+from dtrain.models.folder import in_own_memory
+from dtrain.models.masked_lm import MaskedLM, PairedLM
+from dtrain.models.transformer import build_masked_lm
 from dtrain.plan import Plan
 from dtrain.pretraining.masking import Masker
 from dtrain.pretraining.packing import PackedRows
 from dtrain.pretraining.pairs import PairedRows
 from dtrain.pretraining.prepare import PARTS, corpus_tokenizer, prepare_corpus, rows_folder
-from dtrain.pretraining.task import MaskedRows, Rows, evaluate
 from dtrain.recipe import Recipe
 from dtrain.recipe.pretraining import Pretrain
-from dtrain.recipe.training import TrainSpec
-from dtrain.runfolder import RunFolder, is_done, mark_done, publish_folder, write_json
+from dtrain.runfolder import RunFolder, is_done, publish_folder
+from dtrain.tasks.masked_lm.rows import MaskedRows, Rows
+from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import build_engine, build_model
-from dtrain.training.loop import Fit, Position, fit
+from dtrain.training.engine import check_sharding
+from dtrain.training.feed import Feed
+from dtrain.training.job import Position
+from dtrain.training.model_job import ModelJob, Prepared, train_model
 from dtrain.training.optim import scaled_to_batch
 from dtrain.training.precision import resolve_precision
 from dtrain.training.stop import StopRequest
@@ -51,10 +56,7 @@ def check(recipe: Recipe, world: World) -> None:
             scaled_to_batch(spec.training(number))
         except InputError as error:
             raise InputError([f"pretrain.phases.{number}.{problem}" for problem in error.problems]) from None
-        if world.sharding.kind == "zero" and world.size > 1:
-            from dtrain.training.engine_zero import fill_config
-
-            fill_config(world.sharding, spec.training(number), world.size, precision)
+        check_sharding(world, spec.training(number), precision)
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -71,81 +73,111 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             if world.is_main:  # of a run that was killed just before it did so
                 remove_checkpoints(folder.checkpoints(KIND, spec.training(number).name))
             continue
-        train_phase(spec, number, identity, world, folder, stop)
-    if world.is_main:
-        shutil.rmtree(_latest(folder), ignore_errors=True)
+        train_model(Phase(spec, number, world, folder).job(identity), world, stop)
+        world.wait_for_all("published")
+        if world.is_main:
+            shutil.rmtree(_latest(folder), ignore_errors=True)
 
 
-def train_phase(
-    spec: Pretrain, number: int, identity: str, world: World, folder: RunFolder, stop: StopRequest
-) -> dict[str, Any]:
-    """Train one phase from where the last one ended, and publish its model; returns its metrics.
+class Phase:
+    """One phase: its rows and masks, its start, and what its folder says."""
 
-    Raises:
-        Stopped: asked to stop, after a checkpoint.
-        Diverged: the loss is not finite.
-    """
-    training, title = spec.training(number), f"pretrain phase {number + 1}"
-    tokenizer = load_tokenizer(corpus_tokenizer(folder))
-    special = set(tokenizer.all_special_ids)
-    ordinary = np.array([token for token in range(len(tokenizer)) if token not in special])
-    assert training.seed is not None
-    packed = rows_folder(folder, spec, spec.phases[number].max_length)
-    rows, held_out = (_rows(packed / part, spec.next_sentence, training.seed, tokenizer) for part in PARTS)
-    masker = Masker(spec.masking, training.seed, tokenizer.mask_token_id, ordinary)
-    masked = MaskedRows(rows, masker, world, separate=spec.corpus.separate)
-    precision = resolve_precision(spec.precision, world.device, "pretrain.precision")
+    def __init__(self, spec: Pretrain, number: int, world: World, folder: RunFolder) -> None:
+        self.spec, self.number, self.world, self.folder = spec, number, world, folder
+        self.training = spec.training(number)
+        self.title = f"pretrain phase {number + 1}"
 
-    torch.manual_seed(training.seed)
+    def job(self, identity: str) -> ModelJob:
+        """What to train and where to publish it; it begins from where the phase before ended."""
+        return ModelJob(
+            title=self.title,
+            where=f"pretrain.phases.{self.number}",
+            spec=self.training,
+            identity=identity,
+            prepare=self._prepare,
+            final=self.folder.pretrained(self.number),
+            checkpoints=self.folder.checkpoints(KIND, self.training.name),
+            tensorboard=self.folder.tensorboard(KIND, self.training.name),
+        )
 
-    def make() -> torch.nn.Module:
-        return _model(spec, number, folder, len(tokenizer), tokenizer.pad_token_id)
+    def _prepare(self) -> Prepared:
+        spec, seed = self.spec, self.training.seed
+        assert seed is not None
+        tokenizer = load_tokenizer(corpus_tokenizer(self.folder))
+        special = set(tokenizer.all_special_ids)
+        ordinary = np.array([token for token in range(len(tokenizer)) if token not in special])
+        packed = rows_folder(self.folder, spec, spec.phases[self.number].max_length)
+        rows, held_out = (_rows(packed / part, spec.next_sentence, seed, tokenizer) for part in PARTS)
+        masker = Masker(spec.masking, seed, tokenizer.mask_token_id, ordinary)
+        masked = MaskedRows(rows, masker, self.world, separate=spec.corpus.separate)
+        task = MaskedLanguageModel(masker, separate=spec.corpus.separate)
 
-    model = build_model(world, make, together=True)
-    parameters = parameter_count(model)
-    try:
-        engine = build_engine(world, model, training, together=True, precision=precision)
-    except InputError as error:
-        raise InputError([f"pretrain.phases.{number}.{problem}" for problem in error.problems]) from None
+        def feed(losses: LossSum) -> Feed:
+            collate = functools.partial(task.collate, masked)
+            return Feed(rows, collate, masked.units, device=self.world.device, draw=masked.begin_step)
 
-    def score(model: torch.nn.Module) -> dict[str, float]:
-        scores = evaluate(model, held_out, masker, world, precision=precision, separate=spec.corpus.separate)
-        if engine.rank == 0:
-            # For a look at it, or a fine-tuning, while pre-training goes on.
-            with publish_folder(_latest(folder)) as aside:
-                _save(model, aside, folder, f"# {title}, under way\n\n{_headline(scores)}\n")
-        return scores
+        def evaluate(model: torch.nn.Module, precision: str) -> dict[str, float]:
+            scores = task.scores(model, held_out, self.world, precision=precision)
+            if self.world.is_main:
+                # For a look at it, or a fine-tuning, while pre-training goes on.
+                with publish_folder(_latest(self.folder)) as latest:
+                    self._save(model, latest, f"# {self.title}, under way\n\n{task.headline(scores)}\n")
+            return scores
 
-    job = Fit(
-        title=title,
-        spec=training,
-        engine=engine,
-        rows=rows,
-        units=masked.units,
-        loss=lambda model, index, _progress: masked.loss(model, index, world.device),
-        evaluate=score,
-        checkpoints=folder.checkpoints(KIND, training.name),
-        tensorboard=folder.tensorboard(KIND, training.name),
-        identity=identity,
-        stop=stop,
-        headline=_headline,
-        begin_step=masked.begin_step,
-    )
-    say(
-        f"{title}: {spec.model.type}, {parameters:,} parameters, {len(rows):,} rows of {rows.length} tokens, "
-        f"{precision}, {engine.ranks} rank{'s' if engine.ranks > 1 else ''}"
-    )
-    best, position, monitor = fit(job)
-    metrics = _metrics(position, parameters, len(rows), rows.length)
-    if engine.rank == 0:
-        _publish(engine.with_weights(best), training, spec, metrics, position, identity, folder, number)
-        shutil.rmtree(_latest(folder), ignore_errors=True)
-    monitor.close()
-    world.wait_for_all("published")
-    engine.close()
-    if engine.rank == 0:
-        remove_checkpoints(job.checkpoints)
-    return metrics
+        def metrics(position: Position) -> dict[str, Any]:
+            tokens_a_second = round(position.rows * rows.length / position.seconds, 1)
+            return {"split": "held_out", "max_length": rows.length, "tokens_per_second": tokens_a_second}
+
+        return Prepared(
+            make=functools.partial(self._model, len(tokenizer), tokenizer.pad_token_id),
+            losses=lambda model: MaskedLosses(),  # type: ignore[arg-type, return-value]
+            outputs=task.outputs,
+            feed=feed,
+            evaluate=evaluate,
+            headline=task.headline,
+            metrics=metrics,
+            save=lambda model, folder, found: self._save(model, folder, self._card(found, task.headline(found))),
+            rows=f"{len(rows):,} rows of {rows.length} tokens",
+            took=lambda found: f"{found['seconds']:.0f} s",
+        )
+
+    def _model(self, vocabulary: int, pad_id: int) -> torch.nn.Module:
+        start, spec = self.spec.model, self.spec
+        if self.number:
+            before = {
+                "type": start.type,
+                "pretrained": str(self.folder.pretrained(self.number - 1)),
+                "dropout": start.dropout,
+            }
+            start = type(start).model_validate(before)
+        model = build_masked_lm(
+            start,
+            vocabulary=vocabulary,
+            pad_id=pad_id,
+            max_length=max(phase.max_length for phase in spec.phases),
+            next_sentence=spec.next_sentence,
+        )
+        return (PairedLM if spec.next_sentence else MaskedLM)(in_own_memory(model))  # type: ignore[arg-type]
+
+    def _save(self, model: Any, folder: Path, card: str) -> None:
+        model.lm.tie_weights()  # weights that were gathered from shards come one by one
+        save_model(model.lm, folder, corpus_tokenizer(self.folder), card)
+
+    def _card(self, metrics: dict[str, Any], headline: str) -> str:
+        spec, training = self.spec, self.training
+        return (
+            f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n# {training.name}\n\n"
+            f"A {spec.model.type} pre-trained by dtrain on {metrics['training_rows']:,} rows of "
+            f"{metrics['max_length']} tokens ({time.strftime('%Y-%m-%d')}), whole words masked"
+            f"{', next sentences predicted' * spec.next_sentence}.\n\n"
+            f"- masked: {spec.masking.share:.0%} of the tokens, n-grams of up to {spec.masking.ngram} words\n"
+            f"- parameters: {metrics['parameters']:,}\n"
+            f"- optimizer: {training.optimizer.type}, rate {training.optimizer.lr:g}, batches of "
+            f"{training.batch_size}, {training.epochs} epochs, seed {training.seed}\n"
+            f"- held-out text: {headline}\n\n"
+            "A teacher of the same recipe starts from it with `pretrained: pretrain`, any other with this folder's "
+            "path.\n"
+        )
 
 
 def _rows(folder: Path, pairs: bool, seed: int, tokenizer: Any) -> Rows:
@@ -154,80 +186,5 @@ def _rows(folder: Path, pairs: bool, seed: int, tokenizer: Any) -> Rows:
     return PackedRows.open(folder)
 
 
-def _model(spec: Pretrain, number: int, folder: RunFolder, vocabulary: int, pad_id: int) -> torch.nn.Module:
-    from dtrain.models.folder import in_own_memory
-    from dtrain.models.transformer import build_masked_lm
-    from dtrain.pretraining.model import MaskedLM, PairedLM
-
-    start = spec.model
-    if number:
-        before = {"type": start.type, "pretrained": str(folder.pretrained(number - 1)), "dropout": start.dropout}
-        start = type(spec.model).model_validate(before)
-    longest = max(phase.max_length for phase in spec.phases)
-    pairs = spec.next_sentence
-    model = build_masked_lm(start, vocabulary=vocabulary, pad_id=pad_id, max_length=longest, next_sentence=pairs)
-    return (PairedLM if pairs else MaskedLM)(in_own_memory(model))  # type: ignore[arg-type]
-
-
 def _latest(folder: RunFolder) -> Path:
     return folder.root / KIND / "latest"
-
-
-def _save(model: Any, aside: Path, folder: RunFolder, card: str) -> None:
-    model.lm.tie_weights()  # weights that were gathered from shards come one by one
-    save_model(model.lm, aside, corpus_tokenizer(folder), card)
-
-
-def _headline(scores: Mapping[str, float]) -> str:
-    told = f"accuracy {scores['accuracy']:.4f}, perplexity {scores['perplexity']:.2f}"
-    if "next_sentence_accuracy" in scores:
-        told += f", next sentence {scores['next_sentence_accuracy']:.4f} (loss {scores['next_sentence_loss']:.4f})"
-    return told
-
-
-def _metrics(position: Position, parameters: int, rows: int, length: int) -> dict[str, Any]:
-    best = next(h for h in position.history if h["split"] == "valid" and h["step"] == position.best_step)
-    seconds = position.seconds
-    return {
-        **{name: value for name, value in best.items() if name not in ("step", "epoch", "split")},
-        "split": "held_out",
-        "parameters": parameters,
-        "best_epoch": position.best_epoch,
-        "best_step": position.best_step,
-        "steps": position.step,
-        "training_rows": rows,
-        "max_length": length,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(position.rows * length / seconds, 1),
-    }
-
-
-def _publish(
-    model: torch.nn.Module,
-    training: TrainSpec,
-    spec: Pretrain,
-    metrics: dict[str, Any],
-    position: Position,
-    identity: str,
-    folder: RunFolder,
-    number: int,
-) -> None:
-    card = (
-        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n# {training.name}\n\n"
-        f"A {spec.model.type} pre-trained by dtrain on {metrics['training_rows']:,} rows of {metrics['max_length']} "
-        f"tokens ({time.strftime('%Y-%m-%d')}), whole words masked{', next sentences predicted' * spec.next_sentence}.\n\n"
-        f"- masked: {spec.masking.share:.0%} of the tokens, n-grams of up to {spec.masking.ngram} words\n"
-        f"- parameters: {metrics['parameters']:,}\n"
-        f"- optimizer: {training.optimizer.type}, rate {training.optimizer.lr:g}, batches of {training.batch_size}, "
-        f"{training.epochs} epochs, seed {training.seed}\n"
-        f"- held-out text: {_headline(metrics)}\n\n"
-        "A teacher of the same recipe starts from it with `pretrained: pretrain`, any other with this folder's path.\n"
-    )
-    final = folder.pretrained(number)
-    with publish_folder(final) as aside:
-        _save(model, aside, folder, card)
-        metrics["bytes"] = (aside / "model.safetensors").stat().st_size
-        write_json(aside / "metrics.json", metrics)
-        write_json(aside / "history.json", position.history)
-        mark_done(aside, identity)
-    say_anywhere(f"pretrain phase {number + 1}: {_headline(metrics)}; {metrics['seconds']:.0f} s -> {final}")

@@ -54,7 +54,7 @@ class Stack:
 
     def __init__(self, engines: Sequence[Engine], kind: str) -> None:
         self.engines, self.kind = list(engines), kind
-        self.models: list[nn.Module] = [engine.bare for engine in engines]
+        self.models: list[nn.Module] = [engine.inner for engine in engines]
         self._parameters = [dict(model.named_parameters()) for model in self.models]
         self._groups = [self._group_of_each(engine, own) for engine, own in zip(engines, self._parameters, strict=True)]
         self._padding = {

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import torch
 
-from dtrain.data import Part, PreparedData
-from dtrain.distributed import World
+from dtrain.data import Part, tokenizer_name
 from dtrain.errors import Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
 from dtrain.log import say_anywhere
 from dtrain.plan import Plan
-from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student
-from dtrain.runfolder import RunFolder, fingerprint
+from dtrain.runfolder import fingerprint
 from dtrain.students.plan import TrainingGroup
-from dtrain.students.shared import Memo, SharedRows, SharedStore
-from dtrain.students.ways import Fused, Streams, peers
+from dtrain.students.ways import Fused, Peers, Streams
+from dtrain.teachers.sources import StoredTeacher
+from dtrain.training.feed import AHEAD, Reading
 from dtrain.training.loop import MakeSteps, in_turn
-from dtrain.training.member import Member, Trained, train_members, training_rows
+from dtrain.training.members import Members
+from dtrain.training.model_job import ModelJob, Trained, train_models
 from dtrain.training.stop import StopRequest
 
 
@@ -28,31 +27,25 @@ class GroupTrainer:
     """What all groups of a rank are trained with.
 
     Args:
-        open_store: a teacher's outputs, by its name.
+        open_store: opens and verifies a teacher's store; called once a teacher, for all groups of this rank.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        plan: Plan,
-        data: PreparedData,
-        world: World,
-        folder: RunFolder,
-        stop: StopRequest,
-        open_store: Callable[[str], StoreReader],
+        self, plan: Plan, members: Members, stop: StopRequest, open_store: Callable[[str], StoreReader]
     ) -> None:
-        self.recipe, self.plan, self.data = recipe, plan, data
-        self.world, self.folder, self.stop = world, folder, stop
-        self.open_store = open_store
+        self.plan, self.members, self.stop = plan, members, stop
+        self.world = members.world
+        self._open_store = open_store
+        self._stores: dict[str, StoreReader] = {}
 
     def train(self, group: TrainingGroup, pause: int | None = None) -> Iterator[Trained]:
         """Each student as it ends.
 
-        What goes wrong for a group at once is nobody's failure yet: it is cut in two, which go on from checkpoints,
-        until it is one student's.
+        An error that meets a whole group is no student's failure yet: the group is cut in two, which continue from
+        their checkpoints, until the error is one student's.
 
         Args:
-            pause: epochs after which each is to wait; see `Member`.
+            pause: epochs after which each is to wait; see `ModelJob`.
 
         Raises:
             Stopped: on request, after checkpoints.
@@ -60,7 +53,7 @@ class GroupTrainer:
         left = list(group.students)
         try:
             for trained in self._side_by_side(left, self._way(group), pause):
-                left = [student for student in left if student is not trained.member.spec]
+                left = [student for student in left if student is not trained.job.spec]
                 yield trained
             return
         except Stopped:
@@ -68,8 +61,9 @@ class GroupTrainer:
         except Exception as error:
             memory = isinstance(error, torch.OutOfMemoryError)
             if len(left) < 2 or group.way == "peers":
-                for member in (self._member(student, {}, pause) for student in left):
-                    yield Trained(member, error=RuntimeError(f"out of memory: {error}") if memory else error)
+                for student in left:
+                    failure = RuntimeError(f"out of memory: {error}") if memory else error
+                    yield Trained(self._job(student, {}, pause, None), error=failure)
                 return
             reason = "out of memory" if memory else reason_of(error)
         if torch.cuda.is_available():
@@ -80,54 +74,58 @@ class GroupTrainer:
             yield from self.train(TrainingGroup(tuple(part), group.way, group.why, group.cost), pause)
 
     def _side_by_side(self, students: list[Student], way: MakeSteps, pause: int | None) -> Iterator[Trained]:
-        shared = _Shared(self) if len(students) > 1 else None
-        members = []
+        shared = _Shared(self.members, students) if len(students) > 1 else None
+        jobs = []
         for student in students:
             try:
-                members.append(self._member(student, self._stores(student, shared), pause))
+                jobs.append(self._job(student, self._teachers(student), pause, shared))
             except Exception as error:
-                yield Trained(self._member(student, {}, pause), error=error)
-                continue
+                yield Trained(self._job(student, {}, pause, None), error=error)
+        try:
+            yield from train_models(jobs, self.world, self.stop, way)
+        finally:
             if shared:
-                members[-1].rows = shared.rows(student)
-        yield from train_members(members, self.recipe, self.data, self.world, self.folder, self.stop, way)
+                shared.reading.close()
 
-    def _member(self, student: Student, stores: dict[str, StoreReader], pause: int | None) -> Member:
-        identity = self.plan.model("students", student.name)
-        return Member("students", student, identity, stores, order=self.plan.order(student), pause=pause)
+    def _job(
+        self, student: Student, teachers: dict[str, StoredTeacher], pause: int | None, shared: _Shared | None
+    ) -> ModelJob:
+        return self.members.student(
+            student,
+            self.plan.model("students", student.name),
+            teachers,
+            order=self.plan.order(student),
+            pause=pause,
+            reading=shared.reading if shared else None,
+            rows=shared.rows(student) if shared else None,
+        )
 
-    def _stores(self, student: Student, shared: _Shared | None) -> dict[str, StoreReader]:
-        read = shared.store if shared else self.open_store
-        return {name: read(name) for name in student.teachers or []}
+    def _teachers(self, student: Student) -> dict[str, StoredTeacher]:
+        for name in student.teachers or []:
+            if name not in self._stores:
+                self._stores[name] = self._open_store(name)
+        return {name: StoredTeacher(self._stores[name]) for name in student.teachers or []}
 
     def _way(self, group: TrainingGroup) -> MakeSteps:
         if group.way == "fused":
             return Fused()
         if group.way == "streams":
             return Streams(self.world.device)
-        return peers if group.way == "peers" else in_turn
+        return Peers() if group.way == "peers" else in_turn
 
 
 class _Shared:
-    """Rows and stores that the students of a group read together."""
+    """Rows and batches that the students of a group read together."""
 
-    def __init__(self, trainer: GroupTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, members: Members, students: list[Student]) -> None:
+        # Students step one after another, so a step's micro-batches are asked for once by each of them.
+        most = max(student.accumulation for student in students)
+        self.reading = Reading(members.world.device, most + AHEAD + 1)
+        self._members = members
         self._rows: dict[str, Part] = {}
-        self._stores: dict[str, StoreReader] = {}
 
     def rows(self, student: Student) -> Part:
-        from dtrain.data import tokenizer_name
-
         key = fingerprint(tokenizer_name(student), student.rows)
         if key not in self._rows:
-            memo = Memo(8 * student.accumulation, self._trainer.world.device)  # tokens, and labels or tags
-            self._rows[key] = SharedRows.of(training_rows(student, self._trainer.data), memo)
+            self._rows[key] = self._members.rows(student)
         return self._rows[key]
-
-    def store(self, teacher: str) -> StoreReader:
-        if teacher not in self._stores:
-            most = max(student.accumulation for student in self._trainer.recipe.students)
-            memo = Memo(4 * most, self._trainer.world.device)
-            self._stores[teacher] = cast(StoreReader, SharedStore(self._trainer.open_store(teacher), memo))
-        return self._stores[teacher]

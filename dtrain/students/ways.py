@@ -3,152 +3,135 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from dtrain.data.batch import Batch
 from dtrain.losses.outputs import full_precision
-from dtrain.models import ClassifierOutput
 from dtrain.models.bilstm import BiLSTM
 from dtrain.models.textcnn import TextCNN
 from dtrain.students.stack import Stack
 from dtrain.students.stacked_bilstm import forward_bilstm
 from dtrain.students.stacked_textcnn import forward_textcnn
+from dtrain.teachers.sources import Peer
+from dtrain.training.job import Diverged
 from dtrain.training.loop import attempt
-from dtrain.training.run import Diverged, Losses, Run
+from dtrain.training.state import TrainState
+from dtrain.training.step import train_step
 
 FORWARDS: dict[type, Callable[..., tuple[Tensor, Tensor]]] = {TextCNN: forward_textcnn, BiLSTM: forward_bilstm}
 
 
 class Fused:
-    """Steps members of one structure as one stacked model. Who leaves is taken out of the stack."""
+    """Steps members of one structure as one stacked model. A member that leaves is taken out of the stack."""
 
     def __init__(self) -> None:
-        self._runs: list[Run] = []
+        self._states: list[TrainState] = []
         self._stack: Stack | None = None
 
-    def __call__(self, runs: list[Run]) -> dict[Run, Exception]:
-        if self._stack is None or self._runs != runs:
-            self._runs = list(runs)
-            self._stack = Stack([run.job.engine for run in runs], runs[0].job.spec.optimizer.type)
-        stack, first = self._stack, runs[0]
+    def __call__(self, states: list[TrainState]) -> dict[TrainState, Exception]:
+        if self._stack is None or self._states != states:
+            self._states = list(states)
+            self._stack = Stack([state.job.engine for state in states], states[0].job.spec.optimizer.type)
+        stack, first = self._stack, states[0]
         stack.attach()
-        failed = attempt(runs, Run.begin_step)
-        random = [torch.Generator(run.job.engine.world.device).manual_seed(run.random_seed()) for run in runs]
+        failed = attempt(states, TrainState.begin_step)
+        random = [torch.Generator(s.job.engine.world.device).manual_seed(s.random_seed()) for s in states]
         forward = FORWARDS[type(stack.models[0])]
         stack.zero_grad()
-        for rows, scale in first.shares():
-            batch = first.job.rows.collate(rows)  # type: ignore[attr-defined]
-            batch = {name: tensor.to(first.job.engine.world.device) for name, tensor in batch.items()}
+        for number, (rows, scale) in enumerate(first.shares()):
+            inputs = first.job.feed.batch(rows).inputs
             with first.job.engine.autocast():
                 logits, features = forward(
-                    stack.models, stack.weights, batch["input_ids"], batch["attention_mask"], random
+                    stack.models, stack.weights, inputs["input_ids"], inputs["attention_mask"], random
                 )
                 total = torch.zeros((), device=logits.device)
-                for run, *answer in zip(runs, logits.unbind(), features.unbind(), strict=True):
-                    if run in failed:
+                for state, *answer in zip(states, logits.unbind(), features.unbind(), strict=True):
+                    if state in failed:
                         continue
-                    given = _Given(ClassifierOutput(*answer))
                     try:
-                        losses = run.job.loss(given, rows, run.progress)
-                        run.measured(losses, rows, scale)
+                        total = total + self._loss(state, answer, rows, number, scale > 0) * scale
                     except torch.OutOfMemoryError:
                         raise
                     except Exception as error:
-                        failed[run] = error
-                        continue
-                    total = total + losses[0] * scale
+                        failed[state] = error
             if total.requires_grad:
                 stack.backward(total)
-        norms = stack.step([run.job.spec.clip for run in runs])
-        for run, norm in zip(runs, norms, strict=True):
-            run.norm, run.applied = norm, True
+        norms = stack.step([state.job.spec.clip for state in states])
+        for state, norm in zip(states, norms, strict=True):
+            state.norm, state.applied = norm, True
         return failed
 
-
-class _Given(torch.nn.Module):
-    """Stands for a model whose answer is known."""
-
-    def __init__(self, output: ClassifierOutput) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, **batch: Any) -> ClassifierOutput:
-        return self.output
-
-
-class _Kept(torch.nn.Module):
-    """A model whose last answer is kept."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.output: Any = None
-
-    def forward(self, **batch: Any) -> Any:
-        self.output = self.model(**batch)
-        return self.output
+    @staticmethod
+    def _loss(state: TrainState, answer: list[Tensor], rows: np.ndarray, number: int, counts: bool) -> Tensor:
+        """A member's own loss of what the stack answered for it."""
+        batch = state.job.feed.batch(rows)
+        state.read_ahead(number)
+        objective = state.job.engine.bare
+        losses = objective.parts(dict(zip(("logits", "features"), answer, strict=True)), batch, state.progress)  # type: ignore[operator]
+        state.log.add(losses, batch, counts=counts)
+        return losses[0]
 
 
-def peers(runs: list[Run]) -> dict[Run, Exception]:
-    """Step students that learn from each other's answers: deep mutual learning (Zhang et al. 2018, 1706.00384).
+class Peers:
+    """Steps students that learn from each other's answers: deep mutual learning (Zhang et al. 2018, 1706.00384).
 
     The loss of peer k of K is its own plus 1/(K-1) sum_l KL(p_l || p_k) (equations 3 to 5), with all p of the same
     moment and p_l taken as given. A peer whose answers are not finite leaves before others learn from them.
     """
-    failed = attempt(runs, Run.begin_step)
-    for number, (rows, scale) in enumerate(runs[0].shares()):
-        losses, logits, fell = _answers([run for run in runs if run not in failed], rows, number)
-        failed |= fell
-        for run, (total, sums, counts) in losses.items():
-            others = [answer.detach() for other, answer in logits.items() if other is not run]
-            if others:
-                apart = mean_divergence(logits[run], others).sum()
-                units = torch.tensor(len(rows), device=apart.device)
-                sums, counts = {**sums, "peers": apart.detach()}, {**counts, "peers": units}
-                total = total + apart
-            run.measured((total, sums, counts), rows, scale)
-            run.job.engine.backward(total * scale)
 
-    def apply(run: Run) -> None:
-        run.norm, run.applied = run.job.engine.step(run.job.spec.clip)
+    def __init__(self) -> None:
+        self._answers: dict[TrainState, tuple[Batch, dict[str, Tensor]]] = {}  # of the micro-batch under way
+        self._sources: dict[TrainState, Peer] = {}
 
-    return failed | attempt([run for run in runs if run not in failed], apply)
+    def __call__(self, states: list[TrainState]) -> dict[TrainState, Exception]:
+        failed = attempt(states, TrainState.begin_step)
+        for number, (rows, scale) in enumerate(states[0].shares()):
+            self._answers, self._sources = {}, {}
+            answer, learn = functools.partial(self._answer, rows, number), functools.partial(self._learn, scale)
+            failed |= attempt([state for state in states if state not in failed], answer)
+            failed |= attempt([state for state in states if state not in failed], learn)
+        return failed | attempt([state for state in states if state not in failed], self._apply)
+
+    def _answer(self, rows: np.ndarray, number: int, state: TrainState) -> None:
+        """The peer's outputs for a micro-batch, with gradient; raises Diverged where they are not finite."""
+        batch, engine = state.job.feed.batch(rows), state.job.engine
+        state.read_ahead(number)
+        torch.manual_seed(state.random_seed() + number)
+        with engine.autocast():
+            outputs = engine.bare.outputs(batch)  # type: ignore[operator]
+        outputs["logits"] = full_precision(outputs["logits"])
+        _check_finite(outputs["logits"], state)
+        self._answers[state] = batch, outputs
+        self._sources[state] = Peer()
+        self._sources[state].answer({"logits": outputs["logits"]})
+
+    def _learn(self, scale: float, state: TrainState) -> None:
+        """Add the gradients of its own losses and of the distance to the others."""
+        engine, (batch, outputs) = state.job.engine, self._answers[state]
+        others = {other.job.title: source for other, source in self._sources.items() if other is not state}
+        peers = {name: source.outputs(batch, ["logits"]) for name, source in others.items()}
+        with engine.autocast():
+            losses = engine.bare.parts(outputs, replace(batch, peers=peers), state.progress)  # type: ignore[operator]
+        _check_finite(losses[0], state)
+        state.log.add(losses, batch, counts=scale > 0)
+        engine.backward(losses[0] * scale)
+
+    @staticmethod
+    def _apply(state: TrainState) -> None:
+        state.norm, state.applied = state.job.engine.step(state.job.spec.clip)
 
 
-def _answers(
-    runs: list[Run], rows: np.ndarray, number: int
-) -> tuple[dict[Run, Losses], dict[Run, Tensor], dict[Run, Exception]]:
-    """Each one's own losses and logits of the micro-batch `number`, both with gradient; and whose answers are no use."""
-    losses: dict[Run, Losses] = {}
-    logits: dict[Run, Tensor] = {}
-
-    def answer(run: Run) -> None:
-        kept = _Kept(run.job.engine.model)
-        torch.manual_seed(run.random_seed() + number)
-        with run.job.engine.autocast():
-            own = run.job.loss(kept, rows, run.progress)
-        given = full_precision(kept.output.logits)
-        if not bool(given.isfinite().all() & own[0].isfinite()):
-            raise Diverged(f"{run.job.title}: its answers are not finite at step {run.position.step}")
-        losses[run], logits[run] = own, given
-
-    return losses, logits, attempt(runs, answer)
-
-
-def mean_divergence(logits: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """1/(K-1) sum_l KL(softmax(z_l) || softmax(z)) of each row, [B], of logits [B, C]."""
-    own = functional.log_softmax(logits, dim=-1)
-    apart = [
-        functional.kl_div(own, functional.log_softmax(other, dim=-1), reduction="none", log_target=True).sum(-1)
-        for other in others
-    ]
-    return torch.stack(apart).mean(0)
+def _check_finite(values: Tensor, state: TrainState) -> None:
+    if not bool(values.isfinite().all()):
+        raise Diverged(f"{state.job.title}: its answers are not finite at step {state.position.step}")
 
 
 class Streams:
@@ -165,11 +148,11 @@ class Streams:
         self._streams: list[Any] = []
         self._region = stream or self._own
 
-    def __call__(self, runs: list[Run]) -> dict[Run, Exception]:
-        failed: dict[Run, Exception] = {}
-        for number, run in enumerate(runs):
+    def __call__(self, states: list[TrainState]) -> dict[TrainState, Exception]:
+        failed: dict[TrainState, Exception] = {}
+        for number, state in enumerate(states):
             with self._region(number):
-                failed |= attempt([run], Run.make_step)
+                failed |= attempt([state], train_step)
         if self._device.type == "cuda":
             for stream in self._streams:
                 torch.cuda.current_stream(self._device).wait_stream(stream)

@@ -18,6 +18,7 @@ from torch import nn
 
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, InputError
+from dtrain.losses.objective import Objective
 from dtrain.recipe.training import TrainSpec
 from dtrain.training.lamb import Lamb
 from dtrain.training.optim import build_optimizer, scaled_to_batch, step_count
@@ -72,6 +73,12 @@ def check_engine(world: World, spec: TrainSpec) -> None:
         if spec.adversarial is not None and spec.adversarial.type == "pgd":
             # Its inner passes take gradients that DeepSpeed's engine does not know of.
             raise InputError(f"teachers.{spec.name}.adversarial.type: pgd does not run under ZeRO (use fsdp2 or ddp)")
+    check_sharding(world, spec, precision)
+
+
+def check_sharding(world: World, spec: TrainSpec, precision: str) -> None:
+    """Raise InputError where a DeepSpeed config says otherwise than the recipe, naming the file and the key."""
+    if world.sharding.kind == "zero" and world.size > 1:
         from dtrain.training.engine_zero import fill_config
 
         fill_config(world.sharding, spec, world.size, precision)
@@ -93,14 +100,14 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 class Engine:
-    """A model and its optimizer, ready for steps: on this rank alone, or with a copy on every rank (DDP).
+    """A model with its losses and its optimizer, ready for steps: on this rank alone, or a copy on every rank (DDP).
 
     Subclasses spread one model over the ranks. Methods marked *together* are collectives where `together` is
     set: every rank calls them, in the same order.
 
     Attributes:
         model: what is called in training.
-        bare: the module inside; a subclass may have cut its parameters up, `plain` has them whole.
+        bare: the module inside, an objective (model and losses) as a rule; a subclass may have cut its parameters up.
         optimizer: its groups' rates are set before each step.
         flops: of the whole model, a token and a pair of tokens.
     """
@@ -127,8 +134,13 @@ class Engine:
         self.together = together and world.size > 1
         self.ranks = world.size if self.together else 1
         self.rank = world.rank if self.together else 0
-        self.flops = model_flops(model)
+        self.flops = model_flops(Objective.inner(model))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+
+    @property
+    def inner(self) -> nn.Module:
+        """The model itself, without its losses; a subclass may have cut its parameters up."""
+        return Objective.inner(self.bare)
 
     # --- a step --------------------------------------------------------------------------------------
 
@@ -195,15 +207,21 @@ class Engine:
     @contextlib.contextmanager
     def plain(self) -> Iterator[nn.Module]:
         """The model with all its weights on this rank, for evaluation, until the region ends (*together*)."""
-        yield self.bare
+        yield self.inner
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Every weight and buffer, whole, on the CPU, where `rank` is 0; elsewhere nothing (*together*)."""
-        return self._collected(self._weights())
+        """Every weight and buffer of the model, whole, on the CPU, where `rank` is 0; elsewhere nothing (*together*).
+
+        Names are the model's own, and weights of losses are left out.
+        """
+        weights = self._collected(self._weights())
+        if not isinstance(self.bare, Objective):
+            return weights
+        return {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
 
     def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
         """A plain model on the CPU with these weights, which `weights()` gave; what is trained stays as it is."""
-        model = copy.deepcopy(self.bare).cpu()
+        model = copy.deepcopy(self.inner).cpu()
         model.load_state_dict(weights)
         return model
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtrain.distributed import World
 from dtrain.errors import DtrainError
+from dtrain.losses.objective import Objective
 from dtrain.recipe.training import OptimizerSpec
 from dtrain.training.engine import Engine
 from dtrain.training.optim import build_optimizer
@@ -36,10 +37,10 @@ class ShardedEngine(Engine):
         # Evaluation then is what it is everywhere else: batches dealt out to ranks, the same bits for any number of
         # them. The price is one float32 copy of the model on each rank for as long as it lasts.
         weights = {name: tensor.detach().clone() for name, tensor in self._weights()}
-        yield _filled(self._blank, weights).to(self.world.device)
+        yield Objective.inner(_filled(self._blank, weights).to(self.world.device))
 
     def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
-        return _filled(self._blank, weights)
+        return _filled(Objective.inner(self._blank), weights)
 
 
 class FsdpEngine(ShardedEngine):
@@ -114,7 +115,7 @@ def _scatter(values: torch.Tensor, p: torch.Tensor) -> None:
 
 def spread(model: nn.Module, mesh: DeviceMesh, reshard: bool = True) -> None:
     """Leave a slice of each parameter on every rank's device, and gather each block when it is called."""
-    for block in _blocks(model):
+    for block in _blocks(Objective.inner(model)):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
 

@@ -155,7 +155,7 @@ class ZeroEngine(ShardedEngine):
     @contextlib.contextmanager
     def plain(self) -> Iterator[nn.Module]:
         if self.stage < 3 and self.precision == "fp32":
-            yield self.bare  # whole as it is
+            yield self.inner  # whole as it is
         else:
             with super().plain() as model:
                 yield model

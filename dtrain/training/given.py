@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtrain.data import PreparedData, resolve_path, tokenizer_name
 from dtrain.data.given import model_files
@@ -16,11 +16,13 @@ from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.precision import resolve_precision
 from dtrain.training.remarks import remarks
-from dtrain.training.tasks import task_of
+
+if TYPE_CHECKING:
+    from dtrain.tasks.base import Task
 
 
 def publish_given(
-    teacher: Teacher, identity: str, recipe: Recipe, data: PreparedData, world: World, folder: RunFolder
+    teacher: Teacher, identity: str, recipe: Recipe, data: PreparedData, task: Task, world: World, folder: RunFolder
 ) -> None:
     """Publish a teacher that the recipe takes from a folder; every rank calls this.
 
@@ -29,7 +31,7 @@ def publish_given(
     """
     assert teacher.source is not None
     source, final = resolve_path(teacher.source), folder.model("teachers", teacher.name)
-    model, task = load(source), task_of(data)
+    model = load(source)
     valid = data.part("valid", tokenizer_name(teacher))
     scores = task.scores(
         model,

@@ -1,12 +1,11 @@
-"""The one training loop: teachers over all ranks, students on one rank each or several side by side.
+"""The one training loop: pre-training and teachers over all ranks, students on one rank each or several side by side.
 
-A step is one *global* batch: a list of rows that depends on (seed, epoch, position) alone. Each rank takes
-its share, in `accumulation` micro-batches; the loss is a sum over rows divided by the global number of rows (of
-characters, for tagging).
-So neither the number of ranks nor the micro-batch changes what is computed, and continuing after a stop is
-setting a position.
+    step.py   what one optimizer step does
+    state.py  one training's place, batches, rates, scores and checkpoints
+    job.py    what a training consists of
+    here      many of them in step: who is due, who failed, who has ended, who is asked to stop
 
-Models that are trained together make their steps at the same time, and are otherwise on their own: each has its
+Models that are trained side by side make their steps at the same time, and are otherwise on their own: each has its
 scores, its checkpoints, its end, and its failure.
 """
 
@@ -19,18 +18,16 @@ from dataclasses import dataclass
 import torch
 
 from dtrain.errors import DtrainError, reason_of
+from dtrain.training.job import Position, TrainJob, checkpoints_of
 from dtrain.training.monitor import Monitor
-from dtrain.training.run import Diverged as Diverged
-from dtrain.training.run import Fit as Fit
-from dtrain.training.run import Position as Position
-from dtrain.training.run import Rows as Rows
-from dtrain.training.run import Run, checkpoints_of
 from dtrain.training.speed import Clock
+from dtrain.training.state import TrainState
+from dtrain.training.step import train_step
 
 ASK_SECONDS = 10.0  # without a question whether to stop; `STOP_EVERY` slow steps would take too long
 
-# Makes one step of each run, all of them at the same position; whose step fails is in the answer, with the reason.
-MakeSteps = Callable[[list[Run]], dict[Run, Exception]]
+# Makes one step of each training, all of them at the same position; the answer holds those that failed, and why.
+MakeSteps = Callable[[list[TrainState]], dict[TrainState, Exception]]
 
 
 @dataclass
@@ -43,7 +40,7 @@ class Ended:
         paused: it was to wait for a look at its scores, and has a checkpoint.
     """
 
-    job: Fit
+    job: TrainJob
     best: dict[str, torch.Tensor]
     position: Position
     monitor: Monitor | None
@@ -51,7 +48,7 @@ class Ended:
     paused: bool = False
 
 
-def fit(job: Fit) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
+def fit(job: TrainJob) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
     """Train to the end, or until patience ends it.
 
     Returns:
@@ -68,14 +65,14 @@ def fit(job: Fit) -> tuple[dict[str, torch.Tensor], Position, Monitor]:
     return ended.best, ended.position, ended.monitor
 
 
-def in_turn(runs: list[Run]) -> dict[Run, Exception]:
+def in_turn(runs: list[TrainState]) -> dict[TrainState, Exception]:
     """Step one model after another."""
-    return attempt(runs, Run.make_step)
+    return attempt(runs, train_step)
 
 
-def attempt(runs: list[Run], work: Callable[[Run], None]) -> dict[Run, Exception]:
-    """Do the work of each; whose fails, with the reason. Too little memory is everybody's."""
-    failed: dict[Run, Exception] = {}
+def attempt(runs: list[TrainState], work: Callable[[TrainState], None]) -> dict[TrainState, Exception]:
+    """Do the work of each; the answer holds those that failed, and why. Running out of memory fails all at once."""
+    failed: dict[TrainState, Exception] = {}
     for run in runs:
         try:
             work(run)
@@ -86,7 +83,7 @@ def attempt(runs: list[Run], work: Callable[[Run], None]) -> dict[Run, Exception
     return failed
 
 
-def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]:
+def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[Ended]:
     """Train several models side by side; each comes out as soon as it has ended.
 
     Where checkpoints leave them at different steps, those behind catch up first.
@@ -95,13 +92,13 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
         Stopped: after a complete checkpoint of each, when asked to stop.
         torch.OutOfMemoryError: they do not fit together; those that have not come out can go on from their checkpoints.
     """
-    live: list[Run] = []
+    live: list[TrainState] = []
     clock = Clock()
     try:
         common = _common_step(jobs)
         for job in jobs:
             try:
-                run = Run(job, common, clock)
+                run = TrainState(job, common, clock)
                 live.append(run)
                 run.settle()
             except torch.OutOfMemoryError:
@@ -109,7 +106,7 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
             except Exception as error:
                 if live and live[-1].job is job:
                     live.pop().close()
-                job.engine.close()
+                job.close()
                 yield Ended(job, {}, Position(), None, error)
         yield from _take_ended(live)
         clock.restart()
@@ -125,34 +122,34 @@ def fit_all(jobs: list[Fit], make_steps: MakeSteps = in_turn) -> Iterator[Ended]
             if answer is not None and not failed:
                 asked, failed = _heard(live, answer)
             yield from _take_failed(live, failed)
-            yield from _take_failed(live, attempt([run for run in now if run in live], Run.after_step))
+            yield from _take_failed(live, attempt([run for run in now if run in live], TrainState.after_step))
             now = [run for run in now if run in live]
             if not together and (time.monotonic() > ask_at or any(run.asks_to_stop for run in now)):
                 asked, ask_at = stop.anywhere(), time.monotonic() + ASK_SECONDS
             due = [run for run in (live if asked else now) if run.checkpoint_due or (asked and not run.ended)]
-            yield from _take_failed(live, attempt(due, Run.checkpoint))
+            yield from _take_failed(live, attempt(due, TrainState.checkpoint))
             leaving = [run for run in live if asked or run.paused]
-            yield from _take_failed(live, attempt(leaving, Run.wait_for_checkpoint))
+            yield from _take_failed(live, attempt(leaving, TrainState.wait_for_checkpoint))
             if not together:
                 yield from _take_failed(live, {run: run.trouble for run in live if run.trouble is not None})
             else:
                 last = [run for run in live if asked or run.ended or run.paused]
-                yield from _take_failed(live, attempt(last, Run.compare_troubles))
+                yield from _take_failed(live, attempt(last, TrainState.compare_troubles))
             yield from _take_ended(live)
             if asked and live:
                 live[0].leave()
     finally:
         for run in live:
             run.close()
-            run.job.engine.close()
+            run.job.close()
 
 
-def _trouble(live: list[Run]) -> str | None:
+def _trouble(live: list[TrainState]) -> str | None:
     """What this rank failed in by itself."""
     return next((reason_of(run.trouble) for run in live if run.trouble is not None), None)
 
 
-def _heard(live: list[Run], answer: Callable[[], bool]) -> tuple[bool, dict[Run, Exception]]:
+def _heard(live: list[TrainState], answer: Callable[[], bool]) -> tuple[bool, dict[TrainState, Exception]]:
     """Whether to stop; and what fails on every rank because one has failed."""
     try:
         return answer(), {}
@@ -160,26 +157,27 @@ def _heard(live: list[Run], answer: Callable[[], bool]) -> tuple[bool, dict[Run,
         return False, {run: run.trouble or error for run in live}
 
 
-def _take_ended(live: list[Run]) -> Iterator[Ended]:
+def _take_ended(live: list[TrainState]) -> Iterator[Ended]:
     for run in [run for run in live if run.ended or run.paused]:
         live.remove(run)
         run.checkpoints.close()
+        run.job.feed.close()
         if not run.ended:
-            run.job.engine.close()
+            run.job.close()
         with run.clock.stopped():
             yield Ended(run.job, run.best, run.position, run.monitor, paused=not run.ended)
 
 
-def _take_failed(live: list[Run], failed: dict[Run, Exception]) -> Iterator[Ended]:
+def _take_failed(live: list[TrainState], failed: dict[TrainState, Exception]) -> Iterator[Ended]:
     for run, error in failed.items():
         live.remove(run)
         run.close()
-        run.job.engine.close()
+        run.job.close()
         with run.clock.stopped():
             yield Ended(run.job, {}, run.position, None, run.explain(error))
 
 
-def _common_step(jobs: list[Fit]) -> int | None:
+def _common_step(jobs: list[TrainJob]) -> int | None:
     """The step from which peers, who cannot go on without each other, go on together; None: each from its own."""
     peers = [job for job in jobs if job.peers]
     if not peers:

@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from dtrain.errors import InputError
+from dtrain.losses.objective import Objective
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.training.lamb import Lamb
-
-WRAPPED = "lm."
 
 
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:
     """Groups by rate (longest matching prefix of `modules`) and decay (none for biases, norms and other vectors).
 
-    Names are those of the model's own folder: what pre-training wraps it in (`lm.`) is not part of them.
+    Names are those of the model folder: that the model is trained as part of an objective does not show in them.
 
     Raises:
         InputError: for a prefix that no parameter starts with.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = set()
-    named = {name.removeprefix(WRAPPED): parameter for name, parameter in model.named_parameters()}
+    names = Objective.folder_names(model)
+    named = {names[name]: parameter for name, parameter in model.named_parameters()}
     for name, parameter in named.items():
         if not parameter.requires_grad:
             continue

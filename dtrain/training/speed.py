@@ -16,7 +16,7 @@ from torch import nn
 from dtrain.training.precision import DTYPES
 
 if TYPE_CHECKING:
-    from dtrain.training.run import Position
+    from dtrain.training.job import Position
 
 # Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets; float32 is not listed, as its products may
 # run in TF32. What is not here is measured.

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.augment.noisy import confident, noisy_rows
+from dtrain.augment.noisy import blank_tokens, confident, noisy_rows
 from dtrain.data import Part, PreparedData
+from dtrain.data.batch import Batch
 from dtrain.data.tokenizers import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Noisy
 from dtrain.runfolder import RunFolder, read_json, write_json
 from dtrain.stages.prepare import prepare
+from dtrain.tasks.classification.task import Classification
 
 # classes 0 0 0 1 0 1 2
 PROBABILITIES = torch.tensor(
@@ -37,6 +39,12 @@ def test_balanced() -> None:
     assert confident(PROBABILITIES, 0.0, True).tolist() == [0, 2, 3, 3, 4, 5, 6, 6, 6]
     # without class 2: 4 rows of 2 classes
     assert confident(PROBABILITIES[:6], 0.7, True).tolist() == [0, 2, 3, 3]
+
+
+def blanked(rows: Part, share: float) -> Batch:
+    """All rows in one batch, as a training step is given them."""
+    batch = Classification(["a", "b", "c"], []).collate(rows, np.arange(len(rows)), {"logits"})
+    return blank_tokens(batch, share=share, part=rows)
 
 
 class Store:
@@ -86,7 +94,7 @@ def test_what_stands_around_texts_is_never_blanked() -> None:
     )
     stores: Any = {"t": Store()}
     rows = noisy_rows(whole, stores, Noisy(confidence=0.0, token_noise=0.999999))
-    assert rows.collate(np.arange(2))["input_ids"].tolist() == [[2, 0, 0, 3, 0, 3], [2, 0, 0, 3, 0, 0]]
+    assert blanked(rows, 0.999999).inputs["input_ids"].tolist() == [[2, 0, 0, 3, 0, 3], [2, 0, 0, 3, 0, 0]]
 
 
 def test_the_frame_of_prepared_rows(tmp_path: Path) -> None:
@@ -116,11 +124,11 @@ def test_tokens_are_blanked_anew_each_time() -> None:
     stores: Any = {"t": Store()}
     rows = noisy_rows(part(), stores, Noisy(token_noise=0.25))
     torch.manual_seed(0)
-    batches = [rows.collate(np.arange(len(rows))) for _ in range(200)]
+    batches = [blanked(rows, 0.25).inputs for _ in range(200)]
     tokens = torch.stack([batch["input_ids"] for batch in batches])
     mask = batches[0]["attention_mask"].bool()
     assert all(torch.equal(batch["attention_mask"], batches[0]["attention_mask"]) for batch in batches)
     assert (tokens[:, mask] == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert not torch.equal(tokens[0], tokens[1])
     torch.manual_seed(0)
-    assert torch.equal(rows.collate(np.arange(len(rows)))["input_ids"], tokens[0])
+    assert torch.equal(blanked(rows, 0.25).inputs["input_ids"], tokens[0])

@@ -20,8 +20,8 @@ import torch
 from torch.nn import functional
 
 from dtrain.allocator import keep_freed_memory
+from dtrain.models.masked_lm import MaskedLM
 from dtrain.models.nezha import NezhaConfig, NezhaForMaskedLM
-from dtrain.pretraining.model import MaskedLM
 
 ROWS, LENGTH, VOCABULARY = 32, 64, 8000
 

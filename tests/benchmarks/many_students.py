@@ -11,6 +11,7 @@ are ready, and reports its peak memory. Ways take turns, so that another user of
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -40,16 +41,17 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
 
     from dtrain.data import Part
     from dtrain.distributed import connect
-    from dtrain.losses import build_losses
+    from dtrain.losses.objective import Objective, build_losses
     from dtrain.models import build
     from dtrain.recipe.training import LossSpec, Student
-    from dtrain.students.shared import Memo, SharedRows
     from dtrain.students.ways import Fused
-    from dtrain.training.classification import Classification
+    from dtrain.tasks.classification.task import Classification
     from dtrain.training.engine import build_engine
+    from dtrain.training.feed import Feed, Reading
+    from dtrain.training.job import TrainJob
     from dtrain.training.loop import in_turn
     from dtrain.training.precision import resolve_precision
-    from dtrain.training.run import Fit, Run
+    from dtrain.training.state import TrainState
 
     world = connect()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -60,12 +62,12 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
         tokens=random.integers(4, VOCABULARY, lengths.sum()).astype(np.int32), types=None,
         offsets=np.concatenate([[0], lengths.cumsum()]), pad_id=0, load_rows=lambda: None,
     )  # fmt: skip
-    rows = SharedRows.of(rows, Memo(4, world.device))
+    reading = Reading(world.device)
     task = Classification([str(c) for c in range(CLASSES)], [])
     precision = resolve_precision("auto", world.device, "precision")
     folder = Path(tempfile.mkdtemp())
 
-    def student(number: int) -> Run:
+    def student(number: int) -> TrainState:
         spec = Student.model_validate(
             {
                 "name": f"s{number}",
@@ -78,11 +80,14 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
         )
         torch.manual_seed(number)
         model = build(spec.model, vocabulary=VOCABULARY, labels=task.labels, pad_id=0)
-        engine = build_engine(world, model, spec, together=False, precision=precision)
         losses = build_losses([LossSpec(type="cross_entropy")])
-        return Run(Fit(
-            title=spec.name, spec=spec, engine=engine, rows=rows, units=task.units(rows), order=0, identity="x",
-            loss=task.loss(losses, rows, {}, world.device), evaluate=lambda model: {}, stop=None, headline=str,  # type: ignore[arg-type]
+        objective = Objective(model, losses, task.outputs)
+        engine = build_engine(world, objective, spec, together=False, precision=precision)
+        collate = functools.partial(task.collate, rows, needs=losses.needs)
+        feed = Feed(rows, collate, task.units(rows), device=world.device, reading=reading)
+        return TrainState(TrainJob(
+            title=spec.name, spec=spec, engine=engine, feed=feed, order=0, identity="x",
+            evaluate=lambda model: {}, stop=None, headline=str,  # type: ignore[arg-type]
             checkpoints=folder / spec.name, tensorboard=folder / f"tb{number}",
         ))  # fmt: skip
 
@@ -97,14 +102,14 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
         runs = [student(number) for number in group]
         make_steps = Fused() if way == "stacked" else in_turn
 
-        def steps_of(runs: list[Run], count: int, make_steps: Any) -> float:
+        def steps_of(runs: list[TrainState], count: int, make_steps: Any) -> float:
             settle()
             begin = time.perf_counter()
             for _ in range(count):
                 make_steps(runs)
                 for run in runs:
                     run.position.advance(batch, 40, True)
-                    run.window._pending.clear()
+                    run.log._pending.clear()
             settle()
             return time.perf_counter() - begin
 

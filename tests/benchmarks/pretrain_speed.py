@@ -15,6 +15,7 @@ of JSON.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import statistics
@@ -38,16 +39,20 @@ from transformers import (
 
 from dtrain.data.tokenizers import trained_tokenizer
 from dtrain.distributed import World, connect
+from dtrain.losses.objective import Objective
+from dtrain.models.masked_lm import MaskedLM
 from dtrain.models.transformer import build_masked_lm
 from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
-from dtrain.pretraining.model import MaskedLM
 from dtrain.pretraining.packing import PackedRows, pack, write_rows
-from dtrain.pretraining.task import MaskedRows
 from dtrain.recipe.models import BertSpec, NezhaSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.tasks.masked_lm.rows import MaskedRows
+from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
 from dtrain.training.engine import build_engine
-from dtrain.training.loop import Fit, fit
+from dtrain.training.feed import Feed
+from dtrain.training.job import TrainJob
+from dtrain.training.loop import fit
 from dtrain.training.precision import autocast
 from dtrain.training.stop import StopRequest
 
@@ -119,28 +124,28 @@ class Ours:
             schedule=ScheduleSpec(type="linear", warmup=0.1),
             metric="loss",
         )
-        engine = build_engine(self.world, MaskedLM(self.model), spec, together=True, precision=self.options.precision)
+        task = MaskedLanguageModel(self.masked.masker, separate=False)
+        objective = Objective(MaskedLM(self.model), MaskedLosses(), task.outputs)  # type: ignore[arg-type]
+        engine = build_engine(self.world, objective, spec, together=True, precision=self.options.precision)
         ticks: list[float] = []
 
-        def begin(batch: np.ndarray, epoch: int, step: int) -> None:
+        def draw(batch: np.ndarray, epoch: int, step: int) -> None:
             ticks.append(clock(self.world.device))
             self.masked.begin_step(batch, epoch, step)
 
+        collate = functools.partial(task.collate, self.masked)
         fit(
-            Fit(
+            TrainJob(
                 title="ours",
                 spec=spec,
                 engine=engine,
-                rows=self.rows,
-                units=self.masked.units,
-                loss=lambda m, index, _progress: self.masked.loss(m, index, self.world.device),
+                feed=Feed(self.rows, collate, self.masked.units, device=self.world.device, draw=draw),
                 evaluate=lambda _: {"loss": 0.0},
                 checkpoints=folder / "checkpoints",
                 tensorboard=folder / "tensorboard",
                 identity="benchmark",
                 stop=StopRequest(self.world, folder),
                 headline=lambda _: "",
-                begin_step=begin,
             )
         )
         return seconds_a_step(ticks, self.options.steps)

@@ -24,7 +24,7 @@ from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.answers import Texts, Workers
 from dtrain.tasks.tagging.answers import Spans
-from dtrain.training.tagging import tag_part
+from dtrain.tasks.tagging.task import tag_part
 
 Prepare = Callable[..., RunFolder]
 TAGGER = {"name": "crf", "model": {"type": "tagger"}}

@@ -30,11 +30,11 @@ RUN = ["run", "recipe.yaml", "--stages", "prepare,distill"]
 FAILING = """\
 import os, torch
 import dtrain.stages.distill as stage
+import dtrain.training.loop as loop
 from dtrain.__main__ import entry
-from dtrain.training.run import Run
 
 stage.MEETING_SECONDS = 3.0
-step = Run.make_step
+step = loop.train_step
 error = {"accident": RuntimeError("too hot"), "memory": torch.OutOfMemoryError("no more")}[os.environ["WHAT"]]
 
 def failing(run):
@@ -42,7 +42,7 @@ def failing(run):
         raise error
     step(run)
 
-Run.make_step = failing
+loop.train_step = failing
 entry()
 """
 """Of two ranks, both or one fail in the middle of a step."""

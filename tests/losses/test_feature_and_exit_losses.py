@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 
 from dtrain.errors import InputError
-from dtrain.losses import build_losses
 from dtrain.losses.exits import exits_cross_entropy, exits_distillation
 from dtrain.losses.features import feature_cosine, feature_hint
+from dtrain.losses.objective import build_losses
 from dtrain.recipe.training import LossSpec
 
 LN3 = math.log(3)

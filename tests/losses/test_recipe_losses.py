@@ -16,7 +16,7 @@ from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.models import feature_width
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
-from dtrain.training.classification import Classification
+from dtrain.tasks.classification.task import Classification
 
 
 def load(folder: Path, student: str, teachers: str = "[a, b]", data: str = "train: x.jsonl") -> Recipe:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dtrain.losses import LossSum, build_losses
+from dtrain.losses.objective import LossSum, build_losses
 from dtrain.losses.outputs import cross_entropy, logit_regression, soft_targets
 from dtrain.recipe.training import LossSpec
 

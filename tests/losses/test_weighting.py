@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dtrain.errors import InputError
 from dtrain.knowledge.top_k import largest, spread
-from dtrain.losses import build_losses
+from dtrain.losses.objective import build_losses
 from dtrain.losses.outputs import logit_regression, soft_targets
 from dtrain.losses.weighting import confidence_weights, entropy_weights, fixed_weights, gradient_weights
 from dtrain.recipe.training import LossSpec

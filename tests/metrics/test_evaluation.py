@@ -15,7 +15,7 @@ from torch import nn
 from dtrain.data import Part
 from dtrain.errors import DtrainError
 from dtrain.metrics import scores
-from dtrain.training.evaluation import count_part, evaluate_part
+from dtrain.tasks.classification.scoring import count_part, evaluate_part
 
 CLASSES = 5
 

@@ -14,7 +14,7 @@ from dtrain.data import Part
 from dtrain.errors import DtrainError
 from dtrain.models import build
 from dtrain.recipe.models import TaggerSpec
-from dtrain.training.tagging import Tagging, tag_part
+from dtrain.tasks.tagging.task import Tagging, tag_part
 from tests.metrics.test_evaluation import Rank, on_ranks
 
 TYPES = ["LOC", "PER"]

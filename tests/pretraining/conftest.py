@@ -8,10 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from dtrain.losses.objective import Losses, Objective
 from dtrain.recipe import load_recipe
 from dtrain.recipe.schema import Recipe
+from dtrain.tasks.masked_lm.rows import MaskedRows
+from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
 
 WORDS = [
     "球队",
@@ -29,6 +34,12 @@ WORDS = [
     "iphone",
     "windows",
 ]
+
+
+def loss_of(rows: MaskedRows, model: torch.nn.Module, index: np.ndarray) -> Losses:
+    """The loss of the rows at `index` in the step under way, as training computes it."""
+    task = MaskedLanguageModel(rows.masker, separate=rows.separate)
+    return Objective(model, MaskedLosses(), task.outputs)(task.collate(rows, index))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig
 
 import dtrain  # noqa: F401  (registers NEZHA)
-from dtrain.pretraining.model import MaskedLM
-from dtrain.pretraining.task import MaskedBatch, token_losses
+from dtrain.models.masked_lm import MaskedLM
+from dtrain.tasks.masked_lm.rows import MaskedBatch
+from dtrain.tasks.masked_lm.task import answered
 
 SHAPE = {
     "vocab_size": 50,
@@ -51,7 +52,7 @@ def test_masked_positions_give_the_loss_and_gradients_of_the_full_projection(lm:
     expected.backward()
 
     wrapped = MaskedLM(lm)
-    losses, right = token_losses(wrapped, batch)
+    losses, right = answered(wrapped(**batch.inputs), batch.labels)
     loss = losses.sum() / len(batch.labels)
     loss.backward()
     assert losses.dtype == torch.float64
@@ -67,12 +68,12 @@ def test_masked_positions_give_the_loss_and_gradients_of_the_full_projection(lm:
 def test_micro_batches_add_up_to_the_whole(lm: torch.nn.Module) -> None:
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(2))
     model, batch = MaskedLM(lm), asked(tokens)
-    whole = token_losses(model, batch)[0]
+    whole = answered(model(**batch.inputs), batch.labels)[0]
     halves = []
     for row in range(2):
         inside = (batch.places // 12) == row
         half = MaskedBatch(tokens[row : row + 1], batch.places[inside] - 12 * row, batch.labels[inside], None)
-        halves.append(token_losses(model, half)[0])
+        halves.append(answered(model(**half.inputs), half.labels)[0])
     torch.testing.assert_close(torch.cat(halves), whole, rtol=1e-12, atol=1e-12)
 
 

@@ -15,8 +15,10 @@ from torch.nn import functional
 from dtrain.data import share_of
 from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
 from dtrain.pretraining.packing import PackedRows, write_rows
-from dtrain.pretraining.task import MaskedRows, evaluate
 from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.tasks.masked_lm.rows import MaskedRows
+from dtrain.tasks.masked_lm.task import evaluate
+from tests.pretraining.conftest import loss_of
 
 LENGTH = 16
 
@@ -50,7 +52,9 @@ class Answers(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Parameter(torch.randn(60, 60, generator=torch.Generator().manual_seed(1)))
 
-    def forward(self, input_ids: torch.Tensor, places: torch.Tensor, pieces: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, places: torch.Tensor, pieces: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return self.table[input_ids.flatten()[places]]
 
 
@@ -60,7 +64,7 @@ def test_ranks_together_have_the_loss_and_count_of_one(rows: PackedRows, size: i
     alone = MaskedRows(rows, masker(), world(), separate=False)
     alone.begin_step(batch, epoch, step)
     model = Answers()
-    whole, right, count = (_first(value) for value in alone.loss(model, batch, torch.device("cpu")))
+    whole, right, count = (_first(value) for value in loss_of(alone, model, batch))
     assert alone.units[batch].sum() == count > 0
 
     # What the ranks' all-reduce would add up.
@@ -78,9 +82,7 @@ def test_ranks_together_have_the_loss_and_count_of_one(rows: PackedRows, size: i
         assert size > len(batch) or np.array_equal(mine.units[batch], alone.units[batch])
         for share in share_of(batch, rank, size, 2, step):
             # An empty share is replaced by the first row, and counts nothing; it must be answered all the same.
-            loss, part, _ = (
-                _first(v) for v in mine.loss(model, share if len(share) else batch[:1], torch.device("cpu"))
-            )
+            loss, part, _ = (_first(v) for v in loss_of(mine, model, share if len(share) else batch[:1]))
             losses.append(loss * bool(len(share)))
             rights.append(part * bool(len(share)))
     assert sum(losses).item() == pytest.approx(whole.item(), rel=1e-6)
@@ -92,7 +94,7 @@ def _first(value: Any) -> Any:
 
 
 def test_a_pass_before_the_first_step_is_answered(rows: PackedRows) -> None:
-    loss, _, _ = MaskedRows(rows, masker(), world(), separate=False).loss(Answers(), np.array([5]), torch.device("cpu"))
+    loss, _, _ = loss_of(MaskedRows(rows, masker(), world(), separate=False), Answers(), np.array([5]))
     assert torch.isfinite(loss)
 
 
@@ -101,7 +103,7 @@ def test_a_batch_in_which_nothing_can_be_masked_has_no_loss(tmp_path: Path) -> N
     task = MaskedRows(PackedRows.open(tmp_path / "rows"), masker(), world(), separate=False)
     task.begin_step(np.array([0, 1]), 0, 0)
     assert task.units.sum() == 1
-    loss, _, _ = task.loss(Answers(), np.array([0, 1]), torch.device("cpu"))
+    loss, _, _ = loss_of(task, Answers(), np.array([0, 1]))
     loss.backward()
     assert loss == 0
 

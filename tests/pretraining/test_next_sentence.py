@@ -20,17 +20,19 @@ import dtrain  # noqa: F401  (registers NEZHA)
 from dtrain.data import share_of
 from dtrain.errors import InputError
 from dtrain.models import save_model
+from dtrain.models.masked_lm import PairedLM
 from dtrain.models.transformer import build_classifier, build_masked_lm
 from dtrain.plan import Plan
 from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
-from dtrain.pretraining.model import PairedLM
 from dtrain.pretraining.pairs import PairedRows, write_pairs
-from dtrain.pretraining.task import HELD_OUT_EPOCH, MaskedRows, evaluate, masked_batch, with_pairs
 from dtrain.pretraining.words import SENTENCE, WORD
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.models import BertSpec, EncoderSpec, NezhaSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.schema import Recipe
+from dtrain.tasks.masked_lm.rows import HELD_OUT_EPOCH, MaskedRows, masked_batch, with_pairs
+from dtrain.tasks.masked_lm.task import evaluate
+from tests.pretraining.conftest import loss_of
 
 CLS, SEP, MASK, VOCABULARY = 2, 3, 4, 60
 LENGTH = 16
@@ -100,7 +102,7 @@ def step(task: MaskedRows, model: Any, batch: np.ndarray, rank: int, size: int) 
     totals: dict[str, tuple[float, float]] = {"loss": (0.0, 0.0)}
     for share in share_of(batch, rank, size, 2, 4):
         borrowed = not len(share)  # a rank without rows takes part with one, which counts nothing
-        loss, sums, counts = task.loss(model, batch[:1] if borrowed else share, CPU)
+        loss, sums, counts = loss_of(task, model, batch[:1] if borrowed else share)
         scale = 0.0 if borrowed else 1.0 / float(task.units[batch].sum())
         parts = {"loss": (loss.item() * scale, 0.0)}
         parts |= {name: (float(sums[name]) * (not borrowed), float(counts[name]) * (not borrowed)) for name in sums}
@@ -143,7 +145,7 @@ def test_a_batch_without_masked_tokens_has_the_loss_of_its_pairs(rows: PairedRow
     task = MaskedRows(rows, nothing, world(), separate=False)
     batch = np.array([1, 2])
     task.begin_step(batch, 0, 0)
-    loss, _, _ = task.loss(Answers(), batch, CPU)
+    loss, _, _ = loss_of(task, Answers(), batch)
     assert loss.item() / task.units[batch].sum() == pytest.approx(by_hand_pairs(rows, batch), rel=1e-12)
 
 
@@ -158,7 +160,7 @@ def by_hand_pairs(rows: PairedRows, batch: np.ndarray) -> float:
 def test_scores_of_held_out_pairs_by_hand_on_one_rank_and_on_three(
     rows: PairedRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dtrain.pretraining.task.BATCH_TOKENS", 5 * LENGTH)
+    monkeypatch.setattr("dtrain.tasks.masked_lm.task.BATCH_TOKENS", 5 * LENGTH)
     model = Answers()
     expected = by_hand(model, rows, np.arange(len(rows)), HELD_OUT_EPOCH)
     kept: list[torch.Tensor] = []
@@ -220,7 +222,7 @@ def test_loss_and_gradients_are_those_of_transformers_own_head(rows: PairedRows,
 
     task = MaskedRows(rows, masker(), world(), separate=False)
     task.begin_step(index, epoch, 0)
-    loss = task.loss(PairedLM(lm), index, CPU)[0] / task.units[index].sum()
+    loss = loss_of(task, PairedLM(lm), index)[0] / task.units[index].sum()
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     gradients = dict(full.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import torch
 
 from dtrain.data import Part
 from dtrain.distributed import World
-from dtrain.losses import build_losses
+from dtrain.losses.objective import Objective, build_losses, with_peers
 from dtrain.models import build
 from dtrain.recipe.training import LossSpec, Student
-from dtrain.training.classification import Classification
+from dtrain.tasks.classification.scoring import evaluate_part
+from dtrain.tasks.classification.task import Classification
+from dtrain.teachers.sources import StoredTeacher
 from dtrain.training.engine import build_engine
-from dtrain.training.evaluation import evaluate_part
-from dtrain.training.loop import Ended, Fit, MakeSteps, fit_all, in_turn
+from dtrain.training.feed import Feed
+from dtrain.training.job import TrainJob
+from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
 
 LABELS = ["even", "odd", "none"]
 
@@ -66,19 +70,26 @@ Train = Callable[..., dict[str, Ended]]
 
 
 @pytest.fixture
-def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., Fit]:
-    def make(student: Student, folder: str = "run", loss: Any = None, stop: Any = None, **more: Any) -> Fit:
+def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., TrainJob]:
+    def make(
+        student: Student, folder: str = "run", loss: Any = None, stop: Any = None, reading: Any = None, **more: Any
+    ) -> TrainJob:
         torch.manual_seed(student.seed or 0)
         model = build(student.model, vocabulary=30, labels=LABELS, pad_id=0)
         task = Classification(LABELS, [])
         losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
         stores: Any = {name: Opinions(number) for number, name in enumerate(student.teachers or [])}
-        own = task.loss(losses, rows, stores, torch.device("cpu"))
+        objective = Objective(model, with_peers(losses) if more.get("peers") else losses, task.outputs)
+        if loss:
+            objective.parts = loss(objective.parts)  # type: ignore[method-assign]
+        sources = {name: (StoredTeacher(store), losses.outputs_of(name)) for name, store in stores.items()}
+        collate = functools.partial(task.collate, rows, needs=losses.needs)
+        feed = Feed(rows, collate, task.units(rows), sources, device=world.device, reading=reading, piece="rows")
         root = tmp_path / folder / student.name
-        return Fit(
-            title=student.name, spec=student, rows=rows, units=task.units(rows), headline=task.headline,
-            engine=build_engine(world, model, student, together=False, precision="fp32"),
-            loss=loss(own) if loss else own, identity=student.name, stop=stop or NeverStop(), order=3,
+        return TrainJob(
+            title=student.name, spec=student, feed=feed, headline=task.headline,
+            engine=build_engine(world, objective, student, together=False, precision="fp32"),
+            identity=student.name, stop=stop or NeverStop(), order=3,
             evaluate=lambda m: evaluate_part(m, rows, world, classes=3, precision="fp32", distributed=False),
             checkpoints=root / "checkpoints", tensorboard=root / "tb", **more,
         )  # fmt: skip
@@ -87,10 +98,10 @@ def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., Fit]:
 
 
 @pytest.fixture
-def train(job: Callable[..., Fit]) -> Train:
+def train(job: Callable[..., TrainJob]) -> Train:
     """Train students side by side; how each ended, by name. `jobs`: made already, in place of students."""
 
-    def run(students: list[Student], way: MakeSteps = in_turn, jobs: list[Fit] | None = None, **how: Any) -> Any:
+    def run(students: list[Student], way: MakeSteps = in_turn, jobs: list[TrainJob] | None = None, **how: Any) -> Any:
         ended = {}
         for one in fit_all(jobs if jobs is not None else [job(student, **how) for student in students], way):
             if one.monitor is not None:
@@ -117,7 +128,7 @@ def student(name: str, shape: str = "textcnn", dropout: float = 0.0, **changes: 
 
 def weights_of(ended: Ended) -> dict[str, torch.Tensor]:
     """The final ones, not the best."""
-    return {name: tensor.clone() for name, tensor in ended.job.engine.bare.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in ended.job.engine.inner.state_dict().items()}
 
 
 def assert_same(found: dict[str, Ended], expected: dict[str, Ended]) -> None:

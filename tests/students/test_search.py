@@ -19,8 +19,8 @@ from dtrain.runfolder import mark_done, read_json, write_json
 from dtrain.stages.distill import _stop_the_worst
 from dtrain.students.search import Halving, score_until
 from dtrain.training.checkpoint import Checkpoints
+from dtrain.training.job import checkpoint_identity
 from dtrain.training.monitor import log_hyperparameters
-from dtrain.training.run import checkpoint_identity
 from tests.students.conftest import student
 
 

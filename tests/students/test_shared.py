@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,76 @@ import pytest
 import torch
 
 from dtrain.data import Part
+from dtrain.data.batch import Batch
+from dtrain.distributed import World
 from dtrain.students.plan import TrainingGroup
-from dtrain.students.shared import Memo, SharedRows, SharedStore
 from dtrain.students.train import GroupTrainer
 from dtrain.students.ways import Fused, Streams
+from dtrain.tasks.classification.task import Classification
+from dtrain.teachers.sources import StoredTeacher, TeacherSource
+from dtrain.training.feed import Feed, Reading
 from dtrain.training.loop import Ended, fit_all
-from dtrain.training.member import Member, Trained
-from tests.students.conftest import Opinions, Train, assert_same, student
+from dtrain.training.model_job import ModelJob, Trained
+from tests.students.conftest import LABELS, Opinions, Train, assert_same, student
 
 
-def test_a_batch_is_read_once(rows: Part) -> None:
-    memo = Memo(2, torch.device("cpu"))
-    shared, store = SharedRows.of(rows, memo), SharedStore(Opinions(0), Memo(1, torch.device("cpu")))  # type: ignore[arg-type]
+def test_a_batch_is_read_once(rows: Part, job: Callable[..., Any]) -> None:
+    """By two students of a group with the same rows; a teacher's outputs are read once, too."""
+    reading = Reading(torch.device("cpu"), batches=2)
+    terms = [{"type": "cross_entropy"}, {"type": "soft_targets"}]
+    feeds = [job(student(name, teachers=["t"], losses=terms), reading=reading).feed for name in "ab"]
     for index in (np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([3, 4])):
-        for name, tensor in shared.collate(index).items():
-            assert torch.equal(tensor, rows.collate(index)[name])
-        assert torch.equal(store.logits(rows.ids[index]), Opinions(0).logits(rows.ids[index]))
-    assert memo.reads == 2
-    for index in (np.array([3, 4]), np.array([3, 4])):
-        assert torch.equal(shared.collate_labels(index), torch.from_numpy(rows.labels[index]))
-    assert memo.reads == 3
-    shared.collate(np.array([7]))
-    shared.collate(np.array([8]))
-    shared.collate(np.array([3, 4]))
-    assert memo.reads == 6
-    assert len(shared) == len(rows) and np.array_equal(shared.lengths, rows.lengths)
+        for feed in feeds:
+            batch = feed.batch(index)
+            for name, tensor in batch.inputs.items():
+                assert torch.equal(tensor, rows.collate(index)[name])
+            assert torch.equal(batch.targets["labels"], torch.from_numpy(rows.labels[index]).clamp(min=0))
+            assert torch.equal(batch.teachers["t"]["logits"], Opinions(0).logits(rows.ids[index]))
+    assert reading.reads == 4  # two batches, each its rows and its teacher's outputs
+    for index in (np.array([7]), np.array([8]), np.array([3, 4])):
+        feeds[0].batch(index)
+    assert reading.reads == 10  # the first was forgotten, and is read again
+    reading.close()
+
+
+def test_what_is_read_ahead_is_not_read_again(rows: Part, job: Callable[..., Any]) -> None:
+    feed = job(student("a")).feed
+    feed.read_ahead([np.array([1, 2]), np.array([3])])
+    assert feed._reading.reads == 2
+    assert torch.equal(feed.batch(np.array([3])).inputs["input_ids"], rows.collate(np.array([3]))["input_ids"])
+    assert feed._reading.reads == 2
+    feed.close()
+
+
+class Beside(TeacherSource):
+    """Stands for a teacher that runs beside the student: answers from the batch itself, and counts its passes."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def outputs(self, batch: Batch, kinds: Sequence[str]) -> dict[str, torch.Tensor]:
+        self.passes += 1
+        return {kind: torch.ones(len(batch), len(LABELS)) * batch.inputs["attention_mask"].sum() for kind in kinds}
+
+
+def test_a_teacher_beside_the_student_sees_the_very_batch(rows: Part, world: World) -> None:
+    task, source = Classification(LABELS, []), Beside()
+    stored = StoredTeacher(Opinions(0))  # type: ignore[arg-type]
+    feed = Feed(
+        rows,
+        functools.partial(task.collate, rows, needs={"logits"}),
+        task.units(rows),
+        {"online": (source, ["logits"]), "stored": (stored, ["logits"]), "unused": (Beside(), [])},
+        device=world.device,
+    )
+    index = np.array([4, 5, 6])
+    feed.read_ahead([index])
+    assert source.passes == 0  # only what follows from row ids is read ahead
+    batch = feed.batch(index)
+    assert source.passes == 1 and list(batch.teachers) == ["online", "stored"]
+    assert (batch.teachers["online"]["logits"] == float(rows.lengths[index].sum())).all()
+    assert torch.equal(batch.teachers["stored"]["logits"], Opinions(0).logits(rows.ids[index]))
+    feed.close()
 
 
 def test_streams_compute_the_same(train: Train) -> None:
@@ -60,25 +106,26 @@ class Cramped(GroupTrainer):
     def __init__(self) -> None:
         self.tried: list[list[str]] = []
 
-    def _member(self, student: Any, stores: Any, pause: Any) -> Member:
-        return Member("students", student, student.name, stores)
+    def _job(self, student: Any, *rest: Any) -> ModelJob:
+        nowhere: Any = None
+        return ModelJob(student.name, "", student, student.name, nowhere, nowhere, nowhere, nowhere)
 
     def _way(self, group: Any) -> Any:
         return None
 
     def _side_by_side(self, students: Any, way: Any, pause: Any) -> Iterator[Trained]:
         self.tried.append([s.name for s in students])
-        yield Trained(self._member(students[0], {}, None), metrics={})
+        yield Trained(self._job(students[0]), metrics={})
         if len(students) > 2 or students[0].name == "huge":
             raise torch.OutOfMemoryError("no more")
         for one in students[1:]:
-            yield Trained(self._member(one, {}, None), metrics={})
+            yield Trained(self._job(one), metrics={})
 
 
 def test_out_of_memory_cuts_a_group_in_two() -> None:
     trainer = Cramped()
     group = TrainingGroup(tuple(student(name) for name in "abcdef"), "fused", "", 1.0)
-    assert [trained.member.spec.name for trained in trainer.train(group)] == list("abcdef")
+    assert [trained.job.spec.name for trained in trainer.train(group)] == list("abcdef")
     assert trainer.tried == [list("abcdef"), list("bcd"), list("cd"), list("ef")] or trainer.tried[0] == list("abcdef")
     assert all(len(tried) <= 3 for tried in trainer.tried[1:])
 
@@ -91,7 +138,7 @@ def test_one_that_fits_nowhere_is_its_own_failure() -> None:
             yield from super()._side_by_side(students, way, pause)
 
     group = TrainingGroup(tuple(student(name) for name in ("a", "huge", "b")), "fused", "", 1.0)
-    ended = {trained.member.spec.name: trained.error for trained in Never().train(group)}
+    ended = {trained.job.spec.name: trained.error for trained in Never().train(group)}
     assert ended.keys() == {"a", "huge", "b"}
     assert "out of memory" in str(ended["huge"])
     assert ended["a"] is None and ended["b"] is None
@@ -115,8 +162,9 @@ class OnJobs(GroupTrainer):
         self.ended: dict[str, Ended] = {}
         self.starts: list[dict[str, int]] = []  # the step from which each goes on, by part
 
-    def _member(self, student: Any, stores: Any, pause: Any) -> Member:
-        return Member("students", student, student.name, stores)
+    def _job(self, student: Any, *rest: Any) -> ModelJob:
+        nowhere: Any = None
+        return ModelJob(student.name, "", student, student.name, nowhere, nowhere, nowhere, nowhere)
 
     def _side_by_side(self, students: Any, way: Any, pause: Any) -> Iterator[Trained]:
         self.starts.append({})
@@ -145,7 +193,7 @@ class OnJobs(GroupTrainer):
             if one.monitor is not None:
                 one.monitor.close()
             self.ended[one.job.spec.name] = one
-            yield Trained(self._member(one.job.spec, {}, None), metrics={}, error=one.error)
+            yield Trained(self._job(one.job.spec), metrics={}, error=one.error)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -153,7 +201,7 @@ def test_what_fails_a_stack_is_traced_to_one_student(train: Train, job: Any, mem
     """A kernel out of memory, or an error in the common backward pass; the parts go on from their checkpoints."""
     students = [student(n, seed=i, dropout=0.3) for i, n in enumerate(("a", "b", "bad", "c"))]
     trainer = OnJobs(job, memory)
-    errors = {t.member.spec.name: t.error for t in trainer.train(TrainingGroup(tuple(students), "fused", "", 1.0))}
+    errors = {t.job.spec.name: t.error for t in trainer.train(TrainingGroup(tuple(students), "fused", "", 1.0))}
     assert errors.keys() == {"a", "b", "bad", "c"}
     assert {name for name, error in errors.items() if error} == (set() if memory else {"bad"})
     assert memory or "no gradient of it" in str(errors["bad"])

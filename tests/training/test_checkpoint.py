@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from dtrain.recipe.training import Student
 from dtrain.runfolder import publish_folder
 from dtrain.training.checkpoint import Checkpoints
-from dtrain.training.run import checkpoints_of
+from dtrain.training.job import checkpoints_of
 
 
 def write(folder: Path, identity: str, *steps: int, keep: int = 2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import math
 import shutil
@@ -23,17 +24,19 @@ from tensorboard.summary.writer import event_file_writer
 from dtrain.data import Part
 from dtrain.distributed import World
 from dtrain.errors import DtrainError, Stopped
-from dtrain.losses import build_losses
+from dtrain.losses.objective import Objective, build_losses
 from dtrain.models import build
 from dtrain.recipe.models import BiLSTMSpec
 from dtrain.recipe.training import LossSpec, Student
+from dtrain.tasks.classification.scoring import evaluate_part
+from dtrain.tasks.classification.task import Classification
 from dtrain.training.adversarial import Adversary
-from dtrain.training.classification import Classification
 from dtrain.training.engine import Engine
-from dtrain.training.evaluation import evaluate_part
-from dtrain.training.loop import Diverged, Fit, Position, fit
+from dtrain.training.feed import Feed
+from dtrain.training.job import Diverged, Position, TrainJob
+from dtrain.training.loop import fit
 from dtrain.training.optim import build_optimizer
-from dtrain.training.run import Run
+from dtrain.training.state import TrainState
 from dtrain.training.stop import StopRequest
 
 
@@ -81,22 +84,25 @@ def train(
     torch.manual_seed(student.seed or 0)
     assert isinstance(student.model, BiLSTMSpec)
     model = build(student.model, vocabulary=30, labels=["even", "odd"], pad_id=0)
-    engine = Engine(world, model, build_optimizer(model, student.optimizer), together=False, precision="fp32")
-    engine.together = together is not None  # as a rank of several goes, alone
     task = Classification(["even", "odd"], [])
     losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
-    whole = task.loss(losses, rows, {}, torch.device("cpu"))
+    objective = Objective(model, losses, task.outputs)
+    engine = Engine(world, objective, build_optimizer(objective, student.optimizer), together=False, precision="fp32")
+    engine.together = together is not None  # as a rank of several goes, alone
     adversary = Adversary(student.adversarial, model) if student.adversarial else None
     calls = 0
+    whole = objective.parts
 
-    def loss(model: torch.nn.Module, index: np.ndarray, progress: float) -> Any:
+    def parts(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        total, sums, counts = whole(model, index, progress)
+        total, sums, counts = whole(*arguments)
         return (total * math.nan if calls == spoil_at else total), sums, counts
 
-    job = Fit(
-        title="s", spec=student, engine=engine, rows=rows, units=task.units(rows), loss=loss,
+    objective.parts = parts  # type: ignore[method-assign]
+    collate = functools.partial(task.collate, rows, needs=losses.needs)
+    job = TrainJob(
+        title="s", spec=student, engine=engine, feed=Feed(rows, collate, task.units(rows), device=world.device),
         headline=task.headline, adversary=adversary,
         evaluate=lambda m: evaluate_part(m, rows, world, classes=2, precision="fp32", distributed=False),
         checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=together or StopAt(stop_at),
@@ -210,15 +216,15 @@ def test_rows_are_ordered_for_the_epochs_that_are_begun_alone(
     world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of many epochs takes its first step as soon as one of few."""
-    from dtrain.training import run
+    from dtrain.training import state
 
-    ordered, order = [], run.training_batches
+    ordered, order = [], state.training_batches
 
     def counted(lengths: np.ndarray, seed: int, epoch: int, **size: Any) -> list[np.ndarray]:
         ordered.append(epoch)
         return order(lengths, seed, epoch, **size)
 
-    monkeypatch.setattr(run, "training_batches", counted)
+    monkeypatch.setattr(state, "training_batches", counted)
     with pytest.raises(Stopped, match="at step 10 of 6500"):
         train(world, rows, tmp_path, spec(epochs=500), stop_at=1)
     assert ordered == [0]
@@ -425,25 +431,25 @@ def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
     def kill_at(step: int) -> None:
         """SIGKILL leaves what is on disk at that moment: neither what waits to be written, nor what `close` writes."""
 
-        def after_checkpoint(run: Run) -> None:
+        def after_checkpoint(run: TrainState) -> None:
             checkpoint(run)
             if run.position.step == step:
                 die(run)
 
-        def after_step(run: Run) -> bool:
+        def after_step(run: TrainState) -> bool:
             if run.position.step == step and not run.checkpoint_due:
                 die(run)
             return asks(run)
 
-        def die(run: Run) -> None:
+        def die(run: TrainState) -> None:
             run.checkpoints.wait()
             shutil.copytree(folder, tmp_path / "left")
             raise Killed
 
-        checkpoint, asks = Run.checkpoint, Run.asks_to_stop.fget  # type: ignore[attr-defined]
+        checkpoint, asks = TrainState.checkpoint, TrainState.asks_to_stop.fget  # type: ignore[attr-defined]
         with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr(Run, "checkpoint", after_checkpoint)
-            patched.setattr(Run, "asks_to_stop", property(after_step))
+            patched.setattr(TrainState, "checkpoint", after_checkpoint)
+            patched.setattr(TrainState, "asks_to_stop", property(after_step))
             train(world, rows, folder, spec(**changes))
         shutil.rmtree(folder)
         (tmp_path / "left").rename(folder)

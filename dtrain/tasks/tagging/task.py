@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.data import Part, inference_batches
+from dtrain.data.batch import Batch
 from dtrain.distributed import World
 from dtrain.errors import DtrainError
-from dtrain.knowledge.reader import StoreReader
-from dtrain.losses import LossSum
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
 from dtrain.recipe.training import LossSpec, Teacher
+from dtrain.tasks.base import Task, check_coverage
 from dtrain.training.inference import BATCH_TOKENS, forward_outputs
-from dtrain.training.task import LossFunction, Task, check_coverage
 
 WRONG, RIGHT = 8, 4  # texts shown in the report
 
@@ -52,40 +51,36 @@ class Tagging(Task):
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
         return [LossSpec(type="tag_likelihood")]
 
-    def loss(
-        self, losses: LossSum, rows: Part, stores: Mapping[str, StoreReader], device: torch.device
-    ) -> LossFunction:
-        read = {
-            name: [output for output, names in losses.teacher_outputs.items() if names is None or name in names]
-            for name in stores
-        }
-        with_nll, with_marginals = losses.need("nll"), losses.need("marginals")
+    def collate(self, rows: Part, index: np.ndarray, needs: set[str]) -> Batch:
+        return Batch(
+            rows=index,
+            ids=rows.ids[index],
+            inputs=rows.collate(index),
+            targets={"tags": rows.collate_tags(index)} if "nll" in needs else {},
+            labelled=torch.from_numpy(rows.labels[index] >= 0),
+            units=torch.from_numpy(rows.characters[index].astype(np.int64)),
+        )
 
-        def loss(model: nn.Module, index: np.ndarray, progress: float) -> Any:
-            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
-            tags = rows.collate_tags(index).to(device, non_blocking=True) if with_nll else None
-            output = model(**batch, tags=tags, marginals=with_marginals)
-            inputs = {"emissions": output.logits, "mask": output.mask}
-            if with_nll:
-                inputs["nll"] = output.nll
-            if with_marginals:
-                inputs["marginals"] = output.marginals
-            ids = rows.ids[index]
-            teachers: dict[str, dict[str, Tensor]] = {}
-            for name, outputs in read.items():
-                stored = {output: stores[name].ragged(output, ids)[0].to(device) for output in outputs}
-                for values in stored.values():
-                    if values.shape != output.logits.shape:
-                        raise DtrainError(
-                            f"knowledge of {name}: {list(values.shape)} values for these rows, "
-                            f"but the student has {list(output.logits.shape)}"
-                        )
-                teachers[name] = stored
-            labelled = torch.from_numpy(rows.labels[index] >= 0).to(device, non_blocking=True)
-            units = torch.from_numpy(rows.characters[index].astype(np.int64)).to(device, non_blocking=True)
-            return losses(inputs, teachers, labelled, units, progress=progress)
+    def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
+        """As the base class.
 
-        return loss
+        Raises:
+            DtrainError: a teacher saw other characters of these rows than the student.
+        """
+        output = model(**batch.inputs, tags=batch.targets.get("tags"), marginals="marginals" in needs)
+        found = {"emissions": output.logits, "mask": output.mask}
+        if "nll" in needs:
+            found["nll"] = output.nll
+        if "marginals" in needs:
+            found["marginals"] = output.marginals
+        for name, kinds in batch.teachers.items():
+            for values in kinds.values():
+                if values.shape != output.logits.shape:
+                    raise DtrainError(
+                        f"knowledge of {name}: {list(values.shape)} values for these rows, "
+                        f"but the student has {list(output.logits.shape)}"
+                    )
+        return found
 
     def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
         return self._scores(tag_part(model, part, world, types=len(self.types), **how))

@@ -1,27 +1,21 @@
-"""What a task decides: the loss of a batch of rows, and the scores of a part. `classification.py`, `tagging.py`."""
+"""What a kind of task decides for training and scoring: its batches, what its losses may ask for, its scores."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dtrain.data import Part
+from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
 
 if TYPE_CHECKING:
     from dtrain.distributed import World
-    from dtrain.knowledge.reader import StoreReader
-    from dtrain.losses import LossSum
     from dtrain.recipe.training import LossSpec, Teacher
-
-# (model, numbers of rows of the part, share of all steps that are done) -> the weighted loss sum, and by term its
-# unweighted sum and count
-LossFunction = Callable[[nn.Module, np.ndarray, float], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
 
 class Task(ABC):
@@ -40,7 +34,7 @@ class Task(ABC):
         self.types = types
 
     @abstractmethod
-    def units(self, part: Part) -> np.ndarray:
+    def units(self, rows: Part) -> np.ndarray:
         """What each row counts in the mean that is trained on, int [N]."""
 
     @abstractmethod
@@ -48,10 +42,12 @@ class Task(ABC):
         """The terms that a teacher is trained on."""
 
     @abstractmethod
-    def loss(
-        self, losses: LossSum, rows: Part, stores: Mapping[str, StoreReader], device: torch.device
-    ) -> LossFunction:
-        """The weighted sum over rows of a part, teachers' outputs joined by row id."""
+    def collate(self, rows: Part, index: np.ndarray, needs: set[str]) -> Batch:
+        """The rows at positions `index` [B] as a batch on the CPU; `needs` are the losses' (`LossSum.needs`)."""
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
+        """Call the model once for a batch, and name what the losses need of it."""
 
     @abstractmethod
     def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:

@@ -16,8 +16,8 @@ from dtrain.data import Part, inference_batches
 from dtrain.distributed import World
 from dtrain.errors import DtrainError
 from dtrain.metrics import Confusion, scores
+from dtrain.tasks.base import check_coverage
 from dtrain.training.inference import BATCH_TOKENS, forward_batches
-from dtrain.training.task import check_coverage
 
 
 def evaluate_part(

@@ -16,6 +16,8 @@ class _AroundLM(nn.Module):
     positions it takes 15 % of the time and memory. Scores are those of `lm` at these positions.
     """
 
+    wrapped_as = "lm."  # what names of parameters begin with here and not in the model folder
+
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm

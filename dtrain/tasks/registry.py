@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dtrain.data import PreparedData
-from dtrain.training.classification import Classification
-from dtrain.training.tagging import Tagging
-from dtrain.training.task import Task
+from dtrain.tasks.base import Task
+from dtrain.tasks.classification.task import Classification
+from dtrain.tasks.tagging.task import Tagging
 
 
 def task_of(data: PreparedData) -> Task:

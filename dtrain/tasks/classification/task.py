@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtrain.data import Part
+from dtrain.data.batch import Batch
 from dtrain.distributed import World
 from dtrain.knowledge.collect import model_options, pick
-from dtrain.knowledge.reader import StoreReader
-from dtrain.losses import LossSum
 from dtrain.metrics import per_class, scores
 from dtrain.recipe.training import LossSpec, Teacher
-from dtrain.training.evaluation import count_part, evaluate_part
-from dtrain.training.task import LossFunction, Task
+from dtrain.tasks.base import Task
+from dtrain.tasks.classification.scoring import count_part, evaluate_part
 
 
 class Classification(Task):
@@ -39,33 +38,26 @@ class Classification(Task):
             terms.append({"type": "top_gap", "weight": spec.tolerance.weight, "k": spec.tolerance.k})
         return [LossSpec.model_validate(term) for term in terms]
 
-    def loss(
-        self, losses: LossSum, rows: Part, stores: Mapping[str, StoreReader], device: torch.device
-    ) -> LossFunction:
-        read = {
-            name: [output for output, names in losses.teacher_outputs.items() if names is None or name in names]
-            for name in stores
-        }
-        with_features, with_exits = losses.need("features"), losses.need("exits")
+    def collate(self, rows: Part, index: np.ndarray, needs: set[str]) -> Batch:
+        labels = rows.collate_labels(index)
+        return Batch(
+            rows=index,
+            ids=rows.ids[index],
+            inputs=rows.collate(index),
+            targets={"labels": labels.clamp(min=0)},  # a class that exists also where there is no label
+            labelled=labels >= 0,
+            units=torch.ones_like(labels),
+        )
 
-        def loss(model: nn.Module, index: np.ndarray, progress: float) -> Any:
-            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.collate(index).items()}
-            labels = rows.collate_labels(index).to(device, non_blocking=True)
-            ids = rows.ids[index]
-            teachers = {
-                name: {output: _stored(stores[name], output, ids).to(device, non_blocking=True) for output in outputs}
-                for name, outputs in read.items()
-            }
-            bare = getattr(model, "module", model)  # DDP's
-            output = model(**batch, **(model_options(bare, ["features"]) if with_features else {}))
-            given = {"logits": output.logits, "labels": labels.clamp(min=0)}
-            if with_features:
-                given["features"] = pick("features", output)
-            if with_exits:
-                given["exits"] = output.exits
-            return losses(given, teachers, labels >= 0, progress=progress)
-
-        return loss
+    def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
+        asked = {"features"} & needs
+        output = model(**batch.inputs, **(model_options(model, asked) if asked else {}))
+        found = {"logits": output.logits}
+        if asked:
+            found["features"] = pick("features", output)
+        if "exits" in needs:
+            found["exits"] = output.exits
+        return found
 
     def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
         return evaluate_part(model, part, world, classes=len(self.labels), **how)
@@ -80,7 +72,3 @@ class Classification(Task):
 
     def headline(self, scores: Mapping[str, float]) -> str:
         return f"accuracy {scores['accuracy']:.4f}, f1 {scores['f1']:.4f}"
-
-
-def _stored(store: StoreReader, output: str, ids: np.ndarray) -> torch.Tensor:
-    return store.features(ids) if output == "features" else store.logits(ids)

@@ -1,0 +1,326 @@
+"""What is trained: a model together with its losses, as one module.
+
+    batch ── outputs() ──▶ what the losses ask of the model ── parts() ──▶ weighted total, and each term's sum and count
+
+An engine wraps, shards, checkpoints and steps the objective as a whole, so a loss that has weights of its own (a
+regressor, a variance, a discriminator) is trained and resumed like any other weight. Publishing takes `.model` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dtrain.errors import InputError
+from dtrain.losses import weighting
+from dtrain.losses.outputs import full_precision, mutual_divergence
+from dtrain.losses.registry import OF_TEACHERS, Loss, find_loss
+
+if TYPE_CHECKING:
+    from dtrain.data.batch import Batch
+    from dtrain.recipe.losses import LossSpec, Weighting, WeightSchedule
+
+# The weighted total (a scalar with gradient), and by name of term the unweighted sum (detached) and its count.
+Losses = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+
+OF_PEERS = "peers."
+PEERS = Loss("peers", "classification", mutual_divergence, ("logits", "peers.logits"), None)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss with its weight and parameters.
+
+    Attributes:
+        teachers: names of the teachers that it compares with; None: all that a batch has outputs of.
+        weighting: how several teachers are weighed; the value is then sum_k w_k loss(student, teacher k). Without it
+            the loss gets all teachers at once, and combines them as its own documentation says.
+    """
+
+    name: str
+    loss: Loss
+    weight: float | WeightSchedule
+    parameters: dict[str, Any]
+    teachers: list[str] | None = None
+    weighting: Weighting | None = None
+
+    def weight_at(self, progress: float) -> float:
+        """Its weight when the share `progress` of all steps is done."""
+        return self.weight if isinstance(self.weight, float | int) else self.weight.at(progress)
+
+    def teachers_among(self, teachers: Iterable[str]) -> list[str]:
+        """Names of its teachers, of those that are given."""
+        return list(teachers) if self.teachers is None else self.teachers
+
+
+class LossSum(nn.Module):
+    """sum_i weight_i sum_rows term_i: sums, which the caller divides by the global number of rows or characters.
+
+    The divisor of every term is that of *all* rows of the global batch, over ranks and micro-batches: a row without
+    a label lacks the hard term and changes no other row's weight. So the result does not depend on how a batch is
+    cut, and a batch that mixes labelled and unlabelled rows needs no second count.
+
+    Args:
+        terms: the losses.
+        widths: last dimensions by need, as `{"features": 512, "teachers.features": 768}`; what losses with weights
+            of their own are built from.
+    """
+
+    def __init__(self, terms: list[Term], widths: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.terms = terms
+        # Losses with weights; a dot is not allowed in a module's name, and a repeated loss is called `type.2`.
+        self.stateful = nn.ModuleDict(
+            {
+                _module_name(term): term.loss.function(widths or {}, **term.parameters)
+                for term in terms
+                if getattr(term.loss, "stateful", False)
+            }
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the terms, as in the results of a call."""
+        return [term.name for term in self.terms]
+
+    def need(self, name: str) -> bool:
+        """Whether some term needs this input."""
+        return any(name in term.loss.needs for term in self.terms)
+
+    @property
+    def needs(self) -> set[str]:
+        """All inputs that some term needs, teachers' and peers' outputs left out."""
+        return {need for term in self.terms for need in term.loss.needs if not need.startswith((OF_TEACHERS, OF_PEERS))}
+
+    @property
+    def teacher_outputs(self) -> dict[str, set[str] | None]:
+        """The teacher outputs that are read, each with the teachers it is read of (None: all)."""
+        found: dict[str, set[str] | None] = {}
+        for term in self.terms:
+            for output in sorted(term.loss.outputs_read(term.weighting)):
+                known = found.get(output, set())
+                found[output] = None if known is None or term.teachers is None else known | set(term.teachers)
+        return found
+
+    def outputs_of(self, teacher: str) -> list[str]:
+        """The outputs that are read of one teacher."""
+        return [output for output, names in self.teacher_outputs.items() if names is None or teacher in names]
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        teachers: Mapping[str, Mapping[str, Tensor]],
+        labelled: Tensor,
+        units: Tensor | None = None,
+        *,
+        progress: float = 0.0,
+        peers: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> Losses:
+        """Evaluate every term without waiting for the device.
+
+        Args:
+            inputs: the model's outputs and what is known of the rows, by need.
+            teachers: the outputs of each teacher, by its name and the output's.
+            labelled: bool [B]; rows without a label are left out by terms that need one.
+            units: what a row counts in the means that are logged, [B]: 1 (None), or its characters.
+            progress: the share of all steps that are done, in [0, 1).
+            peers: the outputs of students that train beside this one, as `teachers`.
+
+        Raises:
+            KeyError: an input or a teacher's output is not among what is given.
+            InputError: a term's teachers have outputs of different widths.
+        """
+        units = torch.ones_like(labelled, dtype=torch.int64) if units is None else units
+        known = {**inputs, "labelled": labelled, "progress": progress}
+        total = torch.zeros((), device=labelled.device)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for term in self.terms:
+            if term.loss is PEERS and not peers:
+                continue  # the last one that is left has nobody to learn from
+            values = self._values(term, known, teachers, peers or {})
+            valid = labelled if term.loss.hard else torch.ones_like(labelled)
+            term_sum = torch.where(valid, values, 0.0).sum()
+            sums[term.name], counts[term.name] = term_sum.detach(), torch.where(valid, units, 0).sum()
+            weight = term.weight_at(progress)
+            if weight:  # at weight 0 a term is only logged: 0 x inf would spoil the total
+                total = total + weight * term_sum
+            elif _module_name(term) in self.stateful:
+                # Every parameter takes part in every backward pass: DDP waits for the gradient of each.
+                own = self.stateful[_module_name(term)].parameters()
+                total = total + 0.0 * sum(parameter.sum() for parameter in own)
+        return total, sums, counts
+
+    def _values(
+        self,
+        term: Term,
+        known: Mapping[str, Any],
+        teachers: Mapping[str, Mapping[str, Tensor]],
+        peers: Mapping[str, Mapping[str, Tensor]],
+    ) -> Tensor:
+        """A term's values [B]."""
+        name = _module_name(term)
+        needs, function = term.loss.needs, term.loss.function
+        parameters = term.parameters
+        if name in self.stateful:
+            function, parameters = self.stateful[name], {}
+        given = [_input(term, need, known, teachers, peers) for need in needs]
+        if term.weighting is None:
+            return function(*given, **parameters)
+        count = len(next(values for need, values in zip(needs, given, strict=True) if need.startswith(OF_TEACHERS)))
+
+        def against(teacher: int, **changed: Any) -> Tensor:
+            mine = [
+                values[teacher] if need.startswith(OF_TEACHERS) else changed.get(need, values)
+                for need, values in zip(needs, given, strict=True)
+            ]
+            return function(*mine, **parameters)
+
+        values = torch.stack([against(teacher) for teacher in range(count)])
+        weights = _teacher_weights(term, known, teachers, against, count)
+        return (weights.to(values.dtype) * values).sum(0)
+
+
+class ModelOutputs(Protocol):
+    """How a kind of task asks a model for what its losses need; see `Task.outputs`."""
+
+    def __call__(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]: ...
+
+
+class Objective(nn.Module):
+    """A model and its losses.
+
+    Args:
+        model: what is published in the end.
+        losses: called with (outputs and targets by name, teachers, labelled, units, progress=, peers=).
+        ask: calls the model for a batch, and names what came out of it.
+    """
+
+    def __init__(self, model: nn.Module, losses: LossSum, ask: ModelOutputs) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = losses
+        self._ask = ask
+
+    def forward(self, batch: Batch, progress: float = 0.0) -> Losses:
+        """The losses of a batch; an engine calls this, so that sharded and replicated models see one call a pass."""
+        return self.parts(self.outputs(batch), batch, progress)
+
+    def outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Call the model once, for all that the losses need."""
+        return self._ask(self.model, batch, self.losses.needs)
+
+    def parts(self, outputs: Mapping[str, Tensor], batch: Batch, progress: float = 0.0) -> Losses:
+        """Each term's sum and count, and their weighted total, of outputs that are already there."""
+        return self.losses(
+            {**batch.targets, **outputs},
+            batch.teachers,
+            batch.labelled,
+            batch.units,
+            progress=progress,
+            peers=batch.peers,
+        )
+
+    @staticmethod
+    def inner(module: nn.Module) -> nn.Module:
+        """The model of an objective; any other module itself."""
+        return module.model if isinstance(module, Objective) else module
+
+    @staticmethod
+    def folder_names(module: nn.Module) -> dict[str, str]:
+        """By a parameter's name in `module`, its name in the model folder; those of losses keep theirs."""
+        wrapped = ("model." if isinstance(module, Objective) else "") + getattr(
+            Objective.inner(module), "wrapped_as", ""
+        )
+        return {name: name.removeprefix(wrapped) for name, _ in module.named_parameters()}
+
+
+def build_losses(specs: Iterable[LossSpec], widths: Mapping[str, int] | None = None) -> LossSum:
+    """The losses of a recipe; a type that comes again is named `type.2`, `type.3`, ...
+
+    Raises:
+        ValueError: an unknown loss, a bad parameter, or no loss at all.
+    """
+    terms: list[Term] = []
+    for spec in specs:
+        earlier = sum(term.loss.name == spec.type for term in terms)
+        name = f"{spec.type}.{earlier + 1}" if earlier else spec.type
+        terms.append(Term(name, find_loss(spec.type), spec.weight, spec.parameters(), spec.teachers, spec.weighting))
+    if not terms:
+        raise ValueError("losses: none given")
+    return LossSum(terms, widths)
+
+
+def with_peers(losses: LossSum) -> LossSum:
+    """The same losses and, last, that of deep mutual learning (Zhang et al. 2018, 1706.00384, equations 3 to 5)."""
+    losses.terms = [*losses.terms, Term(PEERS.name, PEERS, 1.0, {})]
+    return losses
+
+
+def _module_name(term: Term) -> str:
+    return term.name.replace(".", "_")
+
+
+def _input(
+    term: Term,
+    need: str,
+    known: Mapping[str, Any],
+    teachers: Mapping[str, Mapping[str, Tensor]],
+    peers: Mapping[str, Mapping[str, Tensor]],
+) -> Any:
+    if need.startswith(OF_TEACHERS):
+        return _of_teachers(term, need.removeprefix(OF_TEACHERS), teachers)
+    if need.startswith(OF_PEERS):
+        return torch.stack([outputs[need.removeprefix(OF_PEERS)] for outputs in peers.values()])
+    return known[need]
+
+
+def _of_teachers(term: Term, output: str, teachers: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    """An output of a term's teachers side by side, [K, B, ...]."""
+    names = term.teachers_among(teachers)
+    missing = [name for name in names if output not in teachers.get(name, {})]
+    if missing:
+        known = ", ".join(teachers) or "none"
+        raise KeyError(f"{term.name}: no {output} of teacher {missing[0]!r} (given: {known})")
+    if not names:
+        raise KeyError(f"{term.name}: needs the {output} of a teacher, and none are given")
+    found = [teachers[name][output] for name in names]
+    if len({one.shape[-1] for one in found}) > 1:
+        widths = ", ".join(f"{name} {one.shape[-1]}" for name, one in zip(names, found, strict=True))
+        raise InputError(f"{term.name}: its teachers' {output} are of different widths ({widths})")
+    return torch.stack(found)
+
+
+def _teacher_weights(
+    term: Term,
+    known: Mapping[str, Any],
+    teachers: Mapping[str, Mapping[str, Tensor]],
+    against: Callable[..., Tensor],
+    count: int,
+) -> Tensor:
+    """[K, B], see `weighting.py`; `against(k, logits=...)` are the term's values for teacher k."""
+    spec, labelled = term.weighting, known["labelled"]
+    assert spec is not None
+    if spec.type == "average":
+        return weighting.fixed_weights([1.0] * count, len(labelled), labelled.device)
+    if spec.type == "fixed":
+        shares = [spec.weights[name] for name in term.teachers_among(teachers)]
+        return weighting.fixed_weights(shares, len(labelled), labelled.device)
+    if spec.type == "gradient":
+        of_student = next(need for need in ("logits", "features") if need in term.loss.needs)
+        # In float32 at least: the quadratic programme divides by differences of the gradients' products.
+        point = full_precision(known[of_student]).detach()
+        with torch.enable_grad():
+            gradients = [
+                torch.func.grad(lambda output, k=k: against(k, **{of_student: output}).sum())(point)
+                for k in range(count)
+            ]
+        return weighting.gradient_weights(torch.stack(gradients), spec.limit)
+    logits = _of_teachers(term, "logits", teachers)
+    if spec.type == "entropy":
+        return weighting.entropy_weights(logits)
+    return weighting.confidence_weights(logits, known["labels"], labelled)

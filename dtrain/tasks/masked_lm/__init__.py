@@ -1,0 +1,1 @@
+"""Pre-training: masked words of plain text, and optionally whether one text follows another."""

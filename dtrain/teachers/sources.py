@@ -1,0 +1,62 @@
+"""Where a teacher's outputs for a batch come from: read from its store, computed beside the student, or a peer's.
+
+stored   known ahead by row id: read by the feed's thread while the step before is computed
+online   computed from the very batch, once it is on the device; the last answers are kept for other students
+peer     another student of the group, which answers in the same step
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from dtrain.data.batch import Batch, ByName
+from dtrain.knowledge.reader import StoreReader
+
+
+class TeacherSource(ABC):
+    """One teacher's outputs for batches of rows."""
+
+    @abstractmethod
+    def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:
+        """The asked kinds of output, by name, rows first, without gradient."""
+
+
+class StoredTeacher(TeacherSource):
+    """Reads a knowledge store by row id: needs no batch on the device, so a thread may read ahead."""
+
+    def __init__(self, store: StoreReader) -> None:
+        self.store = store
+
+    def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:
+        return self.read(batch.ids, kinds)
+
+    def read(self, ids: np.ndarray, kinds: Sequence[str]) -> ByName:
+        """Outputs of the rows `ids`, float32 on the CPU: [B, width], or [B, N, T] for kinds with a vector a character.
+
+        Raises:
+            StoreError: a row or a kind is not in the store.
+        """
+        return {kind: self._read(kind, ids) for kind in kinds}
+
+    def _read(self, kind: str, ids: np.ndarray) -> Tensor:
+        if kind == "logits":
+            return self.store.logits(ids)
+        return self.store.features(ids) if kind == "features" else self.store.ragged(kind, ids)[0]
+
+
+class Peer(TeacherSource):
+    """A student that trains beside others: its outputs of the step under way are what they learn from."""
+
+    def __init__(self) -> None:
+        self._answers: ByName = {}
+
+    def answer(self, outputs: ByName) -> None:
+        """Keep what the peer gave for the batch of this moment; others take it as given, without gradient."""
+        self._answers = {name: tensor.detach() for name, tensor in outputs.items()}
+
+    def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:
+        return {kind: self._answers[kind] for kind in kinds}

@@ -1,0 +1,196 @@
+"""The feed: row numbers in, batches out.
+
+    rows' tokens and labels ─┐  read by a thread while the step before is computed,
+    stored teacher outputs ──┴─▶ on a GPU pinned and copied in a stream of its own ──▶ Batch on the device
+    teachers that run beside the student ────────────────────────────────────────────────┘ when it is asked for
+
+Students of a group read the same rows: what one of them has read, the others are given.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtrain.data.batch import Batch, ByName
+from dtrain.teachers.sources import StoredTeacher, TeacherSource
+
+AHEAD = 2  # micro-batches that are read before they are needed
+
+
+class Rows(Hashable, Protocol):
+    """What is trained on, as far as the loop looks at it."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int [N]."""
+
+
+class Reading:
+    """Reads pieces of batches ahead, and keeps the last ones for every student that reads the same.
+
+    Args:
+        batches: how many batches are kept, those read ahead included.
+    """
+
+    def __init__(self, device: torch.device, batches: int = 2 + AHEAD) -> None:
+        self.device, self.batches = device, batches
+        self.reads = 0
+        self._kept: OrderedDict[bytes, dict[Hashable, Future[_Copied]]] = OrderedDict()
+        self._thread: ThreadPoolExecutor | None = None
+        self._stream: Any = None
+
+    def start(self, index: np.ndarray, piece: Hashable, read: Callable[[], Any]) -> Future[_Copied]:
+        """Begin to read a piece of the batch of rows `index`, unless that was done a moment ago."""
+        key = index.tobytes()
+        pieces = self._kept.setdefault(key, {})
+        self._kept.move_to_end(key)
+        while len(self._kept) > self.batches:
+            self._kept.popitem(last=False)
+        if piece not in pieces:
+            self.reads += 1
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="feed")
+            pieces[piece] = self._thread.submit(self._read, read)
+        return pieces[piece]
+
+    def take(self, index: np.ndarray, piece: Hashable, read: Callable[[], Any]) -> Any:
+        """The piece, on the device, ready for the current stream."""
+        return self.start(index, piece, read).result().here()
+
+    def forget(self) -> None:
+        """What was read is read anew when it is asked for again."""
+        self._kept.clear()
+
+    def close(self) -> None:
+        """Wait for what is being read, and forget everything."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+        self.forget()
+
+    def _read(self, read: Callable[[], Any]) -> _Copied:
+        found = read()
+        if self.device.type != "cuda":
+            return _Copied(found, None)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):
+            # Without pinned memory `non_blocking` would wait for the copy all the same.
+            moved = _each_tensor(found, lambda t: t.pin_memory().to(self.device, non_blocking=True))
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        return _Copied(moved, event)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """Tensors on the device, and the event after which their copies are there."""
+
+    value: Any
+    event: Any
+
+    def here(self) -> Any:
+        if self.event is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.event)
+            # The allocator must not give the memory away while this stream still reads it.
+            _each_tensor(self.value, functools.partial(_used_by, stream))
+        return self.value
+
+
+class Feed:
+    """The batches of one model's training.
+
+    Args:
+        rows: what it is trained on.
+        collate: gives the batch of some rows, on the CPU and without teachers; it may be called by a thread.
+        units: what each row counts in the mean that is trained on, int [N].
+        teachers: by name, where a teacher's outputs come from, and which kinds are read.
+        device: where batches go.
+        reading: of a group of students that read the same rows; None: its own.
+        piece: which other feeds of the group collate the same: those with an equal `piece`.
+        perturb: changes a batch when it is handed out, by torch's random generator of the step (token noise).
+        draw: called before each step with (global batch, epoch, step), and may set `units` of these rows (masked
+            language modelling does). Then nothing is read beyond the step under way.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        collate: Callable[[np.ndarray], Batch],
+        units: np.ndarray,
+        teachers: Mapping[str, tuple[TeacherSource, Sequence[str]]] | None = None,
+        *,
+        device: torch.device,
+        reading: Reading | None = None,
+        piece: Hashable = None,
+        perturb: Callable[[Batch], Batch] | None = None,
+        draw: Callable[[np.ndarray, int, int], None] | None = None,
+    ) -> None:
+        self.rows, self.units = rows, units
+        self._collate, self._piece = collate, ("rows", piece)
+        self._teachers = {name: (source, list(kinds)) for name, (source, kinds) in (teachers or {}).items() if kinds}
+        self._reading, self._own = reading or Reading(device), reading is None
+        self._perturb = perturb
+        self.draw = draw
+
+    def begin_step(self, batch: np.ndarray, epoch: int, step: int) -> None:
+        """Before the micro-batches of a global batch are asked for."""
+        if self.draw:
+            self._reading.forget()  # the same rows are other batches in another step
+            self.draw(batch, epoch, step)
+
+    def read_ahead(self, indices: Iterable[np.ndarray]) -> None:
+        """Begin to read the next micro-batches, `AHEAD` at most: a group keeps no more."""
+        for index in indices:
+            for piece, read in self._pieces(index):
+                self._reading.start(index, piece, read)
+
+    def batch(self, index: np.ndarray) -> Batch:
+        """The rows at positions `index` [B], with their teachers' outputs, on the device."""
+        pieces = [self._reading.take(index, piece, read) for piece, read in self._pieces(index)]
+        found: Batch = pieces[0]
+        stored = iter(pieces[1:])
+        if self._perturb:
+            found = self._perturb(found)
+        teachers: dict[str, ByName] = {}
+        for name, (source, kinds) in self._teachers.items():
+            teachers[name] = next(stored) if isinstance(source, StoredTeacher) else source.outputs(found, kinds)
+        return replace(found, teachers=teachers)
+
+    def close(self) -> None:
+        """Let go of the thread; a group's reading is closed by the group."""
+        if self._own:
+            self._reading.close()
+
+    def _pieces(self, index: np.ndarray) -> list[tuple[Hashable, Callable[[], Any]]]:
+        """What has to be read for a batch: the rows first, then each stored teacher's outputs."""
+        found: list[tuple[Hashable, Callable[[], Any]]] = [(self._piece, functools.partial(self._collate, index))]
+        for name, (source, kinds) in self._teachers.items():
+            if isinstance(source, StoredTeacher):
+                ids = self.rows.ids[index]  # type: ignore[attr-defined]
+                found.append(((name, tuple(kinds)), functools.partial(source.read, ids, kinds)))
+        return found
+
+
+def _used_by(stream: Any, tensor: Tensor) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
+
+
+def _each_tensor(value: Any, work: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return work(value)
+    if isinstance(value, Batch):
+        return value.map(work)
+    if isinstance(value, dict):
+        return {name: _each_tensor(inner, work) for name, inner in value.items()}
+    return value

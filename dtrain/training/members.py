@@ -1,0 +1,222 @@
+"""Teachers and students of a recipe as jobs: what each is trained on, by which losses, and what its folder says."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from dtrain.augment.noisy import blank_tokens, noisy_rows
+from dtrain.data import Part, PreparedData, tokenizer_name
+from dtrain.distributed import World
+from dtrain.losses.objective import LossSum, build_losses, with_peers
+from dtrain.models import build, save_model
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import LossSpec, Student, Teacher
+from dtrain.runfolder import RunFolder, write_json
+from dtrain.teachers.sources import StoredTeacher, TeacherSource
+from dtrain.training.feed import Feed, Reading
+from dtrain.training.inference import BATCH_TOKENS
+from dtrain.training.job import Position
+from dtrain.training.model_job import ModelJob, Prepared
+from dtrain.training.monitor import log_hyperparameters
+from dtrain.training.remarks import remarks
+
+if TYPE_CHECKING:
+    from dtrain.tasks.base import Task
+
+
+class Members:
+    """Makes the jobs of one recipe's teachers and students.
+
+    Args:
+        task: the kind of task of the recipe's data.
+    """
+
+    def __init__(self, recipe: Recipe, data: PreparedData, task: Task, world: World, folder: RunFolder) -> None:
+        self.recipe, self.data, self.task = recipe, data, task
+        self.world, self.folder = world, folder
+
+    def teacher(self, spec: Teacher, identity: str) -> ModelJob:
+        """A teacher, which all ranks train together."""
+        return self._job("teachers", spec, identity, {}, None)
+
+    def student(
+        self,
+        spec: Student,
+        identity: str,
+        teachers: Mapping[str, TeacherSource],
+        *,
+        order: int | None = None,
+        pause: int | None = None,
+        reading: Reading | None = None,
+        rows: Part | None = None,
+    ) -> ModelJob:
+        """A student.
+
+        Args:
+            teachers: by name, where their outputs come from.
+            order: the seed of the order of rows; None: the spec's.
+            pause: epochs after which to stop for a comparison with others.
+            reading: what students of a group read together.
+            rows: what it is trained on, where that was read already.
+        """
+        job = self._job("students", spec, identity, teachers, reading, rows)
+        job.data_parallel = spec.parallel == "data"
+        job.order, job.pause, job.peers = order, pause, spec.peers is not None
+        return job
+
+    def rows(self, spec: Teacher | Student) -> Part:
+        """What a teacher or student is trained on."""
+        tokenizer = tokenizer_name(spec)
+        names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
+        return Part.concat([self.data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
+
+    def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
+        """The losses that it is trained on."""
+        return spec.losses or [] if isinstance(spec, Student) else self.task.teacher_losses(spec)
+
+    def _job(
+        self,
+        kind: str,
+        spec: Teacher | Student,
+        identity: str,
+        teachers: Mapping[str, TeacherSource],
+        reading: Reading | None,
+        rows: Part | None = None,
+    ) -> ModelJob:
+        tensorboard = self.folder.tensorboard(kind, spec.name)
+        return ModelJob(
+            title=f"{kind[:-1]} {spec.name}",
+            where=f"{kind}.{spec.name}",
+            spec=spec,
+            identity=identity,
+            prepare=functools.partial(self._prepare, kind, spec, teachers, reading, rows),
+            final=self.folder.model(kind, spec.name),
+            checkpoints=self.folder.checkpoints(kind, spec.name),
+            tensorboard=tensorboard,
+            log_settings=lambda metrics: log_hyperparameters(tensorboard, spec, self.terms(spec), metrics),
+        )
+
+    def _prepare(
+        self,
+        kind: str,
+        spec: Teacher | Student,
+        teachers: Mapping[str, TeacherSource],
+        reading: Reading | None,
+        rows: Part | None,
+    ) -> Prepared:
+        data, task, tokenizer = self.data, self.task, tokenizer_name(spec)
+        train = self.rows(spec) if rows is None else rows
+        noisy = spec.noisy if isinstance(spec, Student) else None
+        if noisy:
+            stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}
+            train = noisy_rows(train, stores, noisy)
+        valid = data.part("valid", tokenizer)
+        together = isinstance(spec, Teacher) or spec.parallel == "data"
+        with_others = isinstance(spec, Student) and spec.peers is not None
+
+        def make() -> nn.Module:
+            return build(
+                spec.model,
+                vocabulary=data.vocabulary(tokenizer),
+                labels=data.labels,
+                pad_id=data.pad_id(tokenizer),
+                tokenizer_path=data.tokenizer_path(tokenizer),
+                max_length=self.recipe.data.max_length,
+            )
+
+        def losses(model: nn.Module) -> LossSum:
+            found = build_losses(self.terms(spec), _widths(model, teachers, data))
+            return with_peers(found) if with_others else found
+
+        def feed(losses: LossSum) -> Feed:
+            return Feed(
+                train,
+                functools.partial(task.collate, train, needs=losses.needs),
+                task.units(train),
+                {name: (source, losses.outputs_of(name)) for name, source in teachers.items()},
+                device=self.world.device,
+                reading=reading,
+                piece=_piece(train, losses),
+                perturb=functools.partial(blank_tokens, share=noisy.token_noise, part=train) if noisy else None,
+            )
+
+        def evaluate(model: nn.Module, precision: str) -> dict[str, float]:
+            tokens = self.recipe.knowledge.batch_tokens or BATCH_TOKENS
+            return task.scores(model, valid, self.world, precision=precision, batch_tokens=tokens, distributed=together)
+
+        def speed(position: Position) -> dict[str, Any]:
+            return {
+                "seconds_per_epoch": round(position.seconds * len(train) / position.rows, 3),
+                "rows_per_second": round(position.rows / position.seconds, 2),
+            }
+
+        def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
+            save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, list(teachers), metrics))
+            section = self.recipe.data
+            # With it the folder labels new text anywhere (`dtrain.stages.predict.classify`).
+            normalize = section.normalize.model_dump(mode="json")
+            prepared = {"task": section.task, "normalize": normalize, "max_length": section.max_length}
+            write_json(folder / "preprocessing.json", prepared)
+
+        return Prepared(
+            make=make,
+            losses=losses,
+            outputs=task.outputs,
+            feed=feed,
+            evaluate=evaluate,
+            headline=task.headline,
+            metrics=speed,
+            save=save,
+            rows=f"{len(train):,} rows",
+            took=lambda metrics: f"{metrics['seconds_per_epoch']:.1f} s an epoch",
+            remarks=lambda evaluations, kept: remarks(
+                evaluations, kept, valid.labels, [] if task.types else task.labels
+            ),
+            data=self.recipe.data.model_dump(mode="json"),
+        )
+
+    def _card(self, kind: str, spec: Teacher | Student, teachers: list[str], metrics: dict[str, Any]) -> str:
+        """The model card: what it is, how it was made, what it scores."""
+        task = self.task
+        losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in self.terms(spec))
+        names = task.types or task.labels
+        shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
+        return (
+            f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"
+            f"A {spec.model.type} {kind[:-1]} trained by dtrain on {metrics['training_rows']:,} rows "
+            f"({time.strftime('%Y-%m-%d')}).\n\n"
+            f"- {'entity types' if task.types else 'labels'}: {shown}\n- teachers: {', '.join(teachers) or 'none'}\n"
+            f"- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
+            f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {spec.epochs} epochs, seed {spec.seed}\n"
+            f"- validation rows: {metrics['rows']:g}, {task.headline(metrics)} "
+            f"(the best of the evaluations, on the same rows that chose it)\n\n"
+            "Load it with `dtrain.load(folder)`.\n"
+        )
+
+
+def _widths(model: nn.Module, teachers: Mapping[str, TeacherSource], data: PreparedData) -> dict[str, int]:
+    """Last dimensions by need, for losses that have weights of their own."""
+    widths = {"logits": len(data.labels), "emissions": len(data.labels)}
+    classifier = getattr(model, "classifier", None)
+    if isinstance(classifier, nn.Linear):
+        widths["features"] = classifier.in_features
+    for source in teachers.values():
+        if isinstance(source, StoredTeacher):
+            widths |= {f"teachers.{kind}": source.store.width(kind) for kind in source.store.outputs}
+    return widths
+
+
+def _piece(rows: Part, losses: LossSum) -> Hashable:
+    """Students whose feeds agree in this are given the same batches."""
+    return id(rows), frozenset(losses.needs & {"nll"})
+
+
+def _weight(loss: LossSpec) -> str:
+    weight = loss.weight
+    return f"{weight:g}" if isinstance(weight, float) else f"({weight.start:g} to {weight.end:g}, {weight.shape})"

@@ -1,0 +1,284 @@
+"""From jobs to model folders: build, train and publish models, alone or side by side.
+
+    ModelJob.prepare() ─▶ model + losses + feed ─▶ engine ─▶ fit_all ─▶ best weights ─▶ published folder
+
+Teachers, students (members.py) and phases of pre-training (stages/pretrain.py) are all jobs of this one kind.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dtrain.distributed import World
+from dtrain.errors import InputError
+from dtrain.log import say, say_anywhere
+from dtrain.losses.objective import LossSum, ModelOutputs, Objective
+from dtrain.models import parameter_count
+from dtrain.recipe.training import TrainSpec
+from dtrain.runfolder import mark_done, publish_folder, write_json
+from dtrain.training.adversarial import Adversary
+from dtrain.training.checkpoint import remove_checkpoints
+from dtrain.training.engine import build_engine, build_model
+from dtrain.training.feed import Feed
+from dtrain.training.job import Position, TrainJob
+from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
+from dtrain.training.precision import resolve_precision
+from dtrain.training.stop import StopRequest
+
+
+@dataclass
+class Prepared:
+    """What a job trains with, read and checked, before there are any weights.
+
+    Attributes:
+        make: gives the model with its first weights, on the CPU.
+        losses: gives the losses of that model, after it was made.
+        outputs: asks the model for what its losses need; see `Task.outputs`.
+        feed: gives the batches, for these losses.
+        evaluate: scores a model in a precision, over all ranks where they train it together.
+        metrics: what `metrics.json` holds beyond the scores and what every training has.
+        save: writes the model's own files into a folder.
+        data: where the rows come from, to say how a checkpoint differs.
+        rows: how many rows there are, in words.
+        took: how long it took, in words, from the metrics.
+        remarks: what a person should hear of its evaluations and the metrics of those that were kept.
+    """
+
+    make: Callable[[], nn.Module]
+    losses: Callable[[nn.Module], LossSum]
+    outputs: ModelOutputs
+    feed: Callable[[LossSum], Feed]
+    evaluate: Callable[[nn.Module, str], dict[str, float]]
+    headline: Callable[[Mapping[str, Any]], str]
+    metrics: Callable[[Position], dict[str, Any]]
+    save: Callable[[nn.Module, Path, dict[str, Any]], None]
+    rows: str
+    took: Callable[[Mapping[str, Any]], str]
+    remarks: Callable[[list[dict[str, Any]], Mapping[str, Any]], list[str]] = lambda evaluations, kept: []
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class ModelJob:
+    """One model to train and publish.
+
+    Attributes:
+        title: what messages call it.
+        where: the recipe's key of its section, as `teachers.bert`.
+        identity: fingerprint of all that decides it.
+        prepare: reads its rows and builds what it needs; an error is this job's own failure.
+        final, checkpoints, tensorboard: its folders.
+        data_parallel: whether all ranks train it, each on its share of a batch.
+        order: the seed of the order of rows; None: the spec's.
+        pause: epochs after which to stop for a comparison with others.
+        peers: other students learn from it while it trains.
+        early: by epoch, teachers that are this one at its end, to be published on the way.
+        log_settings: adds its row to TensorBoard's table of hyper-parameters.
+    """
+
+    title: str
+    where: str
+    spec: TrainSpec
+    identity: str
+    prepare: Callable[[], Prepared]
+    final: Path
+    checkpoints: Path
+    tensorboard: Path
+    data_parallel: bool = True
+    order: int | None = None
+    pause: int | None = None
+    peers: bool = False
+    early: dict[int, list[ModelJob]] = field(default_factory=dict)
+    log_settings: Callable[[dict[str, Any]], None] = lambda metrics: None
+
+
+@dataclass
+class Trained:
+    """What came of one job: its metrics; or the reason of its failure; or neither, where it is paused."""
+
+    job: ModelJob
+    metrics: dict[str, Any] | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class _Built:
+    """A job with all that was built for it."""
+
+    job: ModelJob
+    prepared: Prepared
+    training: TrainJob
+    parameters: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.training.rows.lengths)
+
+
+def train_model(job: ModelJob, world: World, stop: StopRequest) -> dict[str, Any]:
+    """Train, keep the best weights by the spec's metric, publish the folder; returns its metrics.
+
+    Raises:
+        Stopped: asked to stop, after a checkpoint.
+        Diverged: the loss is not finite.
+    """
+    (trained,) = train_models([job], world, stop)
+    if trained.error is not None:
+        raise trained.error
+    return trained.metrics or {}
+
+
+def train_models(
+    jobs: list[ModelJob], world: World, stop: StopRequest, make_steps: MakeSteps = in_turn
+) -> Iterator[Trained]:
+    """Train models side by side; each comes out, published, as soon as it has ended.
+
+    Raises:
+        Stopped: asked to stop, after a checkpoint of each that is left.
+        torch.OutOfMemoryError: they do not fit together.
+    """
+    known: dict[TrainJob, _Built] = {}
+    for job in jobs:
+        try:
+            built = _build(job, world, stop)
+            known[built.training] = built
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            yield Trained(job, error=error)
+    peers = []
+    for ended in fit_all(list(known), make_steps):
+        built = known[ended.job]
+        if ended.error is not None:
+            yield Trained(built.job, error=ended.error)
+            continue
+        try:
+            metrics = None if ended.paused else _finish(built, ended, world)
+        except Exception as error:
+            yield Trained(built.job, error=error)
+            continue
+        if metrics is not None and built.job.peers:
+            peers.append(built.job.checkpoints)  # a peer that is not published yet continues from all of them
+        elif metrics is not None and ended.job.engine.rank == 0:
+            remove_checkpoints(built.job.checkpoints)
+        yield Trained(built.job, metrics)
+    for checkpoints in peers:
+        remove_checkpoints(checkpoints)
+
+
+def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
+    """Build the model and everything around it."""
+    spec = job.spec
+    prepared = job.prepare()
+    precision = resolve_precision(spec.precision, world.device, f"{job.where}.precision")
+    assert spec.seed is not None
+    torch.manual_seed(spec.seed)
+    model = build_model(world, prepared.make, together=job.data_parallel)
+    parameters = parameter_count(model)
+    losses = prepared.losses(model)
+    objective = Objective(model, losses, prepared.outputs)
+    try:
+        engine = build_engine(world, objective, spec, together=job.data_parallel, precision=precision)
+    except InputError as error:
+        raise InputError([f"{job.where}.{problem}" for problem in error.problems]) from None
+    training = TrainJob(
+        title=job.title,
+        spec=spec,
+        engine=engine,
+        feed=prepared.feed(losses),
+        evaluate=functools.partial(_evaluate, prepared, precision),
+        checkpoints=job.checkpoints,
+        tensorboard=job.tensorboard,
+        identity=job.identity,
+        stop=stop,
+        headline=prepared.headline,
+        adversary=Adversary(spec.adversarial, engine.inner) if spec.adversarial else None,
+        order=job.order,
+        pause=job.pause,
+        peers=job.peers,
+        data=prepared.data,
+    )
+    built = _Built(job, prepared, training, parameters)
+    training.snapshots = {
+        epoch: functools.partial(_publish_early, built, others) for epoch, others in job.early.items()
+    }
+    tell = say if job.data_parallel else say_anywhere
+    ranks = f"{engine.ranks} rank{'s' if engine.ranks > 1 else ''}"
+    tell(f"{job.title}: {spec.model.type}, {parameters:,} parameters, {prepared.rows}, {precision}, {ranks}")
+    return built
+
+
+def _evaluate(prepared: Prepared, precision: str, model: nn.Module) -> dict[str, float]:
+    return prepared.evaluate(model, precision)
+
+
+def _finish(built: _Built, ended: Ended, world: World) -> dict[str, Any]:
+    """Publish the best weights; returns the metrics."""
+    job, engine, monitor = built.job, ended.job.engine, ended.monitor
+    assert monitor is not None
+    if ended.job.adversary:
+        ended.job.adversary.close()
+    metrics = _metrics(built, ended.position)
+
+    def publish() -> None:
+        _publish(job, built.prepared, engine.with_weights(ended.best), metrics, ended.position)
+        job.log_settings(metrics)
+
+    try:
+        if job.data_parallel:
+            world.main_first(publish)  # where it fails, it fails on all ranks
+        else:
+            publish()
+    finally:
+        monitor.close()
+        ended.job.close()
+    return metrics
+
+
+def _publish_early(built: _Built, others: list[ModelJob], weights: dict[str, torch.Tensor], position: Position) -> None:
+    """Publish teachers that are this one at the end of an earlier epoch."""
+    here = replace(position, best_step=position.step, best_epoch=float(position.epoch))
+    model = built.training.engine.with_weights(weights)
+    for other in others:
+        metrics = _metrics(built, here)
+        _publish(other, other.prepare(), model, metrics, here)
+        other.log_settings(metrics)
+
+
+def _metrics(built: _Built, position: Position) -> dict[str, Any]:
+    """Scores of the best evaluation, and what the training took."""
+    best = next(h for h in position.history if h["split"] == "valid" and h["step"] == position.best_step)
+    return {
+        **{name: value for name, value in best.items() if name not in ("step", "epoch", "split")},
+        "split": "valid",
+        "parameters": built.parameters,
+        "best_epoch": position.best_epoch,
+        "best_step": position.best_step,
+        "steps": position.step,
+        "training_rows": built.rows,
+        "seconds": round(position.seconds, 3),
+        **built.prepared.metrics(position),
+        "checkpoint_seconds": round(position.checkpoint_seconds, 3),
+    }
+
+
+def _publish(job: ModelJob, prepared: Prepared, model: nn.Module, metrics: dict[str, Any], position: Position) -> None:
+    evaluations = [entry for entry in position.history if entry["split"] == "valid"]
+    metrics["remarks"] = prepared.remarks(evaluations, metrics)
+    with publish_folder(job.final) as folder:
+        prepared.save(model, folder, metrics)
+        metrics["bytes"] = (folder / "model.safetensors").stat().st_size
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "history.json", position.history)
+        mark_done(folder, job.identity)
+    line = f"{job.title}: best {job.spec.metric} at epoch {position.best_epoch:g}: {prepared.headline(metrics)}"
+    say_anywhere(f"{line}; {prepared.took(metrics)} -> {job.final}")
+    for remark in metrics["remarks"]:
+        say_anywhere(f"{job.title}: REMARK: {remark}")

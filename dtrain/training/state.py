@@ -1,0 +1,354 @@
+"""One training under way: its place among steps and epochs, its batches and rates, its checkpoints and scores."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from dtrain.data import share_of, training_batches
+from dtrain.data.batch import Batch
+from dtrain.errors import DtrainError, Stopped
+from dtrain.runfolder import fingerprint
+from dtrain.training.communication import CommunicationShare
+from dtrain.training.feed import AHEAD, Rows
+from dtrain.training.job import Diverged, Position, TrainJob, checkpoints_of
+from dtrain.training.loss_log import LossLog
+from dtrain.training.monitor import Monitor
+from dtrain.training.optim import rate, scaled_to_batch
+from dtrain.training.speed import Clock, Speed
+
+LOG_EVERY = 20  # steps
+STOP_EVERY = 5  # steps after which a rank that trains its own models asks whether it is to stop
+MAX_SKIPPED = 50  # fp16 steps in a row
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A rank's part of a step.
+
+    Attributes:
+        scale: the factor on its sum of losses; 0 on a rank without rows, which takes part with a row of another rank.
+        last: of the step.
+    """
+
+    batch: Batch
+    scale: float
+    last: bool
+
+
+class TrainState:
+    """A `TrainJob` under way. Its checkpoint is loaded when it is built.
+
+    Attributes:
+        norm, applied: of the last step: the gradient's norm before clipping, and whether fp16 skipped the step.
+        trouble: an error of this rank alone, in work after its part of the step; see `_own_work`.
+    """
+
+    def __init__(self, job: TrainJob, from_step: int | None = None, clock: Clock | None = None) -> None:
+        """Continue from the checkpoint of `from_step` (0: from the beginning; None: from the newest).
+
+        Args:
+            clock: of all models that are trained side by side.
+
+        Raises:
+            DtrainError: ranks that train together do not find the same checkpoint.
+        """
+        self.job = job
+        spec, engine = job.spec, job.engine
+        self.checkpoints = checkpoints_of(job)
+        self.position = Position()
+        self.best: dict[str, torch.Tensor] = {}
+        self._base = [group["lr"] for group in engine.optimizer.param_groups]
+        found = self.checkpoints.newest(from_step) if from_step != 0 else None
+        self._saved: int | None = found[0]["step"] if found else None  # the step of the last checkpoint
+        if engine.together:
+            self._compare_checkpoints()
+        if found:
+            state, tensors, self.best = found
+            engine.load_state(tensors)
+            self.position = Position(**state["position"])
+            del state, tensors
+        del found
+        self.total = self._steps()
+        self._factor = rate(scaled_to_batch(spec)[1], self.total, spec.epochs)
+        self._batches = self._epoch(self.position.epoch)
+        self.norm = torch.zeros(())
+        self.applied = True
+        self.monitor = Monitor(job.title, job.tensorboard, self.total, self.position.step, speaks=engine.rank == 0)
+        self.clock = clock or Clock()
+        self.log = LossLog(engine, job.title, self.position, self.clock)
+        self.communication = CommunicationShare(engine.world.device)
+        self._speed = Speed(engine.flops, engine.world.device, engine.precision, engine.ranks, self.position.seconds)
+        self._epoch_ended = False
+        self.trouble: Exception | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.position.finished or self.position.step >= self.total
+
+    @property
+    def paused(self) -> bool:
+        return self.job.pause is not None and self.position.epoch >= self.job.pause
+
+    def settle(self) -> None:
+        """Before the first step; see `Engine.settle`."""
+        if not self.ended:
+            row = self._batch[:1]
+            self.job.engine.settle(lambda: self.job.engine.model(self.job.feed.batch(row), self.progress)[0])
+        self.clock.restart()
+
+    # --- what a step is made of ------------------------------------------------------------------------
+
+    @property
+    def _batch(self) -> np.ndarray:
+        """The rows of the next step, positions in `job.rows`."""
+        return self._batches[self.position.batch]
+
+    @property
+    def progress(self) -> float:
+        """The share of all steps that are done, in [0, 1)."""
+        return self.position.step / self.total
+
+    def random_seed(self) -> int:
+        """Of this step's dropout: a function of (seed, rank, step), so that no random state has to be kept."""
+        return int(fingerprint(self.job.spec.seed, self.job.engine.rank, self.position.step)[:15], 16)
+
+    def begin_step(self) -> None:
+        """Set the rates, and let the feed draw what is new with each step."""
+        for group, lr in zip(self.job.engine.optimizer.param_groups, self._base, strict=True):
+            group["lr"] = lr * self._factor(self.position.applied)
+        self.job.feed.begin_step(self._batch, self.position.epoch, self.position.step)
+        self.job.engine.model.train()
+
+    def shares(self) -> list[tuple[np.ndarray, float]]:
+        """This rank's micro-batches of the step, as row numbers, each with the factor on its sum of losses."""
+        batch = self._batch
+        whole = float(self.job.units[batch].sum())
+        # A rank without rows still takes part in the step's collectives, with a row whose loss is multiplied by 0.
+        return [(rows, 1.0 / whole) if len(rows) else (batch[:1], 0.0) for rows in self._cut(batch, 0)]
+
+    def read_ahead(self, number: int) -> None:
+        """Begin to read the micro-batches after the `number`-th of this step, those of the next step included."""
+        coming = [rows if len(rows) else self._batch[:1] for rows in self._cut(self._batch, 0)[number + 1 :]]
+        following = self.position.batch + 1
+        if len(coming) < AHEAD and self.job.feed.draw is None and following < len(self._batches):
+            batch = self._batches[following]
+            coming += [rows if len(rows) else batch[:1] for rows in self._cut(batch, 1)]
+        self.job.feed.read_ahead(coming[:AHEAD])
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of the step; while one is computed, the next are read."""
+        shares = self.shares()
+        for number, (rows, scale) in enumerate(shares):
+            batch = self.job.feed.batch(rows)
+            self.read_ahead(number)
+            yield MicroBatch(batch, scale, number == len(shares) - 1)
+
+    def _cut(self, batch: np.ndarray, later: int) -> list[np.ndarray]:
+        engine = self.job.engine
+        return share_of(batch, engine.rank, engine.ranks, self.job.spec.accumulation, self.position.step + later)
+
+    # --- after a step --------------------------------------------------------------------------------
+
+    def after_step(self) -> None:
+        """Count the step; log and evaluate where due.
+
+        Raises:
+            Diverged: the loss is not finite, or fp16 overflows without end.
+        """
+        job, position, spec = self.job, self.position, self.job.spec
+        batch, epoch_steps = self._batch, len(self._batches)
+        self._epoch_ended = epoch_ends = position.advance(len(batch), epoch_steps, self.applied)
+        self._speed.add(job.rows.lengths[batch])
+        if position.skipped > MAX_SKIPPED:
+            raise Diverged(
+                f"{job.title}: fp16 overflowed in {position.skipped} steps in a row, to step {position.step}"
+            )
+        if position.step % LOG_EVERY == 0 or epoch_ends:
+            self._log_training()
+        every = spec.evaluate_every
+        if (position.step % every == 0 if every else epoch_ends) or position.step == self.total:
+            self.log.flush()
+            better = self._evaluate(epoch_steps)
+            if better:
+                self.best = job.engine.weights()
+            if epoch_ends and position.epoch in job.snapshots:
+                weights = self.best if better else job.engine.weights()
+                with self._own_work():
+                    if job.engine.rank == 0:
+                        job.snapshots[position.epoch](weights, position)
+            self.clock.restart()
+        if epoch_ends and not self.ended:
+            self._batches = self._epoch(position.epoch)
+        with self._own_work():
+            self.checkpoints.check()
+
+    def _log_training(self) -> None:
+        engine, position = self.job.engine, self.position
+        means = self.log.means_since_point()
+        watched = {
+            "lr": engine.optimizer.param_groups[0]["lr"],
+            "gradient_norm": float(self.norm),
+            **engine.watched(),
+            "skipped_steps": position.step - position.applied,
+        }
+        if position.communication_share is not None:
+            watched["communication_share"] = position.communication_share
+        ratios = engine.trust_ratios()
+        with self._own_work():
+            self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
+
+    def _evaluate(self, epoch_steps: int) -> bool:
+        """Score the model as it is; whether it is the best so far. Sets `finished` when patience is over."""
+        job, position, spec = self.job, self.position, self.job.spec
+        with job.engine.plain() as model:
+            scores = job.evaluate(model)
+        assert spec.metric is not None  # filled by the recipe
+        score = -scores["loss"] if spec.metric == "loss" else scores[spec.metric]
+        if not math.isfinite(scores["loss"]):
+            raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
+        epoch = round(position.epoch + position.batch / epoch_steps, 4)
+        stop_epoch = getattr(spec, "stop_epoch", None)  # a teacher that ends there, whatever its score
+        risen = position.best_score is None or score > position.best_score or stop_epoch is not None
+        # Of equal scores (an F1 that is still 0.0, or already 1.0) the better calibrated weights are kept, as teachers'
+        # probabilities are what is distilled. Patience is about the score alone.
+        better = risen or (
+            score == position.best_score and (position.best_loss is None or scores["loss"] < position.best_loss)
+        )
+        if better:
+            position.best_score, position.best_loss = score, scores["loss"]
+            position.best_step, position.best_epoch = position.step, epoch
+        if risen:
+            position.worse = 0
+        else:
+            position.worse += 1
+            position.finished = spec.patience is not None and position.worse >= spec.patience
+        position.finished |= stop_epoch is not None and position.epoch >= stop_epoch
+        means = self.log.means_since_evaluation()
+        position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
+        position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
+        words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}, loss {scores['loss']:.4f}"
+        with self._own_work():
+            words += " (best so far)" * better
+            self.monitor.evaluation(position.step, epoch, scores, words, position.seconds)
+        return better
+
+    @contextlib.contextmanager
+    def _own_work(self) -> Iterator[None]:
+        """Work of one rank alone: its error is kept in `trouble`, and the collectives of the step go on.
+
+        A rank that left the collectives would keep the others waiting; they learn of the error when all ranks next
+        agree on whether to stop.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.trouble = self.trouble or error
+
+    def close(self) -> None:
+        """Let go of files; a checkpoint that is being written is complete when this returns."""
+        self.checkpoints.close()
+        self.monitor.close()
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """Whether this is a step after which a rank that trains its own models asks whether it is to stop."""
+        return not self.ended and self.position.step % STOP_EVERY == 0
+
+    # --- checkpoints and the end ---------------------------------------------------------------------
+
+    @property
+    def checkpoint_due(self) -> bool:
+        every = self.job.spec.checkpoint_every
+        due = self.position.step % every == 0 if every else self._epoch_ended
+        return (due or self.paused) and not self.ended
+
+    def checkpoint(self) -> None:
+        """Begin to write all that continuing needs (*together*); steps may follow while it is written.
+
+        Raises:
+            Diverged: the loss or the weights are not finite; the same on every rank, and nothing is written.
+        """
+        self.log.flush()
+        begin = time.perf_counter()
+        # The loss is that of the weights before the last step, and says nothing of those that would be written.
+        norm = float(self.job.engine.parameter_norm())
+        if not math.isfinite(norm):
+            raise Diverged(f"{self.job.title}: the norm of the weights is {norm} at step {self.position.step}")
+        tensors = self.job.engine.state()
+        if self.job.engine.rank == 0:
+            with self._own_work():
+                # A run that continues from here does not log this step again: a kill must not lose its points.
+                self.monitor.flush()
+                self.checkpoints.save(self.position.step, {"position": asdict(self.position)}, tensors, self.best)
+        del tensors
+        self._saved = self.position.step
+        self.position.checkpoint_seconds += time.perf_counter() - begin
+        self.clock.restart()
+
+    def wait_for_checkpoint(self) -> None:
+        """Return when it is complete, or could not be written."""
+        with self._own_work():
+            self.checkpoints.wait()
+
+    def compare_troubles(self) -> None:
+        """After a step that no other follows: raise on all ranks the error that the first rank met by itself.
+
+        Errors of other ranks do not matter any more: only the first one writes.
+        """
+
+        def look() -> None:
+            if self.trouble is not None:
+                raise self.trouble
+
+        self.job.engine.world.main_first(look)  # and nobody leaves before the checkpoint is complete
+
+    def leave(self) -> None:
+        """Stop on request, after a checkpoint. Raises Stopped."""
+        reason = f"stopped on request ({self.job.stop.reason}) at step {self.position.step} of {self.total}"
+        raise Stopped(f"{self.job.title}: {reason}; the same command continues")
+
+    def explain(self, error: Exception) -> Exception:
+        """A divergence tells where to find the last good weights."""
+        # Not looked for in the folder, where rank 0 may just be writing: every rank says the same.
+        if not isinstance(error, Diverged) or self._saved is None:
+            return error
+        return Diverged(f"{error}; the last good checkpoint is {self.checkpoints.path(self._saved)}")
+
+    def _compare_checkpoints(self) -> None:
+        """A rank whose machine does not see a new file yet would continue from another step than the others."""
+        steps = self.job.engine.world.gather_objects(self._saved)
+        if len(set(steps)) > 1:
+            shown = ", ".join("none" if step is None else f"step {step}" for step in steps)
+            raise DtrainError(
+                f"{self.job.title}: ranks see different checkpoints in {self.job.checkpoints} (by rank: {shown}); "
+                "the same command continues once they agree"
+            )
+
+    # --- epochs --------------------------------------------------------------------------------------
+
+    def _steps(self) -> int:
+        """Of all epochs. Only batches of tokens have to be cut for that, which takes its time."""
+        spec = self.job.spec
+        if spec.batch_size is not None:
+            return spec.epochs * -(-len(self.job.rows.lengths) // spec.batch_size)
+        return sum(len(self._epoch(epoch)) for epoch in range(spec.epochs))
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        spec = self.job.spec
+        seed = spec.seed if self.job.order is None else self.job.order
+        assert seed is not None
+        return _batches(self.job.rows, seed, epoch, spec.batch_size, spec.batch_tokens)
+
+
+@lru_cache(maxsize=2)
+def _batches(rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None) -> list[np.ndarray]:
+    """Models trained together share the very arrays."""
+    return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)
