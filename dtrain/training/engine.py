@@ -69,10 +69,10 @@ def check_engine(world: World, spec: TrainSpec) -> None:
     """
     precision = resolve_precision(spec.precision, world.device, f"teachers.{spec.name}.precision")
     scaled_to_batch(spec)
-    if world.sharding.kind == "zero" and world.size > 1:
-        if spec.adversarial is not None and spec.adversarial.type == "pgd":
-            # Its inner passes take gradients that DeepSpeed's engine does not know of.
-            raise InputError(f"teachers.{spec.name}.adversarial.type: pgd does not run under ZeRO (use fsdp2 or ddp)")
+    pgd = spec.adversarial is not None and spec.adversarial.type == "pgd"
+    if pgd and world.sharding.kind == "zero" and world.size > 1:
+        # Its inner passes take gradients that DeepSpeed's engine does not know of.
+        raise InputError(f"teachers.{spec.name}.adversarial.type: pgd does not run under ZeRO (use fsdp2 or ddp)")
     check_sharding(world, spec, precision)
 
 
