@@ -1,4 +1,4 @@
-"""Start ranks with `accelerate launch` inside this process, and tell how they ended.
+"""Start ranks with `accelerate launch` inside this process, once the launchers of all machines are here.
 
 A module of its own, since it imports torch and accelerate, which a launch of one process does without.
 """
@@ -12,12 +12,33 @@ import sys
 from pathlib import Path
 
 from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed import DistError
+from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.agent.server import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from dtrain.attendance import open_store, roll_call
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, DtrainError, exit_code_of
 from dtrain.machines import Machines
+
+
+def meet(machines: Machines, seconds: float) -> TCPStore:
+    """Return once the launcher of every machine is here.
+
+    A launcher of torchrun's kind that waits for another machine says nothing for minutes and then shows a traceback.
+    So launchers meet before they start any process.
+
+    Args:
+        seconds: to wait for the others.
+
+    Returns:
+        The store they met at; it must live as long as they run.
+
+    Raises:
+        DtrainError: naming the machines that did not come.
+    """
+    store = open_store(machines.host, machines.port, serve=machines.rank == 0, seconds=seconds)
+    roll_call(store, "machine", machines.rank, machines.count, seconds)
+    return store
 
 
 def accelerate_launch(

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cached_property
@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from dtrain.allocator import keep_freed_memory
-from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError
+from dtrain.attendance import heard_within, leave_last, rank_store, roll_call, start_pulse, stop_pulse
+from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError
 from dtrain.machines import usable_cores
 from dtrain.sharding import Sharding, read_sharding, take_variables
+from dtrain.world_check import check_world, parent_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from accelerate import Accelerator
-
     from dtrain.training.stop import StopRequest
 
 T = TypeVar("T")
@@ -194,11 +193,6 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
         InputError: where the formed world is not the one that was asked for.
         DtrainError: naming ranks that did not arrive.
     """
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    from dtrain.attendance import heard_within, rank_store, roll_call, start_pulse
-    from dtrain.world_check import check_world, parent_command
-
     cpu = not torch.cuda.is_available()
     if cpu:
         keep_freed_memory()
@@ -229,12 +223,13 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
 def leave(code: int) -> None:
     """End this process with `code`, without the interpreter's own shutdown.
 
-    With gloo that shutdown aborts about one time in eight ("terminate called without an active exception").
+    With gloo that shutdown aborts about one time in eight ("terminate called without an active exception"). A rank that
+    fails under NCCL does not end the process group first: that waits for the kernels it has queued, which wait for the
+    other ranks, while these wait for it until `launch.timeout` is over. Without it the launcher ends the others at once.
     """
-    from dtrain.attendance import leave_last, stop_pulse
-
     stop_pulse()
-    if dist.is_available() and dist.is_initialized():
+    connected = dist.is_available() and dist.is_initialized()
+    if connected and (code in (EXIT_DONE, EXIT_STOPPED) or dist.get_backend() != "nccl"):
         dist.destroy_process_group()
     leave_last()
     sys.stdout.flush()

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import psutil
@@ -108,15 +108,20 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
         if alone:
             code = _alone(way, arguments)
         else:
-            from dtrain.accelerate_launch import accelerate_launch  # with torch, which one process does without
-
             ranks = way.processes * machines.count
-            code = accelerate_launch(way.config, ranks, arguments, machines, port, gpus=bool(_gpus()))
+            code = _of_several().accelerate_launch(way.config, ranks, arguments, machines, port, gpus=bool(_gpus()))
     finally:
         forward.restore()
         os.environ.pop(LAUNCHER, None)
     # A signal may come before there are workers, or as they end: nothing more is started then.
     return EXIT_STOPPED if forward.received and code == EXIT_DONE else code
+
+
+def _of_several() -> ModuleType:
+    """What a launch of several processes needs: torch, which takes a second to import and one process does without."""
+    from dtrain import accelerate_launch
+
+    return accelerate_launch
 
 
 def _alone(way: Way, arguments: list[str]) -> int:
@@ -170,7 +175,7 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
     if machines.count > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see _accelerate
         # Whether a stage is done is for the main rank to see: files reach other machines late.
-        here = machines.gather(recipe.launch.timeout)
+        here = _of_several().meet(machines, recipe.launch.timeout)
         for number, (way, group) in enumerate(ways):
             words = ["run", *arguments, "--stages", ",".join(group), "--here"]
             code = launch(way, words, machines, machines.port + 1 + number)

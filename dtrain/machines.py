@@ -1,19 +1,11 @@
-"""Several machines in one launch: how many, which one this is, where they meet, whether all came; and this one's cores.
-
-A launcher that waits for another machine's says nothing for minutes and then shows a traceback. So launchers call
-the roll themselves, before they start any process, and name the machines that are missing.
-"""
+"""Several machines in one launch: how many there are, which one this is, where they meet; and this one's CPU cores."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dtrain.errors import InputError
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore
 
 
 @dataclass(frozen=True)
@@ -23,19 +15,7 @@ class Machines:
     count: int = 1
     rank: int = 0
     host: str = "127.0.0.1"  # of the first machine
-    port: int = 0  # the roll call's; launches take the ports after it, one each
-
-    def gather(self, seconds: float) -> TCPStore:
-        """Return once every machine's launcher is here; what is returned must live as long as they run.
-
-        Raises:
-            DtrainError: naming the machines that did not come within `seconds`.
-        """
-        from dtrain.attendance import open_store, roll_call
-
-        store = open_store(self.host, self.port, serve=self.rank == 0, seconds=seconds)
-        roll_call(store, "machine", self.rank, self.count, seconds)
-        return store
+    port: int = 0  # where their launchers meet; each launch takes one of the ports after it
 
 
 ONE_MACHINE = Machines()

@@ -11,6 +11,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
+import yaml
+from accelerate.commands.launch import launch_command_parser
+
 from dtrain.errors import InputError
 
 TEMPLATE = "launch/slurm/stage.sbatch"
@@ -40,8 +44,6 @@ def check_world(formed: int, environment: Mapping[str, str], command: Sequence[s
 
 def parent_command() -> list[str]:
     """The command line of this process's parent; empty where it cannot be read."""
-    import psutil
-
     try:
         parent = psutil.Process().parent()
         return parent.cmdline() if parent else []
@@ -64,9 +66,6 @@ def _refuse_unconnected(formed: int, command: Sequence[str], launcher: Sequence[
 
 def _asked_of_accelerate(launcher: Sequence[str]) -> tuple[int, int]:
     """Machines and processes that the `accelerate launch` command asks for, its config file included."""
-    import yaml
-    from accelerate.commands.launch import launch_command_parser
-
     # What cannot be known is the least that makes Accelerate name a main process: two.
     if "launch" not in launcher:
         return 1, 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, cast
 
 import pytest
 import torch.distributed as dist
 
-from dtrain.distributed import World, leave_together
-from dtrain.errors import EXIT_STOPPED, Stopped
+from dtrain.distributed import World, leave, leave_together
+from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 
 
 class Store:
@@ -43,6 +44,31 @@ def test_the_first_tells_it_and_all_keep_their_code() -> None:
     ends = [leaving(ranks) for _ in range(3)]
     assert [error.problems for error in ends] == [["asked to stop"], [], []]
     assert {error.exit_code for error in ends} == {EXIT_STOPPED}
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+@pytest.mark.parametrize("code", [EXIT_DONE, EXIT_STOPPED, EXIT_FAILED, EXIT_BAD_INPUT])
+def test_a_rank_that_fails_does_not_wait_for_kernels_that_wait_for_others(
+    monkeypatch: pytest.MonkeyPatch, backend: str, code: int
+) -> None:
+    """NCCL ends a process group when what was queued is done, which without the failed rank is never."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(with_code: int) -> None:
+        assert with_code == code
+        raise Ended
+
+    destroyed: list[bool] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: destroyed.append(True))
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended):
+        leave(code)
+    fails = code in (EXIT_FAILED, EXIT_BAD_INPUT)
+    assert bool(destroyed) == (backend == "gloo" or not fails)
 
 
 def test_a_rank_that_finds_rank_0_gone_still_leaves_as_asked() -> None:

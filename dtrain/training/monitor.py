@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from dtrain.log import is_main_process, say_anywhere
 from dtrain.recipe.training import LossSpec, Student, Teacher
@@ -26,9 +28,6 @@ class Monitor:
             return
         if first_step == 0:
             shutil.rmtree(folder, ignore_errors=True)  # curves of an earlier training of this name
-        from torch.utils.tensorboard import SummaryWriter
-        from tqdm import tqdm
-
         # Hides what a process that was killed had logged beyond its last checkpoint. TensorBoard drops points from
         # `purge_step` on; those of the checkpoint's own step were logged before it was written, and stay.
         self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
@@ -90,8 +89,6 @@ def log_hyperparameters(
     folder: Path, spec: Teacher | Student, losses: Sequence[LossSpec], scores: dict[str, Any]
 ) -> None:
     """A model's row in TensorBoard's hparams table, beside its curves in `folder`: every setting that a grid may vary."""
-    from torch.utils.tensorboard import SummaryWriter
-
     values = {
         "model": spec.model.type,
         "lr": spec.optimizer.lr,

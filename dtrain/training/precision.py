@@ -29,7 +29,9 @@ def resolve_precision(asked: str, device: torch.device, where: str) -> str:
     elif launcher not in ("auto", asked):
         raise InputError(f"{where}: {asked}, but accelerate's mixed_precision is {launcher}: make them agree")
     if asked == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        # Older GPUs (V100, T4) emulate bf16, slower than they compute in float32: that is not meant.
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp32"
     if asked == "fp16" and device.type == "cpu":
         raise InputError(f"{where}: fp16 needs a GPU (found none; allowed here: fp32, bf16, auto)")
     return asked

@@ -18,9 +18,23 @@ from dtrain.training.precision import DTYPES
 if TYPE_CHECKING:
     from dtrain.training.job import Position
 
-# Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets; float32 is not listed, as its products may
-# run in TF32. What is not here is measured.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "V100": 125e12}
+# Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets, by words of a device's name: "NVIDIA H100 80GB
+# HBM3" is the SXM board, and "NVIDIA H100 PCIe" a slower one. Float32 is not listed, as its products may run in TF32.
+# What is not here is measured.
+PEAKS = {
+    "H200": 989e12,
+    "H200 NVL": 835e12,
+    "H100 HBM3": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100 SXM2": 125e12,
+    "V100 PCIE": 112e12,
+}
 
 
 def model_flops(model: nn.Module) -> tuple[float, float]:
@@ -39,8 +53,14 @@ def model_flops(model: nn.Module) -> tuple[float, float]:
 def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s that the device's data sheet promises in this precision; the measured rate where there is none."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" and precision != "fp32" else ""
-    listed = next((peak for known, peak in PEAKS.items() if known in name), None)
-    return listed or matmul_rate(device, precision)
+    return listed_peak(name) or matmul_rate(device, precision)
+
+
+def listed_peak(name: str) -> float | None:
+    """What `PEAKS` says of a device of this name; None for another one, and for a slice of one (MIG)."""
+    words = set(name.replace("-", " ").split())
+    known = [key for key in PEAKS if words.issuperset(key.split())]
+    return PEAKS[max(known, key=len)] if known and "MIG" not in words else None
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtrain.training.speed import Speed, matmul_rate, model_flops, peak_flops
+from dtrain.training.speed import Speed, listed_peak, matmul_rate, model_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -44,6 +44,37 @@ def test_looks_are_means_of_what_came_between() -> None:
     assert found["utilisation"] == pytest.approx(found["model_tflops"] * 1e12 / (2 * matmul_rate(CPU, "fp32")))
     speed.add(np.array([7]))
     assert speed.look(13.0)["rows_per_second"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-32GB", 112),
+        # Names that hold another's, and devices that are measured.
+        ("NVIDIA A10G", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("Tesla V100S-PCIE-32GB", None),
+        ("", None),
+    ],
+)
+def test_a_device_has_the_peak_of_its_own_data_sheet(name: str, tflops: int | None) -> None:
+    assert listed_peak(name) == (None if tflops is None else tflops * 1e12)
 
 
 def test_the_rate_of_a_device_without_a_data_sheet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
