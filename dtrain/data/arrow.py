@@ -11,6 +11,7 @@ from pyarrow import parquet
 from dtrain.data.files import HUB, SUFFIXES, Source
 from dtrain.data.problems import shown
 from dtrain.errors import InputError
+from dtrain.hub import ask_hub
 
 
 def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
@@ -62,6 +63,7 @@ def _open_hub(source: Source) -> Dataset:
     name, _, config = name.partition(":")
     if not slash or not name or not split:
         raise InputError(f"{source.key}: {source.name}: must have the form hub:name[:config]/split")
+    ask_hub()
     try:
         return load_dataset(name, config or None, split=split)
     except Exception as error:

@@ -18,6 +18,7 @@ from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.data.wordpiece import train_wordpiece
 from dtrain.errors import InputError
+from dtrain.hub import ask_hub
 from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import EncoderSpec, GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
@@ -145,6 +146,8 @@ def given_tokenizer(
 
     from dtrain.models.folder import quiet_transformers
 
+    if not Path(source).exists():
+        ask_hub()
     try:
         with quiet_transformers():  # which takes the package's own model types for an accident
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

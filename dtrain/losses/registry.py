@@ -143,6 +143,10 @@ def coerce_parameters(type: str, parameters: Mapping[str, Any]) -> dict[str, Any
         ValueError("key: what is wrong (what is allowed)"): an unknown loss, an unknown key or a value out of range.
     """
     loss = find_loss(type)
+    for name, value in parameters.items():
+        field = loss.parameters.model_fields.get(name)
+        if isinstance(value, bool) and field is not None and field.annotation in (int, float):
+            raise ValueError(f"{name}: must be a number, found {str(value).lower()}")
     try:
         checked = loss.parameters.model_validate(dict(parameters))
     except ValidationError as error:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from dtrain.errors import InputError
+from dtrain.hub import ask_hub
 from dtrain.models.folder import quiet_transformers
 from dtrain.recipe.models import BertSpec, EncoderSpec, NezhaSpec
 
@@ -167,6 +168,8 @@ def _pretrained(
     name = str(spec.source)
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise InputError(f"{key}: {name}: has no config.json")
+    if not Path(name).exists():
+        ask_hub()
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from dtrain.recipe.values import Closed, Column, Paths, Probability, Share
+from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share
 
 
 class Columns(Closed):
@@ -58,7 +58,7 @@ class Vocabulary(Closed):
     unit: Literal["character", "word"] = "character"
     min_count: PositiveInt = 3
     max_size: Annotated[int, Field(ge=8)] | None = None
-    file: str | None = None
+    file: FilePath | None = None
 
 
 class Augment(Closed):
@@ -98,7 +98,7 @@ class Data(Closed):
     scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in conll files
     header: bool = True
     columns: Columns = Columns()
-    labels: list[str] | str | None = None  # the label map in order: a list, or a file of one a line
+    labels: list[str] | FilePath | None = None  # the label map in order: a list, or a file of one a line
     split: Split = Split()
     normalize: Normalization = Normalization()
     vocabulary: Vocabulary = Vocabulary()

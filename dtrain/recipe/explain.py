@@ -66,12 +66,17 @@ def _fields_at(key: Key, root: Any) -> list[str]:
         model = _section(annotation)
         if model is None:
             return []
-        if get_origin(annotation) is dict:
+        if _is_mapping(annotation):
             next(parts, None)  # any word
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(map(_is_mapping, get_args(annotation)))
+
+
 def _section(annotation: Any) -> Any:
+    """The section in an annotation, where there is one and no other."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = [s for s in map(_section, get_args(annotation)) if s is not None]

@@ -12,7 +12,7 @@ from dtrain.losses import coerce_parameters, find_loss, loss_names
 from dtrain.losses.ramp import part_of_way
 from dtrain.losses.registry import Loss
 from dtrain.recipe.context import Context, Reporter
-from dtrain.recipe.values import Closed, NonNegative, Positive
+from dtrain.recipe.values import Closed, NonNegative, Positive, refuse_boolean
 
 
 class WeightSchedule(Closed):
@@ -75,6 +75,12 @@ class LossSpec(BaseModel):
     weight: Weight = 1.0
     weighting: Weighting | None = None  # of several teachers; default: the loss's own way with them
     teachers: Annotated[list[str], Field(min_length=1)] | None = None  # default: all of the student's
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_boolean_as_weight(cls, values: Any) -> Any:
+        refuse_boolean("weight", values.get("weight") if isinstance(values, dict) else None, float)
+        return values
 
     @model_validator(mode="after")
     def known_loss(self) -> LossSpec:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dtrain.recipe.values import Closed, Share, Size
+from dtrain.recipe.values import Closed, FilePath, Share, Size
 
 # hidden size, layers, heads (Turc et al. 2019, 1908.08962, table 1; Devlin et al. for base and large)
 ENCODER_SIZES = {
@@ -29,14 +29,14 @@ class EncoderSpec(Closed):
     """
 
     _made_here: str | None = PrivateAttr(None)
-    pretrained: str | None = None
+    pretrained: FilePath | None = None
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "mini"
     hidden: Size | None = None
     layers: Size | None = None
     heads: Size | None = None
     intermediate: Size | None = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    vocabulary: str | None = None  # vocab.txt; else WordPiece is trained on the training text
+    vocabulary: FilePath | None = None  # vocab.txt; else WordPiece is trained on the training text
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000
 
     @model_validator(mode="after")
@@ -107,7 +107,7 @@ class BiLSTMSpec(Closed):
     layers: Size = 1
     pooling: Literal["final", "max", "mean"] = "final"
     dropout: Share = 0.0
-    vectors: str | None = None  # a word2vec file (text, or binary: .bin) of width `embedding` to begin with
+    vectors: FilePath | None = None  # a word2vec file (text, or binary: .bin) of width `embedding` to begin with
 
 
 class SiameseSpec(Closed):
@@ -119,7 +119,7 @@ class SiameseSpec(Closed):
     layers: Size = 1
     pooling: Literal["final", "max", "mean"] = "final"
     dropout: Share = 0.0
-    vectors: str | None = None
+    vectors: FilePath | None = None
 
 
 class TextRCNNSpec(Closed):
@@ -130,7 +130,7 @@ class TextRCNNSpec(Closed):
     hidden: Size = 256
     features: Size = 256
     dropout: Share = 0.5
-    vectors: str | None = None
+    vectors: FilePath | None = None
 
 
 class FastTextSpec(Closed):
@@ -141,7 +141,7 @@ class FastTextSpec(Closed):
     ngrams: Annotated[int, Field(ge=1, le=8)] = 3
     buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16
     dropout: Share = 0.5
-    vectors: str | None = None
+    vectors: FilePath | None = None
 
 
 Widths = Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1)]
@@ -155,7 +155,7 @@ class TextCNNSpec(Closed):
     filters: Size = 256
     widths: Widths = [2, 3, 4]
     dropout: Share = 0.5
-    vectors: str | None = None
+    vectors: FilePath | None = None
 
 
 class BertCNNSpec(Closed):
@@ -207,7 +207,7 @@ class TaggerSpec(CrfSpec):
     fusion: Literal["last", "concat", "dynamic"] = "last"  # concat: of the last 4 layers
     lstm: Size | None = 128  # a direction; null: none
     dropout: Share = 0.5
-    vectors: str | None = None  # of characters
+    vectors: FilePath | None = None  # of characters
 
     @model_validator(mode="after")
     def fits_encoder(self) -> TaggerSpec:
@@ -236,7 +236,7 @@ class IdcnnSpec(CrfSpec):
     dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
     blocks: Size = 4
     dropout: Share = 0.25
-    vectors: str | None = None
+    vectors: FilePath | None = None
 
 
 ModelSpec = Annotated[
@@ -265,7 +265,7 @@ class GivenSpec(Closed):
     """What stands as `model` of a teacher with `from`: the folder knows its own structure. Not written in recipes."""
 
     type: Literal["given"] = "given"
-    folder: str
+    folder: FilePath
 
 
 def feature_width(spec: BaseModel) -> int | None:

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from dtrain.recipe.context import Reporter
 from dtrain.recipe.models import PRETRAIN, BertSpec, NezhaSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
-from dtrain.recipe.values import Closed, Column, Paths, Positive, Precision
+from dtrain.recipe.values import Closed, Column, FilePath, Paths, Positive, Precision
 
 
 class CorpusSource(Closed):
@@ -18,7 +18,7 @@ class CorpusSource(Closed):
     Where `format` is set, every file in a folder is read, but for names that begin with a dot or an underscore.
     """
 
-    path: str
+    path: FilePath
     format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by suffix
     column: Column = "text"  # of everything but plain lines
     header: bool = True  # of tables
@@ -32,7 +32,7 @@ class CorpusSpec(Closed):
     sources: Annotated[list[CorpusSource], Field(min_length=1)]
     exclude: Paths = []  # files whose rows must not enter, beside data.valid and data.test
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01  # share of the documents, for the perplexity
-    dictionary: str | None = None  # words for jieba, one a line: `word [count [tag]]`
+    dictionary: FilePath | None = None  # words for jieba, one a line: `word [count [tag]]`
     separate: bool = False  # a token attends to its own document only
 
     @field_validator("sources", mode="before")

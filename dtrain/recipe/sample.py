@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from dtrain.recipe.values import Closed
+from dtrain.recipe.values import Closed, Paths
 
 DIGITS = 4  # significant ones of a drawn number, so that a resolved recipe can be read and typed
 
@@ -48,7 +48,7 @@ class Sample(Closed):
     # random; qmc: Sobol points, which leave no gaps; tpe: near what scored well in the runs of `after`
     sampler: Literal["random", "qmc", "tpe"] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    after: list[str] = []  # run folders
+    after: Paths = []  # run folders
 
     @field_validator("keys")
     @classmethod

@@ -6,16 +6,24 @@ except that the parameters of losses are checked against the functions that impl
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dtrain.errors import suggest
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
-from dtrain.recipe.values import Closed, Output, Precision, check_name
+from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
 from dtrain.stages import run_names
 
 
@@ -110,14 +118,14 @@ StageName = Annotated[str, AfterValidator(_a_stage)]
 
 class StageLaunch(Closed):
     processes: PositiveInt | Literal["auto"] | None = None
-    accelerate_config: str | None = None
+    accelerate_config: FilePath | None = None
 
 
 class Launch(Closed):
     """How `dtrain run` starts processes; `stages` overrides it for single stages."""
 
     processes: PositiveInt | Literal["auto"] = "auto"  # auto: every GPU, else 2 CPU processes
-    accelerate_config: str = "ddp"  # a file of accelerate_configs/ by name, or a path
+    accelerate_config: FilePath = "ddp"  # a file of accelerate_configs/ by name, or a path
     timeout: PositiveInt = 600  # seconds: ranks to arrive, a collective to end, a rank without a sign of life
     time_limit: PositiveInt | None = None  # seconds, then as if asked to stop; a SLURM job's own is known
     stages: dict[StageName, StageLaunch] = {}
@@ -133,9 +141,10 @@ class Recipe(Closed):
 
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    output_dir: str = "runs"
+    output_dir: FilePath = "runs"
     pretrain: Pretrain | None = None
-    data: Data
+    tasks: Annotated[dict[Annotated[str, AfterValidator(check_name)], Data], Field(min_length=1)] | None = None
+    data: Data = Field(default=None)  # type: ignore[assignment]  # short for one task, and that task's section where `tasks` is given
     teachers: list[Teacher] = []
     knowledge: Knowledge = Knowledge()
     students: list[Student] = []
@@ -152,3 +161,23 @@ class Recipe(Closed):
         if not value or "\0" in value:
             raise ValueError(f"must be a folder's path, found {value!r}")
         return value
+
+    @model_validator(mode="after")
+    def one_task(self) -> Recipe:
+        if self.tasks is None:
+            if "data" not in self.model_fields_set:
+                raise ValueError("data: is missing")
+            return self
+        if "data" in self.model_fields_set:
+            raise ValueError("tasks: not together with data, which is short for one task")
+        if len(self.tasks) > 1:
+            raise ValueError(f"tasks: {len(self.tasks)} are given ({', '.join(self.tasks)}); this version runs one")
+        self.__dict__["data"] = next(iter(self.tasks.values()))  # and still not given
+        return self
+
+    @model_serializer(mode="wrap")
+    def as_it_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The resolved recipe is a recipe again: one of `tasks` and `data`."""
+        values: dict[str, Any] = handler(self)
+        values.pop("tasks" if self.tasks is None else "data", None)
+        return values

@@ -22,6 +22,7 @@ from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
     PATTERN,
     Closed,
+    FilePath,
     NonNegative,
     Positive,
     Precision,
@@ -163,7 +164,7 @@ class Teacher(TrainSpec):
 
     model: Annotated[ModelSpec, WrapValidator(_unless_given)]
     # A model folder of another run, taken as it is (data/given.py); then there is no key but this and the name.
-    source: Annotated[str | None, Field(alias="from", exclude=True, min_length=1)] = None
+    source: Annotated[FilePath | None, Field(alias="from", exclude=True, min_length=1)] = None
     label_smoothing: Share = 0.0
     tolerance: ToleranceSpec | None = None
     stop_epoch: PositiveInt | None = None  # take the weights at this epoch's end, of a schedule over all `epochs`

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -13,7 +15,8 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Size = Annotated[int, Field(gt=0, le=65536)]
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
-Paths = list[str]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
+Paths = list[FilePath]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Output = Literal["logits", "emissions", "marginals", "features"]
 
@@ -22,10 +25,38 @@ LONGEST_NAME = 120
 PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
 
 
+def refuse_boolean(name: str, value: Any, annotation: Any) -> None:
+    """ValueError for true or false where a number is meant: Python, and pydantic with it, take them for 1 and 0."""
+    inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+    found = [each for each in inside if isinstance(each, bool)]
+    if found:
+        kinds = set(_kinds(annotation))
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            meant = "a number or a text" if str in kinds else "a number"
+            raise ValueError(f"{name}: must be {meant}, found {str(found[0]).lower()}")
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The plain types in an annotation."""
+    inside = () if get_origin(annotation) is Literal else get_args(annotation)
+    if not inside:
+        yield annotation
+    for each in inside:
+        yield from _kinds(each)
+
+
 class Closed(BaseModel):
     """A section in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_boolean_as_number(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if name in cls.model_fields:
+                refuse_boolean(name, value, cls.model_fields[name].annotation)
+        return values
 
 
 def check_name(name: str) -> str:
