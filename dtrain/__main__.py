@@ -48,8 +48,11 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
         ),
     ),
     "check": (
-        "validate the recipe and its data, print the resolved recipe, train nothing",
-        (option("--store", action="store_true", help="also verify every byte of the knowledge stores"),),
+        "validate the recipe and its data, say what they come to, train nothing",
+        (
+            option("--resolved", action="store_true", help="print the recipe with every default"),
+            option("--store", action="store_true", help="verify every byte of the knowledge stores"),
+        ),
     ),
     "stages": (
         "list the stages that a recipe has, in order",
@@ -160,7 +163,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if name == "check":
         from dtrain.stages.check import run as check
 
-        return check(recipe, store=arguments.store, corpus=corpus)
+        return check(recipe, corpus, store=arguments.store, resolved=arguments.resolved)
     if name == "submit":
         from dtrain.submit import Cluster, submit
 

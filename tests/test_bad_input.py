@@ -82,7 +82,7 @@ def test_vectors_of_another_width_are_seen_at_once(
 
 
 def test_the_recipe_itself_is_good(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(recipe)]) == 0
+    assert main(["check", str(recipe), "--resolved"]) == 0
     assert "name: bad" in capsys.readouterr().out
 
 

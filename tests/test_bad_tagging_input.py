@@ -38,7 +38,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_the_recipe_itself_is_good(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(recipe)]) == 0
+    assert main(["check", str(recipe), "--resolved"]) == 0
     assert "metric: f1" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +38,22 @@ class Corpus:
     def counts(self) -> dict[str, int]:
         """Rows by part, of tagging documents."""
         return {part: len(rows) for part, rows in self.parts.items()}
+
+    @property
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Rows of each label, of tagging entities of each type, by part; without parts that have no labels."""
+        found: dict[str, dict[str, int]] = {}
+        for part, rows in self.parts.items():
+            if self.types:
+                if any(spans is not None for spans in rows.spans):
+                    types = Counter(span.type for spans in rows.spans for span in spans or ())
+                    found[part] = {name: types[name] for name in self.types}
+                continue
+            numbers = self.numbers[part]
+            counts = np.bincount(numbers[numbers >= 0], minlength=len(self.labels))
+            if counts.any():
+                found[part] = dict(zip(self.labels, counts.tolist(), strict=True))
+        return found
 
 
 def read_corpus(data: Data, seed: int) -> Corpus:
@@ -81,7 +98,7 @@ def parts_to_cut(data: Data) -> dict[str, float]:
     return {part: share for part, share in shares.items() if not getattr(data, part) and share > 0}
 
 
-def check_sources(data: Data) -> Corpus:
+def check_sources(data: Data, seed: int = 0) -> Corpus:
     """Read and check every row, as `prepare` will.
 
     Raises InputError. Needs no torch and writes nothing.
@@ -90,4 +107,4 @@ def check_sources(data: Data) -> Corpus:
         from dtrain.augment.words import check_tagger
 
         check_tagger(data.augment)
-    return read_corpus(data, seed=0)
+    return read_corpus(data, seed)

@@ -51,14 +51,13 @@ def write_rows(corpus: Corpus, data: Data, folder: Path) -> None:
         dataset.save_to_disk(folder / part)
         summary.add(part, dataset)
     shutil.rmtree(folder / "scratch")
-    counts = {p: np.bincount(n[n >= 0], minlength=len(corpus.labels)) for p, n in corpus.numbers.items()}
     info = {
         "format": 1,
         "task": data.task,
         "labels": corpus.labels,
-        "rows": {part: len(rows) for part, rows in corpus.parts.items()},
+        "rows": corpus.counts,
         "made_up": corpus.made_up,
-        "label_counts": {p: dict(zip(corpus.labels, c.tolist(), strict=True)) for p, c in counts.items() if c.any()},
+        "label_counts": corpus.label_counts,
         "empty_texts": summary.empty,
         "also_in_train": summary.also_in_train,
         "files": corpus.files,

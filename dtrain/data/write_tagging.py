@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,8 @@ def write_pieces(corpus: Corpus, data: Data, folder: Path) -> None:
         "types": corpus.types,
         "scheme": corpus.scheme,
         "rows": pieces,
-        "documents": {part: len(rows) for part, rows in corpus.parts.items()},
-        "label_counts": {part: _entities(rows, corpus.types) for part, rows in corpus.parts.items() if _labelled(rows)},
+        "documents": corpus.counts,
+        "label_counts": corpus.label_counts,
         "empty_texts": summary.empty,
         "also_in_train": summary.also_in_train,
         "files": corpus.files,
@@ -95,12 +94,3 @@ def _pieces(
     listed = pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), pa.array(np.concatenate(tags)))
     ids = np.arange(first_id, first_id + len(columns["text"]))
     return pa.table({"id": ids, "tags": listed, **columns}, schema=FEATURES.arrow_schema)
-
-
-def _labelled(rows: Rows) -> bool:
-    return any(spans is not None for spans in rows.spans)
-
-
-def _entities(rows: Rows, types: list[str]) -> dict[str, int]:
-    counts = Counter(span.type for spans in rows.spans for span in spans or ())
-    return {name: counts[name] for name in types}

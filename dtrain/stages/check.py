@@ -11,7 +11,9 @@ from dtrain.data.corpus import Corpus, check_sources
 from dtrain.data.files import existing_file
 from dtrain.data.given import check_given
 from dtrain.data.pretrained import check_pretrained
-from dtrain.data.tokenizers import check_tokenizers
+from dtrain.data.problems import shown
+from dtrain.data.summary import cut_in_words, estimated_cuts, info_of, remarks_in_words, rows_in_words
+from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.launch import way_of
@@ -62,7 +64,7 @@ def check_inputs(recipe: Recipe) -> Corpus | None:
         prepared = Plan(recipe).stage_done("prepare")
     try:
         if not prepared:
-            corpus = check_sources(recipe.data)
+            corpus = check_sources(recipe.data, recipe.seed)
             problems += [problem for problem in check_given(recipe, corpus.labels) if problem not in problems]
             if not corpus.counts.get("valid"):
                 few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
@@ -112,23 +114,48 @@ def _unfit_model_files(name: str, spec: BaseModel, max_length: int) -> list[str]
     return problems
 
 
-def run(recipe: Recipe, store: bool, corpus: Corpus | None = None) -> int:
-    """Print the resolved recipe and remarks on its rows; with `store`, verify checksums, coverage and values of every
-    knowledge store.
+def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved: bool = False) -> int:
+    """Say what the recipe comes to: its files, rows, labels and models, and what is worth a second look.
 
     Args:
         corpus: the rows, where they are not prepared yet.
+        store: verify checksums, coverage and values of every knowledge store instead.
+        resolved: print the recipe with every default instead.
     """
+    plan = Plan(recipe)
     if store:
-        verify, plan = find_stage("precompute").load().check_store, Plan(recipe)
+        verify = find_stage("precompute").load().check_store
         for teacher in plan.needed_teachers():
             verify(teacher, recipe, plan.folder)
             say(f"{plan.folder.knowledge(teacher)}: whole")
         return EXIT_DONE
-    say(dump_recipe(recipe).rstrip())
-    remarks = (
-        corpus.remarks if corpus else read_json(Plan(recipe).folder.data / "rows" / "data.json").get("remarks", [])
-    )
-    for remark in remarks:
+    info = info_of(corpus) if corpus else read_json(plan.folder.data / "rows" / "data.json")
+    if resolved:
+        say(dump_recipe(recipe).rstrip())
+    else:
+        say(f"{recipe.name} -> {plan.folder.root}")
+        for line in rows_in_words(info, recipe):
+            say(line)
+        # Documents of a tagger are read in pieces, and nothing of them is lost.
+        cut = None if "types" in info else _cut_rows(corpus, plan, sum(info["rows"].values()))
+        if cut:
+            say(cut)
+        for section in ("teachers", "students"):
+            members = [f"{member.name} ({member.model.type})" for member in getattr(recipe, section)]
+            say(f"{section}: {shown(members, 10) or 'none'}")
+    for remark in remarks_in_words(info):
         warn(remark)
+    if not resolved:
+        say("the recipe can be run; --resolved prints it with every default")
     return EXIT_DONE
+
+
+def _cut_rows(corpus: Corpus | None, plan: Plan, rows: int) -> str | None:
+    """Rows that are longer than `data.max_length`: of prepared ones as counted, else as estimated."""
+    recipe = plan.recipe
+    if corpus:
+        return cut_in_words(estimated_cuts(corpus, recipe), rows, recipe, about="about ")
+    encoded = {
+        name: read_json(plan.folder.data / "encoded" / name / "encoded.json") for name in tokenizer_specs(recipe)
+    }
+    return cut_in_words({name: sum(entry["cut"].values()) for name, entry in encoded.items()}, rows, recipe)

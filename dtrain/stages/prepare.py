@@ -18,7 +18,7 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import read_corpus
 from dtrain.data.given import check_given
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
-from dtrain.data.problems import shown
+from dtrain.data.summary import remarks_in_words
 from dtrain.data.tokenizers import (
     character_tokenizer,
     check_tokenizers,
@@ -195,22 +195,15 @@ def _encode(
 
 def _rows_in_words(info: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {count:,}" for part, count in info["rows"].items())
-    if info["task"] != "tagging":
+    if "types" not in info:
         return f"{parts} rows; {len(info['labels'])} labels"
     whole = sum(info["documents"].values())
     return f"{parts} rows of {whole:,} documents; {len(info['types'])} entity types, scheme {info['scheme']}"
 
 
 def _remark(info: dict[str, Any]) -> None:
-    """Say what is worth knowing about the rows without being an error."""
-    for remark in info.get("remarks", ()):
+    for remark in remarks_in_words(info):
         warn(remark)
-    unseen = [label for label, count in info["label_counts"]["train"].items() if not count]
-    if unseen:
-        warn(f"no training row has label {shown(map(repr, unseen))}")
-    for part, count in info["empty_texts"].items():
-        if count:
-            warn(f"{part}: {count:,} row(s) with an empty text; kept, as the unknown token")
     for part, count in info["also_in_train"].items():
         if count:
             say(f"prepare: {count:,} of {info['rows'][part]:,} {part} rows have a text that is in training, too")

@@ -1,0 +1,104 @@
+"""What there is to say about a recipe's rows before anything is trained: files, counts, labels, what is cut off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.problems import shown
+from dtrain.data.tokenizers import STUDENTS, tokenizer_specs
+from dtrain.recipe.schema import Recipe
+
+MOST_FILES = 5  # of a part, that are named
+# What WordPiece makes a token of, or more: a sign that is no Latin letter or digit is one by itself.
+PIECE = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
+
+
+def info_of(corpus: Corpus) -> dict[str, Any]:
+    """The entries of `data.json` that tell of rows which are not prepared yet."""
+    return {
+        "rows": corpus.counts,
+        "labels": corpus.labels,
+        **({"types": corpus.types, "scheme": corpus.scheme} if corpus.types else {}),
+        "label_counts": corpus.label_counts,
+        "remarks": corpus.remarks,
+        "empty_texts": {
+            part: sum(not text.strip() for text in (*rows.text, *rows.text_b)) for part, rows in corpus.parts.items()
+        },
+    }
+
+
+def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """A line a part with its files and its number of rows, and one with the labels or entity types of training."""
+    counts: dict[str, int] = info.get("documents", info["rows"])
+    unit = "documents" if "types" in info else "rows"
+    width = max(len(f"{count:,}") for count in counts.values())
+    lines = []
+    for part, count in counts.items():
+        files = getattr(recipe.data, part)
+        labelled = part == "transfer" or part in info["label_counts"]
+        made_up = info.get("made_up", 0) if part == "transfer" else 0
+        more = f", ... {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
+        sources = [", ".join(files[:MOST_FILES]) + more if files or part == "transfer" else "cut from data.train"]
+        sources += [f"{made_up:,} made up from data.train"] * bool(made_up) + ["without labels"] * (not labelled)
+        lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
+    found = info["label_counts"].get("train", {})
+    names = shown([f"{name} {count:,}" for name, count in found.items()])
+    what = f"{len(found)} entity types, scheme {info['scheme']}" if "types" in info else f"{len(found)} labels"
+    return [*lines, f"{what}: {names}"]
+
+
+def remarks_in_words(info: Mapping[str, Any]) -> list[str]:
+    """What is worth knowing about the rows without being a mistake."""
+    lines = list(info.get("remarks", ()))
+    unseen = [label for label, count in info["label_counts"].get("train", {}).items() if not count]
+    if unseen:
+        lines.append(f"no training row has label {shown(map(repr, unseen))}")
+    for part, count in info.get("empty_texts", {}).items():
+        if count:
+            lines.append(f"{part}: {count:,} row(s) with an empty text; kept, as the unknown token")
+    return lines
+
+
+def cut_in_words(cut: Mapping[str, int], rows: int, recipe: Recipe, about: str = "") -> str | None:
+    """How many rows are longer than `data.max_length`; None where none is.
+
+    Args:
+        cut: by tokenizer.
+        about: in front of the numbers, where they are estimated.
+    """
+    found = [f"{about}{count:,} ({count / rows:.1%}) for {name}" for name, count in cut.items() if count]
+    return f"cut at data.max_length {recipe.data.max_length}: {', '.join(found)}" if found else None
+
+
+def estimated_cuts(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
+    """By tokenizer, rows that are longer than `data.max_length`, told from their characters and words.
+
+    The number of tokens is known for the students' tokenizer but for what normalisation changes; for a transformer's it
+    is the least that its tokenizer can make of the text.
+    """
+    limit, pairs = recipe.data.max_length, recipe.data.columns.text_b is not None
+    unit = recipe.data.vocabulary.unit
+    cuts = {}
+    for name in tokenizer_specs(recipe):
+        frame = int(pairs) if name == STUDENTS else 2 + pairs
+        cuts[name] = sum(
+            frame + sum(_tokens(text, unit if name == STUDENTS else None) for text in row) > limit
+            for row in _texts(corpus)
+            if frame + sum(map(len, row)) > limit
+        )
+    return cuts
+
+
+def _texts(corpus: Corpus) -> Iterator[tuple[str, ...]]:
+    for rows in corpus.parts.values():
+        yield from zip(rows.text, rows.text_b, strict=True) if rows.text_b else ((text,) for text in rows.text)
+
+
+def _tokens(text: str, unit: str | None) -> int:
+    if unit is None:
+        return sum(1 for _ in PIECE.finditer(text))
+    words = text.split()
+    return len(words) if unit == "word" else len(" ".join(words))
