@@ -12,7 +12,7 @@ from dtrain.models import load
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import read_json
 from dtrain.tasks.answers import Texts, Workers
-from dtrain.tasks.kinds import ANSWERS
+from dtrain.tasks.registry import ANSWERS
 
 
 class Predictor:

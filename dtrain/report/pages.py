@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dtrain.report import tables
 from dtrain.report.examples import bracketed, marked
-from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
 
 

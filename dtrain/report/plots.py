@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from dtrain.report.tables import large, significant
-from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
 
 TEACHER, DISTILLED, SCRATCH = "#3b3f46", "#1f6fd1", "#e07b39"

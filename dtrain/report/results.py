@@ -13,7 +13,7 @@ from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
-from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
 
 TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.registry import VIEWS
 
 Row = dict[str, Any]
 

@@ -21,7 +21,7 @@ from dtrain.predict.texts import prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
 from dtrain.tasks.answers import Texts, Workers
-from dtrain.tasks.kinds import ANSWERS
+from dtrain.tasks.registry import ANSWERS
 from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.precision import resolve_precision
 

@@ -15,7 +15,7 @@ from dtrain.report.results import collect, evaluated_parts, trained_members
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
 from dtrain.runfolder import RunFolder, atomic_write, mark_done, publish_folder, read_json, write_json
-from dtrain.tasks.kinds import VIEWS
+from dtrain.tasks.registry import VIEWS
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:

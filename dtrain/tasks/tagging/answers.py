@@ -52,31 +52,40 @@ class Spans(Answers):
     def lines(
         self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
     ) -> Iterator[str]:
-        """`jsonl` (a line a text with its spans), `tsv` (a line a span), `clue` (a line a text as CLUENER wants it, ends
-        inclusive), or `conll` (a line a character with its tag in the user's scheme, blank lines between texts)."""
+        """The answers as lines.
+
+        `jsonl` is a line a text with its spans, which can be read as training data (`columns: {label: spans}`): their ends
+        mean what they meant in the recipe's own files. `tsv` is a line a span, its end exclusive; `clue` a line a text as
+        CLUENER has it; `conll` a line a character with its tag in the user's scheme, and blank lines between texts.
+        """
+        last = 1 if data.info.get("span_end") == "inclusive" else 0  # how far a written end is before the exclusive one
         if form == "tsv":
             yield "\t".join(["id", "type", "start", "end", "score", "text", "line"])
         for key, line, text, spans in zip(texts.ids, texts.lines, texts.text, answers, strict=True):
             if form == "jsonl":
-                yield json.dumps({"id": key, "line": line, "text": text, "spans": spans}, ensure_ascii=False)
+                ends = [{**span, "end": span["end"] - last} for span in spans]
+                yield json.dumps({"id": key, "line": line, "text": text, "spans": ends}, ensure_ascii=False)
             elif form == "tsv":
                 for span in spans:
                     cells = [key, span["type"], span["start"], span["end"], f"{span['score']:.6f}", span["text"], line]
                     # A tab inside a text would shift the columns.
                     yield "\t".join(" ".join(str(cell).split()) for cell in cells)
             elif form == "clue":
-                labels: dict[str, dict[str, list[list[int]]]] = {}
-                for span in spans:
-                    places = labels.setdefault(span["type"], {}).setdefault(span["text"], [])
-                    places.append([span["start"], span["end"] - 1])
-                yield json.dumps({"id": key, "label": labels}, ensure_ascii=False)
+                yield _clue_line(key, spans)
             else:
-                tags = write_tags(
-                    [Span(span["start"], span["end"], span["type"]) for span in spans], len(text), data.scheme
-                )
-                for character, name in zip(text, tags, strict=True):
-                    yield f"{BLANK if character.isspace() else character} {name}"
+                found = [Span(span["start"], span["end"], span["type"]) for span in spans]
+                for character, tag in zip(text, write_tags(found, len(text), data.scheme), strict=True):
+                    yield f"{BLANK if character.isspace() else character} {tag}"
                 yield ""
+
+
+def _clue_line(key: str | int, spans: list[dict[str, Any]]) -> str:
+    """As CLUENER's files have it: places by type and text, the end that of the last character."""
+    labels: dict[str, dict[str, list[list[int]]]] = {}
+    for span in spans:
+        places = labels.setdefault(span["type"], {}).setdefault(span["text"], [])
+        places.append([span["start"], span["end"] - 1])
+    return json.dumps({"id": key, "label": labels}, ensure_ascii=False)
 
 
 def best_tags(model: nn.Module, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
