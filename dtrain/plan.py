@@ -2,8 +2,8 @@
 
 An output is up to date when its folder says it is complete for the fingerprint computed here. Fingerprints
 follow from the recipe and the bytes of the files it names, never from file dates. What cannot change a
-result (names of run folders, checkpoints, number of processes) stays out of them. No torch in here:
-a finished run is recognised in well under a second.
+result (names of run folders, checkpoints, number of processes) stays out of them. This module imports no torch, so
+that a finished run is recognised in well under a second.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
 
-FORMAT = 1  # raise when a stage's output changes meaning
-MADE_UP = 2  # likewise, where only runs with augmentation change
-NOISE = 2  # or with blanked tokens
+FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 _NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
@@ -70,8 +68,7 @@ class Plan:
         """The model at the end of a phase (from 0) of pre-training; later phases do not matter."""
         spec = self.recipe.pretrain
         assert spec is not None
-        unused = set() if spec.next_sentence else {"next_sentence"}
-        section = spec.model_dump(mode="json", exclude={"corpus", "phases"} | unused)
+        section = spec.model_dump(mode="json", exclude={"corpus", "phases"})
         phases = [p.model_dump(mode="json", exclude=_NO_EFFECT) for p in spec.phases[: phase + 1]]
         longest = max(p.max_length for p in spec.phases)  # how many positions a new BERT has
         return fingerprint("pretrain", FORMAT, self.corpus, spec.corpus.separate, section, phases, longest)
@@ -84,8 +81,7 @@ class Plan:
         apart = {"vocabulary", "workers"} | (set() if data.task == "tagging" else {"max_length"})
         section = data.model_dump(mode="json", exclude=apart)
         files = [self._file(path) for path in source_files(data)]
-        made_up = [] if data.augment is None else [MADE_UP]
-        return fingerprint("rows", FORMAT, section, files, self.recipe.seed, *made_up)
+        return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
 
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
@@ -130,7 +126,7 @@ class Plan:
             section,
             self._outside(member.model),
             teachers,
-            *self._beside(member),
+            self._shared(member),
         )
 
     @property
@@ -147,20 +143,16 @@ class Plan:
         shared = self.recipe.placement.share_order or student.peers is not None
         return self.recipe.seed if shared else student.seed
 
-    def _beside(self, member: Teacher | Student) -> list[Any]:
-        """What a student shares with others, where that makes it another: an order of rows, and its peers."""
+    def _shared(self, member: Teacher | Student) -> list[Any]:
+        """What a student shares with others and depends on: its order of rows, and its peers with their teachers."""
         if isinstance(member, Teacher):
             return []
-        order = self.order(member)
-        found: list[Any] = [] if order == member.seed else [["order", order]]
-        if member.noisy and (encoder_of(member.model) is not None or self.recipe.data.task == "pairs"):
-            found.append(["noise", NOISE])
-        if member.peers is not None:
-            peers = [student for student in self.recipe.students if student.peers == member.peers]
-            sections = [peer.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"}) for peer in peers]
-            taught = sorted({teacher for peer in peers for teacher in peer.teachers or []})
-            found.append(["peers", peers.index(member), sections, [self.knowledge(teacher) for teacher in taught]])
-        return found
+        if member.peers is None:
+            return [self.order(member)]
+        peers = [student for student in self.recipe.students if student.peers == member.peers]
+        sections = [peer.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"}) for peer in peers]
+        taught = sorted({teacher for peer in peers for teacher in peer.teachers or []})
+        return [self.order(member), peers.index(member), sections, [self.knowledge(teacher) for teacher in taught]]
 
     def knowledge(self, teacher: str) -> str:
         """A teacher's stored outputs. The token budget stays in: it decides the rounding of a product.

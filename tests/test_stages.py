@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import dtrain
 import dtrain.stages
 from dtrain.__main__ import main
 from dtrain.recipe import load_recipe
@@ -122,3 +124,25 @@ def test_a_stage_from_outside_the_package(
 def test_unknown_stages() -> None:
     with pytest.raises(KeyError):
         find_stage("distil")
+
+
+def test_a_run_of_an_older_version_is_done_again_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "tiny"
+    file = write_recipe(tmp_path)
+    words = [sys.executable, "-m", "dtrain", "prepare", str(file)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    assert "was made by" not in first.stdout
+    made = run / "data" / "rows" / "done.json"
+    record = json.loads(made.read_text())
+    made.write_text(json.dumps(record | {"fingerprint": "one of 0.1"}))
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["dtrain"] == dtrain.__version__
+    (run / "versions.json").write_text(json.dumps(versions | {"dtrain": "0.1.0"}))
+    again = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    assert f"{run}: was made by dtrain 0.1.0" in again.stdout and "prepare: train 40" in again.stdout
+    assert json.loads(made.read_text()) == record
+    third = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    assert "was made by" not in third.stdout and "complete, nothing to do" in third.stdout

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import IO, Any
 
 from dtrain.distributed import connect, leave_together
@@ -16,15 +17,16 @@ from dtrain.errors import EXIT_DONE, DtrainError, EveryStudentFailed, InputError
 from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
-from dtrain.runfolder import RunFolder, atomic_write, remove_leftovers, write_json
+from dtrain.runfolder import RunFolder, atomic_write, read_json, remove_leftovers, write_json
 from dtrain.stages import Stage, find_stage
 from dtrain.stages.check import check_inputs
 from dtrain.students.groups import Group
 from dtrain.training.stop import StopRequest
+from dtrain.version import __version__
 
 LOST_NODE_SECONDS = 180  # NFS keeps the locks of a client that is gone for 90 seconds
 _VERSIONS_OF = (
-    *("dtrain", "torch", "transformers", "accelerate", "deepspeed"),
+    *("torch", "transformers", "accelerate", "deepspeed"),
     *("datasets", "tokenizers", "jieba", "numpy"),
 )
 _locks: list[IO[str]] = []
@@ -96,9 +98,20 @@ def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None
         _lock(folder, f".lock-group-{group.number}-of-{group.count}", fcntl.LOCK_EX)
         return
     remove_leftovers(folder.root)
+    _tell_of_older_formats(folder.root / "versions.json")
     with atomic_write(folder.root / "recipe.yaml") as file:
         file.write(dump_recipe(recipe))
     write_json(folder.root / "versions.json", versions())
+
+
+def _tell_of_older_formats(path: Path) -> None:
+    """What dtrain 0.1 made has other fingerprints: without a word, a finished run would seem to be forgotten."""
+    try:
+        made_by = read_json(path)["dtrain"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if str(made_by).startswith("0.1."):
+        say(f"{path.parent}: was made by dtrain {made_by}, whose files mean something else; every stage is done again")
 
 
 def _lock(folder: RunFolder, name: str, kind: int) -> None:
@@ -124,7 +137,7 @@ def _lock(folder: RunFolder, name: str, kind: int) -> None:
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide results; nothing from the environment."""
-    found = {"python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0], "dtrain": __version__}
     for package in _VERSIONS_OF:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
