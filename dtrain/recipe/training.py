@@ -266,7 +266,7 @@ class Student(TrainSpec):
         """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
         own = feature_width(self.model)
         for number, loss in enumerate(losses):
-            if not {"features", "teachers.features"} <= set(loss.loss.needs):
+            if loss.loss.stateful or not {"features", "teachers.features"} <= set(loss.loss.needs):
                 continue
             for name in loss.teachers or []:
                 width = context.widths[name]

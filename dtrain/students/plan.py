@@ -138,6 +138,8 @@ def why_not_stacked(student: Student, precision: str, task: str) -> str:
         return f"{student.adversarial.type} takes a pass of its own"
     if precision == "fp16":
         return "fp16 has a loss scale of its own"
+    if any(find_loss(loss.type).stateful for loss in student.losses or []):
+        return "its losses have weights of their own"
     if not any(_always_sees_classifier(loss) for loss in student.losses or [LossSpec(type="cross_entropy")]):
         # Optimizers leave a parameter without a gradient as it is; in a stack its gradient is zero, and it decays.
         return "its losses leave the classifier out at times"

@@ -72,12 +72,18 @@ Train = Callable[..., dict[str, Ended]]
 @pytest.fixture
 def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., TrainJob]:
     def make(
-        student: Student, folder: str = "run", loss: Any = None, stop: Any = None, reading: Any = None, **more: Any
+        student: Student,
+        folder: str = "run",
+        loss: Any = None,
+        stop: Any = None,
+        reading: Any = None,
+        widths: Any = None,
+        **more: Any,
     ) -> TrainJob:
         torch.manual_seed(student.seed or 0)
         model = build(student.model, vocabulary=30, labels=LABELS, pad_id=0)
         task = Classification(LABELS, [])
-        losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
+        losses = build_losses(student.losses or [LossSpec(type="cross_entropy")], widths)
         stores: Any = {name: Opinions(number) for number, name in enumerate(student.teachers or [])}
         objective = Objective(model, with_peers(losses) if more.get("peers") else losses, task.outputs)
         if loss:

@@ -1,0 +1,117 @@
+"""A loss that has weights of its own: they are trained, checkpointed and resumed like the model's, and not published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dtrain.errors import Stopped
+from dtrain.losses import registry
+from dtrain.losses.objective import Objective, build_losses
+from dtrain.recipe.losses import LossSpec
+from dtrain.recipe.training import Student
+from dtrain.students.plan import why_not_stacked
+from dtrain.training.checkpoint import TENSORS
+from dtrain.training.loop import fit
+from dtrain.training.optim import parameter_groups
+from tests.students.conftest import job as job
+from tests.students.conftest import rows as rows
+from tests.students.conftest import student
+
+WIDTHS = {"features": 16, "teachers.features": 16}
+TERMS = [{"type": "cross_entropy"}, {"type": "regressed_hint", "weight": 0.5, "bias": False}]
+
+
+@pytest.fixture(autouse=True)
+def regressed_hint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hint through a trained linear map, registered for one test."""
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+
+    @registry.register("features", "teachers.features", name="regressed_hint")
+    class Hint(torch.nn.Module):
+        def __init__(self, widths: Mapping[str, int], *, bias: bool = True) -> None:
+            super().__init__()
+            self.map = torch.nn.Linear(widths["features"], widths["teachers.features"], bias=bias)
+
+        def forward(self, features: torch.Tensor, teachers: torch.Tensor) -> torch.Tensor:
+            return (self.map(features) - teachers.mean(0)).square().mean(-1)
+
+    yield
+
+
+def learner(**changes: Any) -> Student:
+    return student("s", teachers=["t"], losses=TERMS, **changes)
+
+
+def test_its_weights_are_trained_and_stay_out_of_the_model(job: Callable[..., Any]) -> None:
+    one = job(learner(epochs=1), widths=WIDTHS)
+    objective = one.engine.bare
+    before = objective.losses.stateful["regressed_hint"].map.weight.detach().clone()
+    kept = one.engine.state()
+    assert "weight/losses.stateful.regressed_hint.map.weight" in kept
+    best, _, monitor = fit(one)
+    monitor.close()
+    assert not any("regressed_hint" in name for name in best)
+    assert set(best) == set(objective.model.state_dict())
+    assert not torch.equal(objective.losses.stateful["regressed_hint"].map.weight, before)
+    one.close()
+
+
+def test_modules_of_a_recipe_are_named_as_in_the_model_folder(job: Callable[..., Any]) -> None:
+    section = {"lr": 0.01, "modules": {"classifier": 0.1, "losses.stateful.regressed_hint": 0.5}}
+    one = job(learner(optimizer=section), widths=WIDTHS)
+    rates = {group["lr"] for group in parameter_groups(one.engine.bare, one.spec.optimizer)}
+    assert rates == {0.01, 0.1, 0.5}
+    assert set(Objective.folder_names(one.engine.bare).values()) >= {"classifier.weight", "embedding.weight"}
+    one.close()
+
+
+@pytest.mark.parametrize("asked", [1, 4])
+def test_stopped_and_continued_bit_for_bit(job: Callable[..., Any], tmp_path: Path, asked: int) -> None:
+    class Stop:
+        reason = "test"
+
+        def __init__(self, at: int) -> None:
+            self.left = at
+
+        def anywhere(self) -> bool:
+            self.left -= 1
+            return self.left < 0
+
+    def ended(folder: str, stop: Any = None) -> dict[str, torch.Tensor]:
+        one = job(learner(dropout=0.3), folder=folder, stop=stop, widths=WIDTHS)
+        _, _, monitor = fit(one)
+        monitor.close()
+        return one.engine.state()
+
+    undisturbed = ended("undisturbed")
+    with pytest.raises(Stopped):
+        ended("stopped", Stop(asked))
+    (newest,) = sorted((tmp_path / "stopped" / "s" / "checkpoints").glob("step-*"))[-1:]
+    saved = load_file(newest / TENSORS)
+    assert {"weight/losses.stateful.regressed_hint.map.weight", "optimizer/exp_avg/losses.stateful.regressed_hint.map.weight"} <= saved.keys()  # fmt: skip
+    again = ended("stopped")
+    assert again.keys() == undisturbed.keys()
+    assert all(torch.equal(again[name], undisturbed[name]) for name in again)
+
+
+def test_at_weight_zero_its_weights_still_take_part() -> None:
+    """DDP waits for a gradient of every parameter, also while a schedule has the term at zero."""
+    spec = LossSpec.model_validate(TERMS[1] | {"weight": {"start": 0, "end": 1, "until": 1.0}})
+    losses = build_losses([spec], WIDTHS)
+    given = {"features": torch.randn(4, 16)}
+    teachers = {"t": {"features": torch.randn(4, 16)}}
+    total, sums, _ = losses(given, teachers, torch.ones(4, dtype=torch.bool), progress=0.0)
+    total.backward()
+    gradient = losses.stateful["regressed_hint"].map.weight.grad
+    assert total == 0 and sums["regressed_hint"] > 0
+    assert gradient is not None and not gradient.any()
+
+
+def test_it_is_not_stacked() -> None:
+    assert why_not_stacked(learner(), "fp32", "classification") == "its losses have weights of their own"
