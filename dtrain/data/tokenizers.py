@@ -23,19 +23,20 @@ from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import EncoderSpec, GivenSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
+from dtrain.recipe.values import OF_STUDENTS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-STUDENTS = "students"
+STUDENTS = OF_STUDENTS
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BLOCK_CHARACTERS = 1 << 18  # of a text whose words are counted at a time
 
 
 def tokenizer_name(member: Teacher | Student) -> str:
     """The tokenizer a model reads with: a transformer's or a given model's own by the member's name, else `students`."""
-    return STUDENTS if _own_tokenizer(member) is None else member.name
+    return member.tokenizer
 
 
 def _own_tokenizer(member: Teacher | Student) -> EncoderSpec | GivenSpec | None:
@@ -55,6 +56,8 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | GivenSpec | None]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
         name = tokenizer_name(member)
         spec = _own_tokenizer(member)
+        if isinstance(spec, EncoderSpec) and spec.tokenizer:
+            continue  # the other member's section says what it is
         if spec is not None and name == STUDENTS:
             problems.add(f"{key}.name: {name!r} is what the students' tokenizer is called; choose another name")
         elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):

@@ -46,6 +46,7 @@ class Context:
         seed: the recipe's.
         transfer: whether there are rows without labels.
         pretrained: the folder of the model that the recipe itself pre-trains.
+        transformers: names of the members that bring a tokenizer, which others may read with.
         widths: the length of each teacher's feature vector, None where the recipe does not tell; in recipe order.
     """
 
@@ -54,4 +55,5 @@ class Context:
     seed: int
     transfer: bool = False
     pretrained: str | None = None
+    transformers: tuple[str, ...] = ()
     widths: dict[str, int | None] = field(default_factory=dict)

@@ -38,9 +38,13 @@ class EncoderSpec(Closed):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     vocabulary: FilePath | None = None  # vocab.txt; else WordPiece is trained on the training text
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000
+    # another transformer of the recipe, by name: both read the same tokens, position by position
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def scratch_or_pretrained(self) -> Self:
+        if self.tokenizer and {"vocabulary", "vocabulary_size"} & self.model_fields_set:
+            raise ValueError(f"tokenizer: {self.tokenizer!r} brings the vocabulary; leave out vocabulary and its size")
         shape = self.model_fields_set - {"type", "pretrained", "dropout"}
         if self.pretrained and shape:
             raise ValueError(f"pretrained and {min(shape)} exclude each other: a pretrained model brings its own")

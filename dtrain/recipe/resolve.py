@@ -30,6 +30,7 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         seed=recipe.seed,
         transfer=bool(recipe.data.transfer or recipe.data.augment),
         pretrained=pretrained,
+        transformers=tuple(m.name for m in (*recipe.teachers, *recipe.students) if m.brings_tokenizer),
         widths={teacher.name: feature_width(teacher.model) for teacher in recipe.teachers},
     )
     of_students = [report.at("students", number) for number in students]

@@ -15,11 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from dtrain.errors import suggest
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, GivenSpec, ModelSpec, encoder_of, feature_width
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
+    OF_STUDENTS,
     PATTERN,
     Closed,
     FilePath,
@@ -124,6 +126,20 @@ class TrainSpec(Closed):
             raise ValueError("optimizer.lr_scaling: needs batch_size in place of batch_tokens")
         return self
 
+    @property
+    def tokenizer(self) -> str:
+        """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one."""
+        if isinstance(self.model, GivenSpec):
+            return self.name
+        encoder = encoder_of(self.model)
+        return OF_STUDENTS if encoder is None else encoder.tokenizer or self.name
+
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether it has a tokenizer of its own, which others may read with."""
+        encoder = encoder_of(self.model)
+        return isinstance(self.model, GivenSpec) or encoder is not None and encoder.tokenizer is None
+
     def resolve(self, context: Context, report: Reporter) -> None:
         """Fill in what is left open, and check against the task."""
         task = context.task
@@ -134,6 +150,14 @@ class TrainSpec(Closed):
         encoder = encoder_of(self.model)
         if context.pretrained and encoder is not None and encoder.pretrained == PRETRAIN:
             encoder.take_from(context.pretrained)
+        if encoder is not None and encoder.tokenizer and encoder.tokenizer not in context.transformers:
+            hint = suggest(encoder.tokenizer, context.transformers)
+            known = ", ".join(context.transformers) or "none"
+            report(
+                "model.tokenizer" if encoder is self.model else "model.encoder.tokenizer",
+                f"no transformer of the recipe with a tokenizer of its own is called {encoder.tokenizer!r}{hint} "
+                f"(there are: {known})",
+            )
         if isinstance(self.model, GivenSpec):
             return  # data/given.py compares its folder with the data
         kind = self.model.type
@@ -324,8 +348,8 @@ def check_peers(students: list[Student], context: Context, reports: list[Reporte
             of_set("", f"{first.name} is alone; peers are two students or more with the same word")
         for student, report in members:
             own = report.at(told=student.name)
-            if encoder_of(student.model) is not None:
-                own("model", f"peers read the same tokens, and {student.model.type} has its own")
+            if student.tokenizer != first.tokenizer:
+                own("model", f"peers read the same tokens, and those of {first.name} are others; see model.tokenizer")
             for key in ("patience", "adversarial", "parallel", "noisy"):
                 if getattr(student, key) is not None:
                     own(key, "is not for peers, who make every step together")

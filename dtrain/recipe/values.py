@@ -22,6 +22,7 @@ Output = Literal["logits", "emissions", "marginals", "features"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 LONGEST_NAME = 120
+OF_STUDENTS = "students"  # the tokenizer that all models without one of their own share
 PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
 
 
