@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.data.corpus import parts_to_cut
-from dtrain.data.files import resolve_path, source_files
+from dtrain.data.files import resolve_path
 from dtrain.data.given import model_files, tokenizer_files
 from dtrain.data.tokenizers import tokenizer_name
 from dtrain.errors import EveryStudentFailed
@@ -25,6 +25,7 @@ from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
+from dtrain.tasks.corpus import source_files
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 _NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}

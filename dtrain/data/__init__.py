@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dtrain.data.batching import inference_batches, share_of, training_batches
-    from dtrain.data.corpus import check_sources
     from dtrain.data.dataset import Part, PreparedData, encode_documents, encode_texts
-    from dtrain.data.files import resolve_path, source_files
+    from dtrain.data.files import resolve_path
     from dtrain.data.normalize import Normalizer
     from dtrain.data.tokenizers import check_tokenizers, tokenizer_name
 
@@ -36,13 +35,11 @@ _HOMES = {
     "inference_batches": "batching",
     "share_of": "batching",
     "training_batches": "batching",
-    "check_sources": "corpus",
     "Part": "dataset",
     "PreparedData": "dataset",
     "encode_documents": "dataset",
     "encode_texts": "dataset",
     "resolve_path": "files",
-    "source_files": "files",
     "Normalizer": "normalize",
     "check_tokenizers": "tokenizers",
     "tokenizer_name": "tokenizers",
@@ -52,14 +49,12 @@ __all__ = [
     "Normalizer",
     "Part",
     "PreparedData",
-    "check_sources",
     "check_tokenizers",
     "encode_documents",
     "encode_texts",
     "inference_batches",
     "resolve_path",
     "share_of",
-    "source_files",
     "tokenizer_name",
     "training_batches",
 ]

@@ -58,38 +58,6 @@ def check_prefix(tag: str, scheme: str) -> None:
         raise ValueError(f"tag {tag!r} is not in scheme {scheme} (allowed: {allowed})")
 
 
-class SchemeFinder:
-    """Which scheme a corpus is in, from the tags of all its sentences."""
-
-    def __init__(self) -> None:
-        self.prefixes: set[str] = set()
-        self.opened_by_i = self.opened_by_b = False  # an entity after no other of its type
-
-    def see(self, tags: Iterable[str]) -> None:
-        """Take note of one sentence; malformed tags are passed over."""
-        before = ""
-        for tag in tags:
-            found = _TAG.fullmatch(tag)
-            if found is None:
-                before = ""
-                continue
-            prefix, kind = found[1], found[2]
-            self.prefixes.add(prefix)
-            self.opened_by_i |= prefix == "I" and kind != before
-            self.opened_by_b |= prefix == "B" and kind != before
-            before = kind
-
-    def scheme(self) -> str | None:
-        """The scheme with all prefixes seen, or None where there is none.
-
-        B, I, O alone are `bio`, unless entities open with I and B only parts neighbours of one type: `iob1`.
-        """
-        for name in ("bio", "bioes", "bmes", "bilou"):
-            if self.prefixes <= set(SCHEMES[name]):
-                return "iob1" if name == "bio" and self.opened_by_i and not self.opened_by_b else name
-        return None
-
-
 def read_spans(tags: Sequence[str], scheme: str) -> list[Span]:
     """The entities of one sentence, as seqeval's strict mode counts them.
 

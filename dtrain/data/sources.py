@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 from dtrain.data.files import TABLES, Source
 from dtrain.data.problems import Problems, RowError, shortened
@@ -30,6 +31,17 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def append(self, text: str, key: str, file: int, line: int, *, text_b: str | None = None, **target: Any) -> None:
+        """Add a row; `target` is its `label`, or for tagging its `spans`."""
+        self.text.append(text)
+        if text_b is not None:
+            self.text_b.append(text_b)
+        for name, value in target.items():
+            getattr(self, name).append(value)
+        self.key.append(key)
+        self.file.append(file)
+        self.line.append(line)
 
     def take(self, index: list[int]) -> Rows:
         """The rows at `index`, in that order."""
@@ -69,7 +81,7 @@ def read_rows(data: Data, sources: list[Source], files: list[str], problems: Pro
 def check_columns(data: Data, source: Source, problems: Problems) -> None:
     """Numbers go with tables without a header, names with everything else."""
     if source.format == "lines":
-        if data.task == "pairs":
+        if data.columns.text_b is not None:
             problems.add(f"{source.key}: {source.name}: plain lines hold one text, and task 'pairs' needs two")
         return
     numbered = source.format in TABLES and not data.header
@@ -122,14 +134,8 @@ class RecordReader:
         text_b = text_of(record, self.text_b) if self.text_b is not None else None
         label = self._label(record) if self.label_allowed else None
         key = self.key_of(line, record) if self.id is not None else None
-        rows = self.rows
-        rows.text.append(text)
-        if text_b is not None:
-            rows.text_b.append(text_b)
-        rows.label.append(label)
-        rows.key.append(key if key is not None else f"{self.number}:{line}")
-        rows.file.append(self.number)
-        rows.line.append(line)
+        key = key if key is not None else f"{self.number}:{line}"
+        self.rows.append(text, key, self.number, line, text_b=text_b, label=label)
 
     def _label(self, record: Record) -> str | None:
         if self.label not in record:

@@ -58,6 +58,7 @@ def write_pieces(corpus: Corpus, data: Data, folder: Path) -> None:
         "labels": corpus.labels,
         "types": corpus.types,
         "scheme": corpus.scheme,
+        "span_end": corpus.span_end,
         "rows": pieces,
         "documents": corpus.counts,
         "label_counts": corpus.label_counts,

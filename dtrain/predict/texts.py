@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrain.data import Part
-from dtrain.data.documents import read_documents
-from dtrain.data.files import SUFFIXES, Source, find_sources, resolve_path
+from dtrain.data.files import SUFFIXES, Source, resolve_path
 from dtrain.data.problems import Problems, shown
 from dtrain.data.records import read_records
-from dtrain.data.sources import Rows, read_rows
+from dtrain.data.sources import Rows
 from dtrain.errors import InputError, suggest
 from dtrain.log import warn
 from dtrain.recipe.data import Data
 from dtrain.recipe.values import Column
 from dtrain.tasks.answers import Texts
+from dtrain.tasks.corpus import READINGS, find_sources
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,12 +80,9 @@ def _read(data: Data, source: Source) -> Rows:
     problems = Problems()
     if data.columns.id is not None and not _has_column(data, source, data.columns.id):
         data = _changed(data, {"id": None})
-    if data.task == "tagging":
-        parts, *_ = read_documents(data, [source], [source.name], problems, keep_empty=True)
-    else:
-        parts = read_rows(data, [source], [source.name], problems)
+    corpus = READINGS[data.task].read(data, [source], [source.name], problems, keep_empty=True)
     problems.raise_if_any()
-    return parts["transfer"]
+    return corpus.parts["transfer"]
 
 
 def _has_column(data: Data, source: Source, column: Column) -> bool:

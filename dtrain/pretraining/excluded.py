@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dtrain.data.conll import join_tokens, split_columns
-from dtrain.data.corpus import parts_to_cut, read_corpus
-from dtrain.data.files import EXCLUDED, HUB, SUFFIXES, Source, existing_file, find_sources, resolve_path
+from dtrain.data.corpus import parts_to_cut
+from dtrain.data.files import EXCLUDED, HUB, SUFFIXES, Source, existing_file, resolve_path
 from dtrain.data.lines import numbered_lines
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
@@ -19,6 +19,7 @@ from dtrain.data.sources import Rows
 from dtrain.data.tables import table_rows
 from dtrain.errors import InputError
 from dtrain.recipe.schema import Recipe
+from dtrain.tasks.corpus import find_sources, read_corpus
 
 LINE_END = re.compile(r"\r\n|[\r\n]")
 

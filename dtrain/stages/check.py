@@ -7,7 +7,7 @@ import os
 
 from pydantic import BaseModel
 
-from dtrain.data.corpus import Corpus, check_sources
+from dtrain.data.corpus import Corpus
 from dtrain.data.files import existing_file
 from dtrain.data.given import check_given
 from dtrain.data.pretrained import check_pretrained
@@ -24,6 +24,7 @@ from dtrain.recipe import Recipe, dump_recipe
 from dtrain.recipe.models import encoder_of
 from dtrain.runfolder import read_json
 from dtrain.stages import find_stage, run_names
+from dtrain.tasks.corpus import check_sources
 
 
 def check_inputs(recipe: Recipe) -> Corpus | None:

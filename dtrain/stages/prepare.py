@@ -15,7 +15,6 @@ import datasets
 from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
 from dtrain.data.characters import CharacterEncoder
-from dtrain.data.corpus import read_corpus
 from dtrain.data.given import check_given
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.summary import remarks_in_words
@@ -43,6 +42,7 @@ from dtrain.runfolder import (
     publish_folder,
     write_json,
 )
+from dtrain.tasks.corpus import read_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,7 +13,7 @@ import pytest
 from dtrain.augment import rows as augment_rows
 from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
-from dtrain.data.corpus import Corpus, read_corpus
+from dtrain.data.corpus import Corpus
 from dtrain.data.encode import MASK, Encoder
 from dtrain.data.tokenizers import frame_ids, load_tokenizer
 from dtrain.errors import InputError
@@ -22,6 +22,7 @@ from dtrain.recipe.data import Data
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
 from dtrain.stages.prepare import prepare
+from dtrain.tasks.corpus import read_corpus
 
 WORDS = ["red", "blue", "cats", "dogs", "sit", "run", "on", "under", "the", "big", "small", "table", "chair"]
 AUGMENT: dict[str, Any] = {"n_iter": 6, "p_mask": 0.2, "p_ng": 0.3}

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from seqeval.scheme import IOB2, IOBES, Tokens
 
-from dtrain.data.corpus import Corpus, check_sources, read_corpus
+from dtrain.data.corpus import Corpus
 from dtrain.data.schemes import read_spans, write_tags
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data
+from dtrain.tasks.corpus import check_sources, read_corpus
 
 Write = Callable[[str, str], str]
 
@@ -93,7 +94,7 @@ def test_both_forms_of_spans(write: Write) -> None:
     ],
 )
 def test_wrong_spans(write: Write, label: Any, reason: str) -> None:
-    train = write("a.json", line("无", {}) + line("张三在北京", label))
+    train = write("a.json", line("无", {"x": {"无": [[0, 0]]}}) + line("张三在北京", label))  # ends are inclusive
     with pytest.raises(InputError) as caught:
         read(train=train)
     (problem,) = caught.value.problems
@@ -113,7 +114,13 @@ def test_spans_inside_others_are_left_out(write: Write) -> None:
 def test_tags_that_make_no_entity_are_counted(write: Write) -> None:
     first = write("a.conll", "a O\nb I-X\n\nc I-X\nd B-X\ne I-Y\n")
     second = write("b.conll", "a B-X\nb B-Y\n")
-    corpus = read(train=[first, second])
+    with pytest.raises(InputError) as caught:
+        read(train=[first, second])
+    assert caught.value.problems == [
+        f"data.scheme: {second} is in scheme bio, but {first} in iob1, where {second}:1: 'B-X' makes no whole entity; one "
+        "scheme is read: convert a file"
+    ]
+    corpus = read(train=[first, second], scheme="bio")
     assert corpus.scheme == "bio"
     assert corpus.parts["train"].spans == [[], [(1, 2, "X")], [(0, 1, "X"), (1, 2, "Y")]]
     assert corpus.remarks == [
@@ -266,7 +273,12 @@ def test_any_bytes_give_aligned_entities_or_file_and_line(content: bytes, scheme
 def test_any_json_gives_spans_or_file_and_line(text: str, label: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.json"
-        path.write_text(line("张", {"x": {"张": [[0, 0]]}}) + json.dumps({"text": text, "label": label}) + "\n")
+        # Enough spans that say what ends are for any row to be the one that is wrong.
+        path.write_text(
+            line("张" * 9, {"x": {"张": [[n, n] for n in range(9)]}})
+            + json.dumps({"text": text, "label": label})
+            + "\n"
+        )
         try:
             corpus = read(train=str(path), labels=["x"])
         except InputError as error:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dtrain.data.corpus import read_corpus
 from dtrain.recipe.data import Data
+from dtrain.tasks.corpus import read_corpus
 
 NUMBERED = {"format": "tsv", "header": False}
 PAIRS = {"task": "pairs", **NUMBERED, "columns": {"text": 0, "text_b": 1, "label": 2}}

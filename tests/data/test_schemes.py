@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Tokens
 
+from dtrain.data.conll import Sentence
 from dtrain.data.schemes import (
     SCHEMES,
-    SchemeFinder,
     Span,
     number_tags,
     outside_entities,
@@ -18,6 +18,8 @@ from dtrain.data.schemes import (
     tag_names,
     write_tags,
 )
+from dtrain.errors import InputError
+from dtrain.tasks.tagging.scheme import TagFile, find_scheme, lost_tags, read_among_strays
 
 ORACLES = {"iob1": IOB1, "bio": IOB2, "bioes": IOBES, "bmes": IOBES, "bilou": BILOU}
 TYPES = ["X", "Y", "a-b"]
@@ -97,22 +99,59 @@ def test_worked_by_hand(scheme: str, tags: str, spans: list[tuple[int, int, str]
         (["B-X O"], "bio"),
         (["I-X I-X O I-Y"], "iob1"),
         (["I-X B-X O", "O I-Y"], "iob1"),
-        (["I-X B-X O", "O B-Y"], "bio"),  # one B that opens: the I are mistakes
+        (["I-X B-X O", *["O B-Y"] * 9], "bio"),  # many B open entities: the one I is a mistake
         (["B-X E-X S-Y"], "bioes"),
-        (["B-X I-X", "O S-X"], "bioes"),
-        (["B-X M-X", "O S-X"], "bmes"),
+        (["B-X I-X E-X", "O S-X"], "bioes"),
+        (["B-X M-X E-X", "O S-X"], "bmes"),
         (["B-X I-X L-X U-X"], "bilou"),
         (["U-X"], "bilou"),
+        ([*["B-X I-X"] * 9, "O S-X"], "bio"),
+        ([*["B-X E-X"] * 9, "B-X I-X"], "bioes"),
+        (["B-X I-X", "O S-X"], None),
         (["B-X M-X I-X"], None),
         (["B-X E-X L-X"], None),
         (["Q-X"], None),
     ],
 )
 def test_the_scheme_is_found(sentences: list[str], scheme: str | None) -> None:
-    finder = SchemeFinder()
-    for sentence in sentences:
-        finder.see(sentence.split())
-    assert finder.scheme() == scheme
+    files = [TagFile("f", [Sentence(1, tags=sentence.split()) for sentence in sentences])]
+    if scheme is not None:
+        assert find_scheme(files) == scheme
+        return
+    with pytest.raises(InputError, match=r"data\.scheme: "):
+        find_scheme(files)
+
+
+@given(st.lists(tag_sequences(), min_size=1, max_size=6))
+def test_the_scheme_found_loses_the_fewest_tags(cases: list[tuple[str, list[str]]]) -> None:
+    """Schemes that were passed over unread would have been no better."""
+    file = TagFile("f", [Sentence(1, tags=tags) for _, tags in cases])
+    lost = {scheme: sum(len(lost_tags(tags, scheme)) for _, tags in cases) for scheme in SCHEMES}
+    total = sum(tag != "O" for _, tags in cases for tag in tags)
+    try:
+        found = find_scheme([file])
+    except InputError:
+        assert min(lost.values()) > total / 10
+        return
+    assert lost[found] == min(lost.values()) <= total / 10
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags", "spans", "strays"),
+    [
+        ("bio", "B-X E-X B-X I-X", [(2, 4, "X")], [1]),  # what goes on into a stray tag is no entity
+        ("bio", "B-Y E-X B-X I-X", [(0, 1, "Y"), (2, 4, "X")], [1]),
+        ("bio", "S-X O B-X", [(2, 3, "X")], [0]),
+        ("bioes", "B-X M-X E-X S-X", [(3, 4, "X")], [1]),
+        ("bioes", "B-X E-X L-X", [(0, 2, "X")], [2]),
+        ("iob1", "I-X E-X I-X", [], [1]),
+        ("bioes", "B-X I-X E-X", [(0, 3, "X")], []),
+    ],
+)
+def test_stray_tags_and_what_they_touch_make_no_entity(
+    scheme: str, tags: str, spans: list[tuple[int, int, str]], strays: list[int]
+) -> None:
+    assert read_among_strays(tags.split(), scheme) == (spans, strays)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from dtrain.data.corpus import check_sources, read_corpus
-from dtrain.data.files import source_files
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data
+from dtrain.tasks.corpus import check_sources, read_corpus, source_files
 
 GOOD = '{"text": "一", "label": "a"}\n{"text": "二", "label": "b"}\n'
 TRAIN = {"train.jsonl": GOOD}
@@ -161,7 +160,8 @@ def test_reading_needs_neither_torch_nor_datasets(tmp_path: Path) -> None:
     write(tmp_path, TRAIN)
     program = (
         "import sys\n"
-        "from dtrain.data import check_sources, check_tokenizers, source_files, tokenizer_name\n"
+        "from dtrain.data import check_tokenizers, tokenizer_name\n"
+        "from dtrain.tasks.corpus import check_sources, source_files\n"
         "from dtrain.recipe.data import Data\n"
         f"check_sources(Data.model_validate({{'train': {str(tmp_path / 'train.jsonl')!r}}}))\n"
         "heavy = {'torch', 'datasets', 'transformers', 'tokenizers'} & set(sys.modules)\n"

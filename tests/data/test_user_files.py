@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtrain.__main__ import main
-from dtrain.data.corpus import Corpus, check_sources
-from dtrain.data.files import find_sources
+from dtrain.data.corpus import Corpus
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data
+from dtrain.tasks.corpus import check_sources, find_sources
 from tests.conftest import ROOT
 
 CASES = ROOT.parent / "shared" / "cases"

@@ -10,7 +10,6 @@ from pathlib import Path
 import datasets
 import pytest
 
-from dtrain.data.corpus import read_corpus
 from dtrain.data.normalize import Normalizer
 from dtrain.errors import InputError
 from dtrain.plan import Plan
@@ -18,6 +17,7 @@ from dtrain.pretraining import prepare
 from dtrain.pretraining.excluded import excluded_sources, excluded_texts
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
+from dtrain.tasks.corpus import read_corpus
 
 Load = Callable[..., Recipe]
 TEXT = "球队进球，冠军！"

@@ -1,0 +1,148 @@
+"""Texts and pairs of texts with a label each: their files, and the label map."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.files import HUB, SUFFIXES, TABLES, Source, resolve_path, suffix_of
+from dtrain.data.labels import check_all_or_none, outside, read_label_file
+from dtrain.data.lines import first_line
+from dtrain.data.problems import Problems, shortened, shown
+from dtrain.data.remarks import remark_on_labels
+from dtrain.data.sources import Rows, read_rows
+from dtrain.errors import InputError, suggest
+from dtrain.recipe.data import Data
+from dtrain.tasks.reading import Reading
+
+
+class TextReading(Reading):
+    """Of tasks `classification` and `pairs`: JSON lines, tables, parquet files, folders and hub data sets of `datasets`."""
+
+    def suffixes(self, data: Data) -> set[str]:
+        """A .txt is among them where the recipe says how it is read."""
+        return {*SUFFIXES, ".txt"} if data.format in SUFFIXES.values() else {*SUFFIXES}
+
+    def format_of(self, part: str, name: str, data: Data) -> str:
+        """`auto` goes by suffix. Transfer files do so even where a format is set: they often come from elsewhere."""
+        if name.startswith(HUB):
+            if data.format not in ("auto", "dataset"):
+                raise InputError(
+                    f"{name}: is a hub data set, but data.format is {data.format!r} (allowed: auto, dataset)"
+                )
+            return "hub"
+        path = resolve_path(name)
+        if path.is_dir():
+            if data.format not in ("auto", "dataset") and part != "transfer":
+                raise InputError(f"{name}: is a folder, but data.format is {data.format!r}")
+            return "dataset"
+        if path.stat().st_size == 0:
+            raise InputError(f"{name}: the file is empty")
+        suffix = suffix_of(path)
+        by_suffix = SUFFIXES.get(suffix)
+        if by_suffix == "parquet":
+            return by_suffix
+        if part == "transfer":
+            if by_suffix or data.format == "lines":
+                return by_suffix or "lines"
+            if suffix == ".txt":
+                return data.format if data.format in TABLES and _looks_like_table(path, data) else "lines"
+        if data.format == "dataset":
+            raise InputError(f"{name}: is a file; data.format 'dataset' reads folders written by save_to_disk")
+        if data.format == "lines":
+            raise InputError(f"{name}: plain lines hold no labels; data.format 'lines' is for transfer files only")
+        if data.format != "auto":
+            return data.format
+        if by_suffix:
+            return by_suffix
+        if suffix == ".txt":
+            raise InputError(f"{name}: how a .txt holds labels must be said: set data.format (tsv, csv or jsonl)")
+        raise InputError(
+            f"{name}: the suffix {suffix or '(none)'} tells no format; set data.format (jsonl, tsv or csv), "
+            "or name the file .jsonl, .json, .tsv or .csv"
+        )
+
+    def read(
+        self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
+    ) -> Corpus:
+        """Empty texts are rows like others."""
+        parts = read_rows(data, sources, files, problems)
+        if not problems and "train" in parts:
+            remark_on_labels(parts["train"], sources, files, data.header, problems)
+        return Corpus(parts, files)
+
+    def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
+        corpus.labels = _label_map(data, corpus.parts, problems)
+        corpus.numbers = _label_numbers(data, corpus, problems)
+
+
+def _looks_like_table(path: Path, data: Data) -> bool:
+    """Whether a .txt beside tab-separated ones is one too; read as plain lines its labels would become text."""
+    first = first_line(path, data.encoding)
+    separator = Source("transfer", "", data.format, delimiter=data.delimiter).separator
+    return (separator != "," and separator in first) or (data.header and first == data.columns.text)
+
+
+def _label_map(data: Data, parts: dict[str, Rows], problems: Problems) -> list[str]:
+    """Labels in the order of their numbers.
+
+    Where `data.labels` are names, and the rows hold numbers that count them from 0, the names take the numbers' places
+    in the rows.
+
+    Raises InputError for a label file that is wrong, or where fewer than two labels are found.
+    """
+    if data.labels is not None:
+        given = data.labels
+        labels = read_label_file(given, data.encoding, least=2) if isinstance(given, str) else list(given)
+        _name_numbers(labels, parts, problems)
+        return labels
+    found = {label for label in parts["train"].label if label is not None}
+    if len(found) < 2:
+        raise InputError(f"data.train: only one label ({shown(map(repr, found))}); classification needs at least 2")
+    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
+        return sorted(found, key=lambda label: (int(label), label))
+    return sorted(found)
+
+
+def _name_numbers(labels: list[str], parts: dict[str, Rows], problems: Problems) -> None:
+    """Put names in the place of numbers, where no row has a name of `labels` and every row a number of one."""
+    found = {label for rows in parts.values() for label in rows.label if label is not None}
+    names = {str(number): label for number, label in enumerate(labels)}
+    if not found or not found <= set(names) or found & set(labels):
+        return
+    for rows in parts.values():
+        rows.label = [None if label is None else names[label] for label in rows.label]
+    problems.remark(
+        f"data.labels: names the numbers of the rows: 0 is {labels[0]!r}, {len(labels) - 1} is {labels[-1]!r}"
+    )
+
+
+def _label_numbers(data: Data, corpus: Corpus, problems: Problems) -> dict[str, np.ndarray]:
+    """Every part's labels as numbers, int64 [N], -1 for none.
+
+    Raises InputError for labels outside the map, and for a test part that is labelled in places only.
+    """
+    numbers: dict[str | None, int] = {label: number for number, label in enumerate(corpus.labels)}
+    columns = {}
+    for part, rows in corpus.parts.items():
+        columns[part] = np.array([numbers.get(label, -1) for label in rows.label], dtype=np.int64)
+        check_all_or_none(part, np.array([label is None for label in rows.label]), rows, corpus.files, problems)
+        unknown = [i for i in np.flatnonzero(columns[part] < 0).tolist() if rows.label[i] is not None]
+        if unknown:
+            _add_unknown(data, corpus, rows, unknown, problems)
+    return columns
+
+
+def _add_unknown(data: Data, corpus: Corpus, rows: Rows, unknown: list[int], problems: Problems) -> None:
+    """One problem for all rows of a part whose label is none of the corpus's."""
+    first, label = unknown[0], str(rows.label[unknown[0]])
+    why, remedy = outside(data)
+    others = list(dict.fromkeys(repr(rows.label[i]) for i in unknown if rows.label[i] != label))
+    more = f"; {len(unknown) - 1:,} more row(s) have" if len(unknown) > 1 else ""
+    more += f" this label or {shown(others, 5)}" if others else " this label" if more else ""
+    header = "; if the file has a header, set data.header: true" if not data.header and rows.line[first] == 1 else ""
+    place = f"{corpus.files[rows.file[first]]}:{rows.line[first]}: label {shortened(label)!r} {why}"
+    problems.add(f"{place}{suggest(label, corpus.labels, 0.5)} (allowed: {shown(corpus.labels)}){more}{remedy}{header}")

@@ -1,0 +1,92 @@
+"""All rows of a recipe, read and checked: labels numbered, missing parts cut. Nothing is written here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dtrain.augment.words import check_tagger
+from dtrain.data.corpus import Corpus, parts_to_cut
+from dtrain.data.files import PARTS, Source, existing_file, matching_files
+from dtrain.data.problems import Problems
+from dtrain.data.remarks import remark_on_rows, remark_on_sources
+from dtrain.data.splits import stratified_split
+from dtrain.errors import InputError
+from dtrain.recipe.data import Data
+from dtrain.tasks.classification.reading import TextReading
+from dtrain.tasks.reading import Reading
+from dtrain.tasks.tagging.reading import DocumentReading
+
+READINGS: dict[str, Reading] = {
+    "classification": TextReading(),
+    "pairs": TextReading(),
+    "tagging": DocumentReading(),
+}
+
+
+def find_sources(data: Data) -> list[Source]:
+    """Every source in the order train, valid, test, transfer, with its format settled; patterns and folders opened.
+
+    Raises InputError where a file is missing, empty or of no known format; reads at most one line of each.
+    """
+    reading = READINGS[data.task]
+    problems = Problems()
+    sources = []
+    for part in PARTS:
+        for name in getattr(data, part):
+            try:
+                for file in matching_files(name, reading.suffixes(data)):
+                    kind = reading.format_of(part, file, data)
+                    sources.append(Source(part, file, kind, data.encoding, data.delimiter, data.quoting))
+            except InputError as error:
+                problems.add(f"data.{part}: {error}")
+    problems.raise_if_any()
+    return sources
+
+
+def source_files(data: Data) -> list[Path]:
+    """Files whose bytes decide the rows: sources and label map. A hub name gives none.
+
+    Raises InputError where one is missing.
+    """
+    files = [path for source in find_sources(data) for path in source.files]
+    if isinstance(data.labels, str):
+        files.append(existing_file(data.labels, "data.labels"))
+    return files
+
+
+def read_corpus(data: Data, seed: int) -> Corpus:
+    """Read every source; `seed` decides which training rows go to a part without a file.
+
+    Raises:
+        InputError: a line a kind of problem, each with file and line or the recipe's key.
+    """
+    sources = find_sources(data)
+    files = list(dict.fromkeys(source.name for source in sources))
+    reading, problems = READINGS[data.task], Problems()
+    remark_on_sources(sources, problems)
+    corpus = reading.read(data, sources, files, problems)
+    problems.raise_if_any()
+    reading.number_labels(corpus, data, problems)
+    problems.raise_if_any()
+    remark_on_rows(corpus.parts, problems)
+    missing = parts_to_cut(data)
+    if missing:
+        whole, numbers = corpus.parts["train"], corpus.numbers["train"]
+        for part, index in stratified_split(numbers, missing, seed).items():
+            corpus.parts[part] = whole.take(index.tolist())
+            corpus.numbers[part] = numbers[index]
+    ordered = [part for part in PARTS if part in corpus.parts]
+    corpus.parts = {part: corpus.parts[part] for part in ordered}
+    corpus.numbers = {part: corpus.numbers[part] for part in ordered}
+    corpus.remarks = problems.remarks
+    return corpus
+
+
+def check_sources(data: Data, seed: int = 0) -> Corpus:
+    """Read and check every row, as `prepare` will.
+
+    Raises InputError. Needs no torch and writes nothing.
+    """
+    if data.augment is not None:
+        check_tagger(data.augment)
+    return read_corpus(data, seed)
