@@ -17,6 +17,7 @@ from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student
 from dtrain.runfolder import RunFolder, is_done, publish_folder, read_json, write_json
+from dtrain.stages.precompute import expected_identity
 from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
@@ -236,8 +237,6 @@ def _waiting(plan: Plan) -> list[str]:
 
 
 def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFolder) -> StoreReader:
-    from dtrain.stages.precompute import expected_identity
-
     return StoreReader.open(folder.knowledge(teacher), expect=expected_identity(teacher, recipe, data, folder))
 
 

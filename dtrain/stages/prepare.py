@@ -31,6 +31,7 @@ from dtrain.data.write import write_encoded, write_rows
 from dtrain.data.write_tagging import write_pieces
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say, warn
+from dtrain.plan import Plan
 from dtrain.recipe.models import GivenSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import (
@@ -56,8 +57,6 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
     Raises InputError for bad sources, before anything is written, and Stopped between two tokenizers, if asked to.
     """
-    from dtrain.plan import Plan
-
     plan = Plan(recipe)
     world.main_first(lambda: prepare(recipe, folder, plan.data, plan.tokenizer, world.stop))
 
