@@ -1,4 +1,4 @@
-"""One rank of the engine runs: `torchrun ... engine_worker.py SETTINGS.json RESULTS.json`.
+"""One rank of the engine runs: `engine_worker.py SETTINGS.json RESULTS.json`.
 
 A setting is a chain of engines that train one small model, each going on from the checkpoint of the one before:
 

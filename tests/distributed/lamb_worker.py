@@ -1,4 +1,4 @@
-"""One rank of the LAMB parity runs: `torchrun ... lamb_worker.py SETTINGS.json RESULTS.json`.
+"""One rank of the LAMB parity runs: `lamb_worker.py SETTINGS.json RESULTS.json`.
 
 Every setting trains the same small model on the same rows, once in this launch (sharded) and once alone in
 this process, and reports how far apart the weights end (their float32 masters, in 16 bits). Sizes are odd on

@@ -1,18 +1,13 @@
-"""Stores filled by teachers that are cut up over 2 and over 3 ranks, and by whole ones: `... FOLDER`.
+"""One rank of stores filled by a teacher that is cut up over all of them, or whole on one: `... FOLDER`.
 
-Writes FOLDER/<ranks>/<case>, a store, and FOLDER/<ranks>/facts-<rank>.json, what happened on this rank. Ranks are
-forked before torch has any thread, so that the imports are paid once.
+Writes FOLDER/<case>, a store, and FOLDER/facts-<rank>.json, what happened on this rank.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,38 +83,6 @@ def attempt(store: StoreWriter, teacher: nn.Module, job: Job, world: World) -> s
     return "done"
 
 
-def main() -> None:
-    for ranks in (1, 2, 3):
-        folder = Path(sys.argv[1], str(ranks))
-        folder.mkdir()
-        with socket.create_server(("localhost", 0)) as server:
-            port = server.getsockname()[1]
-        children = [start(folder, rank, ranks, port) for rank in range(ranks)]
-        for _ in range(ranks):
-            child, status = os.wait()
-            children.remove(child)
-            if status:
-                for other in children:
-                    os.kill(other, signal.SIGKILL)
-                sys.exit(f"{ranks} ranks: one ended with status {status}")
-
-
-def start(folder: Path, rank: int, ranks: int, port: int) -> int:
-    """Fork a rank; returns its process id."""
-    child = os.fork()
-    if child == 0:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        if ranks > 1:
-            os.environ.update({name: str(value) for name, value in place.items()})
-            os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-        try:
-            one_rank(folder)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return child
-
-
 def one_rank(folder: Path) -> None:
     world = connect()
     facts: dict[str, Any] = {}
@@ -190,4 +153,4 @@ def troubles(folder: Path, world: World, teacher_of: Callable[[Job], nn.Module])
 
 
 if __name__ == "__main__":
-    main()
+    one_rank(Path(sys.argv[1]))

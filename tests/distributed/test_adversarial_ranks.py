@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.processes import ended, start_ranks
 
 WORKER = Path(__file__).with_name("adversarial_worker.py")
 METHODS = ("fgm", "fgsm", "pgd")
@@ -19,21 +18,11 @@ CASES = [f"{way}-{method}" for way in ("ddp", "fsdp2") for method in METHODS]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """By number of ranks, where the gradients of each case are."""
-    found, running = {}, []
+    found = {}
     for world, cases in ((1, [f"alone-{method}" for method in METHODS]), (2, CASES)):
         found[world] = tmp_path_factory.mktemp(f"ranks{world}")
-        for rank in range(world):
-            command = [sys.executable, str(WORKER), *cases, str(found[world])]
-            environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
-            pipe = subprocess.PIPE
-            running.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True))
-    try:
-        for process in running:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
-    finally:
-        for process in running:
-            process.kill()
+        codes, told = ended(start_ranks([WORKER, *cases, found[world]], ranks=world))
+        assert codes == [0] * world, told
     return found
 
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from dtrain.sharding import configs_folder
-from tests.distributed.commands import write
+from tests.distributed.forty_rows import write
+from tests.processes import start
 
 FOLDER = configs_folder("accelerate_configs")
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -89,18 +90,18 @@ def check_trained(folder: Path, out: str, precision: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in TWO_MACHINES + ELSEWHERE])
 def test_it_starts_two_ranks(folder: Path, name: str) -> None:
-    words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    words = ["-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
     words += ["--config_file", f"accelerate_configs/{name}.yaml", "-m", "dtrain", "finetune", "my.yaml"]
-    environment = os.environ | NO_GPU
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
+    process = start(words, folder, **NO_GPU)
+    out, err = process.communicate(timeout=300)
     if name == "ddp_fp16":
-        told = [line for line in done.stderr.splitlines() if line.startswith("dtrain: ")]
-        assert done.returncode != 0
+        told = [line for line in err.splitlines() if line.startswith("dtrain: ")]
+        assert process.returncode != 0
         assert told == ["dtrain: teachers.cnn.precision: fp16 needs a GPU (found none; allowed here: fp32, bf16, auto)"]
         assert not (folder / "runs/tiny/teachers").exists()
         return
-    assert done.returncode == 0, done.stderr
-    check_trained(folder, done.stdout, "bf16" if name == "ddp_bf16" else "fp32")
+    assert process.returncode == 0, err
+    check_trained(folder, out, "bf16" if name == "ddp_bf16" else "fp32")
 
 
 @pytest.mark.parametrize("name", TWO_MACHINES)

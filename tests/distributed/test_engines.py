@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import ended, start_ranks
+
 pytestmark = pytest.mark.distributed
 
 WORKER = Path(__file__).with_name("engine_worker.py")
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 WAYS = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 ALIKE: dict[str, dict[str, Any]] = {
@@ -73,19 +73,8 @@ def launch(folder: Path, ranks: int) -> dict[str, Any]:
     asked, found = folder / f"settings-{ranks}.json", folder / f"results-{ranks}.json"
     own = {name: {**setting, "folder": str(folder)} for name, setting in settings(ranks).items()}
     asked.write_text(json.dumps(own))
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        + [str(WORKER), str(asked), str(found)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout[-6000:]
+    codes, told = ended(start_ranks([WORKER, asked, found], folder, ranks, **NO_GPU), seconds=900)
+    assert codes == [0] * ranks, told[-6000:]
     return json.loads(found.read_text())
 
 

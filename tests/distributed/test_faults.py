@@ -1,5 +1,6 @@
 """What goes wrong while a run is under way: each fault ends it within a set time, with one clear message, and the
-same command continues once the cause is gone. `pytest -s` shows the times that the README's table holds."""
+same command continues once the cause is gone. `pytest -s` shows the times that the README's table holds: those of real
+launches, but for faults in what a command reads, and for the commands before and after a fault, which are forked."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from dtrain.runfolder import is_done
+from tests.processes import start
 
 RECIPE = """\
 name: tiny
@@ -74,11 +76,11 @@ def command(stages: str, *changes: str) -> list[str]:
     return [sys.executable, "-m", "dtrain", "run", "recipe.yaml", *changes, "--stages", stages]
 
 
-def run(folder: Path, stages: str, *changes: str, wrap: list[str] | None = None) -> Ended:
+def run(folder: Path, stages: str, *changes: str) -> Ended:
     begin = time.monotonic()
-    words = [*(wrap or []), *command(stages, *changes)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=400, cwd=folder)
-    return Ended(done.returncode, done.stderr, time.monotonic() - begin)
+    process = start(command(stages, *changes)[1:], folder)
+    _, told = process.communicate(timeout=400)
+    return Ended(process.wait(), told, time.monotonic() - begin)
 
 
 @contextlib.contextmanager
@@ -232,7 +234,10 @@ def test_a_read_only_run_folder(folder: Path) -> None:
         pytest.skip("needs root, to mount the folder read-only in a namespace of its own")
     runs = folder / "runs"
     script = f'mount --bind {runs} {runs} && mount -o remount,bind,ro {runs} && exec "$@"'
-    ended = run(folder, "finetune", wrap=["unshare", "--mount", "bash", "-c", script, "bash"])
+    begin = time.monotonic()
+    words = ["unshare", "--mount", "bash", "-c", script, "bash", *command("finetune")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, cwd=folder)
+    ended = Ended(done.returncode, done.stderr, time.monotonic() - begin)
     check_end("the run folder is read-only", ended)
     assert ended.code == 2
     assert "cannot be written to" in ended.told

@@ -2,13 +2,12 @@
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import ended, start_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -79,19 +78,9 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("parity")
     settings, found = folder / "settings.json", folder / "results.json"
     settings.write_text(json.dumps({**EXACT, **HALF, **BROKEN, **UNATTACHED, **TAMPERED, **OTHER}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
-    run = subprocess.run(
-        [*launch, str(request.param), str(WORKER), str(settings), str(found)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
+    ranks = start_ranks([WORKER, settings, found], folder, request.param, CUDA_VISIBLE_DEVICES="")
+    codes, told = ended(ranks, seconds=600)
+    assert codes == [0] * request.param, told[-4000:]
     return json.loads(found.read_text())
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -13,7 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dtrain.runfolder import file_fingerprint
-from tests.distributed.test_pipeline import dtrain, read, wait_for, write_data
+from tests.distributed.test_pipeline import read, write_data
+from tests.processes import dtrain, start, wait_for
 
 pytestmark = pytest.mark.distributed
 
@@ -88,30 +86,26 @@ def weights(run: Path) -> dict[str, str]:
 def test_a_rank_killed_and_the_command_run_again(taught: Path, tmp_path: Path, fuse: str) -> None:
     """One student diverges, one raises, a rank is killed: the other ten end with the same bytes."""
     recipe = taught / f"{fuse}.yaml"
-    command = [sys.executable, "-m", "dtrain", "run", str(recipe), "--stages", "distill"]
+    command = ["-m", "dtrain", "run", recipe, "--stages", "distill"]
     undisturbed = copy(taught, tmp_path / "undisturbed")
-    done = subprocess.run(
-        [*command, f"output_dir={undisturbed.parent}"], capture_output=True, text=True, timeout=300, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
+    told = distill(recipe, f"output_dir={undisturbed.parent}")
     expected = weights(undisturbed)
     assert len(expected) == 10
-    assert "diverging: FAILED" in done.stdout and "raising: FAILED" in done.stdout
+    assert "diverging: FAILED" in told and "raising: FAILED" in told
     assert read(undisturbed / "students" / "diverging" / "failed.json")["final"]
     assert not read(undisturbed / "students" / "raising" / "failed.json")["final"]
-    assert ("as one stacked model" in done.stdout) == (fuse == "always")
+    assert ("as one stacked model" in told) == (fuse == "always")
 
     run = copy(taught, tmp_path / "killed")
     where = f"output_dir={run.parent}"
-    process = subprocess.Popen([*command, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start([*command, where])
     wait_for(lambda: len(list((run / "checkpoints" / "students").glob("*/step-*"))) > 2)
-    workers = [c for c in psutil.Process(process.pid).children(recursive=True) if "dtrain" in " ".join(c.cmdline())]
-    workers[-1].kill()
+    psutil.Process(process.pid).children()[-1].kill()
     process.communicate(timeout=120)
     assert process.returncode == 1
     ended = {name: path.stat().st_mtime_ns for name, path in finished(run).items()}
     assert len(ended) < 10
-    dtrain_allowing_tracebacks(recipe, where)
+    distill(recipe, where)
     assert weights(run) == expected
     assert ended.items() <= {name: path.stat().st_mtime_ns for name, path in finished(run).items()}.items()
 
@@ -120,11 +114,12 @@ def finished(run: Path) -> dict[str, Path]:
     return {path.parent.name: path for path in (run / "students").rglob("model.safetensors")}
 
 
-def dtrain_allowing_tracebacks(recipe: Path, *changes: str) -> None:
-    """An accident's traceback is shown, for whoever has to find its cause."""
-    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *changes, "--stages", "distill"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
-    assert done.returncode == 0, done.stdout + done.stderr
+def distill(recipe: Path, *changes: str) -> str:
+    """stdout. An accident's traceback is shown on stderr, for whoever has to find its cause."""
+    process = start(["-m", "dtrain", "run", recipe, *changes, "--stages", "distill"])
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return out
 
 
 def test_the_plan_is_told_and_nothing_is_written(taught: Path) -> None:

@@ -1,14 +1,11 @@
-"""The whole pipeline in real processes: `dtrain run`, which starts `accelerate launch`, on 1, 2 and 3 ranks."""
+"""The whole pipeline in processes: `dtrain run` from nothing, which starts `accelerate launch`; then forked, on 1, 2 and 3 ranks."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from dtrain.runfolder import file_fingerprint
+from tests.processes import dtrain, start, wait_for
 
 pytestmark = pytest.mark.distributed
 
@@ -84,20 +82,12 @@ def write_recipe(folder: Path, processes: int) -> Path:
     return path
 
 
-def dtrain(*arguments: str | Path, code: int = 0) -> str:
-    command = [sys.executable, "-m", "dtrain", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and a run of the whole recipe on two ranks."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_data(folder)
-    dtrain("run", write_recipe(folder, 2))
+    dtrain("run", write_recipe(folder, 2), for_real=True)
     return folder
 
 
@@ -161,11 +151,9 @@ def test_a_rank_killed_while_precomputing_leaves_whole_shards(finished: Path, tm
         ignored = shutil.ignore_patterns("knowledge")
         shutil.copytree(finished / "runs" / "tiny", root / "tiny", ignore=ignored)
     stores = [root / "tiny" / "knowledge" for root in roots]
-    words = [sys.executable, "-m", "dtrain", *map(str, command(roots[0]))]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = start(["-m", "dtrain", *command(roots[0])])
     wait_for(lambda: list(stores[0].rglob("shard-*")))
-    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "dtrain" in " ".join(p.cmdline())]
-    ranks[-1].kill()
+    psutil.Process(process.pid).children()[-1].kill()
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 1, told
     assert "SIGKILL" in told
@@ -212,7 +200,7 @@ def test_every_row_is_evaluated_once(finished: Path) -> None:
 def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
     begin = time.perf_counter()
-    assert "nothing to do" in dtrain("run", finished / "recipe.yaml")
+    assert "nothing to do" in dtrain("run", finished / "recipe.yaml", for_real=True)
     assert time.perf_counter() - begin < 10
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
 
@@ -302,37 +290,30 @@ def test_report_has_every_model(finished: Path) -> None:
 
 
 def test_predict_from_stdin(finished: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "dtrain",
-        "predict",
-        str(finished / "recipe.yaml"),
-        "--model",
-        "cnn",
-        "--input",
-        "-",
-    ]
-    done = subprocess.run(command, input="球队比赛进球\n好吃的火锅火锅\n", capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    command = ["predict", finished / "recipe.yaml", "--model", "cnn", "--input", "-"]
+    told = dtrain(*command, stdin="球队比赛进球\n好吃的火锅火锅\n")
+    rows = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
     assert [row["label"] for row in rows] == ["sport", "food"]
 
 
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+LONGER = ["teachers.0.epochs=40", "students.scratch.epochs=40"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `LONGER` that nobody stopped."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    dtrain("run", finished / "recipe.yaml", *LONGER, f"output_dir={root}")
+    return root / "tiny"
 
 
 @pytest.mark.parametrize("kind", ["teachers", "students"])
-def test_stopped_by_signal_and_continued_equals_undisturbed(finished: Path, tmp_path: Path, kind: str) -> None:
+def test_stopped_by_signal_and_continued_equals_undisturbed(
+    finished: Path, undisturbed: Path, tmp_path: Path, kind: str
+) -> None:
     """SIGTERM to the launcher: 75, a whole checkpoint; the next run ends with the same weights, bit for bit."""
-    recipe = finished / "recipe.yaml"
-    longer = [f"output_dir={tmp_path}/runs", "teachers.0.epochs=40", "students.scratch.epochs=40"]
-    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *longer]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["run", finished / "recipe.yaml", f"output_dir={tmp_path}/runs", *LONGER]
+    process = start(["-m", "dtrain", *command])
     run = tmp_path / "runs" / "tiny"
     name = "cnn" if kind == "teachers" else "scratch"
     wait_for(lambda: list((run / "checkpoints" / kind / name).glob("step-*")))
@@ -342,12 +323,9 @@ def test_stopped_by_signal_and_continued_equals_undisturbed(finished: Path, tmp_
     assert "stopped on request (SIGTERM)" in err
     assert "Traceback" not in err
     assert (run / "checkpoints").exists()
-    dtrain("run", recipe, *longer)
-    undisturbed = tmp_path / "undisturbed"
-    longer[0] = f"output_dir={undisturbed}"
-    dtrain("run", recipe, *longer)
+    dtrain(*command)
     for path in sorted(run.rglob("model.safetensors")):
-        assert file_fingerprint(path) == file_fingerprint(undisturbed / "tiny" / path.relative_to(run)), path
+        assert file_fingerprint(path) == file_fingerprint(undisturbed / path.relative_to(run)), path
 
 
 @pytest.mark.slow
@@ -360,7 +338,7 @@ def test_stopped_on_four_ranks_and_continued_equals_undisturbed(finished: Path, 
         command = ["run", finished / "recipe.yaml", f"output_dir={root}", "launch.processes=4", "teachers.0.epochs=30"]
         command += ["--stages", "finetune"]
         if name == "stopped":
-            process = subprocess.Popen([sys.executable, "-m", "dtrain", *map(str, command)], stderr=subprocess.DEVNULL)
+            process = start(["-m", "dtrain", *command])
             wait_for(lambda root=root: list((root / "tiny" / "checkpoints").rglob("step-*")))
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 75
@@ -372,16 +350,12 @@ def test_stopped_on_four_ranks_and_continued_equals_undisturbed(finished: Path, 
 
 
 def test_a_killed_rank_ends_the_run_and_the_next_one_continues(finished: Path, tmp_path: Path) -> None:
-    import psutil
-
     recipe = finished / "recipe.yaml"
     changes = [f"output_dir={tmp_path}/runs", "teachers.0.epochs=60"]
-    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *changes, "--stages", "prepare,finetune"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(["-m", "dtrain", "run", recipe, *changes, "--stages", "prepare,finetune"])
     run = tmp_path / "runs" / "tiny"
     wait_for(lambda: list((run / "checkpoints" / "teachers" / "cnn").glob("step-*")))
-    workers = [c for c in psutil.Process(process.pid).children(recursive=True) if "dtrain" in " ".join(c.cmdline())]
-    workers[-1].kill()
+    psutil.Process(process.pid).children()[-1].kill()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "killed by SIGKILL" in err
@@ -413,8 +387,7 @@ def test_one_diverging_student_is_its_own_failure(finished: Path, tmp_path: Path
 def test_two_runs_do_not_share_a_folder(finished: Path, tmp_path: Path) -> None:
     recipe = finished / "recipe.yaml"
     changes = [f"output_dir={tmp_path}/runs", "teachers.0.epochs=200", "launch.processes=1"]
-    command = [sys.executable, "-m", "dtrain", "run", str(recipe), *changes, "--stages", "prepare,finetune", "--here"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(["-m", "dtrain", "run", recipe, *changes, "--stages", "prepare,finetune", "--here"])
     try:
         wait_for(lambda: list((tmp_path / "runs" / "tiny" / "checkpoints").rglob("step-*")))
         told = dtrain("prepare", recipe, *changes, code=1)

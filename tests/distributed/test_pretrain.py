@@ -4,15 +4,14 @@ starts from it."""
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.processes import dtrain, start
 
 pytestmark = pytest.mark.distributed
 
@@ -61,17 +60,6 @@ def write_recipe(folder: Path, model: str, separate: bool, pairs: bool = False) 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("pretrain"), "nezha", separate=False)
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "dtrain", *map(str, arguments)]
-
-
-def dtrain(*arguments: str | Path, code: int = 0) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, env=os.environ)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
 
 
 def weights(folder: Path) -> dict:
@@ -157,7 +145,7 @@ def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(tmp_path: Pa
     undisturbed, stopped = tmp_path / "a", tmp_path / "b"
     dtrain("run", recipe, f"output_dir={undisturbed}", *longer, "--stages", "pretrain")
     arguments = ["run", recipe, f"output_dir={stopped}", *longer, "--stages", "pretrain"]
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(["-m", "dtrain", *arguments])
     root = stopped / "pre"
     deadline = time.monotonic() + 300
     checkpoints = root / "checkpoints" / "pretrain" / "phase-2"
@@ -236,10 +224,7 @@ def test_the_offline_recipe_from_real_text_to_students(data_folder: Path, tmp_pa
     smaller += ["teachers.scratch.model.heads=2", "students.*.epochs=1", "students.*.precision=fp32"]
     smaller += ["students.*.grid={seed: [1]}"]
     smaller += ["launch.processes=1", "report.latency=false"]
-    done = subprocess.run(
-        command("run", "tnews_offline", *smaller), cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    dtrain("run", "tnews_offline", *smaller, folder=tmp_path)
     root = tmp_path / "runs" / "tnews_offline"
     tokens = datasets.load_from_disk(root / "data" / "corpus" / "tokens")["tokens"]
     tokenizer = AutoTokenizer.from_pretrained(root / "data" / "corpus" / "tokenizer")

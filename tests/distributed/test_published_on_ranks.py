@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 
 from dtrain.runfolder import read_json
-from tests.distributed.commands import start
 from tests.distributed.test_sharded_teachers import distance
-from tests.distributed.test_stopping import ended, two_ranks
+from tests.processes import ended, start, start_ranks
 
 pytestmark = pytest.mark.distributed
 ENCODER = "{type: bert, hidden: 8, heads: 2, layers: 2, intermediate: 16, vocabulary_size: 120, dropout: 0}"
@@ -85,9 +83,9 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write(tmp_path / name)
-    codes, told = ended([start([sys.executable, *RUN, "launch.processes=1"], tmp_path / "one")])
+    codes, told = ended([start([*RUN, "launch.processes=1"], tmp_path / "one")])
     assert codes == [0], told
-    codes, told = ended(two_ranks(RUN, tmp_path / "two"))
+    codes, told = ended(start_ranks(RUN, tmp_path / "two"))
     assert codes == [0, 0], told
     one, two = (tmp_path / name / "runs/tiny" for name in ("one", "two"))
     names = [f"teachers/{name}" for name in ("good", "poor", "bag", "exits")]

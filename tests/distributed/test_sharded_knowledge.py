@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +11,7 @@ import pytest
 from dtrain.knowledge.verify import verify
 from dtrain.runfolder import file_fingerprint
 from dtrain.training.in_step import EVERY
+from tests.processes import ended, start_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -32,14 +30,12 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
     folder = tmp_path_factory.mktemp("stores")
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
-    command = [sys.executable, str(WORKER), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
     found = {}
     for ranks in (1, 2, 3):
         own = folder / str(ranks)
+        own.mkdir()
+        codes, told = ended(start_ranks([WORKER, own], ranks=ranks, CUDA_VISIBLE_DEVICES=""))
+        assert codes == [0] * ranks, told
         found[ranks] = Run(own, [json.loads((own / f"facts-{rank}.json").read_text()) for rank in range(ranks)])
     return found
 

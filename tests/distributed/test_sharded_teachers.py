@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.processes import dtrain, start
 
 pytestmark = pytest.mark.distributed
 
@@ -60,17 +59,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(folder=folder), encoding="utf-8")
     return path
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "dtrain", *map(str, arguments)]
-
-
-def dtrain(*arguments: str | Path, code: int = 0) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, env=os.environ)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
 
 
 def distance(one: Path, other: Path) -> float:
@@ -140,12 +128,7 @@ def test_stopped_under_one_engine_and_continued_under_another(recipe: Path, tmp_
     for way, ranks in (("zero2", 2), ("fsdp2", 3)):
         launch = [f"launch.accelerate_config={way}", f"launch.processes={ranks}"]
         stages = ["--stages", "prepare,finetune"]
-        process = subprocess.Popen(
-            command("run", recipe, *changes, *launch, *stages),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start(["-m", "dtrain", "run", recipe, *changes, *launch, *stages])
         deadline = time.monotonic() + 300
         while not any(int(path.name[5:]) > seen for path in checkpoints.glob("step-*")):
             assert time.monotonic() < deadline
@@ -184,13 +167,9 @@ def test_what_cannot_be_exact_is_refused_before_anything_is_written(
     }
     (tmp_path / "accelerate.yaml").write_text(json.dumps(yaml), encoding="utf-8")
     arguments = ["--config_file", tmp_path / "accelerate.yaml", "--num_processes", "2", "--main_process_port", "0"]
-    launched = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, arguments)]
-    done = subprocess.run(
-        [*launched, "-m", "dtrain", "finetune", str(recipe), f"output_dir={tmp_path}/runs"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode != 0
-    assert done.stderr.count(told) == 1, done.stderr
+    launched = ["-m", "accelerate.commands.accelerate_cli", "launch", *arguments, "-m", "dtrain", "finetune"]
+    process = start([*launched, recipe, f"output_dir={tmp_path}/runs"])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert err.count(told) == 1, err
     assert not (tmp_path / "runs").exists()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ from dtrain.errors import Stopped
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import RunFolder, file_fingerprint, read_json
 from dtrain.stages.prepare import prepare
-from tests.distributed.commands import start, write
+from tests.distributed.forty_rows import write
+from tests.processes import ended, start, start_ranks
 
 TEACHER = {"model": {"type": "textcnn", "embedding": 4, "filters": 2}, "epochs": 1, "batch_size": 8}
 RECIPE = {
@@ -35,25 +33,6 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path, RECIPE)
 
 
-def two_ranks(words: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    """Without a launcher, which would show one exit code and pass signals on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start([sys.executable, *words], folder, **place, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-
-
-def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
-    """Exit codes, and what all wrote to stderr."""
-    try:
-        told = [process.communicate(timeout=200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], "".join(told)
-
-
 def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "runs/tiny/checkpoints/teachers/cnn").glob("step-*"))
 
@@ -68,7 +47,7 @@ def check_whole(checkpoint: Path) -> None:
     "name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow), "SIGUSR2"]
 )  # SIGUSR1: below, in `evaluate`
 def test_a_signal_to_one_rank_stops_both(folder: Path, name: str) -> None:
-    ranks = two_ranks(["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"], folder)
+    ranks = start_ranks(["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"], folder)
     deadline = time.monotonic() + 200
     while not checkpoints(folder) and ranks[1].poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -83,7 +62,7 @@ def test_a_limit_of_time_stops_with_a_checkpoint(tmp_path: Path) -> None:
     """The recipe's, and that of a SLURM job."""
     for seconds in (16, 60):  # the longer one where the machine is too slow to get to a step in the first
         folders = [write(tmp_path / f"{limit}-{seconds}", RECIPE) for limit in ("recipe", "job")]
-        words = [sys.executable, "-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"]
+        words = ["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"]
         own = start([*words, f"launch.time_limit={seconds}"], folders[0])
         job = start([*words, "launch.processes=1"], folders[1], SLURM_JOB_END_TIME=str(int(time.time()) + seconds))
         ends = [ended([process]) for process in (own, job)]
@@ -115,7 +94,9 @@ entry()
 
 def test_a_signal_to_one_rank_stops_evaluate_between_two_models(folder: Path) -> None:
     (folder / "asked.py").write_text(ASKED_MEANWHILE)
-    codes, told = ended(two_ranks(["asked.py", "run", "recipe.yaml", "--stages", "prepare,finetune,evaluate"], folder))
+    codes, told = ended(
+        start_ranks(["asked.py", "run", "recipe.yaml", "--stages", "prepare,finetune,evaluate"], folder)
+    )
     assert codes == [75, 75], told
     assert told.count("evaluate: stopped on request (SIGUSR1) before teacher other; the same command continues") == 1
     teachers = folder / "runs/tiny/teachers"

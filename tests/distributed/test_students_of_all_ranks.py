@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dtrain.runfolder import read_json
-from tests.distributed.commands import start, write
+from tests.distributed.forty_rows import write
 from tests.distributed.test_many_students import weights
 from tests.distributed.test_pipeline import write_data
-from tests.distributed.test_stopping import ended, two_ranks
+from tests.processes import ended, start, start_ranks
 
 pytestmark = pytest.mark.distributed
 CNN = {"model": {"type": "textcnn", "embedding": 4, "filters": 2}, "teachers": [], "batch_size": 8}
@@ -61,7 +60,7 @@ def test_a_checkpoint_that_cannot_be_written_is_that_students_failure(tmp_path: 
     folder = write(tmp_path, {**RECIPE, "students": students, **search})
     (folder / "runs/tiny/checkpoints/students").mkdir(parents=True)
     (folder / "runs/tiny/checkpoints/students/whole").touch()
-    codes, told = ended(two_ranks(["-m", "dtrain", *RUN], folder))
+    codes, told = ended(start_ranks(["-m", "dtrain", *RUN], folder))
     assert codes == [0, 0], told
     assert "NotADirectoryError" in reason(folder) or "FileExistsError" in reason(folder)
     assert list(weights(folder / "runs/tiny")) == ["other"]
@@ -93,7 +92,7 @@ def failing(folder: Path, monkeypatch: pytest.MonkeyPatch, **how: str) -> tuple[
     for name, value in how.items():
         monkeypatch.setenv(name, value)
     (folder / "failing.py").write_text(FAILING, encoding="utf-8")
-    return *ended(two_ranks(["failing.py", *RUN], write(folder, RECIPE))), folder
+    return *ended(start_ranks(["failing.py", *RUN], write(folder, RECIPE))), folder
 
 
 ASKED_AFTER_A_COMPARISON = """\
@@ -136,16 +135,15 @@ def test_a_search_stopped_on_two_ranks_and_continued_on_one(tmp_path: Path) -> N
         write_data(tmp_path / name)
         (tmp_path / name / "recipe.yaml").write_text(SEARCHED, encoding="utf-8")
     undisturbed, stopped = (tmp_path / name / "runs/tiny" for name in ("undisturbed", "stopped"))
-    codes, told = ended(two_ranks(["-m", "dtrain", *RUN], tmp_path / "undisturbed"))
+    codes, told = ended(start_ranks(["-m", "dtrain", *RUN], tmp_path / "undisturbed"))
     assert codes == [0, 0], told
     (tmp_path / "stopped" / "asked.py").write_text(ASKED_AFTER_A_COMPARISON, encoding="utf-8")
-    codes, told = ended(two_ranks(["asked.py", *RUN], tmp_path / "stopped"))
+    codes, told = ended(start_ranks(["asked.py", *RUN], tmp_path / "stopped"))
     assert codes == [75, 75], told
     assert len(read_json(stopped / "search.json")["rungs"]) == 1
     assert list((stopped / "checkpoints/students").glob("*/step-00000015"))  # an epoch has 12 steps
     assert not weights(stopped)
-    words = [sys.executable, "-m", "dtrain", *RUN, "launch.processes=1"]
-    codes, told = ended([start(words, tmp_path / "stopped")])
+    codes, told = ended([start(["-m", "dtrain", *RUN, "launch.processes=1"], tmp_path / "stopped")])
     assert codes == [0], told
     assert read_json(stopped / "search.json") == read_json(undisturbed / "search.json")
     assert len(weights(undisturbed)) == 2

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dtrain.runfolder import file_fingerprint
-from tests.distributed.test_pipeline import dtrain, read
+from tests.distributed.test_pipeline import read
+from tests.processes import dtrain
 
 pytestmark = pytest.mark.distributed
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.commands import start, write
+from tests.distributed.forty_rows import write
+from tests.processes import free_port
+from tests.processes import start_for_real as start
 
 RECIPE = {
     "name": "tiny",
@@ -34,12 +35,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     finally:
         process.kill()
     return process.returncode, out, err
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def test_accelerate_on_the_cpu_of_two_machines_is_refused(folder: Path) -> None:

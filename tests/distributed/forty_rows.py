@@ -1,10 +1,8 @@
-"""A recipe of two labels and forty rows, and commands started beside it, for tests that watch how processes end."""
+"""A recipe of two labels and forty rows, for tests that watch how processes end."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,3 @@ def write(folder: Path, recipe: dict[str, Any], name: str = "recipe.yaml") -> Pa
     (folder / "train.jsonl").write_text(ROWS)
     (folder / name).write_text(json.dumps(recipe))
     return folder
-
-
-def start(words: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=os.environ | environment)

@@ -1,0 +1,264 @@
+"""Forks Python commands from a process that has imported what they need: `python -m tests.fork_server FD`.
+
+Most of a short command's time goes into imports (torch, transformers, accelerate, deepspeed: four to six seconds of
+one core). A command that is forked from here does what `python -m MODULE ...` or `python SCRIPT ...` would do, in a
+process of its own, with its own arguments, environment, working directory and files, and begins at once.
+
+`accelerate launch` and `dtrain run` start further commands. In a forked process those are forked again: accelerate's
+own code composes their environment, but torch's elastic agent, which would start them, is replaced by `_fork_ranks`.
+Tests of the agent itself (lost and hung ranks, several machines) start real processes.
+
+What a forked command does not show: an import that is missing or slow, hash seeds that differ between ranks, and
+variables that a library reads when it is imported. `tests/processes.py` is the other end of the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Imported by commands late, or by the libraries themselves.
+LIBRARIES = (
+    "accelerate.commands.accelerate_cli",
+    "accelerate.commands.launch",
+    "datasets",
+    "deepspeed",
+    "evaluate",
+    "jinja2",
+    "matplotlib.pyplot",
+    "psutil",
+    "torch.distributed.elastic.multiprocessing.errors",
+    "torch.distributed.fsdp",
+    "torch.distributed.run",
+    "torch.utils.checkpoint",
+    "torch.utils.tensorboard",
+    "transformers",
+)
+TERM_SECONDS = 30  # what torch's agent gives the other ranks after one has failed
+PLAIN_POPEN = subprocess.Popen
+
+
+def import_everything() -> None:
+    """Import the package and its libraries.
+
+    Raises:
+        RuntimeError: when that started a thread: a fork would copy its locks without it.
+    """
+    import dtrain
+
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(dtrain.__path__, "dtrain."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+    tasks = Path("/proc/self/task")
+    if threading.active_count() > 1 or tasks.is_dir() and len(list(tasks.iterdir())) > 1:
+        raise RuntimeError("an import started a thread, so that no process can be forked any more")
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a command for every request until the other end closes, then kill what is left.
+
+    A request is a JSON object with `words`, `cwd` and `env`, after its length in 4 bytes, and four file descriptors:
+    the command's stdin, stdout and stderr, and a socket. On that the server writes a line with the process id, and
+    another with the exit code (negative: the signal) once the process has ended.
+    """
+    woken, wake = socket.socketpair()
+    woken.setblocking(False)
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: pytest's to act on
+    running: dict[int, int] = {}  # process id -> descriptor to tell of its end
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(woken, selectors.EVENT_READ)
+    os.write(control.fileno(), b"r")
+    while True:
+        ready = [key.fileobj for key, _ in selector.select()]
+        if woken in ready:
+            woken.recv(4096)
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    _tell(running.pop(pid), os.waitstatus_to_exitcode(status))
+        if control in ready:
+            request, descriptors = _receive(control)
+            if request is None:
+                break
+            pid = os.fork()
+            if pid == 0:
+                _become(request, descriptors[:3])
+            for descriptor in descriptors[:3]:
+                os.close(descriptor)
+            running[pid] = descriptors[3]
+            os.write(descriptors[3], f"{pid}\n".encode())
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _tell(descriptor: int, code: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it
+        os.write(descriptor, f"{code}\n".encode())
+    os.close(descriptor)
+
+
+def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    head, descriptors, _, _ = socket.recv_fds(control, 4, 4)
+    if not head:
+        return None, []
+    body = control.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
+    return json.loads(body), descriptors
+
+
+# --- a forked command ----------------------------------------------------------------------------
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+    os.closerange(3, 256)  # the server's; no import left one open
+    signal.set_wakeup_fd(-1)
+    os.chdir(request["cwd"])
+    torch_run: Any = sys.modules["torch.distributed.run"]
+    torch_run.run = _fork_ranks
+    subprocess.Popen = _Popen  # type: ignore[misc]
+    _run(request["words"], request["env"])
+
+
+def _run(words: list[str], environment: Mapping[str, str]) -> NoReturn:
+    """In a process just forked: what Python would do with `words`, and the process's end."""
+    code: Any = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.clear()
+        os.environ.update(environment)
+        # Else what is written before a kill would be lost.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).resolve().parent))
+            runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _fork(words: list[str], environment: Mapping[str, str], new_session: bool = False) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        # The only other thread is the launcher's, which waits for an event.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        if new_session:
+            os.setsid()
+        _run(words, environment)
+    return pid
+
+
+class _Popen(PLAIN_POPEN):
+    """`subprocess.Popen`, but that `python -m ...` without files of its own is forked."""
+
+    def __init__(self, args: Any, *others: Any, **options: Any) -> None:
+        if list(args)[:2] != [sys.executable, "-m"] or others or options.keys() - {"env", "start_new_session"}:
+            super().__init__(args, *others, **options)
+            return
+        environment = options.get("env") or os.environ
+        self.args, self.returncode, self._child_created = args, None, True
+        self.stdin = self.stdout = self.stderr = None
+        self._waitpid_lock = threading.Lock()
+        self.pid = _fork(list(args)[1:], dict(environment), options.get("start_new_session", False))
+
+
+def _fork_ranks(launched: Namespace) -> None:
+    """What `torch.distributed.run.run` does on one machine, without its agent: start ranks, and wait for all."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    size = int(launched.nproc_per_node)
+    place = {
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": launched.master_port,
+    }
+    words = ["-m", launched.training_script] if launched.module else [launched.training_script]
+    words += launched.training_script_args
+    ranks = {}
+    for rank in range(size):
+        own = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        ranks[_fork(words, {**os.environ, **own})] = rank
+    failures: dict[int, ProcessFailure] = {}
+    kill_at = float("inf")
+    while ranks:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            if time.monotonic() > kill_at:
+                _signal(ranks, signal.SIGKILL)
+            time.sleep(0.02)
+            continue
+        code = os.waitstatus_to_exitcode(status)
+        rank = ranks.pop(pid)
+        if code:
+            failures[rank] = ProcessFailure(rank, pid, code, "")
+            if len(failures) == 1:
+                _signal(ranks, signal.SIGTERM)
+                kill_at = time.monotonic() + TERM_SECONDS
+    if failures:
+        raise ChildFailedError("forked", failures)
+
+
+def _signal(ranks: dict[int, int], number: int) -> None:
+    for pid in ranks:
+        os.kill(pid, number)
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    import_everything()
+    gc.collect()
+    gc.freeze()  # else a collection in a child would copy every page
+    serve(control)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Commands in processes of their own: forked from a server that has imported everything (see `fork_server`), or started
+as a user starts them, for tests of launching itself, of its faults and its exit codes."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPORT_SECONDS = 300
+
+
+class Forked:
+    """A command, with the methods of `subprocess.Popen` that tests use; what it writes goes through files."""
+
+    def __init__(self, words: list[str], cwd: Path | str | None, env: dict[str, str], stdin: str = "") -> None:
+        assert words[0] == sys.executable
+        self.args, self.returncode = words, None
+        self._files = [tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") for _ in range(3)]  # noqa: SIM115
+        self._files[0].write(stdin)
+        self._files[0].seek(0)
+        self._told, theirs = socket.socketpair()
+        request = {"words": words[1:], "cwd": os.fspath(cwd or os.getcwd()), "env": env}
+        body = json.dumps(request).encode()
+        control = server()
+        descriptors = [*(file.fileno() for file in self._files), theirs.fileno()]
+        socket.send_fds(control, [len(body).to_bytes(4, "big")], descriptors)
+        control.sendall(body)
+        theirs.close()
+        self._lines = self._told.makefile()
+        self.pid = int(self._lines.readline())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            try:
+                return self.wait(0)
+            except subprocess.TimeoutExpired:
+                pass
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._told.settimeout(timeout or 1e-6)
+            if timeout is None:
+                self._told.settimeout(None)
+            try:
+                self._told.recv(1, socket.MSG_PEEK)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            self._told.settimeout(None)
+            self.returncode = int(self._lines.readline())
+            self._told.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """stdout and stderr of the process and of those that it started, once it has ended."""
+        self.wait(timeout)
+        told = []
+        for file in self._files[1:]:
+            file.seek(0)
+            told.append(file.read())
+        return told[0], told[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def server() -> socket.socket:
+    """The socket of this process's server, which is started now."""
+    ours, theirs = socket.socketpair()
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator: else a thread from its import on
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting GPUs must not initialise CUDA, which no fork survives
+    }
+    words = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
+    process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment, cwd=ROOT)
+    theirs.close()
+    atexit.register(_end, ours, process)
+    ours.settimeout(IMPORT_SECONDS)
+    assert ours.recv(1) == b"r", "the fork server did not start; its reason is above"
+    ours.settimeout(None)
+    return ours
+
+
+def _end(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    control.close()
+    process.wait()
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def python(*words: str | Path) -> list[str]:
+    return [sys.executable, *map(str, words)]
+
+
+def start(words: Sequence[str | Path], folder: Path | None = None, **environment: str) -> Forked:
+    """`python WORDS...` in `folder`, forked."""
+    return Forked(python(*words), folder, os.environ | environment)
+
+
+def start_for_real(
+    words: Sequence[str | Path], folder: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """Any command in `folder`, from nothing; `words` begin with the program."""
+    pipe = subprocess.PIPE
+    whole = [str(word) for word in words]
+    return subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=os.environ | environment)
+
+
+def start_ranks(
+    words: Sequence[str | Path], folder: Path | None = None, ranks: int = 2, **environment: str
+) -> list[Forked]:
+    """Forked, without a launcher, which would show one exit code and pass signals on."""
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started = []
+    for rank in range(ranks):
+        own = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        started.append(start(words, folder, **environment, **own))
+    return started
+
+
+def ended(processes: Sequence[Forked | subprocess.Popen[str]], seconds: float = 200) -> tuple[list[int], str]:
+    """Exit codes, and what all wrote to stderr."""
+    try:
+        told = [process.communicate(timeout=seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], "".join(told)  # type: ignore[misc]
+
+
+def dtrain(
+    *arguments: str | Path, code: int = 0, folder: Path | None = None, stdin: str = "", for_real: bool = False
+) -> str:
+    """What `dtrain ARGUMENTS` writes to stdout and stderr; it must end with `code` and show no traceback."""
+    words = ["-m", "dtrain", *arguments]
+    if for_real:
+        done = subprocess.run(python(*words), input=stdin, capture_output=True, text=True, timeout=600, cwd=folder)
+        out, err, found = done.stdout, done.stderr, done.returncode
+    else:
+        process = Forked(python(*words), folder, dict(os.environ), stdin)
+        try:
+            out, err = process.communicate(timeout=600)
+        finally:
+            process.kill()
+        found = process.returncode
+    assert found == code, f"exit code {found}\n{out}\n{err}"
+    assert "Traceback" not in err, err
+    return out + err
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
