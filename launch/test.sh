@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every check of the code: lint, format, types, unit tests on two workers, then the tests that start real
-# processes, one after another so that they do not starve each other. All run; one failing fails the whole.
+# Every check of the code: lint, format, types, unit tests on two workers, those of them that a CPU's kernels decide
+# once more as on an older CPU, then the tests that start real processes, one after another so that they do not starve
+# each other. All run; one failing fails the whole. The last lines tell the seconds of each.
 #
 #   bash launch/test.sh                         everything except tests marked slow
 #   bash launch/test.sh tests/data -k vocab     only pytest, with these arguments
@@ -13,20 +14,33 @@ if (($#)); then
     exec "$python" -m pytest "$@"
 fi
 
-failed=()
+failed=() table=() all=$SECONDS
 check() {
-    local name=$1 begin=$SECONDS
+    local name=$1 begin=$SECONDS end=ok
     shift
     echo "== $name"
-    "$python" -m "$@" || failed+=("$name")
-    echo "== $name: $((SECONDS - begin)) s"
+    "$@" || { failed+=("$name") && end=FAILED; }
+    table+=("$(printf '%-22s %5d s  %s' "$name" $((SECONDS - begin)) "$end")")
+    echo "== ${table[-1]}"
 }
-check lint ruff check .
-check format ruff format --check .
-check types mypy dtrain
-check 'unit tests' pytest -q -n 2 --durations 5 -m 'not distributed and not slurm and not slow'
-check 'tests of real processes' pytest -q --durations 5 -m '(distributed or slurm) and not slow'
+tests() {
+    "$python" -m pytest -q --durations 5 "$@"
+}
 
+check lint "$python" -m ruff check .
+check format "$python" -m ruff format --check .
+check types "$python" -m mypy dtrain
+check 'unit tests' tests -n 2 -m 'not distributed and not slurm and not slow'
+if [[ $(uname -m) == x86_64 ]]; then
+    # Without AVX-512 and AMX, and so without some of oneDNN's kernels: no test may depend on who runs it.
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 check 'unit tests, plain CPU' \
+        tests -n 2 -m 'not slow' tests/models tests/losses tests/training tests/students
+fi
+check 'real processes' tests -m 'distributed and not slow'
+check 'SLURM' tests -m 'slurm and not slow'
+
+echo "== seconds of each"
+printf '%s\n' "${table[@]}" "$(printf '%-22s %5d s' all $((SECONDS - all)))"
 if ((${#failed[@]})); then
     (IFS=,; echo "failed: ${failed[*]}" >&2)
     exit 1

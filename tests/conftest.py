@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 # Before torch or transformers are imported, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A thread that waits for another sleeps. Spinning, two ranks or tests on one core take each other's time: on two cores
+# with five other processes, a run of seconds took minutes.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests start their own launches; what a launcher around pytest says is not for them.

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import psutil
 import pytest
 
 from dtrain.runfolder import is_done
-from tests.processes import start
+from tests.processes import start, start_for_real
 
 RECIPE = """\
 name: tiny
@@ -83,23 +84,23 @@ def run(folder: Path, stages: str, *changes: str) -> Ended:
     return Ended(process.wait(), told, time.monotonic() - begin)
 
 
+def finish(process: subprocess.Popen[str]) -> Ended:
+    begin = time.monotonic()
+    told = process.communicate(timeout=300)[1]
+    return Ended(process.returncode, told, time.monotonic() - begin)
+
+
 @contextlib.contextmanager
 def started(folder: Path, *changes: str) -> Iterator[Callable[[], Ended]]:
     """A long finetune that has written a checkpoint; call what is yielded after the fault, to wait for the end."""
-    words = command("finetune", *LONG, *changes)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder)
+    process = start_for_real(command("finetune", *LONG, *changes), folder)
     deadline = time.monotonic() + 300
     while not list((folder / "runs/tiny/checkpoints").rglob("step-*")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.05)
 
-    def end() -> Ended:
-        begin = time.monotonic()
-        told = process.communicate(timeout=300)[1]
-        return Ended(process.returncode, told, time.monotonic() - begin)
-
     try:
-        yield end
+        yield lambda: finish(process)
     finally:
         for worker in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
             worker.kill()
@@ -107,12 +108,13 @@ def started(folder: Path, *changes: str) -> Iterator[Callable[[], Ended]]:
         process.wait()
 
 
-def worker(rank: int) -> psutil.Process:
-    """A rank of the launch that this test has started."""
+def worker(rank: int, folder: Path) -> psutil.Process:
+    """A rank of the launch that was started in the folder."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if child.environ().get("RANK") == str(rank) and "--here" in child.cmdline():
+            own = child.environ().get("RANK") == str(rank) and child.cwd() == str(folder)
+            if own and "--here" in child.cmdline():
                 found.append(child)
     return found[0]
 
@@ -122,13 +124,15 @@ def worker(rank: int) -> psutil.Process:
 def test_killed_launcher_takes_its_ranks_along(folder: Path, processes: int, moment: str) -> None:
     """Else they would wait for each other, or go on and hold the run folder."""
     words = command("finetune", *LONG, f"launch.processes={processes}")
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, cwd=folder)
+    starting = moment == "as it starts"  # and its ranks import: not forked, which would have imported
+    process = start_for_real(words, folder) if starting else start(words[1:], folder)
     deadline = time.monotonic() + 200
     ranks: list[psutil.Process] = []
-    while len(ranks) < processes or (moment == "in training" and not list(folder.rglob("step-*"))):
+    while len(ranks) < processes or not (starting or list(folder.rglob("step-*"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "--here" in p.cmdline()]
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        ranks = [rank for rank in ranks if not starting or "--here" in rank.cmdline()]
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(ranks, timeout=10)
@@ -153,22 +157,11 @@ def assert_continues(folder: Path) -> None:
 
 def test_a_killed_rank(folder: Path) -> None:
     with started(folder) as end:
-        worker(1).kill()
+        worker(1, folder).kill()
         ended = end()
     check_end("a rank is killed", ended, LAUNCHER_SECONDS)
     assert ended.code == 1
     assert "rank 1 was killed by SIGKILL" in ended.told
-    assert_continues(folder)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_hung_rank(folder: Path, rank: int) -> None:
-    with started(folder, "launch.timeout=8") as end:
-        worker(rank).send_signal(signal.SIGSTOP)
-        ended = end()
-    check_end("a rank hangs (launch.timeout: 8)", ended, 8 + 5 + LAUNCHER_SECONDS)
-    assert ended.code == 1
-    assert f"dtrain: rank {rank} of 2 gave no sign of life for 8 s (launch.timeout)" in ended.told
     assert_continues(folder)
 
 
@@ -187,13 +180,57 @@ entry()
 """
 
 
-def test_a_collective_that_a_rank_does_not_join(folder: Path) -> None:
-    (folder / "absent.py").write_text(ABSENT, encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "absent.py", "finetune", "recipe.yaml"]
-    begin = time.monotonic()
-    done = subprocess.run([*launch, "launch.timeout=6"], capture_output=True, text=True, timeout=300, cwd=folder)
-    ended = Ended(done.returncode, done.stderr, time.monotonic() - begin)
+class Waits:
+    """Launches that end only when a time-out has passed: started one after another, they wait beside each other."""
+
+    def __init__(self, prepared: Path, root: Path) -> None:
+        self._prepared, self._root = prepared, root
+        self._threads = ThreadPoolExecutor()
+        self._ends: dict[str, Future[Ended]] = {}
+
+    def __enter__(self) -> Waits:
+        with contextlib.ExitStack() as stack:
+            for rank in (0, 1):
+                folder = self._folder(f"hung-{rank}")
+                end = stack.enter_context(started(folder, "launch.timeout=8"))
+                worker(rank, folder).send_signal(signal.SIGSTOP)
+                self._ends[folder.name] = self._threads.submit(end)
+            folder = self._folder("absent")
+            (folder / "absent.py").write_text(ABSENT, encoding="utf-8")
+            launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+            launch += ["--main_process_port", "0", "absent.py", "finetune", "recipe.yaml", "launch.timeout=6"]
+            self._ends[folder.name] = self._threads.submit(finish, start_for_real(launch, folder))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._threads.shutdown()
+
+    def _folder(self, name: str) -> Path:
+        return Path(shutil.copytree(self._prepared, self._root / name))
+
+    def end(self, name: str) -> tuple[Path, Ended]:
+        return self._root / name, self._ends[name].result()
+
+
+@pytest.fixture(scope="module")
+def waits(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Waits]:
+    with Waits(prepared, tmp_path_factory.mktemp("waits")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hung_rank(waits: Waits, rank: int) -> None:
+    folder, ended = waits.end(f"hung-{rank}")
+    check_end("a rank hangs (launch.timeout: 8)", ended, 8 + 5 + LAUNCHER_SECONDS)
+    assert ended.code == 1
+    assert f"dtrain: rank {rank} of 2 gave no sign of life for 8 s (launch.timeout)" in ended.told
+    assert_continues(folder)
+
+
+def test_a_collective_that_a_rank_does_not_join(waits: Waits) -> None:
+    _, ended = waits.end("absent")
     told = ended.told.partition("Traceback")[0]  # the bare launcher ends with one of its own
     check_end("a collective times out (launch.timeout: 6)", ended._replace(told=told), 6 + 30 + LAUNCHER_SECONDS)
     assert ended.code == 1
