@@ -37,7 +37,6 @@ from typing import Any, NoReturn
 
 # Imported by commands late, or by the libraries themselves.
 LIBRARIES = (
-    "accelerate.commands.accelerate_cli",
     "accelerate.commands.launch",
     "datasets",
     "deepspeed",
@@ -212,21 +211,19 @@ class _Popen(PLAIN_POPEN):
 
 def _fork_ranks(launched: Namespace) -> None:
     """What `torch.distributed.run.run` does on one machine, without its agent: start ranks, and wait for all."""
+    from torch.distributed import TCPStore
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-    size = int(launched.nproc_per_node)
-    place = {
-        "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": launched.master_port,
-    }
+    size, port = int(launched.nproc_per_node), int(launched.master_port)
+    place = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place["TORCHELASTIC_USE_AGENT_STORE"] = True  # else it would end with rank 0
     words = ["-m", launched.training_script] if launched.module else [launched.training_script]
     words += launched.training_script_args
     ranks = {}
     for rank in range(size):
         own = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks[_fork(words, {**os.environ, **own})] = rank
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # has threads: after the forks
     failures: dict[int, ProcessFailure] = {}
     kill_at = float("inf")
     while ranks:
@@ -243,6 +240,7 @@ def _fork_ranks(launched: Namespace) -> None:
             if len(failures) == 1:
                 _signal(ranks, signal.SIGTERM)
                 kill_at = time.monotonic() + TERM_SECONDS
+    del store  # with its threads, before another launch forks
     if failures:
         raise ChildFailedError("forked", failures)
 

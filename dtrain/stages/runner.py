@@ -48,7 +48,7 @@ def run_stages(
     stages = [find_stage(name) for name in names]
     with leave_together(world):
         if not checked:
-            world.main_first(lambda: check_inputs(recipe))
+            world.main_first(lambda: _check_inputs(recipe))
         pages = {stage.name: stage.load() for stage in stages}
         for page in pages.values():
             if hasattr(page, "check"):
@@ -74,6 +74,11 @@ def run_stages(
                 pages[stage.name].run(recipe, world, folder, **options)
             say(f"{stage.name}: done in {time.perf_counter() - begin:.1f} s")
     return EXIT_DONE
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    """For what it refuses alone: the rows that it has read stay on the rank that read them."""
+    check_inputs(recipe)
 
 
 def _require_earlier(recipe: Recipe, stages: list[Stage]) -> None:
