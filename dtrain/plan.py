@@ -26,6 +26,7 @@ from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
 from dtrain.tasks.corpus import source_files
+from dtrain.tasks.rules import rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 _NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
@@ -79,7 +80,7 @@ class Plan:
         """Rows: their source files, columns, labels, splits and normalisation."""
         data = self.recipe.data
         # A tagger's rows are pieces of `max_length`.
-        apart = {"vocabulary", "workers"} | (set() if data.task == "tagging" else {"max_length"})
+        apart = {"vocabulary", "workers"} | (set() if rules_of(data.task).tags else {"max_length"})
         section = data.model_dump(mode="json", exclude=apart)
         files = [self._file(path) for path in source_files(data)]
         return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
@@ -98,7 +99,7 @@ class Plan:
         spec = encoder_of(model)
         assert spec is not None
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
-        if data.task == "tagging":
+        if rules_of(data.task).tags:
             parts.append(data.vocabulary.min_count)
         return fingerprint("tokenizer", self.data, data.max_length, parts)
 

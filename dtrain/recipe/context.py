@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dtrain.recipe.tasks import TaskRules
+from dtrain.tasks.rules import TaskRules
 
 Key = tuple[str | int, ...]
 Place = Callable[[Key], str]  # file and line, or the override, of a key

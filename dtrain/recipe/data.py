@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share
+from dtrain.tasks.rules import rules_of, task_names
+
+
+def _a_task(name: str) -> str:
+    if name not in task_names():
+        *others, last = map(repr, task_names())
+        expected = f"{', '.join(others)} or {last}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_a_task)]
 
 
 class Columns(Closed):
@@ -85,7 +98,7 @@ class Augment(Closed):
 
 
 class Data(Closed):
-    task: Literal["classification", "pairs", "tagging"] = "classification"
+    task: TaskName = "classification"
     train: Paths
     valid: Paths = []
     test: Paths = []
@@ -125,7 +138,7 @@ class Data(Closed):
     @classmethod
     def labels_differ(cls, value: list[str] | str | None, info: ValidationInfo) -> list[str] | str | None:
         if isinstance(value, list):
-            if info.data.get("task") == "tagging":
+            if rules_of(info.data.get("task", "classification")).tags:
                 if not value or any(not name or name != name.strip("- ") for name in value):
                     raise ValueError("needs at least one entity type, none empty or with a dash or blank around it")
             elif len(value) < 2:
@@ -139,20 +152,24 @@ class Data(Closed):
     def consistent(self) -> Data:
         if not self.train:
             raise ValueError("train: no file given")
-        if self.task == "pairs" and self.columns.text_b is None:
-            raise ValueError("columns.text_b: must name the second text for task 'pairs'")
-        if self.task != "pairs" and self.columns.text_b is not None:
+        rules = rules_of(self.task)
+        if rules.two_texts and self.columns.text_b is None:
+            raise ValueError(f"columns.text_b: must name the second text for task {self.task!r}")
+        if not rules.two_texts and self.columns.text_b is not None:
             raise ValueError("columns.text_b: is only for task 'pairs'")
-        if self.task != "tagging":
-            for key, found, default in (("format", self.format, "conll"), ("scheme", self.scheme, None)):
-                if found == default or (default is None and found != "auto"):
-                    raise ValueError(f"{key}: {found!r} is only for task 'tagging'")
-        elif self.format not in ("auto", "jsonl", "conll", "lines"):
-            raise ValueError(f"format: {self.format!r} is not for task 'tagging' (allowed: auto, conll, jsonl, lines)")
-        elif self.vocabulary.unit != "character":
-            raise ValueError("vocabulary.unit: task 'tagging' reads characters")
-        elif self.augment is not None:
-            raise ValueError("augment: is not for task 'tagging'")
-        elif not self.valid and not self.test and "split" not in self.model_fields_set:
-            self.split = Split(valid=0.1, test=0.2)  # 7:1:2, as entity corpora without splits are cut
+        if self.format not in rules.formats:
+            fit = [name for name in task_names() if self.format in rules_of(name).formats]
+            if len(fit) == 1:
+                raise ValueError(f"format: {self.format!r} is only for task {fit[0]!r}")
+            allowed = ", ".join(rules.formats)
+            raise ValueError(f"format: {self.format!r} is not for task {self.task!r} (allowed: {allowed})")
+        if self.scheme != "auto" and not rules.tags:
+            raise ValueError(f"scheme: {self.scheme!r} is only for task 'tagging'")
+        if rules.tags and self.vocabulary.unit != "character":
+            raise ValueError(f"vocabulary.unit: task {self.task!r} reads characters")
+        if self.augment is not None and "augment" in rules.excluded:
+            raise ValueError(f"augment: is not for task {self.task!r}")
+        if not self.valid and not self.test and "split" not in self.model_fields_set:
+            if rules.split != (self.split.valid, self.split.test):
+                self.split = Split(valid=rules.split[0], test=rules.split[1])
         return self

@@ -7,9 +7,9 @@ from pathlib import Path
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.models import feature_width
 from dtrain.recipe.schema import Recipe
-from dtrain.recipe.tasks import rules_of
 from dtrain.recipe.training import check_peers
 from dtrain.runfolder import RunFolder
+from dtrain.tasks.rules import rules_of
 
 
 def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Reporter) -> None:

@@ -23,8 +23,9 @@ from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
-from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
+from dtrain.recipe.values import Closed, FilePath, Precision, check_name
 from dtrain.stages import run_names
+from dtrain.tasks.rules import Output
 
 
 class Placement(Closed):
@@ -102,8 +103,8 @@ class Knowledge(Closed):
         for output, reader in read.items():
             if output not in self.outputs:
                 report("outputs", f"lacks {output!r}, which the student {reader} reads")
-        if self.top_k and context.task.name == "tagging":
-            report("top_k", "is for logits, not for task 'tagging'")
+        if self.top_k and "top_k" in context.task.excluded:
+            report("top_k", f"is for logits, not for task {context.data_task!r}")
 
 
 def _a_stage(name: str) -> str:

@@ -162,9 +162,9 @@ class TrainSpec(Closed):
             return  # data/given.py compares its folder with the data
         kind = self.model.type
         if kind not in task.models:
-            hint = f"; write {{type: tagger, encoder: {{type: {kind}, ...}}}}" if task.wraps(kind) else ""
+            hint = f"; write {{type: tagger, encoder: {{type: {kind}, ...}}}}" if kind in task.encoders else ""
             report("model.type", f"{kind!r} is not for task {task.name!r} (allowed: {', '.join(task.models)}){hint}")
-        if kind == "siamese" and context.data_task != "pairs":
+        if kind == "siamese" and not task.two_texts:
             report("model.type", f"'siamese' reads pairs, and data.task is {context.data_task!r}")
         if self.metric not in task.metrics:
             allowed = ", ".join(task.metrics)
@@ -219,8 +219,8 @@ class Teacher(TrainSpec):
     def resolve(self, context: Context, report: Reporter) -> None:
         super().resolve(context, report)
         for key in ("label_smoothing", "tolerance"):
-            if context.task.name == "tagging" and self.source is None and getattr(self, key):
-                report(key, "is not for task 'tagging'")
+            if key in context.task.excluded and self.source is None and getattr(self, key):
+                report(key, f"is not for task {context.data_task!r}")
 
 
 class Noisy(Closed):
@@ -261,7 +261,7 @@ class Student(TrainSpec):
             self.rows = ["train", "transfer"] if self.teachers and context.transfer else ["train"]
         if "transfer" in self.rows and not context.transfer:
             report("rows", "'transfer' needs data.transfer or data.augment")
-        if self.noisy and (context.task.name == "tagging" or not self.teachers or "transfer" not in self.rows):
+        if self.noisy and ("noisy" in context.task.excluded or not self.teachers or "transfer" not in self.rows):
             report("noisy", "needs teachers, rows with transfer, and a task that is not tagging")
         if self.noisy and self.noisy.token_noise and self.adversarial:
             report(
@@ -342,8 +342,8 @@ def check_peers(students: list[Student], context: Context, reports: list[Reporte
     for name, members in sets.items():
         first, report = members[0]
         of_set = report.at("peers", told=name)
-        if context.task.name == "tagging":
-            of_set("", "is not for task 'tagging'")
+        if "peers" in context.task.excluded:
+            of_set("", f"is not for task {context.data_task!r}")
         if len(members) == 1:
             of_set("", f"{first.name} is alone; peers are two students or more with the same word")
         for student, report in members:

@@ -18,7 +18,6 @@ Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 Paths = list[FilePath]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Output = Literal["logits", "emissions", "marginals", "features"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 LONGEST_NAME = 120
