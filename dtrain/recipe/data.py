@@ -169,7 +169,7 @@ class Data(Closed):
             raise ValueError(f"vocabulary.unit: task {self.task!r} reads characters")
         if self.augment is not None and "augment" in rules.excluded:
             raise ValueError(f"augment: is not for task {self.task!r}")
-        if not self.valid and not self.test and "split" not in self.model_fields_set:
-            if rules.split != (self.split.valid, self.split.test):
-                self.split = Split(valid=rules.split[0], test=rules.split[1])
+        default = not self.valid and not self.test and "split" not in self.model_fields_set
+        if default and rules.split != (self.split.valid, self.split.test):
+            self.split = Split(valid=rules.split[0], test=rules.split[1])
         return self
