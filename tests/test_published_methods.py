@@ -22,6 +22,7 @@ from dtrain.report import speed
 from dtrain.runfolder import read_json
 from dtrain.stages import distill, evaluate, finetune, precompute, prepare, report
 from dtrain.stages.check import check_inputs
+from dtrain.training.workers import Workers
 
 WORDS = {"sport": "球赛队员进攻胜负", "money": "股票银行利率基金"}
 ENCODER = "{type: bert, hidden: 8, heads: 2, layers: 3, intermediate: 16, vocabulary_size: 120}"
@@ -139,7 +140,7 @@ def test_where_rows_leave_is_told(classes: Plan, world: World) -> None:
     rows = leave_by_hand(model, part, between)
     assert rows[0] == len(part) - widest - 1 < len(part)
     model.confidence = between
-    found = evaluate.count_exits(model, part, world, precision="fp32", batch_tokens=64)
+    found = evaluate.count_exits(model, part, Workers.of(world, "fp32", 64))
     assert found == {"layers": [1, 2, 3], "rows": rows, "mean_layer": (rows[0] + 2 * rows[1] + 3 * rows[2]) / len(part)}
     assert evaluate.exits_in_words({"layers": [1, 4], "rows": [1, 3], "mean_layer": 3.25}) == (
         "left after layer 1: 25.0%, 4: 75.0%; 3.25 layers a row"

@@ -11,8 +11,9 @@ from dtrain.errors import InputError
 from dtrain.models import load
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import read_json
-from dtrain.tasks.answers import Texts, Workers
+from dtrain.tasks.answers import Texts
 from dtrain.tasks.registry import ANSWERS
+from dtrain.training.workers import Workers
 
 
 class Predictor:
@@ -57,4 +58,4 @@ class Predictor:
         answers, places = ANSWERS[self.task], range(len(texts))
         rows = Texts(list(places), texts, texts_b or [], list(places))
         part = answers.encode(self.folder, rows, self.normalize, self.max_length)
-        return list(answers.find(self.model, part, rows, Workers(device=self.device)))
+        return list(answers.find(self.model, part, rows, Workers(self.device, torch.get_num_threads())))

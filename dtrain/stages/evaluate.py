@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from dtrain.data import Part, PreparedData, inference_batches, tokenizer_name
+from dtrain.data import Part, PreparedData, tokenizer_name
 from dtrain.distributed import World
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
 from dtrain.models.multi_exit import MultiExit
 from dtrain.plan import Plan
-from dtrain.recipe import Recipe, Student, Teacher
+from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, is_done, write_json
+from dtrain.tasks.base import Task
 from dtrain.tasks.registry import task_of
-from dtrain.training.inference import BATCH_TOKENS, forward_outputs
 from dtrain.training.precision import resolve_precision
+from dtrain.training.workers import Workers
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -33,6 +35,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """
     plan = Plan(recipe)
     data = PreparedData.open(folder)
+    task = task_of(data)
     parts = _labelled_parts(recipe, data)
     waiting = world.main_first(lambda: _waiting(plan))
     for kind, member in plan.members():
@@ -41,66 +44,46 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         if world.stop is not None and world.stop.agreed():
             what = f"stopped on request ({world.stop.reason}) before {kind[:-1]} {member.name}"
             raise Stopped(f"evaluate: {what}; the same command continues")
-        record = _evaluate(kind, member, parts, recipe, data, world, folder)
-        record = {"fingerprint": plan.evaluation(kind, member.name), **record}
+        precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
+        workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
+        model = load(folder.model(kind, member.name))
+        records = {part: _record(model, data.part(part, tokenizer_name(member)), task, workers) for part in parts}
+        record = {
+            "fingerprint": plan.evaluation(kind, member.name),
+            "task": task.name,
+            "labels": data.labels,
+            **({"types": task.types} if task.types else {}),
+            "precision": precision,
+            "parts": records,
+        }
         path = folder.model(kind, member.name) / "evaluation.json"
         world.main_first(functools.partial(write_json, path, record))
-        for part, found in record["parts"].items():
+        for part, found in records.items():
             score = found["scores"]
-            words = f"{task_of(data).headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
+            words = f"{task.headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
             left = f"; {exits_in_words(found['exits'])}" if "exits" in found else ""
             say(f"{kind[:-1]} {member.name}: {part}: {words}{left}")
 
 
-def _evaluate(
-    kind: str,
-    member: Teacher | Student,
-    parts: list[str],
-    recipe: Recipe,
-    data: PreparedData,
-    world: World,
-    folder: RunFolder,
-) -> dict[str, Any]:
-    """What `evaluation.json` holds of one model, but for the fingerprint."""
-    precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
-    model = load(folder.model(kind, member.name))
-    task = task_of(data)
-    record: dict[str, Any] = {"task": task.name, "labels": data.labels, "precision": precision, "parts": {}}
-    if task.types:
-        record["types"] = task.types
-    for part in parts:
-        rows = data.part(part, tokenizer_name(member))
-        how: dict[str, Any] = {
-            "precision": precision,
-            "batch_tokens": recipe.knowledge.batch_tokens or BATCH_TOKENS,
-        }
-        record["parts"][part] = task.record(model, rows, world, **how)
-        if isinstance(model, MultiExit) and model.confidence is not None:
-            record["parts"][part]["exits"] = count_exits(model, rows, world, **how)
+def _record(model: nn.Module, rows: Part, task: Task, workers: Workers) -> dict[str, Any]:
+    """What `evaluation.json` holds of a model on one part."""
+    record = task.record(model, rows, workers)
+    if isinstance(model, MultiExit) and model.confidence is not None:
+        record["exits"] = count_exits(model, rows, workers)
     return record
 
 
-def count_exits(model: MultiExit, part: Part, world: World, *, precision: str, batch_tokens: int) -> dict[str, Any]:
-    """Where the labelled rows of a part leave, over all ranks.
+def count_exits(model: MultiExit, part: Part, workers: Workers) -> dict[str, Any]:
+    """Where the labelled rows of a part leave, over all who share them.
 
     Returns:
         `layers` that have an exit, ascending; `rows` that left at each; `mean_layer`, the layers that a row passes.
     """
-    labelled = np.flatnonzero(part.labels >= 0)
-    batches = [labelled[batch] for batch in inference_batches(part.lengths[labelled], batch_tokens)]
-    answers = forward_outputs(
-        model,
-        part,
-        batches[world.rank :: world.size],
-        outputs=lambda output: (output.exit,),
-        device=world.device,
-        precision=precision,
-        threads=world.threads,
-    )
     counts = torch.zeros(len(model.exits), dtype=torch.int64)
-    for (taken,) in answers:
+    labelled = np.flatnonzero(part.labels >= 0)
+    for _, (taken,) in workers.outputs(model, part, lambda output: (output.exit,), labelled):
         counts += torch.bincount(taken.cpu(), minlength=len(model.exits))
-    rows = world.sum(counts).tolist()
+    rows = workers.sum(counts).tolist()
     passed = sum(layer * count for layer, count in zip(model.exits, rows, strict=True))
     return {"layers": model.exits, "rows": rows, "mean_layer": passed / max(1, sum(rows))}
 

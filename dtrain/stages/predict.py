@@ -20,10 +20,10 @@ from dtrain.plan import Plan
 from dtrain.predict.texts import prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
-from dtrain.tasks.answers import Texts, Workers
+from dtrain.tasks.answers import Texts
 from dtrain.tasks.registry import ANSWERS
-from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.precision import resolve_precision
+from dtrain.training.workers import Workers
 
 
 def run(
@@ -77,7 +77,7 @@ def run(
     if part is None or part.documents is not None:  # prepared pieces of documents were joined
         part = answers.encode(place, texts, recipe.data.normalize, recipe.data.max_length)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
-    workers = Workers(world, precision, recipe.knowledge.batch_tokens or BATCH_TOKENS)
+    workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
     found = answers.find(load(place), part, texts, workers)
     lines = answers.lines(texts, found, form, recipe.data, data)
     if world.is_main:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dtrain.data import Part, inference_batches
+from dtrain.data import Part
 from dtrain.data.dataset import PreparedData
-from dtrain.distributed import World
 from dtrain.recipe.data import Data, Normalization
-from dtrain.training.inference import BATCH_TOKENS, forward_outputs
-
-T = TypeVar("T")
+from dtrain.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -29,45 +24,6 @@ class Texts:
     text: list[str]
     text_b: list[str]  # pairs only, else empty
     lines: list[int]  # where each row began in its file, from 1
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who computes answers, and how: all ranks of a world, or without one this process alone."""
-
-    world: World | None = None
-    precision: str = "fp32"
-    batch_tokens: int = BATCH_TOKENS
-    device: torch.device = torch.device("cpu")  # without a world
-
-    def outputs(
-        self, model: nn.Module, part: Part, outputs: Callable[[Any], tuple[Tensor, ...]]
-    ) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
-        """Rows of this rank's batches, and what `outputs` keeps of the model's output for them.
-
-        The batches are a function of the part alone and dealt out in turn, so that ranks change no answer.
-        """
-        world = self.world
-        batches = inference_batches(part.lengths, self.batch_tokens)
-        mine = batches[world.rank :: world.size] if world else batches
-        answers = forward_outputs(
-            model,
-            part,
-            mine,
-            outputs=outputs,
-            device=world.device if world else self.device,
-            precision=self.precision,
-            threads=world.threads if world else torch.get_num_threads(),
-        )
-        return zip(mine, answers, strict=True)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks."""
-        return self.world.sum(tensor) if self.world else tensor
-
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value."""
-        return self.world.gather_objects(value) if self.world else [value]
 
 
 class Answers(ABC):

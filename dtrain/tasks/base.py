@@ -14,8 +14,8 @@ from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
 
 if TYPE_CHECKING:
-    from dtrain.distributed import World
     from dtrain.recipe.training import LossSpec, Teacher
+    from dtrain.training.workers import Workers
 
 
 class Task(ABC):
@@ -50,11 +50,11 @@ class Task(ABC):
         """Call the model once for a batch, and name what the losses need of it."""
 
     @abstractmethod
-    def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
-        """Scores of a part's labelled rows, and `loss`; `how`: precision, batch_tokens, distributed."""
+    def scores(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, float]:
+        """Scores of a part's labelled rows, and `loss`."""
 
     @abstractmethod
-    def record(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, Any]:
+    def record(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, Any]:
         """What `evaluation.json` tells of a part, the scores included."""
 
     @abstractmethod

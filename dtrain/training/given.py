@@ -13,9 +13,9 @@ from dtrain.models import load, parameter_count
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
-from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.precision import resolve_precision
 from dtrain.training.remarks import remarks
+from dtrain.training.workers import Workers
 
 if TYPE_CHECKING:
     from dtrain.tasks.base import Task
@@ -33,14 +33,8 @@ def publish_given(
     source, final = resolve_path(teacher.source), folder.model("teachers", teacher.name)
     model = load(source)
     valid = data.part("valid", tokenizer_name(teacher))
-    scores = task.scores(
-        model,
-        valid,
-        world,
-        precision=resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision"),
-        batch_tokens=recipe.knowledge.batch_tokens or BATCH_TOKENS,
-        distributed=True,
-    )
+    precision = resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision")
+    scores = task.scores(model, valid, Workers.of(world, precision, recipe.knowledge.batch_tokens))
     size = (source / "model.safetensors").stat().st_size
     metrics: dict[str, Any] = {**scores, "split": "valid", "parameters": parameter_count(model), "bytes": size}
     found = remarks([scores], scores, valid.labels, [] if task.types else task.labels)
@@ -57,6 +51,6 @@ def publish_given(
             mark_done(aside, identity)
 
     world.main_first(publish)
-    say(f"teacher {teacher.name}: from {source}: {task.headline(scores)} -> {final}")
+    say(f"teacher {teacher.name}: from {source}: {task.headline(scores)} on valid -> {final}")
     for remark in found:
         say(f"teacher {teacher.name}: REMARK: {remark}")

@@ -20,11 +20,11 @@ from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder, write_json
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 from dtrain.training.feed import Feed, Reading
-from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.remarks import remarks
+from dtrain.training.workers import Workers
 
 if TYPE_CHECKING:
     from dtrain.tasks.base import Task
@@ -147,8 +147,8 @@ class Members:
             )
 
         def evaluate(model: nn.Module, precision: str) -> dict[str, float]:
-            tokens = self.recipe.knowledge.batch_tokens or BATCH_TOKENS
-            return task.scores(model, valid, self.world, precision=precision, batch_tokens=tokens, distributed=together)
+            tokens = self.recipe.knowledge.batch_tokens
+            return task.scores(model, valid, Workers.of(self.world, precision, tokens, shared=together))
 
         def speed(position: Position) -> dict[str, Any]:
             return {
@@ -159,7 +159,7 @@ class Members:
         def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
             save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, list(teachers), metrics))
             section = self.recipe.data
-            # With it the folder labels new text anywhere (`dtrain.stages.predict.classify`).
+            # With it the folder labels new text anywhere (`dtrain.Predictor`).
             normalize = section.normalize.model_dump(mode="json")
             prepared = {"task": section.task, "normalize": normalize, "max_length": section.max_length}
             write_json(folder / "preprocessing.json", prepared)

@@ -278,7 +278,9 @@ def _publish(job: ModelJob, prepared: Prepared, model: nn.Module, metrics: dict[
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "history.json", position.history)
         mark_done(folder, job.identity)
-    line = f"{job.title}: best {job.spec.metric} at epoch {position.best_epoch:g}: {prepared.headline(metrics)}"
+    line = (
+        f"{job.title}: best {job.spec.metric} at epoch {position.best_epoch:g}: {prepared.headline(metrics)} on valid"
+    )
     say_anywhere(f"{line}; {prepared.took(metrics)} -> {job.final}")
     for remark in metrics["remarks"]:
         say_anywhere(f"{job.title}: REMARK: {remark}")

@@ -22,9 +22,10 @@ from dtrain.recipe.data import Normalization
 from dtrain.recipe.models import TaggerSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
-from dtrain.tasks.answers import Texts, Workers
+from dtrain.tasks.answers import Texts
 from dtrain.tasks.tagging.answers import Spans
 from dtrain.tasks.tagging.task import tag_part
+from dtrain.training.workers import Workers
 
 Prepare = Callable[..., RunFolder]
 TAGGER = {"name": "crf", "model": {"type": "tagger"}}
@@ -199,7 +200,7 @@ def test_scores_are_those_of_the_answers_that_a_user_gets(prepare_run: Prepare, 
         with torch.no_grad():
             for parameter in model.parameters():  # far from indifferent, so that entities come out
                 parameter.mul_(4)
-        answers = Spans().find(model, new, Texts([], texts, [], []), Workers(world))
+        answers = Spans().find(model, new, Texts([], texts, [], []), Workers.of(world, "fp32"))
         gold = {
             (i, span["start"], span["end"] + 1, span["type"]) for i, row in enumerate(rows) for span in row["label"]
         }
@@ -208,7 +209,7 @@ def test_scores_are_those_of_the_answers_that_a_user_gets(prepare_run: Prepare, 
             part = data.part(name, "students")
             assert part.tokens.tolist() == new.tokens.tolist()
             assert part.offsets.tolist() == new.offsets.tolist()
-            tagged = tag_part(model, part, world, types=2, precision="fp32")
+            tagged = tag_part(model, part, Workers.of(world, "fp32"), 2)
             assert tagged.entities.sum(0).tolist() == [len(gold & found), len(found), len(gold)]
             assert 0 < tagged.loss < 1e3
         assert found

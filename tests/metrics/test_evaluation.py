@@ -16,6 +16,7 @@ from dtrain.data import Part
 from dtrain.errors import DtrainError
 from dtrain.metrics import scores
 from dtrain.tasks.classification.scoring import count_part, evaluate_part
+from dtrain.training.workers import Workers
 
 CLASSES = 5
 
@@ -86,7 +87,7 @@ def test_scores_do_not_depend_on_the_number_of_ranks(drawn):
     part = part_of([length for length, _ in drawn], [label for _, label in drawn])
 
     def work(world):
-        return count_part(MODEL, part, world, classes=CLASSES, precision="fp32", batch_tokens=12)
+        return count_part(MODEL, part, Workers.of(world, "fp32", 12), CLASSES)
 
     ((confusion, loss),) = on_ranks(1, work)
     for size in (2, 3, 4):  # with fewer batches than ranks, some ranks have none
@@ -106,16 +107,16 @@ def test_scores_do_not_depend_on_the_number_of_ranks(drawn):
 def test_one_rank_alone_scores_all_rows():
     part = part_of([3, 1, 4, 1, 5], [0, 1, 2, 3, 4])
     world = Rank(1, 4, None, None)  # nobody else takes part: a sum would fail
-    alone = evaluate_part(MODEL, part, world, classes=CLASSES, precision="fp32", distributed=False)
+    alone = evaluate_part(MODEL, part, Workers.of(world, "fp32", shared=False), CLASSES)
     assert alone["rows"] == 5
-    ((confusion, loss),) = on_ranks(1, lambda world: count_part(MODEL, part, world, classes=CLASSES, precision="fp32"))
+    ((confusion, loss),) = on_ranks(1, lambda world: count_part(MODEL, part, Workers.of(world, "fp32"), CLASSES))
     assert alone == {**scores(confusion), "loss": loss}
 
 
 def test_model_gets_its_training_mode_back():
     MODEL.train()
     part = part_of([3, 1], [0, 1])
-    evaluate_part(MODEL, part, Rank(0, 1, Barrier(1), [None]), classes=CLASSES, precision="fp32")
+    evaluate_part(MODEL, part, Workers.of(Rank(0, 1, Barrier(1), [None]), "fp32"), CLASSES)
     assert MODEL.training
 
 
@@ -126,7 +127,7 @@ def test_a_row_scored_twice_or_never_is_an_error():
         confused = Rank(0, 2, None, None)  # both ranks believe to be the first
         confused.sum = rank.sum
         with pytest.raises(DtrainError, match=r"were not scored once: ids 10\d \([02] times\)"):
-            count_part(MODEL, part, confused, classes=CLASSES, precision="fp32", batch_tokens=4)
+            count_part(MODEL, part, Workers.of(confused, "fp32", 4), CLASSES)
 
     on_ranks(2, work)
 
@@ -134,4 +135,4 @@ def test_a_row_scored_twice_or_never_is_an_error():
 def test_no_labelled_row_is_an_error():
     part = part_of([3, 1], [-1, -1])
     with pytest.raises(ValueError, match="no labelled rows"):
-        evaluate_part(MODEL, part, Rank(0, 1, Barrier(1), [None]), classes=CLASSES, precision="fp32")
+        evaluate_part(MODEL, part, Workers.of(Rank(0, 1, Barrier(1), [None]), "fp32"), CLASSES)

@@ -15,6 +15,7 @@ from dtrain.errors import DtrainError
 from dtrain.models import build
 from dtrain.recipe.models import TaggerSpec
 from dtrain.tasks.tagging.task import Tagging, tag_part
+from dtrain.training.workers import Workers
 from tests.metrics.test_evaluation import Rank, on_ranks
 
 TYPES = ["LOC", "PER"]
@@ -102,7 +103,7 @@ def test_scores_equal_seqeval_for_any_number_of_ranks(rows):
 
     def work(world):
         # Each rank has a model of its own: moving an LSTM to a device is not for two threads at once.
-        return tag_part(copy.deepcopy(MODEL), part, world, types=2, precision="fp32", batch_tokens=10)
+        return tag_part(copy.deepcopy(MODEL), part, Workers.of(world, "fp32", 10), 2)
 
     (alone,) = ranks(1, work)
     for size in (2, 3, 4):  # with fewer batches than ranks, some ranks have none
@@ -113,9 +114,7 @@ def test_scores_equal_seqeval_for_any_number_of_ranks(rows):
                 (row, tags.tolist()) for row, tags in alone.examples
             ]
     gold, best = sequences(part)
-    ours = Tagging(TAGS, TYPES).record(
-        MODEL, part, Gathering(0, 1, None, None), precision="fp32", batch_tokens=10, distributed=False
-    )
+    ours = Tagging(TAGS, TYPES).record(MODEL, part, Workers.of(Gathering(0, 1, None, None), "fp32", 10, shared=False))
     if any(tag != "O" for tags in gold + best for tag in tags):  # else seqeval has nothing to average
         theirs = classification_report(gold, best, mode="strict", scheme=IOBES, output_dict=True, zero_division=0)
         for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
@@ -130,7 +129,7 @@ def test_scores_equal_seqeval_for_any_number_of_ranks(rows):
 
 def test_loss_is_the_mean_over_characters():
     part = part_of([(3, True, False), (5, True, False), (2, False, False)])
-    tagged = tag_part(MODEL, part, Gathering(0, 1, None, None), types=2, precision="fp32", distributed=False)
+    tagged = tag_part(MODEL, part, Workers.of(Gathering(0, 1, None, None), "fp32", shared=False), 2)
     with torch.no_grad():
         each = [
             MODEL(**part.collate(np.array([row])), tags=part.collate_tags(np.array([row]))).nll.item() for row in (0, 1)
@@ -146,6 +145,6 @@ def test_a_row_tagged_twice_or_never_is_an_error():
         confused = Gathering(0, 2, None, None)  # both ranks believe to be the first
         confused.sum, confused.gather_objects = rank.sum, rank.gather_objects
         with pytest.raises(DtrainError, match=r"were not scored once: ids 5\d \([02] times\)"):
-            tag_part(copy.deepcopy(MODEL), part, confused, types=2, precision="fp32", batch_tokens=4)
+            tag_part(copy.deepcopy(MODEL), part, Workers.of(confused, "fp32", 4), 2)
 
     ranks(2, work)

@@ -23,6 +23,7 @@ from dtrain.training.engine import build_engine
 from dtrain.training.feed import Feed
 from dtrain.training.job import TrainJob
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
+from dtrain.training.workers import Workers
 
 LABELS = ["even", "odd", "none"]
 
@@ -96,7 +97,7 @@ def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., TrainJob]:
             title=student.name, spec=student, feed=feed, headline=task.headline,
             engine=build_engine(world, objective, student, together=False, precision="fp32"),
             identity=student.name, stop=stop or NeverStop(), order=3,
-            evaluate=lambda m: evaluate_part(m, rows, world, classes=3, precision="fp32", distributed=False),
+            evaluate=lambda m: evaluate_part(m, rows, Workers.of(world, "fp32", shared=False), 3),
             checkpoints=root / "checkpoints", tensorboard=root / "tb", **more,
         )  # fmt: skip
 

@@ -38,6 +38,7 @@ from dtrain.training.loop import fit
 from dtrain.training.optim import build_optimizer
 from dtrain.training.state import TrainState
 from dtrain.training.stop import StopRequest
+from dtrain.training.workers import Workers
 
 
 class StopAt(StopRequest):
@@ -104,7 +105,7 @@ def train(
     job = TrainJob(
         title="s", spec=student, engine=engine, feed=Feed(rows, collate, task.units(rows), device=world.device),
         headline=task.headline, adversary=adversary,
-        evaluate=lambda m: evaluate_part(m, rows, world, classes=2, precision="fp32", distributed=False),
+        evaluate=lambda m: evaluate_part(m, rows, Workers.of(world, "fp32", shared=False), 2),
         checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=together or StopAt(stop_at),
     )  # fmt: skip
     best, position, monitor = fit(job)

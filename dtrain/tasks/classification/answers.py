@@ -18,7 +18,8 @@ from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
 from dtrain.models.folder import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
-from dtrain.tasks.answers import Answers, Texts, Workers, model_labels
+from dtrain.tasks.answers import Answers, Texts, model_labels
+from dtrain.training.workers import Workers
 
 
 class Labels(Answers):

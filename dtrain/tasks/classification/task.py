@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from dtrain.data import Part
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
 from dtrain.knowledge.collect import model_options, pick
 from dtrain.metrics import per_class, scores
 from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.base import Task
 from dtrain.tasks.classification.scoring import count_part, evaluate_part
+from dtrain.training.workers import Workers
 
 
 class Classification(Task):
@@ -59,11 +59,11 @@ class Classification(Task):
             found["exits"] = output.exits
         return found
 
-    def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
-        return evaluate_part(model, part, world, classes=len(self.labels), **how)
+    def scores(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, float]:
+        return evaluate_part(model, part, workers, len(self.labels))
 
-    def record(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, Any]:
-        confusion, loss = count_part(model, part, world, classes=len(self.labels), **how)
+    def record(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, Any]:
+        confusion, loss = count_part(model, part, workers, len(self.labels))
         return {
             "scores": {**scores(confusion), "loss": loss},
             "per_class": per_class(confusion, self.labels),

@@ -20,7 +20,8 @@ from dtrain.data.schemes import Span, write_tags
 from dtrain.metrics.spans_text import answer_spans
 from dtrain.models.folder import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
-from dtrain.tasks.answers import Answers, Texts, Workers, model_labels
+from dtrain.tasks.answers import Answers, Texts, model_labels
+from dtrain.training.workers import Workers
 
 BLANK = "\u2581"  # stands for white space, which has no place in a column
 TaggedPiece = tuple[np.ndarray, np.ndarray]  # tags of a row's characters, and their log-probabilities

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dtrain.data import Part, inference_batches
+from dtrain.data import Part
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
 from dtrain.errors import DtrainError
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
 from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.base import Task, check_coverage
-from dtrain.training.inference import BATCH_TOKENS, forward_outputs
+from dtrain.training.workers import Workers
 
 WRONG, RIGHT = 8, 4  # texts shown in the report
 
@@ -82,11 +81,11 @@ class Tagging(Task):
                     )
         return found
 
-    def scores(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, float]:
-        return self._scores(tag_part(model, part, world, types=len(self.types), **how))
+    def scores(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, float]:
+        return self._scores(tag_part(model, part, workers, len(self.types)))
 
-    def record(self, model: nn.Module, part: Part, world: World, **how: Any) -> dict[str, Any]:
-        tagged = tag_part(model, part, world, types=len(self.types), **how)
+    def record(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, Any]:
+        tagged = tag_part(model, part, workers, len(self.types))
         return {
             "scores": self._scores(tagged),
             "per_type": per_type(tagged.entities, self.types),
@@ -125,40 +124,20 @@ def gold_tags(part: Part, row: int) -> np.ndarray:
     return part.tags[start:end]
 
 
-def tag_part(
-    model: nn.Module,
-    part: Part,
-    world: World,
-    *,
-    types: int,
-    precision: str,
-    batch_tokens: int = BATCH_TOKENS,
-    distributed: bool = True,
-) -> Tagged:
-    """Tag a part's labelled rows, each once over all ranks; equal for any number of ranks.
-
-    Args:
-        distributed: share the rows among all ranks, each of which must call this with the same weights; otherwise
-            this process tags all rows by itself.
+def tag_part(model: nn.Module, part: Part, workers: Workers, types: int) -> Tagged:
+    """Tag a part's labelled rows, each once over those who share them; equal for any number of ranks.
 
     Raises:
         DtrainError: a row was not tagged exactly once.
     """
+
+    def keep(output: Any) -> tuple[Tensor, ...]:
+        return output.logits, output.mask, model.decode(output.logits, output.mask)  # type: ignore[operator]
+
     labelled = np.flatnonzero(part.labels >= 0)
-    batches = [labelled[batch] for batch in inference_batches(part.lengths[labelled], batch_tokens)]
-    mine = batches[world.rank :: world.size] if distributed else batches
-    answers = forward_outputs(
-        model,
-        part,
-        mine,
-        outputs=lambda output: (output.logits, output.mask, model.decode(output.logits, output.mask)),  # type: ignore[operator]
-        device=world.device,
-        precision=precision,
-        threads=world.threads,
-    )
     predicted: dict[int, np.ndarray] = {}
     by_row = torch.zeros(len(part), 3, dtype=torch.float64)  # loss, right tags, how often the row was tagged
-    for rows, (emissions, mask, tags) in zip(mine, answers, strict=True):
+    for rows, (emissions, mask, tags) in workers.outputs(model, part, keep, labelled):
         gold = part.collate_tags(rows)
         whole = whole_entities(gold, part, rows).to(emissions.device)
         gold = gold.to(emissions.device)
@@ -170,9 +149,8 @@ def tag_part(
         for row, row_tags, length in zip(rows.tolist(), tags.cpu().numpy(), part.characters[rows], strict=True):
             predicted[row] = row_tags[:length].astype(np.int16)
 
-    counts, examples = _count(part, predicted, types, world if distributed else None)
-    if distributed:
-        counts, by_row = world.sum(counts), world.sum(by_row)
+    counts, examples = _count(part, predicted, types, workers)
+    counts, by_row = workers.sum(counts), workers.sum(by_row)
     check_coverage(part, by_row[:, 2])
     characters = int(part.characters[labelled].sum())
     return Tagged(
@@ -208,7 +186,7 @@ def whole_entities(tags: Tensor, part: Part, rows: np.ndarray) -> Tensor:
 
 
 def _count(
-    part: Part, predicted: dict[int, np.ndarray], types: int, world: World | None
+    part: Part, predicted: dict[int, np.ndarray], types: int, workers: Workers
 ) -> tuple[Tensor, list[tuple[int, np.ndarray]]]:
     """This rank's share of the entity counts, and examples over all ranks."""
     assert part.documents is not None
@@ -217,15 +195,12 @@ def _count(
     whole = {row: tags for row, tags in predicted.items() if pieces[row] == 1}
     split = {row: tags for row, tags in predicted.items() if pieces[row] > 1}
     examples = _examples(part, whole)
-    rank, size = 0, 1
-    if world is not None:
-        rank, size = world.rank, world.size
-        split = {row: tags for found in world.gather_objects(split) for row, tags in found.items()}
-        examples = [example for found in world.gather_objects(examples) for example in found]
+    split = {row: tags for found in workers.gather(split) for row, tags in found.items()}
+    examples = [example for found in workers.gather(examples) for example in found]
     documents: dict[int, list[int]] = {}
     for row in sorted(split):
         documents.setdefault(int(document_of[row]), []).append(row)
-    groups = [[row] for row in sorted(whole)] + list(documents.values())[rank::size]
+    groups = [[row] for row in sorted(whole)] + workers.mine(list(documents.values()))
     tags = {**whole, **split}
     gold = [np.concatenate([gold_tags(part, row) for row in group]) for group in groups]
     found = [np.concatenate([tags[row] for row in group]) for group in groups]
