@@ -64,7 +64,7 @@ def load_as_a_model(folder: Path) -> Any:
 
 def load_as_a_teachers_weights(folder: Path) -> Any:
     from dtrain.models import build
-    from dtrain.recipe.models import BertSpec
+    from dtrain.recipe.architectures.transformers import BertSpec
 
     return build(BertSpec(type="bert", pretrained=str(folder)), vocabulary=30, labels=["a", "b"], pad_id=0)
 

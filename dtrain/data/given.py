@@ -14,7 +14,7 @@ from dtrain.data.files import resolve_path
 from dtrain.data.problems import shown
 from dtrain.losses import find_loss
 from dtrain.recipe.data import Normalization
-from dtrain.recipe.models import feature_width, model_types
+from dtrain.recipe.models import architectures
 
 if TYPE_CHECKING:
     from dtrain.recipe.schema import Recipe
@@ -90,7 +90,7 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
 
 def _unequal_hints(student: Student, teacher: str, config: dict[str, Any], key: str) -> Iterator[str]:
     """Losses that compare features with those of a teacher that has another number of them."""
-    width, own = width_of(config), feature_width(student.model)
+    width, own = width_of(config), student.model.feature_width
     for loss in student.losses or []:
         hint = {"features", "teachers.features"} <= set(find_loss(loss.type).needs)
         if hint and teacher in (loss.teachers or []) and width and own and width != own:
@@ -114,9 +114,9 @@ def width_of(config: dict[str, Any]) -> int | None:
     width = (config.get("encoder") or config).get("hidden_size")
     if isinstance(width, int) and "filters" not in config:
         return width
-    spec = model_types().get(str(config.get("model_type", "")).removeprefix("dtrain-"))
+    spec = architectures().get(str(config.get("model_type", "")).removeprefix("dtrain-"))
     known = {name: config[name] for name in spec.model_fields if name in config} if spec else {}
-    return feature_width(spec.model_construct(**known)) if spec else None
+    return spec.model_construct(**known).feature_width if spec else None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

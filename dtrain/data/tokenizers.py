@@ -147,7 +147,7 @@ def given_tokenizer(
         key, source = f"{name}: model.pretrained: {spec.pretrained}", str(spec.source)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    from dtrain.models.folder import quiet_transformers
+    from dtrain.quiet import quiet_transformers
 
     if not Path(source).exists():
         ask_hub()

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from dtrain.data.files import resolve_path
+from dtrain.data.tokenizers import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import own
 from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint
 from dtrain.models.output import ClassifierOutput, TaggerOutput
+from dtrain.models.transformer import build_classifier, build_encoder, encoder_config
 from dtrain.models.word_vectors import fill_embedding
-from dtrain.recipe.models import EncoderSpec, ModelSpec, SiameseSpec, TaggerSpec, encoder_of
+from dtrain.recipe.models import EncoderSpec, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,38 +60,30 @@ def build(
         InputError: naming the recipe's key; see `transformer.build_classifier`.
     """
     if isinstance(spec, EncoderSpec):
-        from dtrain.models.transformer import build_classifier  # transformers takes 0.6 s; students need none of it
-
         model = build_classifier(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
         return in_own_memory(model)
+    model_type = own.PREFIX + spec.type
     shape = spec.model_dump(exclude={"type", "vectors"})
-    model_type = f"dtrain-{spec.type}"
-    encoder_spec = encoder_of(spec)
-    if encoder_spec is None:
-        if isinstance(spec, SiameseSpec):
-            shape["separator_id"] = _tokenizer(tokenizer_path).sep_token_id
-        config = own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
-        made = own.from_config(config)
-        if getattr(spec, "vectors", None):
-            from dtrain.data import resolve_path
-
-            known = _tokenizer(tokenizer_path).get_vocab()
-            fill_embedding(made.embedding, resolve_path(spec.vectors), known)  # type: ignore[arg-type,union-attr]
-        return made
-    from dtrain.models.transformer import build_encoder, encoder_config
-
-    encoder = build_encoder(encoder_spec, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
-    shape |= {"encoder": encoder_config(encoder)} | ({"embedding": None} if isinstance(spec, TaggerSpec) else {})
+    encoder = None
+    if spec.transformer is not None:
+        encoder = build_encoder(spec.transformer, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
+        shape["encoder"] = encoder_config(encoder)
+    # What a section leaves out beside an encoder is the encoder's.
+    shape |= {name: None for name in own.takes(model_type) if name not in own.COMMON and name not in shape}
+    if "separator_id" in shape:
+        shape["separator_id"] = _tokenizer(tokenizer_path).sep_token_id
     config = own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
     try:
-        return in_own_memory(own.from_config(config, encoder))
+        made = own.from_config(config, encoder)
     except ValueError as error:  # a fusion of more layers than a pretrained encoder has, or an exit behind them
         raise InputError(f"model.{error}") from None
+    if getattr(spec, "vectors", None):
+        known = _tokenizer(tokenizer_path).get_vocab()
+        fill_embedding(made.embedding, resolve_path(spec.vectors), known)  # type: ignore[attr-defined]
+    return made if encoder is None else in_own_memory(made)
 
 
 def _tokenizer(path: Path | None) -> PreTrainedTokenizerFast:
-    from dtrain.data.tokenizers import load_tokenizer
-
     if path is None:
         raise ValueError("tokenizer_path: this model reads it")
     return load_tokenizer(path)

@@ -28,7 +28,6 @@ class BertCNN(nn.Module):
     """
 
     config: dict[str, Any]
-    SHAPE = ("filters", "widths", "dropout")
 
     def __init__(
         self,

@@ -26,7 +26,6 @@ class BiLSTM(nn.Module):
     """
 
     config: dict[str, Any]
-    SHAPE = ("embedding", "hidden", "layers", "pooling", "dropout")
 
     def __init__(
         self,

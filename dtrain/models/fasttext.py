@@ -29,7 +29,6 @@ class FastText(nn.Module):
     """
 
     config: dict[str, Any]
-    SHAPE = ("embedding", "ngrams", "buckets", "dropout")
 
     def __init__(
         self,

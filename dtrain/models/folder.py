@@ -16,9 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from dtrain.errors import InputError, suggest
 from dtrain.models import own
+from dtrain.quiet import quiet_transformers
 from dtrain.runfolder import ASIDE, atomic_write, follow_umask, fsync_folder, write_json
 
 CONFIG = "config.json"
@@ -73,7 +76,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder / WEIGHTS}: is missing")
-    model = _load_own(folder, config) if config["model_type"] in own.CLASSES else _load_transformer(folder)
+    model = _load_own(folder, config) if config["model_type"] in own.model_types() else _load_transformer(folder)
     return in_own_memory(model).to(device).eval()
 
 
@@ -102,22 +105,6 @@ def weights_fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
 def parameter_count(model: nn.Module) -> int:
     """Number of trained and frozen parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' table of missing weights and its progress bars off the screen."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -169,20 +156,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}:1: must be a JSON object")
     found = config.get("model_type")
-    if isinstance(found, str) and found in own.CLASSES:
+    if isinstance(found, str) and found in own.model_types():
         return config
     known = _transformer_types()
     if found not in known:
-        hint = suggest(found, [*own.CLASSES, *known])
-        allowed = f"{', '.join(own.CLASSES)}, or a sequence classifier of transformers such as bert"
+        hint = suggest(found, [*own.model_types(), *known])
+        allowed = f"{', '.join(own.model_types())}, or a sequence classifier of transformers such as bert"
         raise InputError(f"{path}: model_type: unknown {found!r}{hint} (allowed: {allowed})")
     return config
 
 
 def _transformer_types() -> list[str]:
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-
     # By name: to go through the classes themselves imports some 250 modules, half a second in every rank.
     return sorted({*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "nezha"} & set(CONFIG_MAPPING))
 
@@ -219,8 +203,6 @@ def _misfit(expected: Tensor | None, found: Tensor | None) -> str | None:
 
 
 def _load_transformer(folder: Path) -> nn.Module:
-    from transformers import AutoModelForSequenceClassification
-
     try:
         with quiet_transformers():
             model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -31,8 +31,6 @@ class IDCNN(SequenceTagger):
         ValueError: for an even width.
     """
 
-    SHAPE = ("embedding", "filters", "width", "dilations", "blocks", "dropout", "crf", "constrain")
-
     def __init__(
         self,
         *,

@@ -42,7 +42,6 @@ class MultiExit(nn.Module):
 
     every_layer = False  # to be called at inference, also where no row is left for it
     config: dict[str, Any]
-    SHAPE = ("exits", "confidence", "dropout")
 
     def __init__(
         self,

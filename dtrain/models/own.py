@@ -1,39 +1,41 @@
-"""The package's own models and their configuration, from which one is built or rebuilt."""
+"""Models of torch modules of the package's own, or of one that registered an architecture: built, and built again.
+
+A recipe's `model.type` and the `model_type` of a folder's config.json are one name, there with "dtrain-" before it.
+"""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import Any
 
 from torch import nn
 
-from dtrain.models.bert_cnn import BertCNN
-from dtrain.models.bilstm import BiLSTM
-from dtrain.models.fasttext import FastText
-from dtrain.models.idcnn import IDCNN
-from dtrain.models.multi_exit import MultiExit
-from dtrain.models.sequence import SequenceTagger
-from dtrain.models.siamese import Siamese
-from dtrain.models.tagger import Tagger
-from dtrain.models.text_rcnn import TextRCNN
-from dtrain.models.textcnn import TextCNN
+from dtrain.models.transformer import encoder_from_config
+from dtrain.recipe.models import architectures
 from dtrain.version import __version__
 
-OwnModel = BiLSTM | TextCNN | TextRCNN | FastText | Siamese | BertCNN | MultiExit | Tagger | IDCNN
+PREFIX = "dtrain-"
+COMMON = ("vocab_size", "pad_token_id", "classes", "tags")  # arguments of constructors that are no shape
 
-# By `model_type` in config.json; a recipe's `model.type` is the part after "dtrain-".
-CLASSES: dict[str, type[OwnModel]] = {
-    "dtrain-bilstm": BiLSTM,
-    "dtrain-textcnn": TextCNN,
-    "dtrain-text_rcnn": TextRCNN,
-    "dtrain-fasttext": FastText,
-    "dtrain-siamese": Siamese,
-    "dtrain-bert_cnn": BertCNN,
-    "dtrain-multi_exit": MultiExit,
-    "dtrain-tagger": Tagger,
-    "dtrain-idcnn": IDCNN,
-}
 
-WITH_ENCODER: tuple[type[OwnModel], ...] = (Tagger, BertCNN, MultiExit)
+def model_types() -> list[str]:
+    """Every `model_type` of config.json that `from_config` builds."""
+    return [PREFIX + name for name, spec in architectures().items() if spec.module is not None]
+
+
+def module_of(model_type: str) -> type[nn.Module]:
+    """The class of the modules of a `model_type`."""
+    path = architectures()[model_type.removeprefix(PREFIX)].module
+    assert path is not None
+    home, _, name = path.partition(":")
+    found: type[nn.Module] = getattr(importlib.import_module(home), name)
+    return found
+
+
+def takes(model_type: str) -> list[str]:
+    """Names of the arguments of its constructor, in order."""
+    return list(inspect.signature(module_of(model_type)).parameters)
 
 
 def new_config(
@@ -42,7 +44,7 @@ def new_config(
     """The `config.json` of a new model; `shape` holds the other arguments of its constructor."""
     return {
         "model_type": model_type,
-        "architectures": [CLASSES[model_type].__name__],
+        "architectures": [module_of(model_type).__name__],
         **shape,
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
@@ -52,26 +54,25 @@ def new_config(
     }
 
 
-def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> OwnModel:
+def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> Any:
     """A new model with `config` as its `.config`.
 
     Args:
-        config: as `new_config` makes it; of models with an encoder it also has `encoder`, its transformers configuration (or None).
+        config: as `new_config` makes it; of models with an encoder it also has `encoder`, its transformers
+            configuration (or None).
         encoder: taken instead of a new one that `config` describes.
 
     Raises:
         KeyError: if the configuration lacks a key.
     """
-    model_class = CLASSES[config["model_type"]]
     labels = [label for _, label in sorted(config["id2label"].items())]
-    arguments: dict[str, Any] = {key: config[key] for key in ("vocab_size", "pad_token_id", *model_class.SHAPE)}
-    arguments |= {"tags": labels} if issubclass(model_class, SequenceTagger) else {"classes": len(labels)}
-    if model_class in WITH_ENCODER:
+    known: dict[str, Any] = {"tags": labels, "classes": len(labels)}
+    wanted = takes(config["model_type"])
+    if "encoder" in wanted:
         if encoder is None and config["encoder"] is not None:
-            from dtrain.models.transformer import encoder_from_config  # transformers takes 0.6 s to import
-
             encoder = encoder_from_config(config["encoder"])
-        arguments["encoder"] = encoder
-    model = model_class(**arguments)
+        known["encoder"] = encoder
+    arguments = {name: known[name] if name in known else config[name] for name in wanted}
+    model: Any = module_of(config["model_type"])(**arguments)
     model.config = config
     return model

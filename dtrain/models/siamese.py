@@ -28,7 +28,6 @@ class Siamese(nn.Module):
     """
 
     config: dict[str, Any]
-    SHAPE = ("separator_id", "embedding", "hidden", "layers", "pooling", "dropout")
 
     def __init__(
         self,

@@ -37,8 +37,6 @@ class Tagger(SequenceTagger):
         ValueError: naming the argument, for a fusion that is unknown or has too few layers.
     """
 
-    SHAPE = ("embedding", "fusion", "lstm", "dropout", "crf", "constrain")
-
     def __init__(
         self,
         *,

@@ -30,7 +30,6 @@ class TextRCNN(nn.Module):
     """
 
     config: dict[str, Any]
-    SHAPE = ("embedding", "hidden", "features", "dropout")
 
     def __init__(
         self,

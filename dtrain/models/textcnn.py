@@ -28,7 +28,6 @@ class TextCNN(nn.Module):
     """
 
     config: dict[str, Any]
-    SHAPE = ("embedding", "filters", "widths", "dropout")
 
     def __init__(
         self,

@@ -14,15 +14,14 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
-    BertConfig,
     BertModel,
     PreTrainedModel,
 )
 
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
-from dtrain.models.folder import quiet_transformers
-from dtrain.recipe.models import BertSpec, EncoderSpec, NezhaSpec
+from dtrain.quiet import quiet_transformers
+from dtrain.recipe.models import EncoderSpec
 
 POSITIONS = 512
 ATTENTION = "sdpa"
@@ -44,8 +43,8 @@ def build_classifier(
         model = _pretrained(AutoModelForSequenceClassification, spec, key, vocabulary, max_length, **maps)
     else:
         config = _new_config(spec, vocabulary, pad_id, max_length, **maps)
-        config.architectures = [f"{'Nezha' if isinstance(spec, NezhaSpec) else 'Bert'}ForSequenceClassification"]
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+        model.config.architectures = [type(model).__name__]
     return model.train()
 
 
@@ -64,7 +63,7 @@ def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length
 
 
 def build_masked_lm(
-    spec: BertSpec | NezhaSpec,
+    spec: EncoderSpec,
     *,
     vocabulary: int,
     pad_id: int,
@@ -156,10 +155,9 @@ def _new_config(spec: EncoderSpec, vocabulary: int, pad_id: int, max_length: int
         "pad_token_id": pad_id,
         **labels,
         **dropouts,
+        **spec.extras,
     }
-    if isinstance(spec, NezhaSpec):
-        return AutoConfig.for_model("nezha", max_relative_position=spec.max_relative_position, **shape)
-    return BertConfig(**shape)
+    return AutoConfig.for_model(spec.type, **shape)
 
 
 def _pretrained(

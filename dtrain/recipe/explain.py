@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from dtrain.errors import suggest
 from dtrain.recipe.context import Key
-from dtrain.recipe.models import model_types
+from dtrain.recipe.models import Architecture, architectures
 from dtrain.recipe.source import kind_of
 
 
@@ -33,7 +33,6 @@ def _without_echoes(error: ValidationError, values: Any) -> Iterator[dict[str, A
 
 
 _TAGS = {  # of unions that are told apart by what was found
-    *model_types(),
     *("int", "str", "float", "list", "list[str]", "constrained-int", "constrained-str"),
     *("WeightSchedule", "Range"),
 }
@@ -78,7 +77,7 @@ def _is_mapping(annotation: Any) -> bool:
 def _section(annotation: Any) -> Any:
     """The section in an annotation, where there is one and no other."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return None if annotation is Architecture else annotation  # whose keys depend on its `type`
     found = [s for s in map(_section, get_args(annotation)) if s is not None]
     return found[0] if len(found) == 1 else None
 
@@ -95,9 +94,9 @@ def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tup
     if kind == "missing":
         return key, "is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        types = context.get("expected_tags", ", ".join(map(repr, sorted(model_types()))))
+        types = context.get("expected_tags", ", ".join(map(repr, sorted(architectures()))))
         tag = context.get("tag")
-        told = f"found {tag!r}{suggest(tag, model_types())}" if tag else "found nothing"
+        told = f"found {tag!r}{suggest(tag, architectures())}" if tag else "found nothing"
         return (*key, "type"), f"allowed: {types}, {told}"
     if kind == "literal_error":
         expected = context.get("expected", "")
@@ -118,5 +117,5 @@ def _spec_fields(values: Any, key: Key) -> list[str]:
     node = values
     for part in key:
         node = node[part]
-    spec = model_types().get(str(node.get("type"))) if isinstance(node, dict) else None
+    spec = architectures().get(str(node.get("type"))) if isinstance(node, dict) else None
     return list(spec.model_fields) if spec else []

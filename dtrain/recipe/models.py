@@ -1,12 +1,41 @@
-"""Sections `model`: the shapes of teachers and students."""
+"""Sections `model`: what an architecture says of itself, and the registry of all of them.
+
+An architecture is two things: a subclass of `Architecture`, registered, with its keys in a recipe and what the rest of
+the package asks of it; and a module of torch, which it names. The package's own are in `recipe/architectures/` and
+`models/`. Nothing else lists them, so that one more is a file in each of the two folders, or in a package of its own:
+
+    @register_architecture
+    class MyNet(Architecture):
+        type: Literal["my_net"]
+        hidden: Size = 64
+        module: ClassVar[str] = "my_package.my_net:MyNet"
+        tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+
+The module's constructor takes `vocab_size`, `pad_token_id`, `classes` (a number) or `tags` (their names), and its keys in
+the recipe, all by name; see `models/textcnn.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+import importlib
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
-from dtrain.recipe.values import Closed, FilePath, Share, Size
+from dtrain.recipe.values import Closed, FilePath, Size
 
 # hidden size, layers, heads (Turc et al. 2019, 1908.08962, table 1; Devlin et al. for base and large)
 ENCODER_SIZES = {
@@ -18,11 +47,44 @@ ENCODER_SIZES = {
     "large": (1024, 24, 16),
 }
 
-
 PRETRAIN = "pretrain"  # as `pretrained`: the model that the recipe's section of this name makes
 
 
-class EncoderSpec(Closed):
+class Architecture(Closed):
+    """A section `model`.
+
+    Attributes of a subclass:
+        module: its `nn.Module` as "package.module:Class", imported when a model is built or loaded; None for models
+            that transformers has.
+        tasks: the values of `data.task` that it is for.
+        stacked: whether students of one shape can train as one stacked model (`students/ways.py`).
+        early_exits: whether it has a classifier after several layers, each of which needs a loss.
+    """
+
+    type: str
+    module: ClassVar[str | None] = None
+    tasks: ClassVar[tuple[str, ...]] = ()
+    stacked: ClassVar[bool] = False
+    early_exits: ClassVar[bool] = False
+
+    @property
+    def transformer(self) -> EncoderSpec | None:
+        """The transformer in it, which brings a tokenizer of its own: itself, or its `encoder`."""
+        return getattr(self, "encoder", None)
+
+    @property
+    def feature_width(self) -> int | None:
+        """Length of a classifier's pooled vector; None where the recipe does not tell, as of pretrained models."""
+        encoder = self.transformer
+        return None if encoder is None or encoder.pretrained else encoder.shape()[0]
+
+    @property
+    def multiply_adds(self) -> float:
+        """Of one pass over one token, about: who trains longest is decided by it. Only ratios matter."""
+        return 0.0 if self.transformer is None else self.transformer.multiply_adds
+
+
+class EncoderSpec(Architecture):
     """A transformer: `pretrained` (a folder or a hub name), or from scratch by `size` or by explicit shape.
 
     In a recipe with a `pretrain` section, `pretrained: pretrain` is what that section makes.
@@ -78,219 +140,110 @@ class EncoderSpec(Closed):
         hidden, layers, heads = ENCODER_SIZES[self.size]
         return self.hidden or hidden, self.layers or layers, self.heads or heads
 
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Values of its transformers configuration that a BERT has not."""
+        return {}
 
-class BertSpec(EncoderSpec):
-    """BERT (Devlin et al. 2018)."""
-
-    type: Literal["bert"]
-
-
-class NezhaSpec(EncoderSpec):
-    """NEZHA (Wei et al. 2019): BERT with relative positions, alike beyond a distance."""
-
-    type: Literal["nezha"]
-    max_relative_position: Size = 64
-
-    @model_validator(mode="after")
-    def heads_have_pairs(self) -> Self:
-        hidden, _, heads = self.shape()
-        if not self.pretrained and hidden // heads % 2:
-            raise ValueError(
-                f"heads: {heads} heads of a hidden size of {hidden} have {hidden // heads} numbers each, and NEZHA's "
-                "positions are pairs of a sine and a cosine: choose heads of an even size"
-            )
+    @property
+    def transformer(self) -> EncoderSpec:
         return self
 
-
-class BiLSTMSpec(Closed):
-    """Embedding -> bidirectional LSTM -> tanh of the two final states (or pooled states) -> linear."""
-
-    type: Literal["bilstm"]
-    embedding: Size = 512
-    hidden: Size = 512
-    layers: Size = 1
-    pooling: Literal["final", "max", "mean"] = "final"
-    dropout: Share = 0.0
-    vectors: FilePath | None = None  # a word2vec file (text, or binary: .bin) of width `embedding` to begin with
+    @property
+    def multiply_adds(self) -> float:
+        hidden, layers, _ = self.shape()
+        return 12.0 * hidden * hidden * layers
 
 
-class SiameseSpec(Closed):
-    """Of pairs: one BiLSTM reads both texts, u and v; [u; v; |u - v|; u * v] -> linear (Tang et al. 2019)."""
-
-    type: Literal["siamese"]
-    embedding: Size = 300
-    hidden: Size = 256
-    layers: Size = 1
-    pooling: Literal["final", "max", "mean"] = "final"
-    dropout: Share = 0.0
-    vectors: FilePath | None = None
-
-
-class TextRCNNSpec(Closed):
-    """Lai et al. 2015: each word between its left and right contexts -> tanh -> max over time -> linear."""
-
-    type: Literal["text_rcnn"]
-    embedding: Size = 300
-    hidden: Size = 256
-    features: Size = 256
-    dropout: Share = 0.5
-    vectors: FilePath | None = None
-
-
-class FastTextSpec(Closed):
-    """Joulin et al. 2016: the mean of the vectors of tokens and of hashed n-grams -> linear."""
-
-    type: Literal["fasttext"]
-    embedding: Size = 256
-    ngrams: Annotated[int, Field(ge=1, le=8)] = 3
-    buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16
-    dropout: Share = 0.5
-    vectors: FilePath | None = None
-
-
-Widths = Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1)]
-
-
-class TextCNNSpec(Closed):
-    """Kim 2014: embedding -> convolutions of several widths -> max over time -> dropout -> linear."""
-
-    type: Literal["textcnn"]
-    embedding: Size = 300
-    filters: Size = 256
-    widths: Widths = [2, 3, 4]
-    dropout: Share = 0.5
-    vectors: FilePath | None = None
-
-
-class BertCNNSpec(Closed):
-    """A TextCNN's convolutions over the last states of a transformer."""
-
-    type: Literal["bert_cnn"]
-    encoder: Annotated[BertSpec | NezhaSpec, Field(discriminator="type")]
-    filters: Size = 256
-    widths: Widths = [2, 3, 4]
-    dropout: Share = 0.5
-
-
-class MultiExitSpec(Closed):
-    """A BERT with a classifier after several layers; at inference a row leaves at the first that is sure of it."""
-
-    type: Literal["multi_exit"]
-    encoder: BertSpec
-    exits: Annotated[list[Annotated[int, Field(gt=0, le=1024)]], Field(min_length=1)]  # layers; the last always is one
-    confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # null: every row goes all the way
-    dropout: Share = 0.1
-
-    @model_validator(mode="after")
-    def exits_are_layers(self) -> Self:
-        layers = self.encoder.shape()[1]
-        if not self.encoder.pretrained and max(self.exits) > layers:  # a pretrained one is asked when it is loaded
-            raise ValueError(f"exits: {max(self.exits)} is more than the {layers} layers of the encoder")
-        return self
-
-
-class CrfSpec(Closed):
-    """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax a character."""
-
-    crf: bool = True
-    constrain: bool = False  # transitions that no valid tag sequence has are impossible
-
-    @model_validator(mode="after")
-    def constrains_paths(self) -> Self:
-        if self.constrain and not self.crf:
-            raise ValueError("constrain: needs crf: true")
-        return self
-
-
-class TaggerSpec(CrfSpec):
-    """Encoder (or character embedding) -> fusion of its layers -> BiLSTM -> emissions -> CRF."""
-
-    type: Literal["tagger"]
-    encoder: Annotated[BertSpec | NezhaSpec, Field(discriminator="type")] | None = None
-    embedding: Size = 128  # of a character, where there is no encoder
-    fusion: Literal["last", "concat", "dynamic"] = "last"  # concat: of the last 4 layers
-    lstm: Size | None = 128  # a direction; null: none
-    dropout: Share = 0.5
-    vectors: FilePath | None = None  # of characters
-
-    @model_validator(mode="after")
-    def fits_encoder(self) -> TaggerSpec:
-        if self.encoder is None and self.fusion != "last":
-            raise ValueError(f"fusion: {self.fusion!r} needs an encoder")
-        if self.encoder is not None and "embedding" in self.model_fields_set:
-            raise ValueError("embedding: an encoder brings its own")
-        if self.encoder is not None and self.vectors is not None:
-            raise ValueError("vectors: an encoder brings its own")
-        return self
-
-    @model_serializer(mode="wrap")
-    def without_embedding_beside_encoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The resolved recipe is a recipe again."""
-        values: dict[str, Any] = handler(self)
-        return {k: v for k, v in values.items() if k != "embedding" or self.encoder is None}
-
-
-class IdcnnSpec(CrfSpec):
-    """Strubell et al. 2017: embedding -> the same block of dilated convolutions, several times -> emissions -> CRF."""
-
-    type: Literal["idcnn"]
-    embedding: Size = 128
-    filters: Size = 128
-    width: Literal[3, 5, 7] = 3
-    dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
-    blocks: Size = 4
-    dropout: Share = 0.25
-    vectors: FilePath | None = None
-
-
-ModelSpec = Annotated[
-    BertSpec
-    | NezhaSpec
-    | BertCNNSpec
-    | MultiExitSpec
-    | BiLSTMSpec
-    | TextCNNSpec
-    | TextRCNNSpec
-    | FastTextSpec
-    | SiameseSpec
-    | TaggerSpec
-    | IdcnnSpec,
-    Field(discriminator="type"),
-]
-
-
-def model_types() -> dict[str, type[BaseModel]]:
-    """`model.type` names and their schema sections."""
-    union = get_args(get_args(ModelSpec)[0])
-    return {get_args(spec.model_fields["type"].annotation)[0]: spec for spec in union}
-
-
-class GivenSpec(Closed):
+class GivenSpec(Architecture):
     """What stands as `model` of a teacher with `from`: the folder knows its own structure. Not written in recipes."""
 
     type: Literal["given"] = "given"
     folder: FilePath
 
 
-def feature_width(spec: BaseModel) -> int | None:
-    """Length of a classifier's pooled vector; None where the recipe does not tell, as of pretrained models."""
-    match spec:
-        case TextCNNSpec() | BertCNNSpec():
-            return spec.filters * len(spec.widths)
-        case TextRCNNSpec():
-            return spec.features
-        case BiLSTMSpec():
-            return 2 * spec.hidden
-        case SiameseSpec():
-            return 8 * spec.hidden
-        case FastTextSpec():
-            return spec.embedding
-    encoder = encoder_of(spec)
-    return None if encoder is None or encoder.pretrained else encoder.shape()[0]
+def recurrence(hidden: int, inputs: int, layers: int = 1) -> float:
+    """`multiply_adds` of a bidirectional LSTM.
+
+    It runs token after token, which makes it about three times as slow as its arithmetic (measured on 2 cores).
+    """
+    return 3 * 2 * 4.0 * hidden * (inputs + hidden + (layers - 1) * 3 * hidden)
 
 
-def encoder_of(spec: BaseModel | None) -> BertSpec | NezhaSpec | None:
+# --- the registry ------------------------------------------------------------------------------------
+
+Registered = TypeVar("Registered", bound=Architecture)
+_ARCHITECTURES: dict[str, type[Architecture]] = {}
+
+
+def register_architecture(spec: type[Registered]) -> type[Registered]:
+    """Make a subclass of `Architecture` a `model.type` of recipes; its name is the one word that `type` allows.
+
+    Raises:
+        ValueError: the name is taken, or `tasks` is empty.
+    """
+    (name,) = get_args(spec.model_fields["type"].annotation)
+    if name in _ARCHITECTURES:
+        raise ValueError(f"architecture {name!r} is registered twice")
+    if not spec.tasks:
+        raise ValueError(f"architecture {name!r}: tasks is empty")
+    _ARCHITECTURES[name] = spec
+    return spec
+
+
+def architectures() -> dict[str, type[Architecture]]:
+    """Every registered architecture by its name: the package's own, file by file, and then others."""
+    own = _import_own()
+    return dict(sorted(_ARCHITECTURES.items(), key=lambda item: (item[1].__module__ not in own, item[1].__module__)))
+
+
+@cache
+def _import_own() -> list[str]:
+    """Import the files of `recipe/architectures/`, each of which registers what is in it; their modules' names."""
+    package = importlib.import_module("dtrain.recipe.architectures")
+    names = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    for name in names:
+        importlib.import_module(name)
+    return names
+
+
+def of_type(value: Any, base: type[Architecture]) -> type[Architecture]:
+    """The architecture that a section names by its `type`, one of those that are a `base`.
+
+    Raises:
+        PydanticKnownError: no section, no type, or an unknown one.
+    """
+    known = {name: spec for name, spec in architectures().items() if issubclass(spec, base)}
+    if not isinstance(value, dict):
+        raise PydanticKnownError("model_attributes_type")
+    if "type" not in value:
+        raise PydanticKnownError("union_tag_not_found", {"discriminator": "'type'"})
+    name = str(value["type"])
+    if name not in known:
+        expected = ", ".join(map(repr, known))
+        raise PydanticKnownError(
+            "union_tag_invalid", {"discriminator": "'type'", "tag": name, "expected_tags": expected}
+        )
+    return known[name]
+
+
+def _chosen(base: type[Architecture]) -> WrapValidator:
+    """Validate a section as the architecture that its `type` names."""
+
+    def validate(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
+        return value if isinstance(value, base) else of_type(value, base).model_validate(value)
+
+    return WrapValidator(validate)
+
+
+if TYPE_CHECKING:
+    ModelSpec = Architecture
+    EncoderModel = EncoderSpec
+else:
+    ModelSpec = Annotated[SerializeAsAny[Architecture], _chosen(Architecture)]
+    EncoderModel = Annotated[SerializeAsAny[EncoderSpec], _chosen(EncoderSpec)]
+
+
+def encoder_of(spec: BaseModel | None) -> EncoderSpec | None:
     """The transformer in a model section: the model itself, or its encoder; None for models without."""
-    if isinstance(spec, TaggerSpec | BertCNNSpec | MultiExitSpec):
-        return spec.encoder
-    return spec if isinstance(spec, BertSpec | NezhaSpec) else None
+    return spec.transformer if isinstance(spec, Architecture) else None

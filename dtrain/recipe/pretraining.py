@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dtrain.recipe.context import Reporter
-from dtrain.recipe.models import PRETRAIN, BertSpec, NezhaSpec
+from dtrain.recipe.models import PRETRAIN, EncoderModel
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.recipe.values import Closed, Column, FilePath, Paths, Positive, Precision
 
@@ -66,7 +66,7 @@ class Phase(Closed):
 class Pretrain(Closed):
     """Masked language modelling on plain text; a member's `pretrained: pretrain` names what comes out."""
 
-    model: Annotated[BertSpec | NezhaSpec, Field(discriminator="type")]
+    model: EncoderModel
     corpus: CorpusSpec
     masking: MaskingSpec = MaskingSpec()
     next_sentence: bool = False  # rows are pairs of texts, and whether the second follows the first is predicted, too

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtrain.recipe.context import Context, Reporter
-from dtrain.recipe.models import feature_width
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import check_peers
 from dtrain.runfolder import RunFolder
@@ -31,7 +30,7 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         transfer=bool(recipe.data.transfer or recipe.data.augment),
         pretrained=pretrained,
         transformers=tuple(m.name for m in (*recipe.teachers, *recipe.students) if m.brings_tokenizer),
-        widths={teacher.name: feature_width(teacher.model) for teacher in recipe.teachers},
+        widths={teacher.name: teacher.model.feature_width for teacher in recipe.teachers},
     )
     of_students = [report.at("students", number) for number in students]
     for teacher, number in zip(recipe.teachers, teachers, strict=True):

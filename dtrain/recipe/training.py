@@ -18,7 +18,7 @@ from pydantic import (
 from dtrain.errors import suggest
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
-from dtrain.recipe.models import PRETRAIN, GivenSpec, ModelSpec, encoder_of, feature_width
+from dtrain.recipe.models import PRETRAIN, GivenSpec, ModelSpec, architectures
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
     OF_STUDENTS,
@@ -32,6 +32,7 @@ from dtrain.recipe.values import (
     Share,
     check_name,
 )
+from dtrain.tasks.rules import rules_of, task_names
 
 
 class AdversarialSpec(Closed):
@@ -131,13 +132,13 @@ class TrainSpec(Closed):
         """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one."""
         if isinstance(self.model, GivenSpec):
             return self.name
-        encoder = encoder_of(self.model)
+        encoder = self.model.transformer
         return OF_STUDENTS if encoder is None else encoder.tokenizer or self.name
 
     @property
     def brings_tokenizer(self) -> bool:
         """Whether it has a tokenizer of its own, which others may read with."""
-        encoder = encoder_of(self.model)
+        encoder = self.model.transformer
         return isinstance(self.model, GivenSpec) or encoder is not None and encoder.tokenizer is None
 
     def resolve(self, context: Context, report: Reporter) -> None:
@@ -147,7 +148,7 @@ class TrainSpec(Closed):
         if self.batch_size is None and self.batch_tokens is None:
             self.batch_size = 32
         self.metric = self.metric or task.metrics[0]  # type: ignore[assignment]
-        encoder = encoder_of(self.model)
+        encoder = self.model.transformer
         if context.pretrained and encoder is not None and encoder.pretrained == PRETRAIN:
             encoder.take_from(context.pretrained)
         if encoder is not None and encoder.tokenizer and encoder.tokenizer not in context.transformers:
@@ -161,11 +162,17 @@ class TrainSpec(Closed):
         if isinstance(self.model, GivenSpec):
             return  # data/given.py compares its folder with the data
         kind = self.model.type
-        if kind not in task.models:
-            hint = f"; write {{type: tagger, encoder: {{type: {kind}, ...}}}}" if kind in task.encoders else ""
-            report("model.type", f"{kind!r} is not for task {task.name!r} (allowed: {', '.join(task.models)}){hint}")
-        if kind == "siamese" and not task.two_texts:
-            report("model.type", f"'siamese' reads pairs, and data.task is {context.data_task!r}")
+        alike = {name for name in task_names() if rules_of(name).name == task.name}
+        if kind not in task.models and alike.isdisjoint(self.model.tasks):
+            types = (name for name, spec in architectures().items() if not alike.isdisjoint(spec.tasks))
+            inside = task.tags and encoder is self.model
+            hint = f"; write {{type: tagger, encoder: {{type: {kind}, ...}}}}" if inside else ""
+            allowed = ", ".join([*types, *task.models])
+            report("model.type", f"{kind!r} is not for task {task.name!r} (allowed: {allowed}){hint}")
+        elif kind not in task.models and context.data_task not in self.model.tasks:
+            report(
+                "model.type", f"{kind!r} reads {', '.join(self.model.tasks)}, and data.task is {context.data_task!r}"
+            )
         if self.metric not in task.metrics:
             allowed = ", ".join(task.metrics)
             report("metric", f"{self.metric!r} is not for task {task.name!r} (allowed: {allowed})")
@@ -245,7 +252,7 @@ class Student(TrainSpec):
     @property
     def exits(self) -> bool:
         """Whether its model has a classifier after several layers."""
-        return self.model.type == "multi_exit"
+        return self.model.early_exits
 
     def resolve(self, context: Context, report: Reporter) -> None:
         super().resolve(context, report)
@@ -288,7 +295,7 @@ class Student(TrainSpec):
 
     def _check_widths(self, losses: list[LossSpec], context: Context, report: Reporter) -> None:
         """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
-        own = feature_width(self.model)
+        own = self.model.feature_width
         for number, loss in enumerate(losses):
             if loss.loss.stateful or not {"features", "teachers.features"} <= set(loss.loss.needs):
                 continue

@@ -14,6 +14,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Size = Annotated[int, Field(gt=0, le=65536)]
+Widths = Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1)]  # of convolutions, in tokens
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 Paths = list[FilePath]

@@ -26,7 +26,7 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
     # Weights do not change the speed: one model of each structure is timed. But with exits they decide who leaves.
     structure = {
         f"{kind}/{member.name}": fingerprint(
-            member.model.model_dump(mode="json"), *([kind, member.name] if member.model.type == "multi_exit" else [])
+            member.model.model_dump(mode="json"), *([kind, member.name] if member.model.early_exits else [])
         )
         for kind, member in members
     }

@@ -13,7 +13,6 @@ from typing import Literal
 
 from dtrain.data import tokenizer_name
 from dtrain.losses import find_loss
-from dtrain.recipe.models import BiLSTMSpec, TextCNNSpec
 from dtrain.recipe.schema import Placement
 from dtrain.recipe.training import LossSpec, Student
 from dtrain.runfolder import fingerprint
@@ -130,7 +129,7 @@ def describe(groups: Sequence[TrainingGroup], ranks: int) -> list[str]:
 
 def why_not_stacked(student: Student, precision: str, task: str) -> str:
     """The reason why a student has no stacked form; empty where it has one."""
-    if task == "tagging" or not isinstance(student.model, BiLSTMSpec | TextCNNSpec):
+    if task == "tagging" or not student.model.stacked:
         return f"{student.model.type} has no stacked form"
     if student.optimizer.type == "lamb":
         return "lamb has no stacked form"

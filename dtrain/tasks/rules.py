@@ -17,12 +17,11 @@ class TaskRules:
 
     Attributes:
         name: the task as losses know it; pairs of texts are classified.
-        models: types of models that are for it.
+        models: types of models that are for it, beside the architectures that say so themselves.
         outputs: the outputs of teachers that may be stored.
         losses: the default loss on labels, and the one on teachers' outputs.
         weightings: the ways to weigh several teachers that its losses have.
         formats: of its files.
-        encoders: types of models that are for it as the encoder of another only.
         excluded: keys of the recipe's sections that are not for it.
         two_texts: whether a row is a pair of texts.
         tags: whether a row has a tag a character: then long texts are cut into pieces of `max_length`, so that the
@@ -31,13 +30,12 @@ class TaskRules:
     """
 
     name: str
-    models: tuple[str, ...]
     metrics: tuple[str, ...]
     outputs: tuple[Output, ...]
     losses: tuple[str, str]
     weightings: tuple[str, ...]
     formats: tuple[str, ...]
-    encoders: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     excluded: frozenset[str] = frozenset()
     two_texts: bool = False
     tags: bool = False
@@ -46,10 +44,6 @@ class TaskRules:
 
 _CLASSIFICATION = TaskRules(
     name="classification",
-    models=(
-        *("bert", "nezha", "bert_cnn", "multi_exit"),
-        *("bilstm", "textcnn", "text_rcnn", "fasttext", "siamese"),
-    ),
     metrics=("accuracy", "f1", "f1_weighted", "loss"),
     outputs=("logits", "features"),
     losses=("cross_entropy", "soft_targets"),
@@ -61,13 +55,11 @@ _RULES = {
     "pairs": replace(_CLASSIFICATION, two_texts=True),
     "tagging": TaskRules(
         name="tagging",
-        models=("tagger", "idcnn"),
         metrics=("f1", "f1_macro", "f1_weighted", "accuracy", "loss"),
         outputs=("emissions", "marginals"),
         losses=("tag_likelihood", "marginal_matching"),
         weightings=("average", "fixed"),
         formats=("auto", "conll", "jsonl", "lines"),
-        encoders=("bert", "nezha"),
         excluded=frozenset({"augment", "label_smoothing", "tolerance", "noisy", "peers", "top_k"}),
         tags=True,
         split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut

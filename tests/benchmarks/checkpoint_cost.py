@@ -25,7 +25,7 @@ import torch
 
 from dtrain.distributed import World, connect
 from dtrain.models import build
-from dtrain.recipe.models import BertSpec
+from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.training import Teacher
 from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.engine import Engine, build_engine

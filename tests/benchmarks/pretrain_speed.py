@@ -44,7 +44,7 @@ from dtrain.models.masked_lm import MaskedLM
 from dtrain.models.transformer import build_masked_lm
 from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
 from dtrain.pretraining.packing import PackedRows, pack, write_rows
-from dtrain.recipe.models import BertSpec, NezhaSpec
+from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.tasks.masked_lm.rows import MaskedRows

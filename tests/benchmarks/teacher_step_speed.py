@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dtrain.distributed import connect, leave
 from dtrain.models import build
-from dtrain.recipe.models import BertSpec
+from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.training import TrainSpec
 from dtrain.training.engine import build_engine
 from dtrain.training.speed import peak_flops

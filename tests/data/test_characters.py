@@ -15,8 +15,8 @@ from dtrain.data import Normalizer
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.tokenizers import SPECIALS, character_tokenizer, given_tokenizer, load_tokenizer, student_tokenizer
+from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.data import Normalization, Vocabulary
-from dtrain.recipe.models import BertSpec
 
 PLAIN = Normalization(simplify=False, half_width=False, control=False, whitespace=False, lower=False)
 

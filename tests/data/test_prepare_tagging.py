@@ -18,8 +18,8 @@ from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.plan import Plan
+from dtrain.recipe.architectures.taggers import TaggerSpec
 from dtrain.recipe.data import Normalization
-from dtrain.recipe.models import TaggerSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.answers import Texts

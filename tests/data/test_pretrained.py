@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from dtrain.__main__ import main
 from dtrain.data.pretrained import check_pretrained
-from dtrain.recipe.models import BertSpec, NezhaSpec
+from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 
 KEY = "t: model.pretrained"
 

@@ -19,8 +19,8 @@ from dtrain.data.tokenizers import (
     trained_tokenizer,
 )
 from dtrain.errors import InputError
+from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.data import Vocabulary
-from dtrain.recipe.models import BertSpec
 from dtrain.recipe.schema import Recipe
 
 TEXTS = ["中文 ab", "文文中 b", "b[SEP]中", ""]

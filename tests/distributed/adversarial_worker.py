@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.models import build
-from dtrain.recipe.models import TaggerSpec
+from dtrain.recipe.architectures.taggers import TaggerSpec
 from dtrain.recipe.training import AdversarialSpec
 from dtrain.training.adversarial import Adversary
 

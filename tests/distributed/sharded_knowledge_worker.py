@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 from dtrain.distributed import World, connect, leave
 from dtrain.errors import DtrainError, Stopped
 from dtrain.models import build, in_own_memory
-from dtrain.recipe.models import BertSpec, TaggerSpec
+from dtrain.recipe.architectures.taggers import TaggerSpec
+from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.stages.precompute import fill
 from dtrain.training.in_step import EVERY, InStep, load_in_step
 from dtrain.training.inference import cast_products, pack_products

@@ -13,7 +13,6 @@ from dtrain import models
 from dtrain.errors import InputError
 from dtrain.knowledge.collect import model_options, pick
 from dtrain.recipe import dump_recipe, load_recipe
-from dtrain.recipe.models import feature_width
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.tasks.classification.task import Classification
@@ -153,9 +152,9 @@ def test_width_of_features(model: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     built = models.build(spec, vocabulary=9, labels=["a", "b"], pad_id=0, max_length=8).eval()
     tokens = torch.tensor([[5, 6, 3, 7]])
     output = built(input_ids=tokens, attention_mask=torch.ones_like(tokens), **model_options(built, ["features"]))
-    assert feature_width(spec) == pick("features", output).shape[-1]
+    assert spec.feature_width == pick("features", output).shape[-1]
     pretrained = Teacher.model_validate({"name": "t", "model": {"type": "bert", "pretrained": "x"}}).model
-    assert feature_width(pretrained) is None
+    assert pretrained.feature_width is None
 
 
 def test_weightings_of_taggers(tmp_path: Path) -> None:

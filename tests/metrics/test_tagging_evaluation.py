@@ -13,7 +13,7 @@ from seqeval.scheme import IOBES
 from dtrain.data import Part
 from dtrain.errors import DtrainError
 from dtrain.models import build
-from dtrain.recipe.models import TaggerSpec
+from dtrain.recipe.architectures.taggers import TaggerSpec
 from dtrain.tasks.tagging.task import Tagging, tag_part
 from dtrain.training.workers import Workers
 from tests.metrics.test_evaluation import Rank, on_ranks

@@ -19,7 +19,7 @@ from transformers import (
 from dtrain.errors import InputError
 from dtrain.models import build, load, parameter_count, save_model, weights_fingerprint
 from dtrain.models.transformer import without_mask_checks
-from dtrain.recipe.models import BertSpec, NezhaSpec
+from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 
 
 def tokenizer_folder(folder: Path) -> Path:

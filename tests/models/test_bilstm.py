@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dtrain.models import build, recurrent
 from dtrain.models.bilstm import BiLSTM
-from dtrain.recipe.models import BiLSTMSpec
+from dtrain.recipe.architectures.classifiers import BiLSTMSpec
 
 TEXTS = [[5], [1, 2], [3, 4, 5, 6, 7, 8, 9], [9, 9, 9], [4, 3, 2, 1]]
 

@@ -20,7 +20,7 @@ from dtrain.data.pretrained import check_pretrained
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.models.nezha import NezhaConfig, NezhaForMaskedLM
-from dtrain.recipe.models import BertSpec, NezhaSpec
+from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 40,

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification
 import dtrain
 from dtrain.errors import InputError
 from dtrain.models import build, load, parameter_count, save_model, weights_fingerprint
-from dtrain.recipe.models import BertSpec, BiLSTMSpec, TextCNNSpec
+from dtrain.recipe.architectures.classifiers import BiLSTMSpec, TextCNNSpec
+from dtrain.recipe.architectures.transformers import BertSpec
 
 LABELS = ["财经", "体育"]
 SPECS: dict[str, Any] = {

@@ -17,8 +17,9 @@ from dtrain.models.bilstm import BiLSTM
 from dtrain.models.fasttext import MULTIPLIER, FastText
 from dtrain.models.siamese import Siamese
 from dtrain.models.text_rcnn import TextRCNN
+from dtrain.recipe.architectures.classifiers import SiameseSpec
 from dtrain.recipe.data import Vocabulary
-from dtrain.recipe.models import ModelSpec, SiameseSpec
+from dtrain.recipe.models import ModelSpec
 
 SEPARATOR = 2
 RCNN: dict[str, Any] = {"embedding": 5, "hidden": 4, "features": 6, "dropout": 0.0}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dtrain.models import build
 from dtrain.models.textcnn import TextCNN
-from dtrain.recipe.models import TextCNNSpec
+from dtrain.recipe.architectures.classifiers import TextCNNSpec
 
 LABELS = ["a", "b", "c"]
 

@@ -27,7 +27,8 @@ from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
 from dtrain.pretraining.pairs import PairedRows, write_pairs
 from dtrain.pretraining.words import SENTENCE, WORD
 from dtrain.recipe import dump_recipe, load_recipe
-from dtrain.recipe.models import BertSpec, EncoderSpec, NezhaSpec
+from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
+from dtrain.recipe.models import EncoderSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.tasks.masked_lm.rows import HELD_OUT_EPOCH, MaskedRows, masked_batch, with_pairs

@@ -26,7 +26,7 @@ from dtrain.distributed import World
 from dtrain.errors import DtrainError, Stopped
 from dtrain.losses.objective import Objective, build_losses
 from dtrain.models import build
-from dtrain.recipe.models import BiLSTMSpec
+from dtrain.recipe.architectures.classifiers import BiLSTMSpec
 from dtrain.recipe.training import LossSpec, Student
 from dtrain.tasks.classification.scoring import evaluate_part
 from dtrain.tasks.classification.task import Classification

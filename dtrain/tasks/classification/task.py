@@ -30,7 +30,7 @@ class Classification(Task):
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
         smoothing = {"label_smoothing": spec.label_smoothing}
-        if spec.model.type == "multi_exit":
+        if spec.model.early_exits:
             terms = [{"type": "exits_cross_entropy", **smoothing}, {"type": "exits_distillation"}]
         else:
             terms = [{"type": "cross_entropy", **smoothing}]

@@ -1,0 +1,125 @@
+"""Classifiers without a transformer: recurrent, convolutional, a bag of tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dtrain.recipe.models import Architecture, recurrence, register_architecture
+from dtrain.recipe.values import FilePath, Share, Size, Widths
+
+
+@register_architecture
+class BiLSTMSpec(Architecture):
+    """Embedding -> bidirectional LSTM -> tanh of the two final states (or pooled states) -> linear."""
+
+    type: Literal["bilstm"]
+    module: ClassVar[str] = "dtrain.models.bilstm:BiLSTM"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    stacked: ClassVar[bool] = True
+    embedding: Size = 512
+    hidden: Size = 512
+    layers: Size = 1
+    pooling: Literal["final", "max", "mean"] = "final"
+    dropout: Share = 0.0
+    vectors: FilePath | None = None  # a word2vec file (text, or binary: .bin) of width `embedding` to begin with
+
+    @property
+    def feature_width(self) -> int:
+        return 2 * self.hidden
+
+    @property
+    def multiply_adds(self) -> float:
+        return recurrence(self.hidden, self.embedding, self.layers)
+
+
+@register_architecture
+class TextCNNSpec(Architecture):
+    """Kim 2014: embedding -> convolutions of several widths -> max over time -> dropout -> linear."""
+
+    type: Literal["textcnn"]
+    module: ClassVar[str] = "dtrain.models.textcnn:TextCNN"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    stacked: ClassVar[bool] = True
+    embedding: Size = 300
+    filters: Size = 256
+    widths: Widths = [2, 3, 4]
+    dropout: Share = 0.5
+    vectors: FilePath | None = None
+
+    @property
+    def feature_width(self) -> int:
+        return self.filters * len(self.widths)
+
+    @property
+    def multiply_adds(self) -> float:
+        return self.embedding * self.filters * sum(self.widths)
+
+
+@register_architecture
+class TextRCNNSpec(Architecture):
+    """Lai et al. 2015: each word between its left and right contexts -> tanh -> max over time -> linear."""
+
+    type: Literal["text_rcnn"]
+    module: ClassVar[str] = "dtrain.models.text_rcnn:TextRCNN"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    embedding: Size = 300
+    hidden: Size = 256
+    features: Size = 256
+    dropout: Share = 0.5
+    vectors: FilePath | None = None
+
+    @property
+    def feature_width(self) -> int:
+        return self.features
+
+    @property
+    def multiply_adds(self) -> float:
+        combined = (self.embedding + 2 * self.hidden) * self.features
+        return recurrence(self.hidden, self.embedding) + combined
+
+
+@register_architecture
+class FastTextSpec(Architecture):
+    """Joulin et al. 2016: the mean of the vectors of tokens and of hashed n-grams -> linear."""
+
+    type: Literal["fasttext"]
+    module: ClassVar[str] = "dtrain.models.fasttext:FastText"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    embedding: Size = 256
+    ngrams: Annotated[int, Field(ge=1, le=8)] = 3
+    buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16
+    dropout: Share = 0.5
+    vectors: FilePath | None = None
+
+    @property
+    def feature_width(self) -> int:
+        return self.embedding
+
+    @property
+    def multiply_adds(self) -> float:
+        return self.embedding * self.ngrams
+
+
+@register_architecture
+class SiameseSpec(Architecture):
+    """Of pairs: one BiLSTM reads both texts, u and v; [u; v; |u - v|; u * v] -> linear (Tang et al. 2019)."""
+
+    type: Literal["siamese"]
+    module: ClassVar[str] = "dtrain.models.siamese:Siamese"
+    tasks: ClassVar[tuple[str, ...]] = ("pairs",)
+    embedding: Size = 300
+    hidden: Size = 256
+    layers: Size = 1
+    pooling: Literal["final", "max", "mean"] = "final"
+    dropout: Share = 0.0
+    vectors: FilePath | None = None
+
+    @property
+    def feature_width(self) -> int:
+        return 8 * self.hidden
+
+    @property
+    def multiply_adds(self) -> float:
+        return recurrence(self.hidden, self.embedding, self.layers)

@@ -1,0 +1,81 @@
+"""Taggers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from dtrain.recipe.models import Architecture, EncoderModel, recurrence, register_architecture
+from dtrain.recipe.values import FilePath, Share, Size
+
+
+class CrfSpec(Architecture):
+    """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax a character."""
+
+    crf: bool = True
+    constrain: bool = False  # transitions that no valid tag sequence has are impossible
+
+    @model_validator(mode="after")
+    def constrains_paths(self) -> Self:
+        if self.constrain and not self.crf:
+            raise ValueError("constrain: needs crf: true")
+        return self
+
+
+@register_architecture
+class TaggerSpec(CrfSpec):
+    """Encoder (or character embedding) -> fusion of its layers -> BiLSTM -> emissions -> CRF."""
+
+    type: Literal["tagger"]
+    module: ClassVar[str] = "dtrain.models.tagger:Tagger"
+    tasks: ClassVar[tuple[str, ...]] = ("tagging",)
+    encoder: EncoderModel | None = None
+    embedding: Size = 128  # of a character, where there is no encoder
+    fusion: Literal["last", "concat", "dynamic"] = "last"  # concat: of the last 4 layers
+    lstm: Size | None = 128  # a direction; null: none
+    dropout: Share = 0.5
+    vectors: FilePath | None = None  # of characters
+
+    @model_validator(mode="after")
+    def fits_encoder(self) -> TaggerSpec:
+        if self.encoder is None and self.fusion != "last":
+            raise ValueError(f"fusion: {self.fusion!r} needs an encoder")
+        if self.encoder is not None and "embedding" in self.model_fields_set:
+            raise ValueError("embedding: an encoder brings its own")
+        if self.encoder is not None and self.vectors is not None:
+            raise ValueError("vectors: an encoder brings its own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_embedding_beside_encoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The resolved recipe is a recipe again."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if k != "embedding" or self.encoder is None}
+
+    @property
+    def multiply_adds(self) -> float:
+        encoder = self.encoder
+        below = self.embedding if encoder is None else encoder.shape()[0]
+        own = recurrence(self.lstm, below) if self.lstm else 0.0
+        return own + (0.0 if encoder is None else encoder.multiply_adds)
+
+
+@register_architecture
+class IdcnnSpec(CrfSpec):
+    """Strubell et al. 2017: embedding -> the same block of dilated convolutions, several times -> emissions -> CRF."""
+
+    type: Literal["idcnn"]
+    module: ClassVar[str] = "dtrain.models.idcnn:IDCNN"
+    tasks: ClassVar[tuple[str, ...]] = ("tagging",)
+    embedding: Size = 128
+    filters: Size = 128
+    width: Literal[3, 5, 7] = 3
+    dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
+    blocks: Size = 4
+    dropout: Share = 0.25
+    vectors: FilePath | None = None
+
+    @property
+    def multiply_adds(self) -> float:
+        return self.filters**2 * self.width * len(self.dilations) * self.blocks

@@ -1,0 +1,84 @@
+"""BERT and NEZHA, and the classifiers that are built on one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dtrain.recipe.models import Architecture, EncoderModel, EncoderSpec, register_architecture
+from dtrain.recipe.values import Share, Size, Widths
+
+
+@register_architecture
+class BertSpec(EncoderSpec):
+    """BERT (Devlin et al. 2018)."""
+
+    type: Literal["bert"]
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+
+
+@register_architecture
+class NezhaSpec(EncoderSpec):
+    """NEZHA (Wei et al. 2019): BERT with relative positions, alike beyond a distance."""
+
+    type: Literal["nezha"]
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    max_relative_position: Size = 64
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        return {"max_relative_position": self.max_relative_position}
+
+    @model_validator(mode="after")
+    def heads_have_pairs(self) -> Self:
+        hidden, _, heads = self.shape()
+        if not self.pretrained and hidden // heads % 2:
+            raise ValueError(
+                f"heads: {heads} heads of a hidden size of {hidden} have {hidden // heads} numbers each, and NEZHA's "
+                "positions are pairs of a sine and a cosine: choose heads of an even size"
+            )
+        return self
+
+
+@register_architecture
+class BertCNNSpec(Architecture):
+    """A TextCNN's convolutions over the last states of a transformer."""
+
+    type: Literal["bert_cnn"]
+    module: ClassVar[str] = "dtrain.models.bert_cnn:BertCNN"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    encoder: EncoderModel
+    filters: Size = 256
+    widths: Widths = [2, 3, 4]
+    dropout: Share = 0.5
+
+    @property
+    def feature_width(self) -> int:
+        return self.filters * len(self.widths)
+
+    @property
+    def multiply_adds(self) -> float:
+        hidden = self.encoder.shape()[0]
+        return self.encoder.multiply_adds + hidden * self.filters * sum(self.widths)
+
+
+@register_architecture
+class MultiExitSpec(Architecture):
+    """A BERT with a classifier after several layers; at inference a row leaves at the first that is sure of it."""
+
+    type: Literal["multi_exit"]
+    module: ClassVar[str] = "dtrain.models.multi_exit:MultiExit"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    early_exits: ClassVar[bool] = True
+    encoder: BertSpec
+    exits: Annotated[list[Annotated[int, Field(gt=0, le=1024)]], Field(min_length=1)]  # layers; the last always is one
+    confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # null: every row goes all the way
+    dropout: Share = 0.1
+
+    @model_validator(mode="after")
+    def exits_are_layers(self) -> Self:
+        layers = self.encoder.shape()[1]
+        if not self.encoder.pretrained and max(self.exits) > layers:  # a pretrained one is asked when it is loaded
+            raise ValueError(f"exits: {max(self.exits)} is more than the {layers} layers of the encoder")
+        return self
