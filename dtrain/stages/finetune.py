@@ -12,7 +12,7 @@ from dtrain.recipe import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, is_done
 from dtrain.tasks.registry import task_of
-from dtrain.training.engine import check_engine
+from dtrain.training.engines import check_engine
 from dtrain.training.given import publish_given
 from dtrain.training.members import Members
 from dtrain.training.model_job import ModelJob, train_model

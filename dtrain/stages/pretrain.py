@@ -31,7 +31,7 @@ from dtrain.runfolder import RunFolder, is_done, publish_folder
 from dtrain.tasks.masked_lm.rows import MaskedRows, Rows
 from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import check_sharding
+from dtrain.training.engines import check_sharding
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared, train_model

@@ -1,7 +1,7 @@
 """How one training step touches the hardware: placement, precision, synchronisation, clipping, whole weights.
 
-`Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP).
-`engine_fsdp` and `engine_zero` spread it over the ranks instead; `build_engine` picks what the launch asks for.
+`Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP). `engine_fsdp`
+and `engine_zero` spread it over the ranks instead; `engines` picks the one that the launch asks for.
 """
 
 from __future__ import annotations
@@ -17,86 +17,13 @@ import torch
 from torch import nn
 
 from dtrain.distributed import World
-from dtrain.errors import DtrainError, InputError
+from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
-from dtrain.recipe.training import TrainSpec
 from dtrain.training.lamb import Lamb
-from dtrain.training.optim import build_optimizer, scaled_to_batch, step_count
-from dtrain.training.precision import autocast, resolve_precision
+from dtrain.training.optim import step_count
+from dtrain.training.precision import autocast
 from dtrain.training.shard_layout import is_dtensor
 from dtrain.training.speed import model_flops
-
-
-def build_model(world: World, make: Callable[[], nn.Module], *, together: bool) -> nn.Module:
-    """What `make` gives, on the CPU; where FSDP2 cuts it up, ranks but the first get its structure only."""
-    if together and world.size > 1 and world.sharding.kind == "fsdp2":
-        from dtrain.training.engine_fsdp import built_once
-
-        return built_once(world, make)
-    return make()
-
-
-def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, together: bool, precision: str) -> Engine:
-    """The engine that the launch asks for, with the optimizer of `spec`; the model is that of `build_model`.
-
-    What is held while it is built, P being the float32 model: host memory has P for every rank on it, under FSDP2
-    for rank 0 alone; ZeRO in 16 bits has a second P there until the exact weights are in place. A device has P under
-    DDP, ZeRO-1 and ZeRO-2 (in 16 bits half of it), and under FSDP2 and ZeRO-3 its share of P and one parameter whole.
-
-    Raises:
-        InputError: where launch and recipe disagree, or the model cannot do what the recipe asks.
-    """
-    if spec.activation_checkpointing:
-        checkpoint_activations(model)
-    optimizer, _ = scaled_to_batch(spec)
-    if together and world.size > 1 and world.sharding.kind == "fsdp2":
-        from dtrain.training.engine_fsdp import FsdpEngine
-
-        return FsdpEngine(world, model, optimizer, precision=precision, reshard=world.sharding.reshard)
-    if together and world.size > 1 and world.sharding.kind == "zero":
-        from dtrain.training.engine_zero import ZeroEngine, fill_config
-
-        config = fill_config(world.sharding, spec, world.size, precision)
-        return ZeroEngine(world, model, build_optimizer(model, optimizer), precision=precision, config=config)
-    return Engine(world, model, build_optimizer(model, optimizer), together=together, precision=precision)
-
-
-def check_engine(world: World, spec: TrainSpec) -> None:
-    """Refuse, before anything is written, a model that the launch and the recipe say different things of.
-
-    Raises:
-        InputError: naming the file and the key.
-    """
-    precision = resolve_precision(spec.precision, world.device, f"teachers.{spec.name}.precision")
-    scaled_to_batch(spec)
-    pgd = spec.adversarial is not None and spec.adversarial.type == "pgd"
-    if pgd and world.sharding.kind == "zero" and world.size > 1:
-        # Its inner passes take gradients that DeepSpeed's engine does not know of.
-        raise InputError(f"teachers.{spec.name}.adversarial.type: pgd does not run under ZeRO (use fsdp2 or ddp)")
-    check_sharding(world, spec, precision)
-
-
-def check_sharding(world: World, spec: TrainSpec, precision: str) -> None:
-    """Raise InputError where a DeepSpeed config says otherwise than the recipe, naming the file and the key."""
-    if world.sharding.kind == "zero" and world.size > 1:
-        from dtrain.training.engine_zero import fill_config
-
-        fill_config(world.sharding, spec, world.size, precision)
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Keep the inputs of each transformer layer only, and compute the rest again in backward.
-
-    Raises:
-        InputError: for a model without such layers.
-    """
-    encoders = [m for m in model.modules() if getattr(m, "supports_gradient_checkpointing", False)]
-    if not encoders:
-        raise InputError("activation_checkpointing: the model has no transformer layers; remove it")
-    encoder: Any = encoders[0]
-    # transformers renames it in 5.2x and warns of the old name.
-    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 class Engine:
@@ -221,7 +148,8 @@ class Engine:
 
     def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
         """A plain model on the CPU with these weights, which `weights()` gave; what is trained stays as it is."""
-        model = copy.deepcopy(self.inner).cpu()
+        # A copy made on the device would need the model's memory there once more.
+        model = blank(self.inner, "cpu").cpu()
         model.load_state_dict(weights)
         return model
 
@@ -300,16 +228,20 @@ class Engine:
 
     def _load(self, weights: dict[str, torch.Tensor], state: dict[str, dict[str, torch.Tensor]]) -> None:
         for name, tensor in self.bare.state_dict().items():
-            tensor.copy_(placed(weights[name], tensor))
+            tensor.copy_(self._placed(weights[name], tensor))
         for name, p in self.bare.named_parameters():
             fields = {
                 field: step_count(tensor, self.optimizer, p)
                 if tensor.dim() == 0 < p.dim()
-                else torch.zeros_like(p).copy_(placed(tensor, p))
+                else torch.zeros_like(p).copy_(self._placed(tensor, p))
                 for field, tensor in state.get(name, {}).items()
             }
             if fields:
                 self.optimizer.state[p] = fields
+
+    def _placed(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """This rank's share of a whole `tensor`, cut up as `like` is."""
+        return tensor
 
     def _scaler_state(self) -> dict[str, float]:
         """The loss scale, and how many steps have gone well since it last changed."""
@@ -324,17 +256,12 @@ class Engine:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **own})
 
 
+def blank(model: nn.Module, device: str = "meta") -> nn.Module:
+    """A copy with every parameter on `device`, its values undefined; buffers are copied where they are."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device=device), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, dict(empty))
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a DTensor, on every rank; any other tensor itself."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
-
-
-def placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole `tensor` cut as `like` is: this rank's share where that is a DTensor."""
-    if not is_dtensor(like):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = like.device_mesh
-    moved = tensor.to(like.to_local().device)
-    return distribute_tensor(moved, mesh, like.placements, src_data_rank=None)  # every rank has it all: nothing is sent

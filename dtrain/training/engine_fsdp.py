@@ -21,7 +21,7 @@ from dtrain.distributed import World
 from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
 from dtrain.recipe.training import OptimizerSpec
-from dtrain.training.engine import Engine
+from dtrain.training.engine import Engine, blank
 from dtrain.training.optim import build_optimizer
 
 
@@ -57,7 +57,7 @@ class FsdpEngine(ShardedEngine):
         self._place(world, model, True, precision)
         self._keep_blank(model)
         cut = blank(model)
-        spread(cut, init_device_mesh(world.device.type, (world.size,)), reshard)
+        spread(cut, mesh_of(world), reshard)
         cut._apply(lambda t: torch.empty_like(t, device=world.device) if t.is_meta else t.to(world.device))
         values = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
@@ -74,8 +74,20 @@ class FsdpEngine(ShardedEngine):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
+    def _placed(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        if not isinstance(like, DTensor):
+            return tensor
+        moved = tensor.to(like.to_local().device)
+        # Every rank has the whole of it: nothing is sent.
+        return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
     def close(self) -> None:
         """Nothing outside of this object holds the model."""
+
+
+def mesh_of(world: World) -> DeviceMesh:
+    """All ranks in one row."""
+    return init_device_mesh(world.device.type, (world.size,))
 
 
 def built_once(world: World, make: Callable[[], nn.Module]) -> nn.Module:
@@ -97,12 +109,6 @@ def built_once(world: World, make: Callable[[], nn.Module]) -> nn.Module:
         raise told
     assert told is not None
     return told if model is None else model
-
-
-def blank(model: nn.Module) -> nn.Module:
-    """A copy with every parameter on the meta device; buffers are copied."""
-    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, dict(empty))
 
 
 def _scatter(values: torch.Tensor, p: torch.Tensor) -> None:

@@ -7,7 +7,6 @@ DeepSpeed rounds the model itself to 16 bits and steps float32 copies: those are
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,9 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dtrain.distributed import World
-from dtrain.errors import DtrainError, InputError
-from dtrain.recipe.training import TrainSpec
-from dtrain.sharding import Sharding
+from dtrain.errors import DtrainError
 from dtrain.training.engine_fsdp import ShardedEngine
 from dtrain.training.lamb import Lamb
 from dtrain.training.optim import step_count
@@ -31,48 +28,6 @@ from dtrain.training.zero_layout import Buffer, attach_zero, read_buffers
 
 # DeepSpeed's calls by the names that torch had before 2.13.
 warnings.filterwarnings("ignore", "`torch.distributed.(reduce_scatter|all_gather)", FutureWarning)
-
-
-def fill_config(sharding: Sharding, spec: TrainSpec, ranks: int, precision: str) -> dict[str, Any]:
-    """DeepSpeed's config with each "auto", and what was left out, filled from the recipe.
-
-    Raises:
-        InputError: a value that says otherwise than the recipe, which then would hold in one place only.
-    """
-    config = copy.deepcopy(sharding.deepspeed)
-    passes = spec.accumulation * (2 if spec.adversarial else 1)  # backward passes; more than 1 makes DeepSpeed add up
-    values: dict[str, Any] = {
-        # For DeepSpeed's own bookkeeping: the loop cuts batches, and gradients are sums over them.
-        "train_micro_batch_size_per_gpu": max(1, (spec.batch_size or ranks) // (ranks * spec.accumulation)),
-        "gradient_accumulation_steps": passes,
-        "gradient_clipping": spec.clip or 0.0,
-        "fp16.enabled": precision == "fp16",
-        "bf16.enabled": precision == "bf16",
-    }
-    keys = {
-        "gradient_accumulation_steps": "accumulation",
-        "gradient_clipping": "clip",
-        "fp16.enabled": "precision",
-        "bf16.enabled": "precision",
-    }
-    problems = []
-    for key, value in values.items():
-        *path, last = key.split(".")
-        section = config
-        for part in path:
-            section = section.setdefault(part, {})
-        found = section.get(last, "auto")
-        if found not in ("auto", value) and key in keys:
-            problems.append(
-                f"{sharding.where}: {key}: {found!r}, but the recipe's {keys[key]} makes it {value!r}: "
-                'say "auto" there'
-            )
-        section[last] = value
-    if problems:
-        raise InputError(problems)
-    config.pop("train_batch_size", None)  # the product of the above
-    config["zero_allow_untested_optimizer"] = True  # LAMB is exact or refuses, the others work element by element
-    return config
 
 
 class ZeroEngine(ShardedEngine):

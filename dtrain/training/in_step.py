@@ -14,6 +14,7 @@ from torch import nn
 
 from dtrain.distributed import World
 from dtrain.models.multi_exit import MultiExit
+from dtrain.training.engines import spread_over_ranks
 from dtrain.training.inference import cast_products
 
 EVERY = 8  # passes between two looks at whether all go on, each of which waits for the device
@@ -65,11 +66,6 @@ def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) ->
         load: gives the whole model on the CPU.
         precision: 'fp32', or the autocast type of its products.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-
-    from dtrain.training.engine_fsdp import spread  # half a second, which models that fit one device do without
-
-    mesh = init_device_mesh(world.device.type, (world.size,))
     model = nn.Module()
     for turn in range(max(world.gather_objects(world.local_size))):
         if turn == world.local_rank:
@@ -77,6 +73,6 @@ def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) ->
             model = cast_products(load(), precision, world.device).requires_grad_(False)
             if isinstance(model, MultiExit):
                 model.every_layer = True  # rows leave sooner on one rank than on another
-            spread(model, mesh)
+            spread_over_ranks(model, world)
         world.wait_for_all("loading a model rank by rank")
     return InStep(model.eval(), world)

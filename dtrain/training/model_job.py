@@ -25,7 +25,7 @@ from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import mark_done, publish_folder, write_json
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engine import build_engine, build_model
+from dtrain.training.engines import build_engine, build_model
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position, TrainJob
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn

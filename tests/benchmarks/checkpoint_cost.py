@@ -28,7 +28,8 @@ from dtrain.models import build
 from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.training import Teacher
 from dtrain.training.checkpoint import Checkpoints
-from dtrain.training.engine import Engine, build_engine
+from dtrain.training.engine import Engine
+from dtrain.training.engines import build_engine
 
 CLASSES, VOCABULARY = 15, 21128
 

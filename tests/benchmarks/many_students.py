@@ -46,7 +46,7 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
     from dtrain.recipe.training import LossSpec, Student
     from dtrain.students.ways import Fused
     from dtrain.tasks.classification.task import Classification
-    from dtrain.training.engine import build_engine
+    from dtrain.training.engines import build_engine
     from dtrain.training.feed import Feed, Reading
     from dtrain.training.job import TrainJob
     from dtrain.training.loop import in_turn

@@ -49,7 +49,7 @@ from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
 from dtrain.tasks.masked_lm.rows import MaskedRows
 from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
-from dtrain.training.engine import build_engine
+from dtrain.training.engines import build_engine
 from dtrain.training.feed import Feed
 from dtrain.training.job import TrainJob
 from dtrain.training.loop import fit

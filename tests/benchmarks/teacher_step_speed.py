@@ -23,7 +23,7 @@ from dtrain.distributed import connect, leave
 from dtrain.models import build
 from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.training import TrainSpec
-from dtrain.training.engine import build_engine
+from dtrain.training.engines import build_engine
 from dtrain.training.speed import peak_flops
 
 VOCABULARY, LABELS, WARMUP = 21128, ["a", "b", "c"], 10

@@ -25,7 +25,8 @@ from dtrain.models.folder import weights_fingerprint
 from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding, read_deepspeed
 from dtrain.training.checkpoint import Checkpoints
-from dtrain.training.engine import Engine, build_engine, build_model
+from dtrain.training.engine import Engine
+from dtrain.training.engines import build_engine, build_model
 from dtrain.training.optim import build_optimizer
 
 ROWS = 12

@@ -19,7 +19,7 @@ from dtrain.recipe.training import LossSpec, Student
 from dtrain.tasks.classification.scoring import evaluate_part
 from dtrain.tasks.classification.task import Classification
 from dtrain.teachers.sources import StoredTeacher
-from dtrain.training.engine import build_engine
+from dtrain.training.engines import build_engine
 from dtrain.training.feed import Feed
 from dtrain.training.job import TrainJob
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn

@@ -14,7 +14,8 @@ import yaml
 from dtrain.errors import InputError
 from dtrain.recipe.training import TrainSpec
 from dtrain.sharding import Sharding, configs_folder, read_deepspeed, read_sharding, take_variables
-from dtrain.training.engine import check_engine
+from dtrain.training.engines import check_engine
+from dtrain.training.zero_config import fill_config
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json"}
@@ -102,9 +103,6 @@ def spec(**changes: Any) -> TrainSpec:
 
 
 def test_auto_is_filled_from_the_recipe() -> None:
-    pytest.importorskip("deepspeed")
-    from dtrain.training.engine_zero import fill_config
-
     config = fill_config(read_deepspeed("zero3.json"), spec(), 4, "bf16")
     assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["gradient_accumulation_steps"] == 2
@@ -124,9 +122,6 @@ def test_auto_is_filled_from_the_recipe() -> None:
     ],
 )
 def test_what_the_recipe_says_otherwise_is_refused(section: dict[str, Any], told: str) -> None:
-    pytest.importorskip("deepspeed")
-    from dtrain.training.engine_zero import fill_config
-
     with pytest.raises(InputError, match=told):
         fill_config(
             Sharding("zero", "ds.json", deepspeed={"zero_optimization": {"stage": 1}, **section}), spec(), 2, "bf16"
@@ -135,7 +130,6 @@ def test_what_the_recipe_says_otherwise_is_refused(section: dict[str, Any], told
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in configs_folder("ds_configs").glob("*.json")))
 def test_pgd_is_refused_under_zero(name: str) -> None:
-    pytest.importorskip("deepspeed")
     world: Any = SimpleNamespace(size=2, device=torch.device("cpu"), sharding=read_deepspeed(name + ".json"))
     with pytest.raises(InputError, match=r"teachers\.t\.adversarial\.type: pgd .*\(use fsdp2 or ddp\)"):
         check_engine(world, spec(adversarial={"type": "pgd"}))

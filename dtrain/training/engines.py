@@ -1,0 +1,105 @@
+"""The engine that a launch asks for: one process, a copy on every rank (DDP), or spread over them (FSDP2, ZeRO).
+
+Modules of engines that spread a model are imported here, when one is asked for: FSDP2's takes half a second, DeepSpeed
+several and need not be installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from dtrain.distributed import World
+from dtrain.errors import InputError
+from dtrain.recipe.training import TrainSpec
+from dtrain.training.engine import Engine
+from dtrain.training.optim import build_optimizer, scaled_to_batch
+from dtrain.training.precision import resolve_precision
+from dtrain.training.zero_config import fill_config
+
+
+def build_model(world: World, make: Callable[[], nn.Module], *, together: bool) -> nn.Module:
+    """What `make` gives, on the CPU; where FSDP2 cuts it up, ranks but the first get its structure only."""
+    if _kind(world, together) == "fsdp2":
+        from dtrain.training.engine_fsdp import built_once
+
+        return built_once(world, make)
+    return make()
+
+
+def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, together: bool, precision: str) -> Engine:
+    """The engine that the launch asks for, with the optimizer of `spec`; the model is that of `build_model`.
+
+    What is held while it is built, P being the size of the float32 model: every rank holds P in host memory, under FSDP2
+    rank 0 alone; ZeRO in 16 bits holds a second P there until the exact weights are in place. A device holds P under DDP,
+    ZeRO-1 and ZeRO-2 (half of it in 16 bits); under FSDP2 and ZeRO-3 it holds its share of P and one whole parameter.
+
+    Args:
+        together: all ranks train this model, each on its share of a batch; otherwise this rank trains it alone.
+        precision: 'fp32', 'bf16' or 'fp16'.
+
+    Raises:
+        InputError: where launch and recipe disagree, or the model cannot do what the recipe asks.
+    """
+    if spec.activation_checkpointing:
+        _checkpoint_activations(model)
+    optimizer, _ = scaled_to_batch(spec)
+    kind = _kind(world, together)
+    if kind == "fsdp2":
+        from dtrain.training.engine_fsdp import FsdpEngine
+
+        return FsdpEngine(world, model, optimizer, precision=precision, reshard=world.sharding.reshard)
+    if kind == "zero":
+        from dtrain.training.engine_zero import ZeroEngine
+
+        config = fill_config(world.sharding, spec, world.size, precision)
+        return ZeroEngine(world, model, build_optimizer(model, optimizer), precision=precision, config=config)
+    return Engine(world, model, build_optimizer(model, optimizer), together=together, precision=precision)
+
+
+def spread_over_ranks(model: nn.Module, world: World) -> None:
+    """Cut `model` up as FSDP2 does, in place: a slice of each parameter is left on every rank's device."""
+    from dtrain.training.engine_fsdp import mesh_of, spread
+
+    spread(model, mesh_of(world))
+
+
+def check_engine(world: World, spec: TrainSpec) -> None:
+    """Refuse, before anything is written, a model that the launch and the recipe say different things of.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    precision = resolve_precision(spec.precision, world.device, f"teachers.{spec.name}.precision")
+    scaled_to_batch(spec)
+    if spec.adversarial is not None and spec.adversarial.type == "pgd" and _kind(world, True) == "zero":
+        # Its inner passes take gradients that DeepSpeed's engine does not know of.
+        raise InputError(f"teachers.{spec.name}.adversarial.type: pgd does not run under ZeRO (use fsdp2 or ddp)")
+    check_sharding(world, spec, precision)
+
+
+def check_sharding(world: World, spec: TrainSpec, precision: str) -> None:
+    """Raise InputError where a DeepSpeed config says otherwise than the recipe, naming the file and the key."""
+    if _kind(world, True) == "zero":
+        fill_config(world.sharding, spec, world.size, precision)
+
+
+def _kind(world: World, together: bool) -> str:
+    return world.sharding.kind if together and world.size > 1 else "ddp"
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Keep the inputs of each transformer layer only, and compute the rest again in backward.
+
+    Raises:
+        InputError: for a model without such layers.
+    """
+    encoders = [m for m in model.modules() if getattr(m, "supports_gradient_checkpointing", False)]
+    if not encoders:
+        raise InputError("activation_checkpointing: the model has no transformer layers; remove it")
+    encoder: Any = encoders[0]
+    # transformers renames it in 5.2x and warns of the old name.
+    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
