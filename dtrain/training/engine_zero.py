@@ -1,19 +1,16 @@
 """DeepSpeed ZeRO-1, 2 and 3, told only what the recipe says, with whole weights and state read through its layout.
 
-`deepspeed.initialize` is called here and not through Accelerate (see `dtrain.sharding`). In bf16 and fp16
-DeepSpeed rounds the model itself to 16 bits and steps float32 copies: those are the weights that are kept.
+DeepSpeed is called here and not through Accelerate (see `dtrain.sharding`). In bf16 and fp16 it rounds the model itself
+to 16 bits and steps float32 copies: those are the weights that are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,10 +21,17 @@ from dtrain.training.engine_fsdp import ShardedEngine
 from dtrain.training.lamb import Lamb
 from dtrain.training.optim import step_count
 from dtrain.training.precision import DTYPES
-from dtrain.training.zero_layout import Buffer, attach_zero, read_buffers
-
-# DeepSpeed's calls by the names that torch had before 2.13.
-warnings.filterwarnings("ignore", "`torch.distributed.(reduce_scatter|all_gather)", FutureWarning)
+from dtrain.training.zero_internals import (
+    Buffer,
+    attach_zero,
+    gathered,
+    is_cut,
+    load_scaler_state,
+    loss_scale,
+    read_buffers,
+    scaler_state,
+    start_engine,
+)
 
 
 class ZeroEngine(ShardedEngine):
@@ -49,10 +53,6 @@ class ZeroEngine(ShardedEngine):
         """
         self._place(world, model, True, precision)
         self._keep_blank(model)
-        if world.device.type == "cpu":
-            # Its all-reduce for inference, which nothing here calls, is compiled for 30 s at the first start.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.utils.logger.setLevel(logging.ERROR)
         self.stage: int = config["zero_optimization"]["stage"]
         self.optimizer = optimizer
         self._names = {id(p): name for name, p in model.named_parameters()}
@@ -61,18 +61,14 @@ class ZeroEngine(ShardedEngine):
         if self.stage == 3:
             for p in model.parameters():
                 p.data = p.data.to(DTYPES.get(precision, p.dtype))
-            deepspeed.zero.Init(module=model, config_dict_or_path=config)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._engine = start_engine(model, optimizer, config, world.device.type)
         self.model, self.bare = self._engine, model
-        if precision == "fp16":
-            # The loop ends a run of overflows itself, and says so in the same words for every engine.
-            self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False
         if isinstance(optimizer, Lamb):
             attach_zero(optimizer, self._engine)
         self._buffers = read_buffers(self._engine)
         for buffer, index, name in self._trained():
             if name in exact:
-                _cut(buffer, index, exact[name], buffer.flat)
+                buffer.cut(index, exact[name], buffer.flat)
 
     # --- a step --------------------------------------------------------------------------------------
 
@@ -97,11 +93,11 @@ class ZeroEngine(ShardedEngine):
         return torch.as_tensor(norm if norm is not None else float("nan")), self._engine.was_step_applied()
 
     def loss_scale(self) -> float:
-        return float(self._engine.optimizer.loss_scale) if self.precision == "fp16" else 1.0
+        return loss_scale(self._engine) if self.precision == "fp16" else 1.0
 
     def parameter_norm(self) -> torch.Tensor:
-        pieces = [b.flat[p.start : p.start + p.length] for b in self._buffers for p in b.parts]
-        square = torch.stack([piece.detach().double().square().sum() for piece in pieces]).sum().to(self.world.device)
+        pieces = [b.part(index, b.flat) for b in self._buffers for index in range(len(b.params))]
+        square = torch.stack([piece.double().square().sum() for piece in pieces]).sum().to(self.world.device)
         dist.all_reduce(square)
         return square.sqrt()
 
@@ -128,18 +124,17 @@ class ZeroEngine(ShardedEngine):
             own = self._names.get(id(tensor), name)  # a shared one has a second name
             if own in places:
                 buffer, index = places[own]
-                yield name, self._assemble(buffer, index, buffer.flat)
-            elif hasattr(tensor, "ds_id"):  # stage 3, not trained
-                with deepspeed.zero.GatheredParameters([tensor]):
-                    yield name, tensor.detach().float()
+                yield name, buffer.assemble(index, buffer.flat, self.world.device)
             else:
-                yield name, tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+                with gathered(tensor):
+                    found = tensor.detach()
+                    yield name, found.float() if found.is_floating_point() else found
 
     def _optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         for buffer, index, name in self._trained():
             for field, tensor in self.optimizer.state.get(buffer.flat, {}).items():
                 flat = tensor.shape == buffer.flat.shape
-                yield field, name, self._assemble(buffer, index, tensor) if flat else tensor
+                yield field, name, buffer.assemble(index, tensor, self.world.device) if flat else tensor
 
     def _trained(self) -> Iterator[tuple[Buffer, int, str]]:
         """Where each trained parameter lies, the same order on every rank: buffer, place in it, name."""
@@ -147,55 +142,38 @@ class ZeroEngine(ShardedEngine):
             for index, p in enumerate(buffer.params):
                 yield buffer, index, self._names[id(p)]
 
-    def _assemble(self, buffer: Buffer, index: int, flat: torch.Tensor) -> torch.Tensor:
-        """The whole of a parameter, or of something laid out like it, from every rank's part (*together*)."""
-        part, offset = buffer.parts[index], buffer.offsets[index]
-        full = torch.zeros(part.shape.numel(), dtype=flat.dtype, device=self.world.device)
-        full[offset : offset + part.length] = flat.detach()[part.start : part.start + part.length]
-        dist.all_reduce(full, group=buffer.group)
-        return full.view(part.shape)
-
     def _load(self, weights: dict[str, torch.Tensor], state: dict[str, dict[str, torch.Tensor]]) -> None:
         for buffer in self._buffers:
-            saved = [state.get(self._names[id(p)], {}) for p in buffer.params]
-            fields: dict[str, torch.Tensor] = {}
-            for field in sorted({field for fields in saved for field in fields}):
-                tensors = [of_parameter[field] for of_parameter in saved if field in of_parameter]
-                if tensors[0].dim() == 0:
-                    if len({float(t) for t in tensors}) > 1:
-                        raise DtrainError(f"checkpoint: parameters of one ZeRO buffer differ in {field}")
-                    fields[field] = step_count(tensors[0], self.optimizer, buffer.flat)
-                    continue
-                fields[field] = torch.zeros_like(buffer.flat)
-                for index, of_parameter in enumerate(saved):
-                    if field in of_parameter:
-                        _cut(buffer, index, of_parameter[field], fields[field])
-            for index, p in enumerate(buffer.params):
-                _cut(buffer, index, weights[self._names[id(p)]], buffer.flat)
+            names = [self._names[id(p)] for p in buffer.params]
+            for index, name in enumerate(names):
+                buffer.cut(index, weights[name], buffer.flat)
+            fields = self._fields(buffer, [state.get(name, {}) for name in names])
             if fields:
                 self.optimizer.state[buffer.flat] = fields
         for name, tensor in self.bare.state_dict(keep_vars=True).items():
-            if hasattr(tensor, "ds_id"):
-                with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
-                    if self.rank == 0:
-                        tensor.data.copy_(weights[name])
-            else:
-                tensor.data.copy_(weights[name])
+            with gathered(tensor, write=True):
+                if self.rank == 0 or not is_cut(tensor):
+                    tensor.data.copy_(weights[name])
+
+    def _fields(self, buffer: Buffer, saved: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The optimizer's state of a buffer, from that of each of its parameters."""
+        fields: dict[str, torch.Tensor] = {}
+        for field in sorted({field for of_parameter in saved for field in of_parameter}):
+            tensors = {index: found[field] for index, found in enumerate(saved) if field in found}
+            first = next(iter(tensors.values()))
+            if first.dim() == 0:
+                if len({float(tensor) for tensor in tensors.values()}) > 1:
+                    raise DtrainError(f"checkpoint: parameters of one ZeRO buffer differ in {field}")
+                fields[field] = step_count(first, self.optimizer, buffer.flat)
+                continue
+            fields[field] = torch.zeros_like(buffer.flat)
+            for index, tensor in tensors.items():
+                buffer.cut(index, tensor, fields[field])
+        return fields
 
     def _scaler_state(self) -> dict[str, float]:
-        if self.precision != "fp16":
-            return {}
-        scaler = self._engine.optimizer.loss_scaler
-        return {"scale": float(scaler.cur_scale), "good_steps": float(scaler.cur_iter - scaler.last_overflow_iter - 1)}
+        return scaler_state(self._engine) if self.precision == "fp16" else {}
 
     def _load_scaler(self, state: dict[str, float]) -> None:
         if self.precision == "fp16":
-            scaler = self._engine.optimizer.loss_scaler
-            scaler.cur_scale = state["scale"]
-            scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["good_steps"])
-
-
-def _cut(buffer: Buffer, index: int, full: torch.Tensor, flat: torch.Tensor) -> None:
-    """Copy this rank's part of the whole parameter `full` to its place in `flat`."""
-    part, offset = buffer.parts[index], buffer.offsets[index]
-    flat.detach()[part.start : part.start + part.length] = full.reshape(-1)[offset : offset + part.length].to(flat)
+            load_scaler_state(self._engine, state)

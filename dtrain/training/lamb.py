@@ -2,7 +2,7 @@
 
 Sharding enters in one place only: a `Layout` says which whole parameters a tensor holds pieces of and over
 which process groups their squared norms add up. Plain tensors and DTensor (FSDP2, tensor parallel) are
-recognised here; flat buffers such as DeepSpeed ZeRO's need a layout attached (`zero_layout.attach_zero`).
+recognised here; flat buffers such as DeepSpeed ZeRO's need a layout attached (`zero_internals.attach_zero`).
 A tensor whose layout is unknown is refused: its norm would be that of an arbitrary slice.
 """
 
@@ -166,11 +166,6 @@ class Lamb(Optimizer):
         layout.check(tensor)
         self._layouts[tensor] = layout
 
-    @property
-    def layouts(self) -> list[tuple[Tensor, Layout]]:
-        """Every buffer with an attached layout, in the order of attaching."""
-        return list(self._layouts.items())
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state into copies of the right dtype and memory layout.
 
@@ -289,7 +284,7 @@ class Lamb(Optimizer):
             raise ShardingError(
                 f"LAMB was handed a {p.dim()}-D tensor of {p.numel()} elements in place of the parameters "
                 "it was built with, and does not know which parameters lie in it. Under DeepSpeed ZeRO 1, 2 "
-                "or 3 call dtrain.training.zero_layout.attach_zero(optimizer, engine) after "
+                "or 3 call dtrain.training.zero_internals.attach_zero(optimizer, engine) after "
                 "deepspeed.initialize or accelerator.prepare. DeepSpeed stage 0 in fp16 or bf16 is not "
                 "supported, since it steps on zero gradients when it is built: use ZeRO stage 1, or DDP "
                 "with autocast"

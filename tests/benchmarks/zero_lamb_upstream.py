@@ -80,7 +80,7 @@ def under_zero(stage: int, exact: bool) -> list[Tensor]:
     }
     if exact:
         from dtrain.training.lamb import Lamb
-        from dtrain.training.zero_layout import attach_zero
+        from dtrain.training.zero_internals import attach_zero
 
         optimizer: torch.optim.Optimizer = Lamb(model.parameters(), lr=0.008)
     else:

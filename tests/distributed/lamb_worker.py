@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.training.lamb import Lamb
 from dtrain.training.shard_layout import Layout, Part, ShardingError
-from dtrain.training.zero_layout import attach_zero
+from dtrain.training.zero_internals import attach_zero
 
 STEPS, ROWS, CLIP = 10, 12, 0.05
 
@@ -188,7 +188,7 @@ def start_engine(setting: dict[str, Any], dtype: torch.dtype) -> Any:
     if isinstance(optimizer, Lamb) and setting.get("attach", True):
         attach_zero(build("lamb", groups(model, 1)) if setting.get("other") else optimizer, engine)
     if "mutation" in setting:
-        for flat, layout in optimizer.layouts:
+        for flat, layout in list(optimizer._layouts.items()):
             optimizer.attach_layout(flat, MUTATIONS[setting["mutation"]](layout))
     return engine
 

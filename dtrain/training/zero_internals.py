@@ -1,25 +1,38 @@
-"""Where DeepSpeed ZeRO keeps each parameter, read from a built engine, so that LAMB stays exact under it.
+"""The one place that reaches into DeepSpeed: where ZeRO keeps each parameter, its loss scaler, its engine's start.
 
-Stages 1 and 2 (and BF16_Optimizer) concatenate a group's parameters into one buffer and cut it into equal
-partitions, through the middle of tensors. Stage 3 cuts every parameter into ceil(numel / world) slices, the
-last one padded with whatever was in memory, and concatenates slices by sub-group. The optimizer is handed
-this rank's partition as one flat float32 tensor. None of the attributes read here is documented API, so all
-that is read is checked against the values of the weights on every rank, and any doubt is an error.
+None of the attributes read here is documented API. They were checked against the versions in `CHECKED`; of any version,
+the layout that is read is compared with the values of the weights on every rank, and what cannot be read is an error.
+
+Stages 1 and 2 (and BF16_Optimizer) concatenate a group's parameters into one buffer and cut it into equal partitions,
+through the middle of tensors. Stage 3 cuts every parameter into ceil(numel / world) slices, the last one padded with
+whatever was in memory, and concatenates slices by sub-group. The optimizer is handed this rank's partition as one flat
+float32 tensor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import logging
+import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtrain.training.lamb import Lamb
 from dtrain.training.shard_layout import Layout, Part, ShardingError
+
+CHECKED = ("0.19.8",)
+UNREADABLE = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+
+# DeepSpeed's calls by the names that torch had before 2.13.
+warnings.filterwarnings("ignore", "`torch.distributed.(reduce_scatter|all_gather)", FutureWarning)
 
 
 @dataclass
@@ -35,6 +48,80 @@ class Buffer:
     offsets: list[int]
     values: list[Tensor]
     group: dist.ProcessGroup
+
+    def part(self, index: int, flat: Tensor) -> Tensor:
+        """This rank's part of parameter `index` in `flat`, which is the buffer or laid out like it."""
+        part = self.parts[index]
+        return flat.detach()[part.start : part.start + part.length]
+
+    def assemble(self, index: int, flat: Tensor, device: torch.device) -> Tensor:
+        """The whole of parameter `index`, or of something laid out like it, from every rank's part (a collective)."""
+        part, offset = self.parts[index], self.offsets[index]
+        full = torch.zeros(part.shape.numel(), dtype=flat.dtype, device=device)
+        full[offset : offset + part.length] = self.part(index, flat)
+        dist.all_reduce(full, group=self.group)
+        return full.view(part.shape)
+
+    def cut(self, index: int, full: Tensor, flat: Tensor) -> None:
+        """Copy this rank's part of the whole parameter `full` to its place in `flat`."""
+        part, offset = self.parts[index], self.offsets[index]
+        self.part(index, flat)[:] = full.reshape(-1)[offset : offset + part.length].to(flat)
+
+
+# --- an engine ---------------------------------------------------------------------------------------
+
+
+def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
+    """A `DeepSpeedEngine`; at stage 3 the parameters are moved to the device one by one, so the model may be larger."""
+    if device == "cpu":
+        # Its all-reduce for inference, which nothing here calls, is compiled for 30 s at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if config["zero_optimization"]["stage"] == 3:
+        deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if config["fp16"]["enabled"]:
+        # The loop ends a run of overflows itself, and says so in the same words for every engine.
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    return engine
+
+
+def gathered(tensor: Tensor, *, write: bool = False) -> AbstractContextManager[Any]:
+    """A region in which `tensor` is whole on every rank (a collective); with `write`, rank 0's changes to it are kept.
+
+    Stage 3 cuts up parameters that are not trained, too; others are whole as they are.
+    """
+    if not is_cut(tensor):
+        return contextlib.nullcontext()
+    gather: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        [tensor], modifier_rank=0 if write else None
+    )
+    return gather
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether stage 3 left this rank a slice of it."""
+    return hasattr(tensor, "ds_id")
+
+
+def loss_scale(engine: Any) -> float:
+    return float(engine.optimizer.loss_scale)
+
+
+def scaler_state(engine: Any) -> dict[str, float]:
+    """The loss scale of an fp16 engine, and how many steps have gone well since it last changed."""
+    scaler = engine.optimizer.loss_scaler
+    return {"scale": float(scaler.cur_scale), "good_steps": float(scaler.cur_iter - scaler.last_overflow_iter - 1)}
+
+
+def load_scaler_state(engine: Any, state: dict[str, float]) -> None:
+    """Go on from what `scaler_state` gave."""
+    scaler = engine.optimizer.loss_scaler
+    scaler.cur_scale = state["scale"]
+    scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["good_steps"])
+
+
+# --- where parameters lie ----------------------------------------------------------------------------
 
 
 def attach_zero(optimizer: Lamb, engine: Any) -> None:
@@ -71,7 +158,7 @@ def read_buffers(engine: Any) -> list[Buffer]:
     zero, device = engine.optimizer, torch.device(engine.device)
     try:
         buffers = list(_read(zero))
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise _unreadable(zero, f"{type(error).__name__}: {error}") from error
     for index, buffer in enumerate(buffers):
         _verify(zero, index, buffer, device)
@@ -175,11 +262,8 @@ def _verify(zero: Any, index: int, buffer: Buffer, device: torch.device) -> None
 
 
 def _unreadable(zero: Any, why: str) -> ShardingError:
-    try:
-        version = importlib.metadata.version("deepspeed")
-    except importlib.metadata.PackageNotFoundError:
-        version = "of unknown version"
     return ShardingError(
         f"LAMB cannot tell where the parameters lie in the buffers of {type(zero).__name__} of DeepSpeed "
-        f"{version} (written against 0.19.8): {why}. Use that version, DDP or FSDP2, or another optimizer"
+        f"{importlib.metadata.version('deepspeed')} (written against {', '.join(CHECKED)}): {why}. "
+        "Use that version, DDP or FSDP2, or another optimizer"
     )
