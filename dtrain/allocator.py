@@ -1,7 +1,7 @@
-"""Memory that training on a CPU frees is kept for the next step.
+"""Keep the memory that a training step on a CPU frees for the next step.
 
-glibc hands large freed blocks back to the system, and the next operation's result is then new pages, each of which costs
-an interrupt and a pass of zeros: a training step frees and takes the same few hundred megabytes again and again.
+glibc gives large freed blocks back to the system, and the next result is made of new pages, each of which costs an
+interrupt and is filled with zeros first. A training step frees and takes the same few hundred megabytes again and again.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 # The names and numbers of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 SETTINGS = {
-    M_MMAP_THRESHOLD: 32 << 20,  # the most that glibc takes: larger blocks are the system's own, and go back
-    M_TRIM_THRESHOLD: 1 << 30,  # what may lie free at the heap's end
-    M_TOP_PAD: 256 << 20,  # by which the heap grows; pages that nothing touches cost nothing
+    M_MMAP_THRESHOLD: 32 << 20,  # the highest that glibc allows; larger blocks still go back to the system
+    M_TRIM_THRESHOLD: 1 << 30,  # how much may stay free at the end of the heap
+    M_TOP_PAD: 256 << 20,  # by how much the heap grows; pages that are never touched cost nothing
 }
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed, up to 1 GiB; whether it does.
+    """Have glibc keep up to 1 GiB of freed memory; whether it does so.
 
-    Nothing is changed where the user has set malloc's own variables, or where the C library is another one.
+    Nothing is changed where the user has set malloc's own variables, or with another C library.
     """
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -1,17 +1,18 @@
-"""Who is here: a roll call before the ranks connect, and signs of life while they work.
+"""Which ranks are there: they meet before they connect, and give signs of life while they work.
 
-Both go through the launch's key-value store, not through collectives, so they name who is missing instead of
-timing out: a rank that never arrives, a process that hangs in the kernel or was stopped, a machine that is gone.
+Both go through the launch's key-value store and not through collectives. So a rank that never arrives, hangs in the
+kernel, was stopped, or whose machine is gone is named, where a collective would only time out.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from torch.distributed import DistError, Store, TCPStore
@@ -20,19 +21,29 @@ from dtrain.errors import EXIT_FAILED, DtrainError
 
 POLL_SECONDS = 0.1
 LONGEST_PULSE = 5.0  # seconds between signs of life
-LAST_WORDS = 10.0  # seconds for the main thread to end by itself once the store is gone
+LAST_WORDS = 10.0  # seconds in which the main thread may end by itself once the store is gone
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = math.inf) -> bool:
+    """Ask `condition` ten times a second until it holds; whether it did within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def open_store(host: str, port: int, *, serve: bool, seconds: float) -> TCPStore:
-    """Connect to the store at `host:port`, or be it.
+    """The key-value store at `host:port`: served by this process with `serve`, otherwise a connection to it.
 
     Raises:
-        DtrainError: nobody answers there within `seconds`.
+        DtrainError: nobody answers there within `seconds`, or the port cannot be served.
     """
     if not serve:
         _wait_for_server(host, port, seconds)
     try:
-        # Others of this process may serve the same port: torch's own rendezvous does.
+        # multi_tenant: torch's own rendezvous may serve the same port in this process.
         limit = timedelta(seconds=max(seconds, 1))
         return TCPStore(host, port, is_master=serve, timeout=limit, wait_for_workers=False, multi_tenant=True)
     except (DistError, RuntimeError) as error:
@@ -40,7 +51,7 @@ def open_store(host: str, port: int, *, serve: bool, seconds: float) -> TCPStore
 
 
 def _wait_for_server(host: str, port: int, seconds: float) -> None:
-    """torch would print a page of C++ frames when it gives up."""
+    """Return once something listens there: torch prints a page of C++ frames when it gives up."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -54,55 +65,61 @@ def _wait_for_server(host: str, port: int, seconds: float) -> None:
 
 
 def rank_store(environment: Mapping[str, str], seconds: float) -> TCPStore:
-    """The store of this launch, before there is a process group."""
+    """The store of this launch, before there is a process group; `environment` is what the launcher set."""
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     return open_store(host, port, serve=_serves(environment), seconds=seconds)
 
 
 def _serves(environment: Mapping[str, str]) -> bool:
-    """Whether this rank is the store; of a launch of torchrun's kind the launcher is."""
+    """Whether this rank serves the store; under torchrun the launcher does."""
     return environment["RANK"] == "0" and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def roll_call(store: Store, who: str, index: int, count: int, seconds: float) -> None:
-    """Return once all `count` of `who` ('rank', 'machine') are here.
+    """Return once all `count` processes have called this, each with its own `index`.
+
+    Args:
+        who: what they are, for the message: 'rank' or 'machine'.
+        seconds: how long to wait for the others.
 
     Raises:
-        DtrainError: naming those that did not come in time; without words on all but the first that did.
+        DtrainError: naming those that did not come in time; only the first of those that came has a message.
     """
     keys = [f"dtrain/here/{who}/{number}" for number in range(count)]
     store.set(keys[index], "")
-    deadline = time.monotonic() + seconds
-    while not store.check(keys):
-        if time.monotonic() > deadline:
-            here = [store.check([key]) for key in keys]
-            missing = [number for number, came in enumerate(here) if not came]
-            if missing:
-                first = here.index(True) == index
-                raise DtrainError([f"{names(who, missing)} of {count} did not arrive within {seconds:g} s"] * first)
-        time.sleep(POLL_SECONDS)
+    if wait_until(lambda: store.check(keys), seconds):
+        return
+    here = [store.check([key]) for key in keys]
+    missing = [number for number, came in enumerate(here) if not came]
+    if missing:
+        first = here.index(True) == index
+        raise DtrainError([f"{names(who, missing)} of {count} did not arrive within {seconds:g} s"] * first)
 
 
 def names(who: str, numbers: list[int]) -> str:
-    """'rank 3', 'ranks 1, 2'; long lists are cut."""
+    """'rank 3' or 'ranks 1, 2'; at most 16 are listed."""
     shown = ", ".join(map(str, numbers[:16])) + (", ..." if len(numbers) > 16 else "")
     return f"{who}{'s' if len(numbers) > 1 else ''} {shown}"
 
 
 def pulse_seconds(timeout: float) -> float:
+    """Seconds between two signs of life of a rank."""
     return min(LONGEST_PULSE, timeout / 5)
 
 
 def heard_within(timeout: float) -> float:
-    """Seconds in which a rank that gives no sign of life for `timeout` is surely found: collectives wait longer."""
+    """Seconds after which a rank that gives no sign of life for `timeout` has surely been found.
+
+    Collectives wait at least this long, so that the message that names the rank comes before theirs.
+    """
     return timeout + 4 * pulse_seconds(timeout)
 
 
 class Pulse(threading.Thread):
-    """Gives a sign of life of this rank, and ends the process when another rank gives none for `seconds`.
+    """A thread that gives signs of life of this rank, and ends the process when another rank gives none for `seconds`.
 
-    A thread, since the main one may be in a collective that waits for the very rank that is lost. Ranks do not
-    leave this way when one *fails*: its launcher ends the others at once, and their collectives raise.
+    The main thread cannot do it: it may be in a collective that waits for the very rank that is lost. A rank that
+    *fails* is not found here: its launcher ends the others at once, and their collectives raise.
     """
 
     def __init__(self, store: TCPStore, rank: int, size: int, seconds: float) -> None:
@@ -113,7 +130,7 @@ class Pulse(threading.Thread):
         self._left = [f"dtrain/left/{number}" for number in range(size)]
         self._over = threading.Event()
         for key in self._keys:
-            store.add(key, 0)  # so that reading another's never waits
+            store.add(key, 0)  # reading a key that is not there would wait for it
 
     def leave(self) -> None:
         """Say that this rank ends on purpose, and stop watching."""
@@ -123,13 +140,11 @@ class Pulse(threading.Thread):
             if not self.is_alive():
                 self.store.set(self._left[self.rank], "")
         except (DistError, RuntimeError):
-            pass  # the store has left before
+            pass  # the rank that serves the store has already ended
 
     def outlast(self, seconds: float) -> None:
         """Return when all other ranks have left, or after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while not self.store.check(self._left) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+        wait_until(lambda: self.store.check(self._left), seconds)
 
     def run(self) -> None:
         heard = [time.monotonic()] * self.size
@@ -141,8 +156,7 @@ class Pulse(threading.Thread):
                 for number, count in enumerate(self.store.multi_get(self._keys)):
                     if count != counts[number]:
                         counts[number], heard[number] = count, now
-                # This process was itself stopped or starved: nobody can be judged by a clock that stood still.
-                heard[self.rank] = now
+                heard[self.rank] = now  # after it was itself stopped for long, it must not find itself silent
                 silent = [n for n in range(self.size) if now - heard[n] > self.seconds and not self._has_left(n)]
                 if silent:
                     self._end(silent)
@@ -168,20 +182,20 @@ _pulse: Pulse | None = None
 
 
 def start_pulse(store: TCPStore, rank: int, size: int, seconds: float) -> None:
-    """Watch the other ranks from now on, and be watched; once a process."""
+    """Watch the other ranks from now on, and be watched by them; called once a process."""
     global _pulse
     _pulse = Pulse(store, rank, size, seconds)
     _pulse.start()
 
 
 def stop_pulse() -> None:
-    """This rank is about to end on purpose."""
+    """Tell the other ranks that this one is about to end on purpose."""
     if _pulse is not None:
         _pulse.leave()
 
 
 def leave_last() -> None:
-    """Where this rank is the store, let others end first: they may be asking it whether to go on, or to stop."""
+    """Where this rank serves the store, let the others end first: they may still ask it whether to go on."""
     if _pulse is not None and _serves(os.environ):
         _pulse.outlast(LAST_WORDS)
 

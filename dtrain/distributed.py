@@ -1,7 +1,6 @@
-"""The world of ranks: who am I, agreeing on things, waiting, and leaving.
+"""The processes (ranks) of a launch: which one this is, sums and flags over all of them, long waits, and leaving.
 
-Works the same for one process and many, on GPUs (NCCL) and CPUs (gloo). Everything else in the package asks
-this module and never torch.distributed.
+It works the same for one process and many, on GPUs (NCCL) and CPUs (gloo).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -22,7 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from dtrain.allocator import keep_freed_memory
-from dtrain.attendance import heard_within, leave_last, rank_store, roll_call, start_pulse, stop_pulse
+from dtrain.attendance import heard_within, leave_last, rank_store, roll_call, start_pulse, stop_pulse, wait_until
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError
 from dtrain.machines import usable_cores
 from dtrain.sharding import Sharding, read_sharding, take_variables
@@ -32,14 +30,20 @@ if TYPE_CHECKING:
     from dtrain.training.stop import StopRequest
 
 T = TypeVar("T")
-POLL_SECONDS = 0.1
 
 
 class World:
-    """The processes of this launch. Built once a process, by `connect`."""
+    """The processes of this launch. Built once a process, by `connect`.
+
+    Attributes:
+        rank, size: this process's number among all, and how many there are.
+        local_rank, local_size: the same on this machine.
+        device: where this rank computes.
+        stop: whom to ask whether to stop; set by those who run stages.
+    """
 
     def __init__(self, accelerator: Accelerator, variables: Mapping[str, str] | None = None) -> None:
-        """`variables`: what the launch said of sharding, as `take_variables` gave it."""
+        """`variables`: what the launch said about sharding, from `take_variables`."""
         self.accelerator = accelerator
         self._variables = dict(variables or {})
         self.rank: int = accelerator.process_index
@@ -47,7 +51,7 @@ class World:
         self.local_rank: int = accelerator.local_process_index
         self.device: torch.device = accelerator.device
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-        self.stop: StopRequest | None = None  # set by who runs stages
+        self.stop: StopRequest | None = None
         self._waits = 0
 
     @property
@@ -56,16 +60,16 @@ class World:
 
     @cached_property
     def sharding(self) -> Sharding:
-        """How the launch asks for models that all ranks train together.
+        """How the launch wants models to be spread that all ranks train together.
 
         Raises:
-            InputError: where it asks for what dtrain does not do.
+            InputError: it asks for something that dtrain does not support.
         """
         return read_sharding(self._variables)
 
     @property
     def threads(self) -> int:
-        """CPU cores for this rank alone."""
+        """How many threads this rank may compute with: its share of the machine's CPU cores."""
         return max(1, usable_cores() // self.local_size)
 
     # --- agreeing ------------------------------------------------------------------------------
@@ -79,12 +83,14 @@ class World:
         return moved.to(tensor.device)
 
     def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank (a collective)."""
         return bool(self.sum(torch.tensor([int(flag)]))[0] > 0)
 
     def begin_any(self, flag: bool) -> Callable[[], bool]:
-        """Begin `any`, and go on meanwhile (a collective); the function that is returned waits for the answer.
+        """`any` without waiting (a collective): returns a function that waits for the answer.
 
-        On a GPU the flags have a stream of their own: who asks for the answer does not wait for the work queued since.
+        On a GPU the flags have a stream of their own, so that waiting for the answer does not wait for other work that
+        was queued in the meantime.
         """
         if self.size == 1:
             return lambda: flag
@@ -108,9 +114,9 @@ class World:
         return torch.cuda.stream(self._stream) if self.device.type == "cuda" else nullcontext()
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank. For small control data of our own.
+        """Every rank's value, in rank order, on every rank (a collective); for small control data.
 
-        torch pickles it: what is unpickled comes from this launch's own ranks, never from a file or from elsewhere.
+        torch pickles the values. What is unpickled comes from the ranks of this launch, never from a file.
         """
         if self.size == 1:
             return [value]
@@ -119,17 +125,17 @@ class World:
         return values
 
     def asked_to_stop(self) -> bool:
-        """Whether any rank was asked to stop; no collective, so ranks may learn of it at different times."""
+        """Whether any rank was asked to stop. Not a collective: ranks may learn of it at different times."""
         return self.stop is not None and self.stop.anywhere()
 
     # --- the shared counter and long waits --------------------------------------------------------
 
     def store(self) -> dist.Store | None:
-        """The process group's key-value store: reachable without a collective, so without its time-out."""
+        """The launch's key-value store, None for one process. It is used without collectives, so without their timeout."""
         return dist.distributed_c10d._get_default_store() if self.size > 1 else None
 
     def counter(self, name: str) -> Callable[[], int]:
-        """A function giving 0, 1, 2, ... over all ranks, each number once. `name` must be new every time."""
+        """A function that gives 0, 1, 2, ..., each number to one rank only. `name` must be new every time."""
         store = self.store()
         if store is None:
             numbers = iter(range(sys.maxsize))
@@ -137,9 +143,10 @@ class World:
         return lambda: store.add(f"dtrain/counter/{name}", 1) - 1
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Run `work` on the main rank while the others wait, however long it takes; every rank gets its result.
+        """Run `work` on rank 0 while the others wait, however long it takes; every rank gets its result.
 
-        The result must survive JSON. An error on the main rank is raised on every rank, so that all leave together.
+        The result must be the same after a way through JSON. An error on rank 0 is raised on every rank, where it has
+        no message: rank 0 tells the user.
         """
         self._waits += 1
         key = f"dtrain/main-first/{self._waits}"
@@ -157,46 +164,43 @@ class World:
                 raise
             store.set(key, json.dumps({"code": EXIT_DONE, "result": result}))
             return result
-        while not store.check([key]):
-            time.sleep(POLL_SECONDS)
+        wait_until(lambda: store.check([key]))
         answer = json.loads(store.get(key))
         if answer["code"] != EXIT_DONE:
-            followed = DtrainError([])  # the main rank tells the user
+            followed = DtrainError([])
             followed.exit_code = answer["code"]
             raise followed
         return answer["result"]
 
     def wait_for_all(self, name: str, seconds: float = math.inf) -> bool:
-        """A barrier for after work of very different length on each rank; whether all have come within `seconds`."""
+        """A barrier for ranks whose work takes very different times; whether all have come within `seconds`."""
         store = self.store()
         if store is None:
             return True
-        give_up = time.monotonic() + seconds
         self._waits += 1
         key = f"dtrain/wait/{self._waits}/{name}"
         store.add(key, 1)
-        while store.add(key, 0) < self.size:
-            if time.monotonic() > give_up:
-                store.add(key, -1)  # who comes later is not to find all here
-                return False
-            time.sleep(POLL_SECONDS)
-        return True
+        all_came = wait_until(lambda: store.add(key, 0) >= self.size, seconds)
+        if not all_came:
+            store.add(key, -1)  # those that come later must not find all ranks here
+        return all_came
 
 
 def connect(precision: str = "no", timeout: float = 600) -> World:
-    """Join the launch this process belongs to (one process when there was no launcher).
+    """Join the launch that this process belongs to; without a launcher it is a world of its own.
 
     Args:
-        timeout: seconds for all ranks to arrive, for a collective to end, and without a sign of life of a rank.
+        precision: the launch's mixed precision, as Accelerate names it: 'no', 'bf16' or 'fp16'.
+        timeout: seconds in which all ranks must arrive, a collective must end, and a rank must give a sign of life.
 
     Raises:
-        InputError: where the formed world is not the one that was asked for.
+        InputError: other processes connected than were asked for.
         DtrainError: naming ranks that did not arrive.
     """
     cpu = not torch.cuda.is_available()
     if cpu:
         keep_freed_memory()
-        # transformers imports DeepSpeed when it saves, which else warns that it found no GPU.
+        # transformers imports DeepSpeed when it saves, which otherwise warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     variables = take_variables(os.environ)
@@ -206,7 +210,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
     handlers = [
         InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=heard_within(timeout)))
     ]
-    # Without cpu=True Accelerate leaves CPU ranks unconnected, each believing to be alone.
+    # Without cpu=True Accelerate does not connect CPU ranks, and each takes itself for the only one.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers if asked > 1 else None)
     world = World(accelerator, variables)
     check_world(world.size, os.environ, sys.argv[1:], parent_command())
@@ -215,7 +219,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
             raise DtrainError(f"{world.size} processes were started, but they are not connected")
         start_pulse(store, world.rank, world.size, timeout)
     torch.set_num_threads(world.threads)
-    # By default torch rounds what convolutions and LSTMs take in to 10 bits (TF32), and what products take in not.
+    # By default torch rounds the inputs of convolutions and LSTMs to 10 bits (TF32), but not those of matrix products.
     torch.backends.cudnn.allow_tf32 = False
     return world
 
@@ -239,13 +243,13 @@ def leave(code: int) -> None:
 
 @contextmanager
 def leave_together(world: World) -> Iterator[None]:
-    """Let a problem that every rank meets be told once, and let the launcher end ranks that wait for a lost one."""
+    """A region in which a problem that every rank meets is told by one rank only; the others raise it without words."""
     try:
         yield
     except DtrainError as error:
         store = world.store()
         if store is not None and error.problems:
-            # Rank 0, where the store is, may have left already: better told twice than not at all.
+            # Rank 0, which serves the store, may have left already: a message twice is better than none.
             with suppress(dist.DistError):
                 if store.add("dtrain/problem/" + "|".join(error.problems), 1) > 1:
                     error.problems = []

@@ -1,10 +1,10 @@
-"""What a launch asks for: one model copied to every rank (DDP), or its training spread over them (FSDP2, ZeRO).
+"""What a launch asks for: a copy of the model on every rank (DDP), or its training spread over them (FSDP2, ZeRO).
 
-`accelerate launch` says so in environment variables. dtrain reads them and takes them away, so that Accelerate
-joins the processes and nothing else, and spreads the model itself (`dtrain.training.engine`). Left to itself
-Accelerate 1.15 ignores DeepSpeed and turns FSDP2 into DDP on CPUs without a word, puts DeepSpeed's Adam in place
-of the recipe's optimizer under offload, clips gradients to 1.0 unasked, and lets transformers cut up models that
-a rank needs whole (students, and teachers that only answer).
+`accelerate launch` says so in environment variables. dtrain reads and removes them, so that Accelerate connects the
+processes and does nothing else, and spreads the model itself (`dtrain.training.engines`). Left to itself Accelerate 1.15
+silently ignores DeepSpeed and turns FSDP2 into DDP on CPUs, replaces the recipe's optimizer by DeepSpeed's Adam under
+offload, clips gradients to 1.0 unasked, and lets transformers cut up models that a rank needs whole (students, and
+teachers that only answer).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STAGES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Sharding:
-    """The way in which all ranks train one model."""
+    """How all ranks train one model together."""
 
     kind: Literal["ddp", "fsdp2", "zero"] = "ddp"
     where: str = ""  # the file or key to name in messages
@@ -32,7 +32,7 @@ class Sharding:
 
 
 def take_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """The launch's variables about sharding, removed from `environment` where Accelerate would act on them."""
+    """The launch's variables about sharding; those that Accelerate would act on are removed from `environment`."""
     found = {k: v for k, v in environment.items() if k in SWITCHES or k.startswith(("FSDP_", "ACCELERATE_DEEPSPEED_"))}
     for name in SWITCHES:
         environment.pop(name, None)
@@ -40,10 +40,10 @@ def take_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def read_sharding(variables: Mapping[str, str]) -> Sharding:
-    """What the variables of `take_variables` ask for.
+    """What the variables from `take_variables` ask for.
 
     Raises:
-        InputError: for what dtrain does not do, with what to set instead.
+        InputError: it is not supported; the message says what to set instead.
     """
     if _true(variables, "ACCELERATE_USE_DEEPSPEED"):
         named = variables.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
@@ -78,10 +78,10 @@ def _true(variables: Mapping[str, str], name: str) -> bool:
 
 
 def read_deepspeed(named: str) -> Sharding:
-    """A DeepSpeed JSON by path, or by its name in `ds_configs/`.
+    """A DeepSpeed JSON config, by its path or by its name in `ds_configs/`.
 
     Raises:
-        InputError: naming the file and what in it cannot be kept exact.
+        InputError: naming the file, and each setting under which training would not be the recipe's.
     """
     candidates = [Path(named), configs_folder("ds_configs") / Path(named).name]
     path = next((path for path in candidates if path.is_file()), None)

@@ -1,7 +1,8 @@
-"""Asking a process to stop, and ending it with its launcher: signals are heard from its first moment, and acted on where work can be kept.
+"""Signals and time limits that ask a process to stop, and ending it with its launcher.
 
-Importing torch and joining the other ranks takes seconds; a signal in them must not be lost, nor end the process
-as if it had crashed. A time limit is heard likewise, from the moment the command was given.
+Signals are noted from the process's first moment, and acted on where work can be kept. Importing torch and connecting to
+the other ranks takes seconds: a signal that comes meanwhile must neither be lost nor end the process as if it had crashed.
+A time limit counts from the moment at which the command was given.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# A scheduler signals every process of a job, and the launcher passes its own on: that is one request.
+# A scheduler signals every process of a job, and the launcher passes its signal on: both are one request.
 SAME_SECONDS = 1.0
 STOP_AT = "DTRAIN_STOP_AT"  # seconds since the epoch, for every process of the command
 JOB_ENDS_AT = "SLURM_JOB_END_TIME"
@@ -26,16 +27,16 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def listen() -> None:
-    """Take over the signals, those that came before and were kept by the launcher included; from the main thread."""
+    """Note signals from now on, and those that came before and were blocked; called in the main thread."""
     for number in SIGNALS:
         signal.signal(number, _hear)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def end_with_launcher() -> None:
-    """Let the kernel (Linux) kill this worker when the `dtrain run` that started it dies.
+    """Have the kernel (Linux) kill this worker when the `dtrain run` that started it dies.
 
-    Ranks without a launcher would wait for each other, or hold the run folder, until `launch.timeout` and longer.
+    Ranks without a launcher would wait for each other, or keep the run folder locked, until `launch.timeout` and longer.
     """
     launcher = os.environ.pop(LAUNCHER, None)  # not for what this process starts itself
     if launcher is None or sys.platform != "linux":
@@ -52,13 +53,13 @@ def _hear(number: int, frame: FrameType | None) -> None:
     _heard[number] = now
     received.append(signal.Signals(number).name)
     if len(received) > 2:
-        # Asked a third time: the default action. Files under final names stay whole.
+        # Asked for the third time: the signal's default action. Files under their final names stay complete.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def limit_time(seconds: float | None) -> None:
-    """Let this command, with all that it starts, stop by itself after `seconds` or before its SLURM job ends."""
+    """Have this command and all that it starts stop by itself after `seconds`, or shortly before its SLURM job ends."""
     now = time.time()
     ends = [now + seconds] if seconds is not None else []
     if os.environ.get(JOB_ENDS_AT, "").isdecimal():

@@ -1,8 +1,8 @@
-"""Whether the world of ranks that formed is the one that was asked for, of a launcher or of SLURM.
+"""Whether as many ranks have connected as a launcher or SLURM was asked for.
 
-`accelerate launch --cpu --num_machines 2` starts processes that never connect, each rank 0 of 1, and ends with
-exit code 0; `srun` of several tasks without a launcher does the same. Every one of them would train the whole
-model and write over the others' files. What was asked for is in the environment, and in the launcher's command.
+`accelerate launch --cpu --num_machines 2` starts processes that never connect, each of them rank 0 of 1, and ends with
+exit code 0; `srun` of several tasks without a launcher does the same. Each process would train the whole model and
+overwrite the others' files. What was asked for is in the environment, and in the launcher's command.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ TEMPLATE = "launch/slurm/stage.sbatch"
 
 
 def check_world(formed: int, environment: Mapping[str, str], command: Sequence[str], launcher: Sequence[str]) -> None:
-    """Refuse a world that is not the one asked for.
+    """Refuse to go on where another number of ranks has connected than was asked for.
 
     Args:
         formed: how many ranks are connected.
-        environment: this process's, as the launcher left it.
+        environment: of this process, as the launcher set it.
         command: this process's own arguments, as `["finetune", "my.yaml"]`.
         launcher: the command line of the process that started this one.
 
     Raises:
-        InputError: what was expected, what formed, and the line that would be right.
+        InputError: what was expected, what formed, and the command that does what was meant.
     """
     asked = int(environment.get("WORLD_SIZE", "0"))
     if asked and asked != formed:
@@ -66,7 +66,7 @@ def _refuse_unconnected(formed: int, command: Sequence[str], launcher: Sequence[
 
 def _asked_of_accelerate(launcher: Sequence[str]) -> tuple[int, int]:
     """Machines and processes that the `accelerate launch` command asks for, its config file included."""
-    # What cannot be known is the least that makes Accelerate name a main process: two.
+    # Where the numbers are not known: two processes are the least with which Accelerate names a main process.
     if "launch" not in launcher:
         return 1, 2
     words = list(launcher)[list(launcher).index("launch") + 1 :]
@@ -84,7 +84,7 @@ def _asked_of_accelerate(launcher: Sequence[str]) -> tuple[int, int]:
 
 
 def _check_slurm(formed: int, environment: Mapping[str, str], command: Sequence[str]) -> None:
-    launchers = int(environment.get("GROUP_WORLD_SIZE", "0"))  # of torchrun's kind; without one, tasks are ranks
+    launchers = int(environment.get("GROUP_WORLD_SIZE", "0"))  # torchrun's; without a launcher each task is a rank
     job = environment.get("SLURM_JOB_ID", "")
     words = shlex.join(command)
     if "SLURM_STEP_ID" in environment:
@@ -101,7 +101,7 @@ def _check_slurm(formed: int, environment: Mapping[str, str], command: Sequence[
             return
         problem = f"SLURM job {job} has {nodes} nodes, but a world of {formed} formed on one of them"
     if environment.get("SLURM_PROCID", "0") != "0":
-        raise InputError([])  # every task finds the same; the first one tells
+        raise InputError([])  # every task finds the same, and the first one has the message
     raise InputError(
         f"{problem}. All nodes: sbatch {TEMPLATE} {words}  (one launcher a node). "
         f"One node on purpose: srun --nodes=1 --ntasks=1 dtrain {words}"

@@ -1,12 +1,12 @@
-"""Checkpoints of a training run: complete or absent, found again by step, read without unpickling code.
+"""Checkpoints of a training: complete or absent, found again by step, read without unpickling.
 
     checkpoints/<kind>/<name>/step-00000120/
         state.json       position, scores so far, sha256 of every other file, a checksum of its own
         tensors.safetensors  weights, optimizer state and loss scale by parameter name, whole (`Engine.state`)
         best.safetensors     the weights of the best evaluation so far
 
-Nothing in it depends on how the model was spread over ranks: DDP, FSDP2 and ZeRO on any number of ranks go on
-from each other's. No random state is kept: every step seeds its generators from (seed, rank, step).
+Nothing in it depends on how the model was spread over ranks: DDP, FSDP2 and ZeRO continue from each other's
+checkpoints, on any number of ranks. No random state is kept: every step seeds its generators from (seed, rank, step).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Checkpoints:
     """The checkpoints of one training, written by a thread beside the steps that follow.
 
     Args:
-        folder: where they are.
-        identity: of this very training; others' are not used, and removed by the first one that is written.
-        section: what a person would compare, to say how another's differ.
-        keep: how many of the last are there; more than one, so that a damaged one has a predecessor.
+        folder: where they are kept.
+        identity: names this training. Checkpoints of another one are not used, and the first that is written removes them.
+        section: the settings that a person would compare, to say how those of another training differ.
+        keep: how many of the newest are kept; more than one, so that there is another where one is damaged.
     """
 
     def __init__(self, folder: Path, identity: str, section: Mapping[str, Any] | None = None, keep: int = 2) -> None:
@@ -45,14 +45,14 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def steps(self) -> list[int]:
-        """The steps of which there is one, damaged ones too."""
+        """The steps that have a checkpoint of this training, newest first; damaged ones are included."""
         return [int(path.name.removeprefix("step-")) for path in _steps(self.folder) if self._is_own(path)]
 
     def newest(self, step: int | None = None) -> Found | None:
-        """The newest whole one, or that of `step`, as (state, tensors, best); None where there is none.
+        """The newest complete checkpoint, or that of `step`, as (state, tensors, best); None where there is none.
 
-        The tensors are mapped from the file: a rank reads what it copies of them, and no more. A damaged one is
-        skipped with a warning; one of another recipe, data or teacher is not used.
+        The tensors are mapped from the file, so that a rank reads only what it copies of them. A damaged checkpoint and
+        one of another recipe, data set or teacher are skipped with a warning.
         """
         for path in _steps(self.folder):
             if step is not None and path != self.path(step):
@@ -74,7 +74,10 @@ class Checkpoints:
         return None
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """The `state.json` of each of its own, newest first, without those that are damaged; tensors are not looked at."""
+        """The `state.json` of each checkpoint of this training, newest first; tensors are not read.
+
+        A `state.json` that is damaged is left out.
+        """
         for path in _steps(self.folder):
             try:
                 state = _read_state(path)
@@ -84,38 +87,38 @@ class Checkpoints:
                 continue
 
     def path(self, step: int) -> Path:
-        """Where that of `step` is, or would be."""
+        """The folder of the checkpoint of `step`, whether it is there or not."""
         return self.folder / f"step-{step:08d}"
 
     def save(
         self, step: int, state: dict[str, Any], tensors: dict[str, torch.Tensor], best: dict[str, torch.Tensor]
     ) -> None:
-        """Begin to write the checkpoint of `step`; waits for the one before. The values must not change any more.
+        """Begin to write the checkpoint of `step`, after waiting for the one before; the tensors must not change any more.
 
         Raises:
-            DtrainError, OSError: what stopped the one before.
+            DtrainError, OSError: why the one before could not be written.
         """
         self.wait()
         self._pending = self._writer.submit(self._write, step, state, tensors, best)
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """Whether a checkpoint is being written."""
         return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise what stopped the last write, if it has ended; does not wait."""
+        """Raise why the last checkpoint could not be written, if that is known already; does not wait."""
         if not self.busy:
             self.wait()
 
     def wait(self) -> None:
-        """Return when the last one is whole under its final name; raises what stopped it."""
+        """Return when the last checkpoint is complete under its final name; raises why it could not be written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Let the last write end, whatever comes of it."""
+        """Wait for the last write to end; whether it failed is not looked at."""
         self._writer.shutdown(wait=True)
 
     def _write(
@@ -131,7 +134,8 @@ class Checkpoints:
             sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
             record = {"identity": self.identity, "section": self.section, "step": step, "sha256": sums, **state}
             write_json(aside / STATE, record | {"checksum": fingerprint(record)})
-        # A later one was damaged, or training would have gone on from it: it must not push out this one.
+        # A later checkpoint must be damaged, or training would have continued from it: it does not count among those
+        # that are kept.
         own = [path for path in _steps(self.folder) if path.name <= final.name and self._is_own(path)]
         for other in _steps(self.folder):
             if other not in own[: self.keep]:
@@ -164,7 +168,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove them all, and the folders that this leaves empty."""
+    """Remove all checkpoints of a training, and the folders above that this leaves empty."""
     shutil.rmtree(folder, ignore_errors=True)
     for parent in list(folder.parents)[:2]:
         try:

@@ -1,4 +1,4 @@
-"""The share of a step in which a collective was under way, from single steps that torch's profiler watches."""
+"""The share of a step's time in which a collective runs, measured by torch's profiler on one step in 200."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def is_watched(step: int) -> bool:
 
 
 class CommunicationShare:
-    """`last` is that of the last step in a `watch` block, None before the first.
+    """Measures the steps that are made in a `watch` region.
 
-    It is the union of the collectives' times, by gloo's own records on CPUs and by NCCL's kernels on GPUs, over the
-    step's. Waiting for a slower rank counts; so does what computation hides.
+    The share is the union of the times of all collectives (gloo's own records on CPUs, NCCL's kernels on GPUs) over the
+    time of the step. It includes waiting for a slower rank, and communication that overlaps with computation.
+
+    Attributes:
+        last: the share, 0 to 1, of the last step that was measured; None before the first.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +35,7 @@ class CommunicationShare:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells of its start and its end
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints that it starts and ends
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
         with profile(activities=activities) as watched:
             begin = time.perf_counter()
@@ -50,7 +53,7 @@ class CommunicationShare:
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of (start, end) intervals."""
+    """The length of the union of (start, end) intervals, in their unit."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))

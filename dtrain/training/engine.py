@@ -1,4 +1,4 @@
-"""How one training step touches the hardware: placement, precision, synchronisation, clipping, whole weights.
+"""What training asks of the hardware: placement, precision, synchronisation, clipping, weights and state as a whole.
 
 `Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP). `engine_fsdp`
 and `engine_zero` spread it over the ranks instead; `engines` picks the one that the launch asks for.
@@ -29,14 +29,15 @@ from dtrain.training.speed import model_flops
 class Engine:
     """A model with its losses and its optimizer, ready for steps: on this rank alone, or a copy on every rank (DDP).
 
-    Subclasses spread one model over the ranks. Methods marked *together* are collectives where `together` is
-    set: every rank calls them, in the same order.
+    Subclasses spread one model over the ranks. Methods marked *together* are collectives where `together` is set: every
+    rank calls them, in the same order.
 
     Attributes:
-        model: what is called in training.
+        model: what is called in training; DDP's wrapper, for example.
         bare: the module inside, an objective (model and losses) as a rule; a subclass may have cut its parameters up.
-        optimizer: its groups' rates are set before each step.
-        flops: of the whole model, a token and a pair of tokens.
+        optimizer: the caller sets the rates of its groups before each step.
+        together: whether all ranks train this model; then `rank` and `ranks` are the launch's, otherwise 0 and 1.
+        flops: of the whole model, from `model_flops`.
     """
 
     def __init__(
@@ -75,20 +76,23 @@ class Engine:
         return autocast(self.precision, self.world.device)
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients cross ranks with the last micro-batch of a step only."""
+        """A region for the passes of one micro-batch: gradients are reduced over ranks with the `last` of a step only."""
         return contextlib.nullcontext() if last or not self.together else self.model.no_sync()  # type: ignore[operator]
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss`, this rank's share of a sum over all ranks."""
-        # Ranks' gradients are averaged; the sum is wanted.
+        """Add the gradient of `loss`, a 0-d tensor: this rank's share of a sum over all ranks."""
+        # DDP and FSDP2 average gradients over ranks, and the gradient of a sum is wanted.
         self.scaler.scale(loss * self.ranks).backward()
 
     def settle(self, forward: Callable[[], torch.Tensor]) -> None:
-        """Before the first step: one pass that counts nothing (*together*).
+        """Before the first step: one forward and backward pass whose gradients are dropped (*together*).
 
-        DDP lays out its buckets anew after the first pass, in the order in which gradients came. Three ranks or more
-        add a bucket's numbers in an order that depends on their place in it, so without this the first step after a
-        restart would round otherwise than the same step of a run that was never stopped.
+        DDP lays out its buckets anew after the first backward pass, in the order in which gradients came. Three or more
+        ranks add the numbers of a bucket in an order that depends on their place in it. Without this pass the first step
+        after a restart would round differently from the same step of a run that was never stopped.
+
+        Args:
+            forward: gives the loss of any row.
         """
         if self.together:
             with self.autocast():
@@ -100,8 +104,8 @@ class Engine:
         """Clip the gradients to a global norm of `clip` and apply them (*together*).
 
         Returns:
-            The norm before clipping, on the device so that nothing waits for it, and whether the step was applied:
-            False when fp16 overflowed and it was skipped, on every rank alike.
+            The norm before clipping, a 0-d tensor on the device, so that nothing waits for it; and whether the step was
+            applied: False where fp16 overflowed and every rank skipped it.
         """
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.bare.parameters(), clip if clip is not None else float("inf")))
@@ -116,30 +120,30 @@ class Engine:
         return self.scaler.get_scale() if self.precision == "fp16" else 1.0
 
     def parameter_norm(self) -> torch.Tensor:
-        """The norm of all trained weights (*together*)."""
+        """The Euclidean norm of all trained weights, a float64 0-d tensor on the device (*together*)."""
         norms = [whole(n) for n in torch._foreach_norm([p.detach() for p in self.bare.parameters() if p.requires_grad])]
         return torch.stack([norm.double() for norm in norms]).norm()
 
     def watched(self) -> dict[str, float]:
-        """What a person wants to see of the last step, besides its loss (*together*)."""
+        """Numbers of the last step for TensorBoard, besides its loss (*together*)."""
         found = {"parameter_norm": float(self.parameter_norm())}
         return found | {"loss_scale": self.loss_scale()} if self.precision == "fp16" else found
 
     def trust_ratios(self) -> dict[str, torch.Tensor]:
-        """LAMB's, as `Lamb.trust_ratios` gives them; nothing for other optimizers."""
+        """Those of the last step from `Lamb.trust_ratios`; empty for other optimizers."""
         return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
 
     # --- whole weights and state ---------------------------------------------------------------------
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[nn.Module]:
-        """The model with all its weights on this rank, for evaluation, until the region ends (*together*)."""
+        """A region with the model for evaluation, all its weights on this rank (*together*)."""
         yield self.inner
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Every weight and buffer of the model, whole, on the CPU, where `rank` is 0; elsewhere nothing (*together*).
+        """Whole copies of the model's weights and buffers on the CPU, by name; empty where `rank` is not 0 (*together*).
 
-        Names are the model's own, and weights of losses are left out.
+        Weights of losses are left out.
         """
         weights = self._collected(self._weights())
         if not isinstance(self.bare, Objective):
@@ -147,18 +151,19 @@ class Engine:
         return {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
 
     def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
-        """A plain model on the CPU with these weights, which `weights()` gave; what is trained stays as it is."""
+        """A copy of the model on the CPU with these weights, which `weights()` gave; the model itself stays as it is."""
         # A copy made on the device would need the model's memory there once more.
         model = blank(self.inner, "cpu").cpu()
         model.load_state_dict(weights)
         return model
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that training goes on from, whole and by parameter name, where `rank` is 0 (*together*).
+        """Everything that training continues from, besides its position (*together*).
 
         Returns:
-            `weight/NAME` (float32 where trained), `optimizer/FIELD/NAME` and `scaler/FIELD`, on the CPU. It does not
-            depend on the engine or the number of ranks, so another one can go on from it.
+            Whole tensors on the CPU, `weight/NAME` (float32 where trained), `optimizer/FIELD/NAME` and `scaler/FIELD`, NAME
+            being a parameter's; empty where `rank` is not 0. They do not depend on the engine or the number of ranks, so
+            that training can continue on others.
         """
         tensors = itertools.chain(
             ((f"weight/{name}", tensor) for name, tensor in self._weights()),
@@ -168,7 +173,7 @@ class Engine:
         return self._collected(tensors)
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave; every rank has all of it and takes its share (*together*).
+        """Continue from what `state` gave; every rank is handed all of it and takes its share (*together*).
 
         Raises:
             DtrainError: naming a weight that is missing or has another shape.
@@ -192,10 +197,10 @@ class Engine:
             self._load_scaler({field: float(tensor) for field, tensor in saved["scaler"].items()})
 
     def close(self) -> None:
-        """Let go of the weights and the optimizer's state, which are of no use after this.
+        """Free the memory of the weights and the optimizer's state; the engine is of no use after this.
 
-        Others may know of this object for longer (a failure's traceback does), weights that were part of a stack keep
-        all of it, and Accelerate keeps every model that it has prepared.
+        That nobody needs this object any more does not free it: the traceback of a failure may refer to it, weights that
+        were part of a stack keep the whole stack, and Accelerate keeps every model that it has prepared.
         """
         self.optimizer.state.clear()
         for parameter in self.bare.parameters():
@@ -204,7 +209,7 @@ class Engine:
             self.world.accelerator.free_memory()
 
     def _collected(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """One tensor is whole on the device at a time: all of them together may not fit."""
+        """Copy to the CPU one by one: the device may not have room for all whole tensors at once."""
         kept = {}
         for name, tensor in tensors:
             if self.rank == 0:

@@ -1,7 +1,7 @@
 """FSDP2: parameters, gradients and optimizer state as DTensors, each rank holding a slice of every one.
 
-torch's `fully_shard` is called here and not through Accelerate, whose FSDP2 silently becomes DDP on CPUs. Shards
-are float32 and autocast rounds, so every precision rounds as it does under DDP.
+torch's `fully_shard` is called here and not through Accelerate, whose FSDP2 silently becomes DDP on CPUs. Shards are
+float32 and autocast rounds them, so that every precision rounds as it does under DDP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dtrain.training.optim import build_optimizer
 
 
 class ShardedEngine(Engine):
-    """What engines share whose `bare` has its parameters cut up: a copy without weights, to be filled."""
+    """What engines share whose `bare` has its parameters cut up: they fill a copy of it that has no weights."""
 
     def _keep_blank(self, model: nn.Module) -> None:
         """Remember the module's structure; called before its parameters are cut up."""
@@ -34,8 +34,8 @@ class ShardedEngine(Engine):
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[nn.Module]:
-        # Evaluation then is what it is everywhere else: batches dealt out to ranks, the same bits for any number of
-        # them. The price is one float32 copy of the model on each rank for as long as it lasts.
+        # Evaluation is then what it is everywhere: batches are dealt out to ranks, and scores have the same bits for any
+        # number of them. The price is a whole float32 copy of the model on each rank while it lasts.
         weights = {name: tensor.detach().clone() for name, tensor in self._weights()}
         yield Objective.inner(_filled(self._blank, weights).to(self.world.device))
 
@@ -49,10 +49,10 @@ class FsdpEngine(ShardedEngine):
     def __init__(
         self, world: World, model: nn.Module, optimizer: OptimizerSpec, *, precision: str, reshard: bool = True
     ) -> None:
-        """Cut up `model`, whose weights are read on rank 0 alone; elsewhere they may be on the meta device.
+        """Cut up `model`, whose weights are read on rank 0 only; elsewhere they may be on the meta device.
 
-        It may be larger than one device, and than the host memory of all but rank 0: each device gets its slices of
-        one parameter after another.
+        The model may be larger than one device, and than the host memory of all ranks but rank 0: each device gets its
+        slice of one parameter after another.
         """
         self._place(world, model, True, precision)
         self._keep_blank(model)
@@ -120,7 +120,11 @@ def _scatter(values: torch.Tensor, p: torch.Tensor) -> None:
 
 
 def spread(model: nn.Module, mesh: DeviceMesh, reshard: bool = True) -> None:
-    """Leave a slice of each parameter on every rank's device, and gather each block when it is called."""
+    """Keep a slice of each parameter on every rank's device, and gather each block when it is called.
+
+    Args:
+        reshard: free a gathered block after its forward pass, and gather it again for its backward pass.
+    """
     for block in _blocks(Objective.inner(model)):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, reshard_after_forward=reshard)

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a progress bar, a line an evaluation, TensorBoard scalars."""
+"""What a person sees of a training: a progress bar, a line for each evaluation, and TensorBoard's curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from dtrain.recipe.training import LossSpec, Student, Teacher
 
 
 class Monitor:
-    """Progress and logs of one model's training; on ranks that do not speak for it, every method does nothing."""
+    """Progress bar and TensorBoard files of one model's training; with `speaks` False its methods do nothing.
+
+    Args:
+        folder: of the event files; emptied where `first_step` is 0.
+        first_step: the step of the checkpoint that training continues from.
+    """
 
     def __init__(self, title: str, folder: Path, total_steps: int, first_step: int, *, speaks: bool) -> None:
         self.title = title
@@ -45,7 +50,7 @@ class Monitor:
     def training(
         self, step: int, values: dict[str, float], speed: dict[str, float], trust_ratios: dict[str, torch.Tensor]
     ) -> None:
-        """Scalars of the last logged stretch: loss terms, rates, norms, speed; of LAMB's trust ratios the spread, too."""
+        """Write a point of each curve: loss terms, rates, norms, speed, and the spread of LAMB's trust ratios."""
         if not self.speaks:
             return
         for name, value in values.items():
@@ -61,7 +66,7 @@ class Monitor:
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", rows_s=f"{speed['rows_per_second']:.0f}")
 
     def evaluation(self, step: int, epoch: float, scores: dict[str, float], words: str, seconds: float) -> None:
-        """Scores on the validation rows, and a line with `words`."""
+        """Write the scores on the validation rows to TensorBoard, and print a line with `words`."""
         if not self.speaks:
             return
         for name, value in scores.items():
@@ -88,7 +93,12 @@ _NOT_VARIED = {"name", "grid", "sample", "teachers", "rows", "checkpoint_every",
 def log_hyperparameters(
     folder: Path, spec: Teacher | Student, losses: Sequence[LossSpec], scores: dict[str, Any]
 ) -> None:
-    """A model's row in TensorBoard's hparams table, beside its curves in `folder`: every setting that a grid may vary."""
+    """Write a model's row of TensorBoard's hparams table, with every setting that a grid may vary, beside its curves.
+
+    Args:
+        losses: the terms that it was trained on, for the column of their names.
+        scores: of the weights that were kept; accuracy, f1 and loss are shown.
+    """
     values = {
         "model": spec.model.type,
         "lr": spec.optimizer.lr,
@@ -105,7 +115,7 @@ def log_hyperparameters(
 
 
 def _flat(value: Any, key: str = "") -> dict[str, bool | int | float | str]:
-    """Nested settings by dotted keys, as `losses.0.temperature`; None is left out, a list of numbers is one text."""
+    """Nested settings by dotted keys, as `losses.0.temperature`; None is left out, a list of numbers becomes one text."""
     if value is None:
         return {}
     if isinstance(value, bool | int | float | str):

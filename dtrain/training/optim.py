@@ -1,4 +1,4 @@
-"""Optimizers by name, their parameter groups, and the rate over time."""
+"""Optimizers by name, their parameter groups, and the learning rate over time."""
 
 from __future__ import annotations
 

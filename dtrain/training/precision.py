@@ -1,4 +1,4 @@
-"""The precision of a training: which one a recipe, the launcher and the device agree on, and its autocast region."""
+"""The precision of a training: the one that recipe, launcher and device agree on, and its autocast region."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(asked: str, device: torch.device, where: str) -> str:
-    """`auto` follows the launcher's mixed precision, else is bf16 on GPUs that have it, else fp32.
+    """'fp32', 'bf16' or 'fp16' for what a recipe asks for.
+
+    `auto` is the launcher's mixed precision; where it names none, bf16 on GPUs that compute in it, otherwise fp32.
+
+    Args:
+        asked: 'auto', 'fp32', 'bf16' or 'fp16'.
+        where: the recipe's key, for messages.
 
     Raises:
-        InputError: where recipe and launcher disagree, or fp16 is asked for on a CPU.
+        InputError: recipe and launcher disagree, or fp16 is asked for on a CPU.
     """
     launcher = {"no": "auto", "fp16": "fp16", "bf16": "bf16"}.get(
         os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "auto"

@@ -1,4 +1,4 @@
-"""What a tensor handed to an optimizer is made of: which parameters, and who holds their other pieces."""
+"""What a tensor that an optimizer steps is made of: pieces of which parameters, and which ranks hold the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ShardingError(InputError):
-    """Tensors of which the whole parameters cannot be told; the message says what to set."""
+    """It cannot be known which whole parameters a tensor belongs to; the message says what to set."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """What one tensor is made of. Positions in no part are padding.
+    """What one tensor is made of. Positions that no part covers are padding.
 
-    `parts` lists the same parameters in the same order on every rank of `groups`; sums over a whole parameter
-    are sums over each of `groups` in turn, on `device` (None: where the tensor is).
+    Attributes:
+        parts: the same parameters in the same order on every rank of `groups`.
+        groups: a sum over a whole parameter is the sum over this rank's part, all-reduced over each of them in turn.
+        device: where to all-reduce; None: where the tensor is.
     """
 
     parts: tuple[Part, ...]
@@ -77,8 +79,11 @@ def dtensor_layout(p: DTensor) -> Layout:
 
 
 def is_dtensor(t: Tensor) -> TypeGuard[DTensor]:
-    """Whether FSDP2 or tensor parallelism made `t`; does not import DTensor: ranks that only infer save half a second."""
-    module = sys.modules.get("torch.distributed.tensor")  # there is none before it was imported
+    """Whether `t` is a DTensor of FSDP2 or tensor parallelism.
+
+    The module is not imported for it, which takes half a second: before others have imported it there is no DTensor.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
 
 

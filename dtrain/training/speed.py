@@ -1,4 +1,4 @@
-"""How fast a training goes: rows, tokens and model FLOPs a second, and the share of the device's peak in use."""
+"""The speed of a training: rows, tokens and model FLOPs a second, and the share of the device's peak that is used."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ PEAKS = {
 
 
 def model_flops(model: nn.Module) -> tuple[float, float]:
-    """FLOPs of forward and backward, as (a token, a pair of tokens that attend to each other).
+    """FLOPs of a forward and backward pass: for each token, and for each pair of tokens that attend to each other.
 
-    Six for each parameter that multiplies, embeddings left out, and 12 · layers · hidden a pair (Chowdhery et al.
-    2022, 2204.02311, appendix B). What activation checkpointing computes twice counts once.
+    Six for each parameter of a matrix product (embeddings are only looked up), and 12 · layers · hidden for a pair
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). What activation checkpointing computes twice counts once.
     """
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     per_token = 6.0 * sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in looked_up)
@@ -51,7 +51,7 @@ def model_flops(model: nn.Module) -> tuple[float, float]:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s that the device's data sheet promises in this precision; the measured rate where there is none."""
+    """FLOP/s of `device` in 'fp32', 'bf16' or 'fp16': its data sheet's, or the measured rate where none is listed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" and precision != "fp32" else ""
     return listed_peak(name) or matmul_rate(device, precision)
 
@@ -65,7 +65,7 @@ def listed_peak(name: str) -> float | None:
 
 @functools.cache
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product in this precision on this process's threads: the best of a fifth of a second."""
+    """FLOP/s of a large matrix product in this precision, with this process's threads: the best within 0.2 s."""
     size = 4096 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=DTYPES.get(precision, torch.float32), device=device)
     out, best, end = torch.empty_like(a), float("inf"), time.perf_counter() + 0.2
@@ -79,14 +79,14 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 class Clock:
-    """Training time. Models that make their steps side by side have one clock, and each is credited its part."""
+    """Measures training time. Models that are trained side by side share a clock, and each is credited its part."""
 
     def __init__(self) -> None:
         self._positions: list[Position] = []
         self._last = time.perf_counter()
 
     def share_among(self, positions: Sequence[Position]) -> None:
-        """Whom the time from now on is credited to, in equal parts."""
+        """Credit the time from now on to these, in equal parts."""
         if list(map(id, positions)) != list(map(id, self._positions)):
             self.look()
             self._positions = list(positions)
@@ -99,24 +99,24 @@ class Clock:
         self._last = now
 
     def restart(self) -> None:
-        """What came since the last look (an evaluation, a checkpoint) is no training time."""
+        """Do not count the time since the last look (an evaluation, a checkpoint) as training time."""
         self._last = time.perf_counter()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """What is done in this region is no training time."""
+        """A region whose time does not count as training time."""
         self.look()
         yield
         self.restart()
 
 
 class Speed:
-    """What was trained on between two looks, over all ranks."""
+    """Counts what all ranks trained on between two looks."""
 
     def __init__(
         self, flops: tuple[float, float], device: torch.device, precision: str, ranks: int, seconds: float
     ) -> None:
-        """`flops`: of the whole model, from `model_flops`; `seconds`: trained so far."""
+        """`flops`: of the whole model, from `model_flops`; `seconds`: the training time so far."""
         self._flops = flops
         self._device = device
         self._peak = peak_flops(device, precision) * ranks
@@ -124,14 +124,14 @@ class Speed:
         self._seconds = seconds
 
     def add(self, lengths: np.ndarray) -> None:
-        """Count a global batch of rows of these lengths; padding does not count."""
+        """Count a global batch; `lengths` [B] are the tokens of its rows, without padding."""
         whole = lengths.astype(np.int64)
         self._rows += len(whole)
         self._tokens += int(whole.sum())
         self._pairs += int((whole * whole).sum())
 
     def look(self, seconds: float) -> dict[str, float]:
-        """Means since the last look; `seconds` is the time trained so far, evaluation and checkpoints left out."""
+        """Means since the last look; `seconds` is the training time so far, without evaluations and checkpoints."""
         passed = max(seconds - self._seconds, 1e-9)
         per_token, per_pair = self._flops
         used = per_token * self._tokens + per_pair * self._pairs
@@ -148,7 +148,7 @@ class Speed:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process: on the GPU what was allocated there, else resident."""
+    """Peak memory of this process in GiB: allocated on the GPU, or resident where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal, a STOP file or a time limit sets a flag; the loop leaves after a whole checkpoint."""
+"""Stopping on request: a signal, a STOP file or a time limit asks for it; the loop ends after a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _KEY = "dtrain/stop"
 
 
 class StopRequest:
-    """Whether someone asked to stop. One a process; `agreed`, `ask` and `anywhere` tell every rank."""
+    """Whether someone asked this launch to stop. There is one a process; `agreed`, `ask` and `anywhere` ask all ranks.
+
+    Attributes:
+        reason: who asked, as 'SIGTERM' or 'time limit'; None as long as nobody has.
+    """
 
     def __init__(self, world: World, run_folder: Path) -> None:
         """Listens to the process's signals, from the main thread."""
@@ -26,7 +30,7 @@ class StopRequest:
         signals.listen()
 
     def here(self) -> bool:
-        """Asked on this rank; the file is looked for at most once a second."""
+        """Whether this rank was asked; the file is looked for at most once a second."""
         if self.reason is None and signals.received:
             self.reason = signals.received[0]
         if self.reason is None and signals.time_is_up():
@@ -39,24 +43,24 @@ class StopRequest:
         return self.reason is not None
 
     def agreed(self) -> bool:
-        """Asked on any rank; a collective, so that all ranks stop at the same step."""
+        """Whether any rank was asked (a collective, so that all ranks stop at the same step)."""
         return self.ask()()
 
     def ask(self, trouble: str | None = None) -> Callable[[], bool]:
-        """Begin to agree (a collective); the function that is returned, which every rank calls, tells what came of it.
+        """`agreed` without waiting (a collective): returns a function that gives the answer, which every rank calls.
 
-        Steps may be made between the two: nothing waits for the ranks then.
+        A step may be made between the two, so that no rank waits for the others.
 
         Args:
-            trouble: why this rank cannot go on with what all of them do together. The function that is returned
-                raises it on every rank, as DtrainError in the same words, which are then told once.
+            trouble: why this rank cannot go on with what all ranks do together. The function that is returned raises it
+                on every rank as a DtrainError with the same message, which is then printed once.
         """
         answer = self.world.begin_any(self.here() or trouble is not None)
         return lambda: answer() and self._share(trouble)
 
     def _share(self, trouble: str | None) -> bool:
         told = self.world.gather_objects((self.reason, trouble))
-        # Every rank gives the same reason, which is then told once.
+        # The same reason on every rank, so that the message with it is printed once.
         self.reason = next((reason for reason, _ in told if reason), None)
         for _, found in told:
             if found is not None:
@@ -64,7 +68,7 @@ class StopRequest:
         return self.reason is not None
 
     def anywhere(self) -> bool:
-        """Asked on any rank, without a collective: for ranks that each do work of their own."""
+        """Whether any rank was asked, without a collective: for ranks that do work of their own."""
         store = self.world.store()
         if self.here():
             if store is not None:
