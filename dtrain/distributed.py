@@ -24,7 +24,7 @@ from dtrain.attendance import heard_within, leave_last, rank_store, roll_call, s
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError
 from dtrain.machines import usable_cores
 from dtrain.sharding import Sharding, read_sharding, take_variables
-from dtrain.world_check import check_world, parent_command
+from dtrain.world_check import check_devices, check_world, parent_command
 
 if TYPE_CHECKING:
     from dtrain.training.stop import StopRequest
@@ -194,7 +194,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
         timeout: seconds in which all ranks must arrive, a collective must end, and a rank must give a sign of life.
 
     Raises:
-        InputError: other processes connected than were asked for.
+        InputError: other processes connected than were asked for, or there are more on a machine than GPUs.
         DtrainError: naming ranks that did not arrive.
     """
     cpu = not torch.cuda.is_available()
@@ -202,6 +202,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
         keep_freed_memory()
         # transformers imports DeepSpeed when it saves, which otherwise warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    check_devices(os.environ, torch.cuda.device_count())
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     variables = take_variables(os.environ)
     if asked > 1:

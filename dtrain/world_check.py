@@ -42,6 +42,29 @@ def check_world(formed: int, environment: Mapping[str, str], command: Sequence[s
     _check_slurm(formed, environment, command)
 
 
+def check_devices(environment: Mapping[str, str], gpus: int) -> None:
+    """Refuse more ranks on this machine than it has GPUs.
+
+    Accelerate would give two ranks the same GPU, and NCCL then ends with an error that names neither.
+
+    Args:
+        environment: of this process, as the launcher set it.
+        gpus: how many this process sees; 0 where ranks compute on CPUs.
+
+    Raises:
+        InputError: how many there are, and what to set.
+    """
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    # Without torchrun's launcher, SLURM may have given each rank a GPU of its own to see.
+    if gpus and ranks > gpus and "TORCHELASTIC_RUN_ID" in environment:
+        if environment.get("LOCAL_RANK", "0") != "0":
+            raise InputError([])
+        raise InputError(
+            f"{ranks} processes were started on a machine with {gpus} GPU{'s' if gpus > 1 else ''}: NCCL needs one each. "
+            f"Ask for {gpus} (--num_processes), or hide them (CUDA_VISIBLE_DEVICES=) to compute on CPUs"
+        )
+
+
 def parent_command() -> list[str]:
     """The command line of this process's parent; empty where it cannot be read."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dtrain.errors import InputError
-from dtrain.world_check import check_world
+from dtrain.world_check import check_devices, check_world
 
 TORCHRUN = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "RANK": "0"}
 STEP = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
@@ -74,3 +74,21 @@ def test_it_is_told_once_a_step() -> None:
     with pytest.raises(InputError) as caught:
         check_world(1, STEP | {"SLURM_PROCID": "1"}, ["finetune", "my.yaml"], [])
     assert caught.value.problems == []
+
+
+def test_more_ranks_than_gpus_are_refused() -> None:
+    """By one line of the first rank; a machine without GPUs, and ranks that each see their own, are right."""
+    launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    with pytest.raises(InputError, match="2 processes were started on a machine with 1 GPU: NCCL needs one each"):
+        check_devices(launched, 1)
+    with pytest.raises(InputError) as caught:
+        check_devices(launched | {"LOCAL_RANK": "1"}, 1)
+    assert caught.value.problems == []
+    for environment, gpus in (
+        (launched, 2),
+        (launched, 8),
+        (launched, 0),
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),  # srun gave each task a GPU
+    ):
+        check_devices(environment, gpus)
