@@ -53,7 +53,7 @@ def accelerate_launch(
         DtrainError: the launchers of several machines lost each other.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # The first machine's launcher may end while another's still asks it whether all have: no error, but pages of it.
+    # The first machine's launcher may end while another still polls it, which logs pages though nothing is wrong.
     api.logger.setLevel(logging.CRITICAL)
     options = [
         "--config_file",
@@ -67,7 +67,7 @@ def accelerate_launch(
         options += ["--num_machines", str(machines.count), "--machine_rank", str(machines.rank)]
         options += ["--main_process_ip", machines.host, "--deepspeed_multinode_launcher", "standard"]
     parsed = launch_command_parser().parse_args([*options, "-m", "dtrain", *arguments])
-    # Its own handlers would turn a signal into a shutdown of 30 s at most; ours pass it on and wait.
+    # Its own handlers would kill the workers 30 s after a signal; ours pass the signal on and wait.
     parsed.signals_to_handle = "SIGQUIT"
     if not gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, warns of it
@@ -77,9 +77,9 @@ def accelerate_launch(
         codes = [failure.exitcode for failure in error.failures.values()]
         _, first = error.get_first_failure()
         if first.exitcode in (EXIT_BAD_INPUT, EXIT_STOPPED):
-            return first.exitcode  # the launcher itself ended the others after this one had left
+            return first.exitcode  # the launcher ended the other ranks after this one had left
         for rank, failure in error.failures.items():
-            # SIGTERM, and 30 s later SIGKILL, are the launcher's own, to ranks that wait for the lost one or hang.
+            # The launcher itself sends SIGTERM, and SIGKILL 30 s later, to ranks that wait for the lost one or hang.
             own = failure.exitcode == -signal.SIGTERM or failure.timestamp > first.timestamp + 10
             if failure.exitcode < 0 and not own:
                 name = signal.Signals(-failure.exitcode).name

@@ -1,4 +1,4 @@
-"""The ways a command can end short of success, the exit code of each, and what its lines have in common."""
+"""How a command can fail, the exit code of each way, and the parts that error messages share."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class InputError(DtrainError):
 
 
 def reason_of(error: Exception) -> str:
-    """In one line; an accident with the name of its kind."""
+    """An error in one line; an unexpected one with the name of its class."""
     return "; ".join(error.problems) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
 
 
 class EveryStudentFailed(DtrainError):
-    """No student has a model; each one's reason is in its folder."""
+    """No student has a model; the reason of each is in its folder."""
 
 
 class Stopped(DtrainError):

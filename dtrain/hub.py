@@ -1,4 +1,4 @@
-"""The Hugging Face hub: asked once whether it answers, in place of half a minute of retries for every file."""
+"""Ask the Hugging Face hub once whether it answers, in place of half a minute of retries for every file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SECONDS = 10.0  # to answer
 
 @functools.cache
 def ask_hub() -> None:
-    """Where the hub cannot be reached, let its libraries look into their caches alone, for the rest of this process.
+    """If the hub cannot be reached, make its libraries use only their caches for the rest of this process.
 
     Without a network each file that they ask for is tried six times, which takes 26 s a file.
     """
@@ -19,5 +19,5 @@ def ask_hub() -> None:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception:  # of the HTTP library, whichever huggingface_hub uses
+    except Exception:  # its class depends on the HTTP library of huggingface_hub
         constants.HF_HUB_OFFLINE = True

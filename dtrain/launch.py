@@ -37,7 +37,7 @@ class Way:
     """How a group of stages is started."""
 
     processes: int  # on each machine
-    config: Path  # with one process there is no launcher, and only its precision counts
+    config: Path  # a single process is started without accelerate, and only the precision of its config counts
 
 
 def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
@@ -86,7 +86,7 @@ def find_config(name: str) -> Path:
 
 
 def _gpus() -> int:
-    """How many there are. The driver is asked, so that torch need not be imported."""
+    """The number of visible GPUs, asked of the driver: importing torch takes a second."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         found = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
@@ -113,12 +113,12 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
     finally:
         forward.restore()
         os.environ.pop(LAUNCHER, None)
-    # A signal may come before there are workers, or as they end: nothing more is started then.
+    # A signal may come before the first worker starts or after the last has ended: start nothing more then.
     return EXIT_STOPPED if forward.received and code == EXIT_DONE else code
 
 
 def _of_several() -> ModuleType:
-    """What a launch of several processes needs: torch, which takes a second to import and one process does without."""
+    """The module that starts several processes; it imports torch, which takes a second and a single process does without."""
     from dtrain import accelerate_launch
 
     return accelerate_launch
@@ -129,7 +129,7 @@ def _alone(way: Way, arguments: list[str]) -> int:
     environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": str(precision)}
     command = [sys.executable, "-m", "dtrain", *arguments]
     process = subprocess.Popen(command, start_new_session=True, env=environment)
-    while process.poll() is None:  # and not wait(), in which a signal taken by another thread is not noticed
+    while process.poll() is None:  # wait() would not notice a signal that another thread received
         time.sleep(0.05)
     return exit_code_of([process.returncode])
 
@@ -137,8 +137,8 @@ def _alone(way: Way, arguments: list[str]) -> int:
 class _ForwardSignals:
     """Pass the user's and the scheduler's signals on to the workers while they run.
 
-    Workers inherit the signals blocked, and unblock them once they listen: one that is still starting is not killed.
-    This process gets them through a thread that has them open; Python's handlers run in the main thread all the same.
+    Workers inherit blocked signals and unblock them once they listen, so that none is killed while it starts. This
+    process receives them through a thread that has them unblocked; Python runs the handlers in the main thread anyway.
     """
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class _ForwardSignals:
 
 
 def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], machines: Machines = ONE_MACHINE) -> int:
-    """Every stage that is not done, in order, in as few launches as the recipe allows; the exit code.
+    """Run every stage that is not done, in order, in as few launches as possible; the exit code.
 
     Args:
         arguments: what the launched processes are told: the recipe, its overrides, and options.
@@ -174,7 +174,7 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
     ways = groups(recipe, stages)
     if machines.count > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see _accelerate
-        # Whether a stage is done is for the main rank to see: files reach other machines late.
+        # Only the main rank decides whether a stage is done: other machines may see files late.
         here = _of_several().meet(machines, recipe.launch.timeout)
         for number, (way, group) in enumerate(ways):
             words = ["run", *arguments, "--stages", ",".join(group), "--here"]

@@ -9,7 +9,7 @@ _quiet = False
 
 
 def be_quiet() -> None:
-    """Another machine's launcher says the same."""
+    """Print nothing: the launcher of the first machine prints the same lines."""
     global _quiet
     _quiet = True
 

@@ -79,7 +79,7 @@ class Plan:
     def data(self) -> str:
         """Rows: their source files, columns, labels, splits and normalisation."""
         data = self.recipe.data
-        # A tagger's rows are pieces of `max_length`.
+        # A tagger's rows are documents cut into pieces of `max_length`.
         apart = {"vocabulary", "workers"} | (set() if rules_of(data.task).tags else {"max_length"})
         section = data.model_dump(mode="json", exclude=apart)
         files = [self._file(path) for path in source_files(data)]
@@ -113,7 +113,7 @@ class Plan:
         return self._trained(kind, member, section)
 
     def training(self, teacher: Teacher) -> str:
-        """What a teacher has in common with those that are it at the end of another epoch (`stop_epoch`)."""
+        """A teacher's training: shared by teachers that differ only in the epoch whose weights they take (`stop_epoch`)."""
         if teacher.source is not None:
             return self.model("teachers", teacher.name)
         section = teacher.model_dump(mode="json", exclude=_NO_EFFECT | {"stop_epoch"})
@@ -133,14 +133,14 @@ class Plan:
 
     @property
     def search(self) -> str | None:
-        """Who is compared with whom on the way, and how; None where nobody is stopped."""
+        """Which students the search compares, and how; None without a search."""
         if self.recipe.search is None:
             return None
         students = [self.model("students", student.name) for student in self.recipe.students]
         return fingerprint("search", self.recipe.search.model_dump(mode="json"), students)
 
     def order(self, student: Student) -> int:
-        """The seed of the order in which a student sees its rows; peers make every step with the same ones."""
+        """The seed of the order in which a student sees its rows; peers share it, since they share every batch."""
         assert student.seed is not None
         shared = self.recipe.placement.share_order or student.peers is not None
         return self.recipe.seed if shared else student.seed
@@ -157,9 +157,10 @@ class Plan:
         return [self.order(member), peers.index(member), sections, [self.knowledge(teacher) for teacher in taught]]
 
     def knowledge(self, teacher: str) -> str:
-        """A teacher's stored outputs. The token budget stays in: it decides the rounding of a product.
+        """A teacher's stored outputs.
 
-        So do the weights that are there: a teacher trained again has others where rounding or dropout differ.
+        They depend on the token budget, since the shape of a matrix product decides how it rounds, and on the weights
+        that are there now: a teacher trained again may have slightly different ones.
         """
         section = self.recipe.knowledge.model_dump(mode="json")
         weights = self.folder.model("teachers", teacher) / "model.safetensors"
@@ -235,19 +236,19 @@ class Plan:
         return is_done(self.folder.report, self.report)
 
     def require_a_student(self) -> None:
-        """Raise EveryStudentFailed where all have failed for good."""
+        """Raise EveryStudentFailed if all students have failed for good."""
         names = [student.name for student in self.recipe.students]
         if names and all(self.diverged(name) for name in names):
             raise EveryStudentFailed(f"every student failed ({', '.join(sorted(names))})")
 
     def failure(self, student: str) -> dict[str, Any] | None:
-        """What is recorded of this very student's failure, if it failed."""
+        """The record of this student's failure for exactly these inputs, if it failed."""
         record = _read(self.folder.model("students", student) / "failed.json")
         same = record and record.get("fingerprint") == self.model("students", student)
         return record if same and record.get("search") in (None, self.search) else None
 
     def diverged(self, student: str) -> bool:
-        """Whether this student ended without a model for a reason that a second try would meet again."""
+        """Whether this student failed for a reason that a second try would meet again."""
         record = self.failure(student)
         return record is not None and bool(record.get("final"))
 
@@ -258,7 +259,7 @@ class Plan:
         return bool(record) and record.get("fingerprint") == self.evaluation(kind, name)
 
     def _result(self, kind: str, name: str) -> list[str]:
-        """Bytes of what the report tells of a model."""
+        """Fingerprints of the files from which the report describes a model."""
         files = [self.folder.model(kind, name) / file for file in ("evaluation.json", "metrics.json", "failed.json")]
         return [file_fingerprint(file) for file in files if file.is_file()]
 
@@ -271,7 +272,7 @@ class Plan:
         return self._files[path]
 
     def _outside(self, spec: Any) -> list[str]:
-        """Bytes of the files that a model section names; a hub name stands for itself."""
+        """Fingerprints of the files that a model section names; a hub name stands for itself."""
         vectors = getattr(spec, "vectors", None)
         spec = encoder_of(spec)
         found: list[str] = []

@@ -1,7 +1,7 @@
 """The run folder: where things are, and how they get their final names.
 
-A file or folder under its final name is complete: it is written aside, flushed and renamed. What a crash
-leaves has a name starting with `.tmp-` and is removed by the next run.
+A file or folder under its final name is complete: it is written under a temporary name, flushed and renamed. What a
+crash leaves behind has a name starting with `.tmp-`, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RunFolder:
         return self.root / kind / name
 
     def pretrained(self, phase: int) -> Path:
-        """What pre-training's phase (from 0) ends with; the last one is the result."""
+        """The model at the end of a phase (from 0) of pre-training; that of the last phase is the result."""
         return self.root / "pretrain" / f"phase-{phase + 1}"
 
     def knowledge(self, teacher: str) -> Path:
@@ -57,7 +57,7 @@ class RunFolder:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -66,7 +66,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make a folder, and all files and names in it, survive a power cut."""
+    """Flush a folder and everything in it, so that it survives a power cut."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -114,7 +114,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class DamagedFile(DtrainError, ValueError):
-    """A file of ours that is no JSON any more."""
+    """A file that dtrain wrote as JSON and that is none any more."""
 
 
 def read_json(path: Path) -> Any:
@@ -127,7 +127,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def publish_folder(final: Path) -> Iterator[Path]:
-    """Fill a folder aside; when the block ends without an error it replaces `final` as a whole."""
+    """Yield a temporary folder to fill; when the block ends without an error, it replaces `final` as a whole."""
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f"{ASIDE}{final.name}-{uuid.uuid4().hex[:8]}")
     aside.mkdir()
@@ -150,14 +150,14 @@ def publish_folder(final: Path) -> Iterator[Path]:
 
 
 def _raise_if_full(path: Path, error: BaseException) -> None:
-    """Each library words a full disk in its own way: safetensors, Arrow and torch by exceptions without an errno."""
+    """Tell a full disk from other errors: safetensors, Arrow and torch raise exceptions of their own, without an errno."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error) or "quota exceeded" in str(error):
         raise DtrainError(f"{path}: no space left on its disk; the same command continues once there is") from error
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what an earlier crash left aside anywhere under `root`."""
+    """Remove temporary files and folders that a crash left under `root`."""
     for path in sorted(root.rglob(f"{ASIDE}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -26,7 +26,7 @@ TIME = re.compile(r"\d+(:\d{2}){0,2}|\d+-\d+(:\d{2}){0,2}")  # minutes, [hours:]
 
 @dataclass(frozen=True)
 class Cluster:
-    """What jobs ask of the cluster; the fields are the settings of `pipeline.sh`."""
+    """The resources that jobs ask for; the fields are settings of `pipeline.sh`."""
 
     partition: str
     nodes: int
@@ -72,7 +72,7 @@ def submit(recipe: Recipe, cluster: Cluster, *, dry_run: bool, local: bool) -> i
     settings = {name: str(value) for name, value in vars(cluster).items()}
     settings["groups"] = str(max(1, min(cluster.groups, len(recipe.students))))
     settings["jobs"] = "\n".join(job_lines(recipe))
-    # In a dry run the script's own check has nothing to read: the recipe's copy is not written.
+    # A dry run writes no recipe, so that the script's own check has nothing to read.
     settings |= {"python": "true" if dry_run else sys.executable, "run": str(root), "scripts": str(folder)}
     pipeline = fill((templates() / "pipeline.sh").read_text(encoding="utf-8"), settings)
     if dry_run:
@@ -84,7 +84,7 @@ def submit(recipe: Recipe, cluster: Cluster, *, dry_run: bool, local: bool) -> i
 
 
 def write_scripts(folder: Path, pipeline: str, recipe: str) -> None:
-    """The three files that a submitted run consists of."""
+    """Write the three files of a submitted run."""
     folder.mkdir(parents=True, exist_ok=True)
     stage = (templates() / "stage.sbatch").read_text(encoding="utf-8")
     for name, text in (("recipe.yaml", recipe), ("stage.sbatch", stage), ("pipeline.sh", pipeline)):
@@ -93,7 +93,7 @@ def write_scripts(folder: Path, pipeline: str, recipe: str) -> None:
 
 
 def fill(script: str, settings: dict[str, str]) -> str:
-    """The script with each `name=value` line of a setting changed; its comment stays."""
+    """The script with new values in the `name=value` lines of its settings; comments stay."""
     for name, value in settings.items():
         line = f"{name}={shlex.quote(value) if value else ''}"
         script, count = re.subn(rf"(?m)^{name}=.*?(?=\s*(#|$))", line.replace("\\", r"\\"), script)

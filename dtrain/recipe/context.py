@@ -1,4 +1,4 @@
-"""What the sections of a recipe check each other with: where a problem is reported, and what a section knows of others."""
+"""What a recipe's sections need to check themselves: where to report a problem, and what the other sections say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = Callable[[Key], str]  # file and line, or the override, of a key
 
 
 class Reporter:
-    """Collects problems as `file:line: key: text`; one of a section (`at`) shares the list with the whole recipe's."""
+    """Collects problems as `file:line: key: text`. The reporters of sections (`at`) share one list."""
 
     def __init__(self, place: Place) -> None:
         self.problems: list[str] = []
@@ -21,7 +21,7 @@ class Reporter:
         self._shown = ""
 
     def at(self, *key: str | int, told: str = "") -> Reporter:
-        """The report of a section; `told` is shown in parentheses behind its key, as the name of a list's member."""
+        """The reporter of a section below this one; `told` is shown in parentheses after its key, for example a name."""
         section = Reporter(self._place)
         section.problems = self.problems
         section._key = (*self._key, *key)
@@ -29,7 +29,7 @@ class Reporter:
         return section
 
     def __call__(self, key: str | Key, text: str) -> None:
-        """Reporter a problem at a key of the section: with dots between its parts; empty for the section itself."""
+        """Report a problem at a key of the section. Dots separate its parts; the empty key is the section itself."""
         if isinstance(key, str):
             key = tuple(int(part) if part.isdigit() else part for part in key.split(".")) if key else ()
         where = self.at(*key)

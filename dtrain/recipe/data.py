@@ -56,7 +56,7 @@ class Split(Closed):
 class Normalization(Closed):
     """What is done to every text, in this order; part of the identity of data and stores."""
 
-    model_config = ConfigDict(frozen=True)  # one can be told from another by its values
+    model_config = ConfigDict(frozen=True)  # hashable: compared by value
 
     simplify: bool = True  # traditional -> simplified Chinese
     half_width: bool = True  # full-width -> half-width forms
@@ -75,14 +75,16 @@ class Vocabulary(Closed):
 
 
 class Augment(Closed):
-    """Made-up transfer rows from training rows (augment/, Tang et al. 2019), labelled by the teachers alone."""
+    """Synthetic transfer rows, made from training rows (augment/, Tang et al. 2019) and labelled by the teachers alone."""
 
-    n_iter: PositiveInt = 20  # attempts at each training row
-    p_mask: Probability = 0.1  # of a word
-    p_pos: Probability | None = None  # of a word: another of its kind takes its place; default 0.1 with a tagger
-    p_ng: Probability = 0.25  # of a text: an n-gram alone is kept
+    n_iter: PositiveInt = 20  # candidates generated from each training row
+    p_mask: Probability = 0.1  # that a word is masked
+    p_pos: Probability | None = (
+        None  # that a word is replaced by one of the same part of speech; default: 0.1 with a tagger, else 0
+    )
+    p_ng: Probability = 0.25  # that a text is cut down to one of its n-grams
     max_ngram: PositiveInt = 5
-    tagger: Literal["jieba", "nltk"] | None = None  # of words and their parts of speech
+    tagger: Literal["jieba", "nltk"] | None = None  # cuts texts into words and tags their parts of speech
 
     @model_validator(mode="after")
     def can_be_done(self) -> Augment:
@@ -103,15 +105,15 @@ class Data(Closed):
     valid: Paths = []
     test: Paths = []
     transfer: Paths = []  # unlabelled rows for students to learn the teachers' outputs on
-    augment: Augment | None = None  # more of them, made up from training rows
+    augment: Augment | None = None  # synthetic transfer rows, made from training rows
     format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset", "conll"] = "auto"
-    encoding: str = "utf-8"  # of the files above and of a file of labels: gb18030, big5, utf-16, ...
+    encoding: str = "utf-8"  # of these files and of the label file: gb18030, big5, utf-16, ...
     delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"  # of tables; auto: a tab in .tsv, a comma in .csv
     quoting: Literal["auto", "quotes", "none"] = "auto"  # of tables; auto: quotes in .csv, none in .tsv
-    scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in conll files
+    scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in CoNLL files
     header: bool = True
     columns: Columns = Columns()
-    labels: list[str] | FilePath | None = None  # the label map in order: a list, or a file of one a line
+    labels: list[str] | FilePath | None = None  # in the order of their ids: a list, or a file with one label a line
     split: Split = Split()
     normalize: Normalization = Normalization()
     vocabulary: Vocabulary = Vocabulary()
@@ -127,7 +129,7 @@ class Data(Closed):
     @classmethod
     def known_encoding(cls, value: str) -> str:
         try:
-            "".encode(value)  # a codec that is for text; codecs.lookup knows others, too
+            "".encode(value)  # codecs.lookup also accepts codecs that are not for text
         except (LookupError, UnicodeError, ValueError):
             raise ValueError(
                 f"no encoding has the name {value!r} (for example: utf-8, gb18030, big5, utf-16)"

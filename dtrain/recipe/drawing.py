@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def draw(spec: Sample, section: str, metric: str | None) -> list[dict[str, Any]]:
-    """The values of each member by key: a function of the spec, Optuna's version, and the runs in `after`.
+    """Draw the settings of every member, by key. They depend on the spec, Optuna's version and the runs in `after` alone.
 
     Args:
         section: teachers | students, where members of earlier runs are looked up.
@@ -42,14 +42,14 @@ def draw(spec: Sample, section: str, metric: str | None) -> list[dict[str, Any]]
         sampler = {
             "random": lambda: optuna.samplers.RandomSampler(seed=spec.seed),
             "qmc": lambda: optuna.samplers.QMCSampler(scramble=True, seed=spec.seed),
-            # Members of one recipe train at the same time: a drawn one keeps the next from its neighbourhood.
+            # No member has a score when the next is drawn: constant_liar keeps them from being drawn close together.
             "tpe": lambda: optuna.samplers.TPESampler(
                 seed=spec.seed, n_startup_trials=0, multivariate=True, constant_liar=True
             ),
         }[spec.sampler]()
         study = optuna.create_study(direction="maximize", sampler=sampler)
         if spec.sampler == "qmc":
-            # Optuna takes the keys of Sobol points from a study's first trial, which it draws at random: not one of ours.
+            # Optuna learns the search space of Sobol points from a study's first trial: this one is not among the drawn.
             study.add_trial(optuna.create_trial(params=_any_point(space), distributions=space, value=0.0))
         state = optuna.trial.TrialState
         for path in spec.after:
@@ -121,7 +121,7 @@ def _scores(
 
 
 def _rungs(run: Path) -> list[tuple[int, dict[str, float]]]:
-    """The scores at each comparison of a search; of `loss` the negatives."""
+    """The scores at each comparison of a search; for `loss`, the negative losses."""
     record = _read(run / "search.json")
     return [(rung["epoch"], rung["scores"]) for rung in record["rungs"]] if record else []
 
@@ -137,7 +137,7 @@ def _read(path: Path) -> Any:
 
 
 def _value(section: Any, key: str) -> Any:
-    """What stands at a dotted key; members of lists by number. None where nothing does."""
+    """The value at a dotted key, in which list items go by number; None if there is none."""
     for part in key.split("."):
         if isinstance(section, list):
             section = section[int(part)] if part.isdigit() and int(part) < len(section) else None

@@ -20,7 +20,7 @@ def explained(error: ValidationError, values: Any, root: type[BaseModel]) -> Ite
 
 
 def _without_echoes(error: ValidationError, values: Any) -> Iterator[dict[str, Any]]:
-    """One problem per place: a union (a number or a word) reports every alternative that it tried."""
+    """Merge the problems of one key: pydantic reports every alternative of a union (say, a number or a word)."""
     by_place: dict[Key, list[dict[str, Any]]] = {}
     for problem in error.errors():
         key = _without_tags(problem["loc"], values)
@@ -32,14 +32,14 @@ def _without_echoes(error: ValidationError, values: Any) -> Iterator[dict[str, A
         yield {**first, "loc": key}
 
 
-_TAGS = {  # of unions that are told apart by what was found
+_TAGS = {  # what pydantic calls the alternatives of unions
     *("int", "str", "float", "list", "list[str]", "constrained-int", "constrained-str"),
     *("WeightSchedule", "Range"),
 }
 
 
 def _without_tags(path: Key, values: Any) -> Key:
-    """Pydantic puts the chosen alternative of a union into the path; it is no key of the recipe."""
+    """Drop the names of union alternatives, which pydantic puts into the path, but which are no keys of the recipe."""
     key: list[str | int] = []
     node = values
     for part in path:
@@ -55,7 +55,7 @@ def _without_tags(path: Key, values: Any) -> Key:
 
 
 def _fields_at(key: Key, root: Any) -> list[str]:
-    """The keys that the schema of `root` allows at a place."""
+    """The keys that the schema `root` allows in the section at `key`."""
     model: Any = root
     parts = iter(key)
     for part in parts:
@@ -104,7 +104,7 @@ def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tup
         return key, f"allowed: {expected}{shown}{hint}"
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
-        # A check over several keys names its key itself.
+        # Validators of a whole section start their message with the key.
         name, colon, rest = text.partition(": ")
         if colon and re.fullmatch(r"[a-z_.]+", name):
             return (*key, *name.split(".")), rest

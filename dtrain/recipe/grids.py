@@ -1,4 +1,4 @@
-"""From a member with a `grid` or a `sample` to the members that it stands for."""
+"""Expand a teacher or student with a `grid` or a `sample` into the members that it stands for."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def _variants(member: Any, section: str, report: Reporter) -> Iterator[Any]:
 
 
 def _name(text: str) -> str:
-    """A member's name; one that is too long for a folder ends with what tells it from others that begin alike."""
+    """A member's name; one too long for a folder is cut and ends with a hash, which keeps it unique."""
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 9]}-{fingerprint(text)[:8]}"
 
 
 def _word(value: Any) -> str:
-    """A chosen value as a part of a folder name."""
+    """A value as part of a folder name."""
     if isinstance(value, float | int | str):
         text = f"{value:g}" if isinstance(value, float) else str(value)
     else:

@@ -1,4 +1,4 @@
-"""The losses of a student: terms of a weighted sum, their weights, and how several teachers are weighed in one."""
+"""The losses of a student: terms of a weighted sum, their weights, and how one term weighs several teachers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class WeightSchedule(Closed):
 
     start: NonNegative
     end: NonNegative = 0.0
-    shape: Literal["linear", "cosine", "step"] = "linear"  # step: `start` to the last moment
+    shape: Literal["linear", "cosine", "step"] = "linear"  # step: `start` until the very end
     until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of all steps
 
     def at(self, progress: float) -> float:
-        """The weight when the share `progress` of all steps is done."""
+        """The weight after a share `progress` of all steps."""
         return self.start + (self.end - self.start) * part_of_way(progress, self.until, self.shape)
 
 
@@ -35,11 +35,11 @@ Weight = Annotated[
 
 
 class Weighting(Closed):
-    """How the teachers of one loss are weighed in a row (losses/weighting.py); the weights sum to 1."""
+    """How a loss weighs its teachers, for each row (losses/weighting.py); the weights sum to 1."""
 
     type: Literal["average", "fixed", "confidence", "entropy", "gradient"]
-    weights: dict[str, Positive] = {}  # fixed: of each teacher
-    limit: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # gradient: the most that one teacher counts
+    weights: dict[str, Positive] = {}  # for type fixed: each teacher's weight, divided by their sum
+    limit: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # for type gradient: the largest weight of one teacher
 
     @model_validator(mode="before")
     @classmethod
@@ -55,7 +55,7 @@ class Weighting(Closed):
         return self
 
     def check(self, teachers: list[str], context: Context, report: Reporter) -> None:
-        """Whether the teachers of its loss, of which there is at least one, can be weighed so."""
+        """Report why these teachers (at least one) cannot be weighed in this way, if so."""
         task = context.task
         if self.type not in task.weightings:
             allowed = ", ".join(task.weightings)
@@ -73,7 +73,7 @@ class LossSpec(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     type: str
     weight: Weight = 1.0
-    weighting: Weighting | None = None  # of several teachers; default: the loss's own way with them
+    weighting: Weighting | None = None  # of several teachers; default: the loss itself combines them
     teachers: Annotated[list[str], Field(min_length=1)] | None = None  # default: all of the student's
 
     @model_validator(mode="before")
@@ -86,12 +86,12 @@ class LossSpec(BaseModel):
     def known_loss(self) -> LossSpec:
         given = self.model_extra or {}
         checked = coerce_parameters(self.type, given)
-        # No defaults yet: a grid may go on to give the term another type.
+        # Defaults are not filled in yet: a grid may still give the term another type, with other parameters.
         self.__pydantic_extra__ = {name: checked[name] for name in given}
         return self
 
     def fill(self) -> None:
-        """Give the loss's own parameters that the recipe leaves out their defaults."""
+        """Fill in the defaults of the loss's own parameters."""
         self.__pydantic_extra__ = self.parameters()
 
     def parameters(self) -> dict[str, Any]:
@@ -105,11 +105,11 @@ class LossSpec(BaseModel):
 
     @property
     def unlabelled_until(self) -> float:
-        """The share of training at which it is 0 for good for a row without a label, whatever its weight."""
+        """The share of training after which the loss of a row without a label stays 0, whatever the weight."""
         return float(self.parameters().get("until", 1.0)) if self.type == "teacher_annealing" else 1.0
 
     def weight_at(self, progress: float) -> float:
-        """Its weight when the share `progress` of all steps is done."""
+        """Its weight after a share `progress` of all steps."""
         return self.weight.at(progress) if isinstance(self.weight, WeightSchedule) else self.weight
 
     def resolve(self, teachers: list[str], context: Context, report: Reporter) -> None:
@@ -144,7 +144,7 @@ def choose_teachers(patterns: list[str] | None, names: list[str], report: Report
 
 
 def default_losses(context: Context, taught: bool, exits: bool) -> list[LossSpec]:
-    """What a student without `losses` learns by: labels and teachers in equal parts."""
+    """The losses of a student without `losses`: labels and teachers count equally."""
     on_labels, on_teachers = context.task.losses
     if exits:
         both = [LossSpec(type="exits_cross_entropy", weight=0.5), LossSpec(type="exits_distillation", weight=0.5)]

@@ -20,7 +20,7 @@ class CorpusSource(Closed):
 
     path: FilePath
     format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by suffix
-    column: Column = "text"  # of everything but plain lines
+    column: Column = "text"  # of every format but plain lines
     header: bool = True  # of tables
     documents: Literal["blank", "line"] = "blank"  # plain lines: a blank line ends a document, or every line is one
     repeat: Annotated[int, Field(ge=1, le=100)] = 1  # times an epoch, for text closer to the task than the rest
@@ -30,8 +30,8 @@ class CorpusSpec(Closed):
     """Where the text is, what may not be in it, and how it is cut."""
 
     sources: Annotated[list[CorpusSource], Field(min_length=1)]
-    exclude: Paths = []  # files whose rows must not enter, beside data.valid and data.test
-    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01  # share of the documents, for the perplexity
+    exclude: Paths = []  # files whose rows are kept out, as those of data.valid and data.test are
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01  # share of the documents kept for the perplexity
     dictionary: FilePath | None = None  # words for jieba, one a line: `word [count [tag]]`
     separate: bool = False  # a token attends to its own document only
 
@@ -43,14 +43,14 @@ class CorpusSpec(Closed):
 
 
 class MaskingSpec(Closed):
-    """Which tokens are to be predicted; of those 80 % are read as [MASK], 10 % as another token."""
+    """Which tokens are predicted: of them, 80 % become [MASK], 10 % a random token, and 10 % stay."""
 
     share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    ngram: Annotated[int, Field(ge=1, le=10)] = 1  # the most words that are masked together
+    ngram: Annotated[int, Field(ge=1, le=10)] = 1  # the longest sequence of words that is masked together
 
 
 class Phase(Closed):
-    """One stretch of pre-training at one length; the optimizer starts anew with each."""
+    """A phase of pre-training with rows of one length; each starts with a new optimizer."""
 
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
     epochs: PositiveInt = 1
@@ -64,12 +64,12 @@ class Phase(Closed):
 
 
 class Pretrain(Closed):
-    """Masked language modelling on plain text; a member's `pretrained: pretrain` names what comes out."""
+    """Masked language modelling on plain text; a teacher or student with `pretrained: pretrain` starts from the result."""
 
     model: EncoderModel
     corpus: CorpusSpec
     masking: MaskingSpec = MaskingSpec()
-    next_sentence: bool = False  # rows are pairs of texts, and whether the second follows the first is predicted, too
+    next_sentence: bool = False  # rows are pairs of texts; also predict whether the second follows the first
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # default: the recipe's
     precision: Precision = "auto"
     activation_checkpointing: bool = False
@@ -84,13 +84,13 @@ class Pretrain(Closed):
         return self
 
     def resolve(self, seed: int, report: Reporter) -> None:
-        """Fill in the seed; the model cannot start from what this section makes."""
+        """Fill in the seed, and check that the model does not start from itself."""
         self.seed = seed if self.seed is None else self.seed
         if self.model.pretrained == PRETRAIN:
             report("model.pretrained", f"{PRETRAIN!r} is what this section makes; name another model, or leave it out")
 
     def training(self, number: int) -> TrainSpec:
-        """Phase `number` (from 0) as the training loop takes it."""
+        """Phase `number` (from 0) as a specification for the training loop."""
         assert self.seed is not None
         phase = self.phases[number]
         return TrainSpec(

@@ -1,4 +1,4 @@
-"""The order in which the sections of a recipe fill in what is left open, and check themselves against the others."""
+"""The order in which the sections of a recipe fill in their defaults and check themselves against each other."""
 
 from __future__ import annotations
 

@@ -9,15 +9,15 @@ from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, mo
 
 from dtrain.recipe.values import Closed, Paths
 
-DIGITS = 4  # significant ones of a drawn number, so that a resolved recipe can be read and typed
+DIGITS = 4  # significant digits of a drawn number: resolved recipes stay readable
 
 
 class Range(Closed):
-    """From `low` to `high`, both included; whole numbers where both are."""
+    """The numbers from `low` to `high`, both included; integers if both are integers."""
 
     low: int | float
     high: int | float
-    log: bool = False  # each factor as likely as any other
+    log: bool = False  # draw uniformly on a logarithmic scale
 
     @model_validator(mode="after")
     def ascends(self) -> Range:
@@ -28,7 +28,7 @@ class Range(Closed):
         return self
 
     def rounded(self, value: float) -> int | float:
-        """To `DIGITS`, within the range."""
+        """`value` to `DIGITS` significant digits, kept within the range."""
         if isinstance(value, int):
             return value
         return min(max(float(f"{value:.{DIGITS}g}"), float(self.low)), float(self.high))
@@ -41,7 +41,7 @@ Values = Annotated[
 
 
 class Sample(Closed):
-    """`count` members, the named keys of each drawn from a range or from a list."""
+    """`count` members: the value of each named key is drawn from a range or a list."""
 
     count: Annotated[PositiveInt, Field(le=10_000)]
     keys: Annotated[dict[str, Values], Field(min_length=1)]

@@ -1,7 +1,7 @@
 """The recipe's closed schema: every key, its type, its range and its default.
 
-Only what a key *is* lives here and in the modules beside it, one a section; reading files and overrides is `load.py`. Nothing heavy is imported,
-except that the parameters of losses are checked against the functions that implement them.
+The larger sections have modules of their own beside this one; `load.py` reads files and overrides. The parameters of
+losses are checked against the functions that implement them, without importing torch.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from dtrain.tasks.rules import Output
 class Placement(Closed):
     """Which students train side by side on one rank."""
 
-    fuse: Literal["auto", "always", "never"] = "auto"  # as one stacked model; auto: on a GPU, never on a CPU
-    share_order: bool = True  # rows in the order of the recipe's seed, not in that of each student's
+    fuse: Literal["auto", "always", "never"] = "auto"  # train them as one stacked model; auto: on a GPU only
+    share_order: bool = True  # shuffle rows by the recipe's seed in place of each student's
 
 
 class Search(Closed):
-    """Successive halving (Jamieson & Talwalkar 2016): the worst students are stopped before their end."""
+    """Successive halving (Jamieson & Talwalkar 2016): the worst students are stopped early."""
 
     method: Literal["halving"] = "halving"
-    epochs: Annotated[list[PositiveInt], Field(min_length=1)]  # after which the students are compared
-    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # the share that goes on, each time; at least one
+    epochs: Annotated[list[PositiveInt], Field(min_length=1)]  # the epochs after which students are compared
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = (
+        0.5  # the share of students that goes on after each comparison; at least one does
+    )
 
     @field_validator("epochs")
     @classmethod
@@ -50,7 +52,7 @@ class Search(Closed):
         return value
 
     def check(self, students: list[Student], peers: bool, report: Reporter) -> None:
-        """Whether the students can be compared and stopped one by one."""
+        """Report why the students cannot be compared and stopped one by one, if so."""
         if peers:
             report("", "peers cannot be stopped one by one; take `peers` or `search` away")
         if len({student.metric for student in students}) > 1:
@@ -65,16 +67,16 @@ class Search(Closed):
 
 
 class Knowledge(Closed):
-    """What of the teachers' outputs is stored, and how it is computed."""
+    """Which outputs of the teachers are stored, and how they are computed."""
 
     # default: logits; of taggers, what the students' losses read
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None
     dtype: Literal["float16", "float32"] = "float16"
-    top_k: PositiveInt | None = None  # of the logits, the largest; the rest as one
+    top_k: PositiveInt | None = None  # store only the largest logits, and the others as one sum
     precision: Precision = "auto"
     compile: bool = False  # torch.compile the teacher
     unpadded: bool = False  # variable-length attention, on a GPU
-    sharded: bool = False  # the teacher cut up over all ranks, for one that fits no device
+    sharded: bool = False  # shard the teacher over all ranks, for one that does not fit on a device
     shard_rows: PositiveInt = 4096
     # padded tokens in one call of a model; by default 512 where a CPU precomputes, else 4096
     batch_tokens: PositiveInt | None = None
@@ -145,7 +147,8 @@ class Recipe(Closed):
     output_dir: FilePath = "runs"
     pretrain: Pretrain | None = None
     tasks: Annotated[dict[Annotated[str, AfterValidator(check_name)], Data], Field(min_length=1)] | None = None
-    data: Data = Field(default=None)  # type: ignore[assignment]  # short for one task, and that task's section where `tasks` is given
+    # Short for one task; where `tasks` is given, the section of that task.
+    data: Data = Field(default=None)  # type: ignore[assignment]
     teachers: list[Teacher] = []
     knowledge: Knowledge = Knowledge()
     students: list[Student] = []
@@ -173,12 +176,12 @@ class Recipe(Closed):
             raise ValueError("tasks: not together with data, which is short for one task")
         if len(self.tasks) > 1:
             raise ValueError(f"tasks: {len(self.tasks)} are given ({', '.join(self.tasks)}); this version runs one")
-        self.__dict__["data"] = next(iter(self.tasks.values()))  # and still not given
+        self.__dict__["data"] = next(iter(self.tasks.values()))  # set without counting as given
         return self
 
     @model_serializer(mode="wrap")
     def as_it_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The resolved recipe is a recipe again: one of `tasks` and `data`."""
+        """Write one of `tasks` and `data`, so that the resolved recipe can be read again."""
         values: dict[str, Any] = handler(self)
         values.pop("tasks" if self.tasks is None else "data", None)
         return values
