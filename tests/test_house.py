@@ -37,10 +37,7 @@ LEFT = {
     "dtrain.data.records": 1,  # `datasets`, where a file needs it: `check` takes no second for it
     "dtrain.data.tokenizers": 6,
     "dtrain.knowledge.collect": 1,
-    "dtrain.models": 4,
-    "dtrain.models.folder": 3,
     "dtrain.models.nezha.auto": 9,
-    "dtrain.models.own": 1,
     "dtrain.models.unpadded": 1,
     "dtrain.stages.precompute": 3,
 }
