@@ -41,16 +41,7 @@ LEFT = {
     "dtrain.models.unpadded": 1,
     "dtrain.stages.precompute": 3,
 }
-CIRCLES_LEFT = [
-    {"dtrain.models.folder", "dtrain.models.own", "dtrain.models.transformer"},
-]
-FOLDERS_LEFT = [
-    {"dtrain", "dtrain.augment", "dtrain.autoclasses", "dtrain.data", "dtrain.models"},
-    {
-        "dtrain.pretraining",
-        "dtrain.tasks",
-    },  # until pre-training's rooms lie in tasks/masked_lm, which computes with them
-]
+FOLDERS_LEFT = [{"dtrain.pretraining", "dtrain.tasks"}]  # until pre-training's rooms lie in tasks/masked_lm
 
 
 @cache
@@ -120,8 +111,7 @@ def test_files_are_short() -> None:
 
 def test_imports_make_no_circle() -> None:
     arrows = {name: {target for target, _ in imports(name) if target and target != name} for name in modules()}
-    found = circles(arrows)
-    assert [circle for circle in found if not any(circle <= left for left in CIRCLES_LEFT)] == []
+    assert circles(arrows) == []
 
 
 def test_folders_import_one_way() -> None:
@@ -139,4 +129,4 @@ def test_imports_are_at_the_top() -> None:
     inside = {name: sum(within for _, within in imports(name)) for name in modules()}
     more = {name: count for name, count in inside.items() if count > DOORS.get(name, 0) + LEFT.get(name, 0)}
     assert more == {}, "imports inside functions: move them to the top"
-    assert sum(DOORS.values()) <= 60
+    assert sum(DOORS.values()) + sum(LEFT.values()) <= 60
