@@ -22,7 +22,7 @@ PACKAGE = Path(dtrain.__file__).parent
 # What bandit rates medium or high, and why it stays.
 EXPLAINED = {
     ("data/records.py", "B615"): "a data set's revision is the user's to name; rows are data, no code is run",
-    ("data/tokenizers.py", "B615"): "a hub model's revision is the user's to name; trust_remote_code is off",
+    ("data/vocabularies.py", "B615"): "a hub model's revision is the user's to name; trust_remote_code is off",
     ("models/folder.py", "B615"): "a model folder of our own, local",
     ("models/transformer.py", "B615"): "as for tokenizers; weights are safetensors or weights_only",
     ("recipe/load.py", "B506"): "the loader is a SafeLoader",

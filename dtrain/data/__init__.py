@@ -22,6 +22,7 @@ Importing this package or its readers needs no torch: the launching process chec
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +65,4 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for and nothing else: `dtrain check` starts in a blink."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,15 +6,42 @@ Batches are positions 0..N-1 into a part. Padding is kept low by putting rows of
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import overload
 
 import numpy as np
 
 POOL = 50  # batches: enough to sort by length well, few enough to leave the order random
 
 
+class Batches(Sequence[np.ndarray]):
+    """Batches as stretches of one array: an object a batch would take more memory than the rows of small ones.
+
+    Args:
+        rows: positions, int64 [N].
+        starts, stops: of each batch in `rows`, int64 [batches].
+    """
+
+    def __init__(self, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
+        self.rows, self.starts, self.stops = rows, starts, stops
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, which: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, which: slice) -> Batches: ...
+    def __getitem__(self, which: int | slice) -> np.ndarray | Batches:
+        if isinstance(which, slice):
+            return Batches(self.rows, self.starts[which], self.stops[which])
+        return self.rows[self.starts[which] : self.stops[which]]
+
+
 def training_batches(
     lengths: np.ndarray, seed: int, epoch: int, batch_size: int | None = None, batch_tokens: int | None = None
-) -> list[np.ndarray]:
+) -> Batches:
     """The global batches of one epoch, in order; every row is in exactly one.
 
     Rows are permuted by (seed, epoch), pools of 50 batches are sorted by length and cut, batches are shuffled.
@@ -33,15 +60,18 @@ def training_batches(
     if (batch_size is None) == (batch_tokens is None):
         raise ValueError("give one of batch_size and batch_tokens")
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
-    batches: list[np.ndarray] = []
-    for pool in _pools(order, lengths, batch_size, batch_tokens):
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
+    rows = random.permutation(len(lengths))
+    starts = []
+    for first, last in _pools(lengths[rows], batch_size, batch_tokens):
+        pool = rows[first:last]
+        rows[first:last] = pool[np.argsort(lengths[pool], kind="stable")]
         if batch_size is not None:
-            batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
+            starts.append(np.arange(first, last, batch_size))
         else:
-            batches += _cut(pool, lengths, batch_tokens or 0)
-    return [batches[i] for i in random.permutation(len(batches))]
+            starts.append(first + _cuts(lengths[rows[first:last]], batch_tokens or 0))
+    begins = np.concatenate([np.empty(0, np.int64), *starts])
+    order = random.permutation(len(begins))
+    return Batches(rows, begins[order], np.append(begins[1:], len(rows))[order])
 
 
 def share_of(batch: np.ndarray, rank: int, world: int, accumulation: int, step: int) -> list[np.ndarray]:
@@ -56,26 +86,27 @@ def share_of(batch: np.ndarray, rank: int, world: int, accumulation: int, step: 
 
 def inference_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Positions sorted by (length, position), cut so that rows x longest <= `batch_tokens`; a longer row alone."""
-    return _cut(np.argsort(lengths, kind="stable"), lengths, batch_tokens)
+    order = np.argsort(lengths, kind="stable")
+    return np.split(order, _cuts(lengths[order], batch_tokens)[1:]) if len(order) else []
 
 
-def _pools(
-    order: np.ndarray, lengths: np.ndarray, batch_size: int | None, batch_tokens: int | None
-) -> list[np.ndarray]:
-    """Consecutive stretches of `order`, each about POOL batches."""
+def _pools(lengths: np.ndarray, batch_size: int | None, batch_tokens: int | None) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) of consecutive rows, each stretch about POOL batches."""
     if batch_size is not None:
-        return [order[start : start + POOL * batch_size] for start in range(0, len(order), POOL * batch_size)]
-    pool_of_row = np.cumsum(lengths[order], dtype=np.int64) // (POOL * (batch_tokens or 0))
-    return np.split(order, np.flatnonzero(np.diff(pool_of_row)) + 1) if len(order) else []
+        bounds = np.arange(0, len(lengths), POOL * batch_size)
+    else:
+        pool_of_row = np.cumsum(lengths, dtype=np.int64) // (POOL * (batch_tokens or 0))
+        bounds = np.concatenate([[0], np.flatnonzero(np.diff(pool_of_row)) + 1])[: len(lengths)]
+    return pairwise([*bounds.tolist(), len(lengths)])
 
 
-def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut `order`, ascending in length, into the longest stretches within the budget."""
-    ascending = lengths[order].tolist()
-    batches = []
+def _cuts(ascending: np.ndarray, budget: int) -> np.ndarray:
+    """Where the longest stretches within the budget begin, int64, for rows of these lengths."""
+    lengths = ascending.tolist()
+    starts = []
     start = 0
-    while start < len(order):
-        rows = bisect_right(range(1, len(order) - start + 1), budget, key=lambda n: n * ascending[start + n - 1])
-        batches.append(order[start : start + max(rows, 1)])
+    while start < len(lengths):
+        starts.append(start)
+        rows = bisect_right(range(1, len(lengths) - start + 1), budget, key=lambda n: n * lengths[start + n - 1])
         start += max(rows, 1)
-    return batches
+    return np.array(starts, dtype=np.int64)

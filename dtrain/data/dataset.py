@@ -7,26 +7,29 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.encode import Encoder
 from dtrain.data.files import PARTS
+from dtrain.data.flat import FlatArray, flat_array, pieces_of
 from dtrain.data.pieces import cut
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import DtrainError
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, read_json
-
-if TYPE_CHECKING:
-    import torch
-    from datasets import Dataset
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """Encoded rows, side by side in flat arrays: row i has tokens[offsets[i] : offsets[i + 1]].
+
+    Tokens, types and tags of many rows stay in the files that they are mapped from; only numbers that every row has one
+    of are in memory (ids, labels and offsets: 24 bytes a row).
 
     For tagging a row is a piece of a document and has a token a character, within `specials`; the pieces of a
     document follow each other.
@@ -34,14 +37,16 @@ class Part:
 
     ids: np.ndarray  # int64 [N], a row's id over all parts
     labels: np.ndarray  # int64 [N], -1 for none
-    tokens: np.ndarray  # int32 [all tokens]
-    types: np.ndarray | None  # int8 [all tokens]; only pairs of models that take token types
+    tokens: np.ndarray | FlatArray  # int32 [all tokens]
+    types: np.ndarray | FlatArray | None  # int8 [all tokens]; only pairs of models that take token types
     offsets: np.ndarray  # int64 [N + 1]
     pad_id: int
     load_rows: Callable[[], Dataset] = field(repr=False)
     frame: tuple[int, ...] = ()  # ids of the tokens that stand around texts: [CLS], [SEP]
     # What follows is for tagging.
-    tags: np.ndarray | None = None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
+    tags: np.ndarray | FlatArray | None = (
+        None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
+    )
     specials: int = 0  # tokens of each row that are no characters: 2 for [CLS] in front and [SEP] behind
     documents: np.ndarray | None = None  # int64 [N], counted over all parts
     starts: np.ndarray | None = None  # int32 [N], where a row begins in its document
@@ -69,8 +74,6 @@ class Part:
         Returns:
             input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types.
         """
-        import torch
-
         starts, lengths = self.offsets[index], self.lengths[index]
         places = np.arange(lengths.max(initial=0))
         mask = places < lengths[:, None]
@@ -83,8 +86,6 @@ class Part:
 
     def collate_labels(self, index: np.ndarray) -> torch.Tensor:
         """Labels of the rows at `index`, int64 [B], -1 for none."""
-        import torch
-
         return torch.from_numpy(self.labels[index])
 
     def collate_tags(self, index: np.ndarray) -> torch.Tensor:
@@ -92,8 +93,6 @@ class Part:
 
         Raises ValueError where the part has none.
         """
-        import torch
-
         if self.tags is None:
             raise ValueError("these rows have no tags")
         starts, lengths = self.tag_offsets[index], self.characters[index]
@@ -108,32 +107,32 @@ class Part:
 
     @classmethod
     def concat(cls, parts: Sequence[Part]) -> Part:
-        """Several parts (of the same tokenizer) one after another."""
+        """Several parts (of the same tokenizer) one after another: a view of their tokens, types and tags."""
         if len(parts) == 1:
             return parts[0]
+        first = parts[0]
         if len({(p.pad_id, p.types is None, p.specials, p.tags is None, p.documents is None) for p in parts}) != 1:
             raise ValueError("parts of different tokenizers")
-
-        def load_rows() -> Dataset:
-            from datasets import concatenate_datasets
-
-            return concatenate_datasets([part.rows() for part in parts])
 
         def joined(name: str) -> np.ndarray | None:
             found = [getattr(part, name) for part in parts]
             return None if found[0] is None else np.concatenate(found)
 
+        def viewed(name: str) -> Any:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else flat_array([piece for values in found for piece in pieces_of(values)])
+
         return cls(
             ids=np.concatenate([part.ids for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
-            tokens=np.concatenate([part.tokens for part in parts]),
-            types=joined("types"),
+            tokens=viewed("tokens"),
+            types=viewed("types"),
             offsets=np.concatenate([[0], *(np.diff(part.offsets) for part in parts)]).cumsum(dtype=np.int64),
-            pad_id=parts[0].pad_id,
-            load_rows=load_rows,
-            frame=parts[0].frame,
-            tags=joined("tags"),
-            specials=parts[0].specials,
+            pad_id=first.pad_id,
+            load_rows=lambda: concatenate_datasets([part.rows() for part in parts]),
+            frame=first.frame,
+            tags=viewed("tags"),
+            specials=first.specials,
             documents=joined("documents"),
             starts=joined("starts"),
         )
@@ -199,8 +198,6 @@ class PreparedData:
         """
         if part not in self.parts:
             raise DtrainError(f"{self.folder}: there is no part {part!r} (found: {', '.join(self.parts)})")
-        from datasets import load_from_disk
-
         return load_from_disk(self.folder / "rows" / part)
 
     def part(self, part: str, tokenizer: str) -> Part:
@@ -209,8 +206,6 @@ class PreparedData:
         Raises:
             DtrainError: where the part does not exist, or was encoded from other rows.
         """
-        from datasets import load_from_disk
-
         rows = self.rows(part)
         encoding = self._encoding(tokenizer)
         encoded = load_from_disk(self.folder / "encoded" / tokenizer / part)
@@ -240,12 +235,7 @@ class PreparedData:
         )
 
     def _frame(self, tokenizer: str) -> tuple[int, ...]:
-        known = self._encoding(tokenizer).get("frame")
-        if known is None:  # prepared before it was recorded
-            from dtrain.data.tokenizers import frame_ids, load_tokenizer
-
-            known = frame_ids(load_tokenizer(self.tokenizer_path(tokenizer)))
-        return tuple(known)
+        return tuple(self._encoding(tokenizer)["frame"])
 
     def _encoding(self, tokenizer: str) -> dict[str, Any]:
         path = self.folder / "encoded" / tokenizer / "encoded.json"
@@ -263,15 +253,11 @@ def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, m
 
     `tokenizer` is any saved tokenizer folder, a model's own included.
     """
-    from dtrain.data.tokenizers import load_tokenizer
-
     loaded = load_tokenizer(tokenizer)
     encoded = Encoder(loaded, max_length, pairs=texts_b is not None)(texts, texts_b)
     columns: dict[str, list[Any]] = {"text": texts} if texts_b is None else {"text": texts, "text_b": texts_b}
 
     def load_rows() -> Dataset:
-        from datasets import Dataset
-
         return Dataset.from_dict(columns)
 
     return Part(
@@ -296,8 +282,6 @@ def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization
         Pieces with ids 0..N-1; `documents` are positions in `texts`, of which an empty one has a piece of one
         unknown character. Its rows are text, document and start.
     """
-    from dtrain.data.tokenizers import load_tokenizer
-
     loaded = load_tokenizer(tokenizer)
     encoder = CharacterEncoder(loaded, normalize)
     places = [(i, *piece) for i, text in enumerate(texts) for piece in cut(text, max_length - 2) or [(0, 0)]]
@@ -307,8 +291,6 @@ def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization
     ids = encoder(pieces)
 
     def load_rows() -> Dataset:
-        from datasets import Dataset
-
         return Dataset.from_dict({"text": pieces, "document": documents, "start": starts})
 
     return Part(
@@ -329,9 +311,9 @@ def _column(dataset: Dataset, name: str) -> np.ndarray:
     return dataset.data.column(name).to_numpy()
 
 
-def _lists(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _lists(dataset: Dataset, name: str) -> tuple[np.ndarray | FlatArray, np.ndarray]:
     """A list column as flat values and offsets [N + 1]."""
     chunks = dataset.data.column(name).chunks
-    values = [chunk.flatten().to_numpy() for chunk in chunks]
     lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
-    return np.concatenate(values), np.concatenate([[0], *lengths]).cumsum(dtype=np.int64)
+    values = flat_array([chunk.flatten().to_numpy() for chunk in chunks])
+    return values, np.concatenate([[0], *lengths]).cumsum(dtype=np.int64)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenizers import AddedToken, Encoding, Tokenizer
+
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
 MASK = "▒"  # in a text it is read as [MASK]: a sign that words are not made of
@@ -31,8 +32,6 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int, pairs: bool) -> None:
-        from tokenizers import AddedToken, Tokenizer
-
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from dtrain.data.files import resolve_path
-from dtrain.data.tokenizers import load_tokenizer
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import own
 from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
-from dtrain.data.tokenizers import WordCounter, given_tokenizer, load_tokenizer, tokenizer_of_words
+from dtrain.data.vocabularies import WordCounter, given_tokenizer, load_tokenizer, tokenizer_of_words
 from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
 from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents

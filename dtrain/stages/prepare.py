@@ -18,13 +18,12 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.given import check_given
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.summary import remarks_in_words
-from dtrain.data.tokenizers import (
+from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
+from dtrain.data.vocabularies import (
     character_tokenizer,
-    check_tokenizers,
     frame_ids,
     given_tokenizer,
     student_tokenizer,
-    tokenizer_specs,
     trained_tokenizer,
 )
 from dtrain.data.write import write_encoded, write_rows

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dtrain.data.tokenizers import load_tokenizer
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.log import say

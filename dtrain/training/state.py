@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -341,7 +341,7 @@ class TrainState:
             return spec.epochs * -(-len(self.job.rows.lengths) // spec.batch_size)
         return sum(len(self._epoch(epoch)) for epoch in range(spec.epochs))
 
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
+    def _epoch(self, epoch: int) -> Sequence[np.ndarray]:
         spec = self.job.spec
         seed = spec.seed if self.job.order is None else self.job.order
         assert seed is not None
@@ -349,6 +349,8 @@ class TrainState:
 
 
 @lru_cache(maxsize=2)
-def _batches(rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None) -> list[np.ndarray]:
+def _batches(
+    rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None
+) -> Sequence[np.ndarray]:
     """Models trained together share the very arrays."""
     return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)

@@ -15,7 +15,7 @@ from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import MASK, Encoder
-from dtrain.data.tokenizers import frame_ids, load_tokenizer
+from dtrain.data.vocabularies import frame_ids, load_tokenizer
 from dtrain.errors import InputError
 from dtrain.recipe import load_recipe
 from dtrain.recipe.data import Data

@@ -37,7 +37,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from dtrain.data.tokenizers import trained_tokenizer
+from dtrain.data.vocabularies import trained_tokenizer
 from dtrain.distributed import World, connect
 from dtrain.losses.objective import Objective
 from dtrain.models.masked_lm import MaskedLM

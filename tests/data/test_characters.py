@@ -14,7 +14,8 @@ from transformers import BertTokenizer
 from dtrain.data import Normalizer
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
-from dtrain.data.tokenizers import SPECIALS, character_tokenizer, given_tokenizer, load_tokenizer, student_tokenizer
+from dtrain.data.tokenizers import SPECIALS
+from dtrain.data.vocabularies import character_tokenizer, given_tokenizer, load_tokenizer, student_tokenizer
 from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.data import Normalization, Vocabulary
 

@@ -8,16 +8,8 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from dtrain.data.encode import Encoder
-from dtrain.data.tokenizers import (
-    SPECIALS,
-    WordCounter,
-    check_tokenizers,
-    given_tokenizer,
-    load_tokenizer,
-    student_tokenizer,
-    tokenizer_name,
-    trained_tokenizer,
-)
+from dtrain.data.tokenizers import SPECIALS, check_tokenizers, tokenizer_name
+from dtrain.data.vocabularies import WordCounter, given_tokenizer, load_tokenizer, student_tokenizer, trained_tokenizer
 from dtrain.errors import InputError
 from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.data import Vocabulary
@@ -121,7 +113,7 @@ def test_words_of_a_long_text_are_counted_block_by_block(monkeypatch: pytest.Mon
     texts = ["Hello 中文 wörld, well-known " * 20, "", "ends without a blank"] * 2
     whole = WordCounter(lower=True)(texts)
     assert whole["hello"] == 40 and whole["中"] == 40 and whole["world"] == 40
-    monkeypatch.setattr("dtrain.data.tokenizers.BLOCK_CHARACTERS", 30)
+    monkeypatch.setattr("dtrain.data.vocabularies.BLOCK_CHARACTERS", 30)
     assert WordCounter(lower=True)(texts) == whole
     assert WordCounter(lower=True)(["中" * 100]) == {"中": 100}  # no blank to cut at
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 
 import dtrain
-from dtrain.data.tokenizers import student_tokenizer
+from dtrain.data.vocabularies import student_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import TaggerOutput, build, embedding_of, load, save_model, weights_fingerprint
 from dtrain.models.fusion import DynamicFusion

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dtrain.data.encode import Encoder
-from dtrain.data.tokenizers import student_tokenizer
+from dtrain.data.vocabularies import student_tokenizer
 from dtrain.models import build, load, save_model
 from dtrain.models.bilstm import BiLSTM
 from dtrain.models.fasttext import MULTIPLIER, FastText

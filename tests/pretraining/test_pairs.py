@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtrain.data.tokenizers import load_tokenizer
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare

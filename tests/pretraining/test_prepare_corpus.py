@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dtrain.data.problems import Problems
-from dtrain.data.tokenizers import load_tokenizer
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import DtrainError, InputError, Stopped
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare

@@ -8,7 +8,7 @@ import jieba
 import pytest
 
 from dtrain.data.problems import Problems
-from dtrain.data.tokenizers import trained_tokenizer
+from dtrain.data.vocabularies import trained_tokenizer
 from dtrain.errors import InputError
 from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD, TokenFlagger, check_dictionary, sections, segmenter
 from dtrain.recipe.architectures.transformers import NezhaSpec

@@ -16,7 +16,7 @@ from dtrain.data.dataset import PreparedData
 from dtrain.data.files import Source, resolve_path
 from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
-from dtrain.models.folder import quiet_transformers
+from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
 from dtrain.tasks.answers import Answers, Texts, model_labels
 from dtrain.training.workers import Workers

@@ -18,7 +18,7 @@ from dtrain.data import Part, encode_documents
 from dtrain.data.dataset import PreparedData
 from dtrain.data.schemes import Span, write_tags
 from dtrain.metrics.spans_text import answer_spans
-from dtrain.models.folder import quiet_transformers
+from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
 from dtrain.tasks.answers import Answers, Texts, model_labels
 from dtrain.training.workers import Workers
