@@ -51,11 +51,10 @@ class Predictor:
         Raises:
             InputError: one text a row for a model of pairs, or two for another.
         """
-        if (texts_b is not None) != (self.task == "pairs"):
-            raise InputError(
-                f"{self.folder}: is a model for task {self.task!r}; give {'two texts' if texts_b is None else 'one text'} a row"
-            )
         answers, places = ANSWERS[self.task], range(len(texts))
+        if (texts_b is None) != (answers.texts == 1):
+            needed = "one text" if answers.texts == 1 else "two texts"
+            raise InputError(f"{self.folder}: is a model for task {self.task!r}; give {needed} a row")
         rows = Texts(list(places), texts, texts_b or [], list(places))
         part = answers.encode(self.folder, rows, self.normalize, self.max_length)
         return list(answers.find(self.model, part, rows, Workers(self.device, torch.get_num_threads())))

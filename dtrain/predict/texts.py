@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrain.data import Part
-from dtrain.data.files import SUFFIXES, Source, resolve_path
+from dtrain.data.files import TABLES, Source, resolve_path, suffix_of
+from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, shown
 from dtrain.data.records import read_records
 from dtrain.data.sources import Rows
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STDIN = Path("/dev/stdin")
-TABLES = ("tsv", "csv")
 ROLES = ("text", "text_b", "id")  # of columns, of rows without labels
 HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 COMPARED_ROWS = 100  # of a table, to tell whether its first row is a header
@@ -104,7 +104,7 @@ def _with_columns(data: Data, words: Sequence[str]) -> Data:
             hint = "" if role in ROLES else suggest(role, ROLES)
             raise InputError(f"--columns: {word!r} is not of the form text=COLUMN{hint} (allowed: {', '.join(ROLES)})")
         found[role] = int(column) if column.isascii() and column.isdigit() else column
-    if "text_b" in found and data.task != "pairs":
+    if "text_b" in found and data.columns.text_b is None:
         raise InputError("--columns: text_b: is only for task 'pairs'")
     if not found:
         return data
@@ -145,14 +145,21 @@ def _check_first_row(source: Source, data: Data) -> None:
 
 
 def _format(data: Data, path: str, name: str) -> str:
+    """By the file's suffix; where that tells nothing, by its first line, which the recipe's own format is tried on."""
     place = resolve_path(path)
-    if place.suffix.lower() not in ("", ".txt") or not place.is_file():
+    if suffix_of(place) not in ("", ".txt") or not place.is_file():
         return _format_by_name(data, path)
-    first = _first_line(place)
-    if first is None:
+    first = first_line(place, data.encoding)
+    if not first:
         raise InputError(f"data.transfer: {path}: {'nothing was read' if name == '-' else 'the file is empty'}")
-    found = _format_by_line(data, path, first)
-    if name == "-" and found != _own_format(data):
+    own = _own_format(data)
+    if _is_object(first):
+        found = "jsonl"
+    elif own in TABLES and _is_row(first, Source("transfer", path, own, delimiter=data.delimiter), data):
+        found = own
+    else:
+        found = _format_by_name(data, path) if own == "conll" else "lines"
+    if name == "-" and found != own:
         warn(f"--input: - is read as {'plain lines' if found == 'lines' else found}; --format says otherwise")
     return found
 
@@ -162,45 +169,31 @@ def _format_by_name(data: Data, path: str) -> str:
     return find_sources(data.model_copy(update=alone))[0].format
 
 
-def _first_line(path: Path) -> str | None:
-    """The first line that holds something; None where there is none."""
-    with path.open("rb") as file:
-        for line in file:
-            text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
-            if text.strip():
-                return text
-    return None
-
-
-def _format_by_line(data: Data, path: str, first: str) -> str:
-    """What a file without a telling suffix holds."""
-    own = _own_format(data)
-    if first.startswith("{"):
-        try:
-            if isinstance(json.loads(first), dict):
-                return "jsonl"
-        except ValueError:
-            pass
-    if own == "conll":
-        return _format_by_name(data, path)
-    if own in TABLES:
-        cells = first.split("\t" if own == "tsv" else ",")
-        columns = [column for column in (data.columns.text, data.columns.text_b) if column is not None]
-        if data.header:
-            is_table = all(column in [cell.strip(' "') for cell in cells] for column in columns)
-        else:
-            is_table = all(isinstance(column, int) and column < len(cells) for column in columns)
-        if is_table or (own == "tsv" and len(cells) > 1):  # a tab is rare in a text, and its table is refused by name
-            return own
-    return "lines"
-
-
 def _own_format(data: Data) -> str:
     """The format of the recipe's training files."""
-    if data.format != "auto":
-        return data.format
-    by_suffix = SUFFIXES.get(Path(data.train[0]).suffix.lower(), "lines")
-    return "conll" if data.task == "tagging" and by_suffix != "jsonl" else by_suffix
+    try:
+        return find_sources(data.model_copy(update={"valid": [], "test": [], "transfer": []}))[0].format
+    except InputError:
+        return "lines"  # the files may have gone since the model was trained
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _is_row(line: str, source: Source, data: Data) -> bool:
+    """Whether the first line of a file is one of a table with the recipe's columns.
+
+    A tab is rare in a text: a line with one is of a table, and its columns are refused by name where they are others.
+    """
+    cells = [cell.strip(' "') for cell in line.split(source.separator)]
+    columns = [column for column in (data.columns.text, data.columns.text_b) if column is not None]
+    if source.separator == "\t" and len(cells) > 1:
+        return True
+    return all(column in cells if isinstance(column, str) else column < len(cells) for column in columns)
 
 
 # --- the prepared test rows --------------------------------------------------------------------------

@@ -156,7 +156,7 @@ _STAGES = [
             option("--input", help="a file; - is stdin (default: the test rows)"),
             option(
                 "--format",
-                choices=("jsonl", "tsv", "csv", "lines", "conll", "dataset"),
+                choices=("jsonl", "tsv", "csv", "parquet", "lines", "conll", "dataset"),
                 help="of the input (default: by its suffix, else the recipe's, else plain lines)",
             ),
             option(

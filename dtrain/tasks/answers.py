@@ -31,6 +31,7 @@ class Answers(ABC):
 
     forms: tuple[str, ...]  # what `dtrain predict --form` can write
     formats: tuple[str, ...]  # what `dtrain predict --format` can read
+    texts: int = 1  # of a row
 
     @abstractmethod
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:

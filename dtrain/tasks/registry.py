@@ -15,7 +15,7 @@ from dtrain.tasks.view import View
 
 # How rows are trained on and scored; how models answer; what a report shows.
 TASKS: dict[str, type[Task]] = {"classification": Classification, "pairs": Classification, "tagging": Tagging}
-ANSWERS: dict[str, Answers] = {"classification": Labels(), "pairs": Labels(), "tagging": Spans()}
+ANSWERS: dict[str, Answers] = {"classification": Labels(), "pairs": Labels(texts=2), "tagging": Spans()}
 VIEWS: dict[str, View] = {"classification": CLASSIFICATION, "pairs": CLASSIFICATION, "tagging": TAGGING}
 
 

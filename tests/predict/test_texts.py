@@ -23,7 +23,11 @@ def read(tmp_path, monkeypatch):
         path = tmp_path / ("stdin" if name == "-" else name)
         path.write_text(content, encoding="utf-8")
         monkeypatch.setattr(module, "STDIN", path)
-        return read_texts(Data.model_validate(section), "-" if name == "-" else str(path), **options)
+        train = tmp_path / section["train"]
+        train.write_text("the training rows are not looked at")
+        return read_texts(
+            Data.model_validate({**section, "train": str(train)}), "-" if name == "-" else str(path), **options
+        )
 
     return work
 

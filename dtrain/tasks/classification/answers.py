@@ -26,7 +26,10 @@ class Labels(Answers):
     """Of tasks `classification` and `pairs`: an answer is the label, its probability `score`, and all `scores`."""
 
     forms = ("jsonl", "tsv", "clue")
-    formats = ("jsonl", "tsv", "csv", "lines", "dataset")
+    formats = ("jsonl", "tsv", "csv", "parquet", "lines", "dataset")
+
+    def __init__(self, texts: int = 1) -> None:
+        self.texts = texts
 
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:
         normalizer = Normalizer(normalize)
