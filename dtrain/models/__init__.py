@@ -18,7 +18,6 @@ from dtrain.errors import InputError
 from dtrain.models import own
 from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint
 from dtrain.models.output import ClassifierOutput, TaggerOutput
-from dtrain.models.transformer import build_classifier, build_encoder, encoder_config
 from dtrain.models.word_vectors import fill_embedding
 from dtrain.recipe.models import EncoderSpec, ModelSpec
 
@@ -60,14 +59,17 @@ def build(
         InputError: naming the recipe's key; see `transformer.build_classifier`.
     """
     if isinstance(spec, EncoderSpec):
-        model = build_classifier(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
-        return in_own_memory(model)
+        build_classifier = own.transformer().build_classifier
+        return in_own_memory(
+            build_classifier(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
+        )
     model_type = own.PREFIX + spec.type
     shape = spec.model_dump(exclude={"type", "vectors"})
     encoder = None
     if spec.transformer is not None:
-        encoder = build_encoder(spec.transformer, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
-        shape["encoder"] = encoder_config(encoder)
+        home = own.transformer()
+        encoder = home.build_encoder(spec.transformer, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
+        shape["encoder"] = home.encoder_config(encoder)
     # What a section leaves out beside an encoder is the encoder's.
     shape |= {name: None for name in own.takes(model_type) if name not in own.COMMON and name not in shape}
     if "separator_id" in shape:

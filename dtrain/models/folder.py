@@ -16,8 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from dtrain.errors import InputError, suggest
 from dtrain.models import own
@@ -76,7 +74,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder / WEIGHTS}: is missing")
-    model = _load_own(folder, config) if config["model_type"] in own.model_types() else _load_transformer(folder)
+    model = (
+        _load_own(folder, config)
+        if config["model_type"] in own.model_types()
+        else own.transformer().load_classifier(folder)
+    )
     return in_own_memory(model).to(device).eval()
 
 
@@ -158,17 +160,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     found = config.get("model_type")
     if isinstance(found, str) and found in own.model_types():
         return config
-    known = _transformer_types()
+    known = own.transformer().classifier_types()
     if found not in known:
         hint = suggest(found, [*own.model_types(), *known])
         allowed = f"{', '.join(own.model_types())}, or a sequence classifier of transformers such as bert"
         raise InputError(f"{path}: model_type: unknown {found!r}{hint} (allowed: {allowed})")
     return config
-
-
-def _transformer_types() -> list[str]:
-    # By name: to go through the classes themselves imports some 250 modules, half a second in every rank.
-    return sorted({*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "nezha"} & set(CONFIG_MAPPING))
 
 
 def _load_own(folder: Path, config: dict[str, Any]) -> nn.Module:
@@ -200,29 +197,3 @@ def _misfit(expected: Tensor | None, found: Tensor | None) -> str | None:
     if expected.shape != found.shape:
         return f"has shape {list(found.shape)}, {CONFIG} says {list(expected.shape)}"
     return None
-
-
-def _load_transformer(folder: Path) -> nn.Module:
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # to be named below, in one line
-                output_loading_info=True,
-            )
-    except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS}: damaged: {error}") from None
-    except Exception as error:  # a configuration's values reach every part of the model's constructor
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{folder / CONFIG}: describes no model that can be loaded: {line}") from None
-    problems = {key: "is missing" for key in info["missing_keys"]}
-    problems |= {key: f"is no weight of the model that {CONFIG} describes" for key in info["unexpected_keys"]}
-    for key, found, expected in info["mismatched_keys"]:
-        problems[key] = f"has shape {list(found)}, {CONFIG} says {list(expected)}"
-    if problems:
-        first = min(problems)
-        raise InputError(f"{folder / WEIGHTS}: {first}: {problems[first]}")
-    return model

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from dtrain.models.transformer import encoder_from_config
 from dtrain.recipe.models import architectures
 from dtrain.version import __version__
 
@@ -31,6 +30,14 @@ def module_of(model_type: str) -> type[nn.Module]:
     home, _, name = path.partition(":")
     found: type[nn.Module] = getattr(importlib.import_module(home), name)
     return found
+
+
+def transformer() -> Any:
+    """The module `models.transformer`, imported by those alone who meet a transformer.
+
+    With it comes transformers' `modeling_utils`, half a second that ranks of small students do without.
+    """
+    return importlib.import_module("dtrain.models.transformer")
 
 
 def takes(model_type: str) -> list[str]:
@@ -70,7 +77,7 @@ def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> Any
     wanted = takes(config["model_type"])
     if "encoder" in wanted:
         if encoder is None and config["encoder"] is not None:
-            encoder = encoder_from_config(config["encoder"])
+            encoder = transformer().encoder_from_config(config["encoder"])
         known["encoder"] = encoder
     arguments = {name: known[name] if name in known else config[name] for name in wanted}
     model: Any = module_of(config["model_type"])(**arguments)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
@@ -17,6 +19,7 @@ from transformers import (
     BertModel,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
@@ -239,3 +242,40 @@ def _check_encoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> 
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def classifier_types() -> list[str]:
+    """Every `model_type` of config.json that transformers has a sequence classifier for."""
+    # By name: to go through the classes themselves imports some 250 modules, half a second in every rank.
+    return sorted({*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "nezha"} & set(CONFIG_MAPPING))
+
+
+def load_classifier(folder: Path) -> PreTrainedModel:
+    """The classifier of a model folder, every weight of which is there and no other.
+
+    Raises:
+        InputError: naming the file and the weight.
+    """
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # to be named below, in one line
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise InputError(f"{weights}: damaged: {error}") from None
+    except Exception as error:  # a configuration's values reach every part of the model's constructor
+        raise InputError(f"{config}: describes no model that can be loaded: {_first_line(error)}") from None
+    problems = {key: "is missing" for key in info["missing_keys"]}
+    problems |= {key: f"is no weight of the model that {config.name} describes" for key in info["unexpected_keys"]}
+    for key, found, expected in info["mismatched_keys"]:
+        problems[key] = f"has shape {list(found)}, {config.name} says {list(expected)}"
+    if problems:
+        first = min(problems)
+        raise InputError(f"{weights}: {first}: {problems[first]}")
+    return model
