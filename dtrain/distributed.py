@@ -202,7 +202,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
         keep_freed_memory()
         # transformers imports DeepSpeed when it saves, which otherwise warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    check_devices(os.environ, torch.cuda.device_count())
+    check_devices(os.environ, 0 if cpu else torch.cuda.device_count())
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     variables = take_variables(os.environ)
     if asked > 1:
