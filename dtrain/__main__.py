@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from dtrain.recipe import Recipe
     from dtrain.students.groups import Group
 
-# Commands that are no stages: their help and their options.
+_RECIPE = (
+    option("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped one"),
+    option("overrides", nargs="*", metavar="key.path=value", help="change the recipe, as students.cnn.epochs=3"),
+)
+# Commands that are no stages: their help and their arguments.
 COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
     "run": (
         "every stage in order, starting `accelerate launch` itself",
         (
+            *_RECIPE,
             option("--stages", help=f"only these, comma-separated (of {','.join(run_names())})"),
             option("--here", action="store_true", help="run inside this process or launch, start nothing"),
             option("--group", metavar="K/N", help="of the students, only group K (from 0) of N"),
@@ -36,6 +41,7 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
     "submit": (
         "every stage in order as SLURM jobs that wait for each other",
         (
+            *_RECIPE,
             option("--partition", default="", help="default: the cluster's"),
             option("--nodes", type=int, default=1, help="for finetune and precompute (default: 1)"),
             option("--gpus", type=int, default=0, help="a node (default: 0)"),
@@ -50,6 +56,7 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
     "check": (
         "validate the recipe and its data, say what they come to, train nothing",
         (
+            *_RECIPE,
             option("--resolved", action="store_true", help="print the recipe with every default"),
             option("--store", action="store_true", help="verify every byte of the knowledge stores"),
         ),
@@ -57,6 +64,7 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
     "stages": (
         "list the stages that a recipe has, in order",
         (
+            *_RECIPE,
             option(
                 "--jobs",
                 action="store_true",
@@ -65,7 +73,13 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
         ),
     ),
     "recipes": ("list the shipped recipes", ()),
-    "convert": ("a pretrained model's pytorch_model.bin as model.safetensors, old names of weights mapped", ()),
+    "convert": (
+        "a pretrained model's pytorch_model.bin as model.safetensors, old names of weights mapped",
+        (
+            option("source", metavar="FOLDER", help="a model's folder, or a hub model's name"),
+            option("target", nargs="?", help="where a hub model goes (default: ./ and its name's end)"),
+        ),
+    ),
 }
 
 
@@ -77,19 +91,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"dtrain {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    known = {stage.name: (stage.help, stage.options) for stage in stages()} | COMMANDS
+    known = {stage.name: (stage.help, (*_RECIPE, *stage.options)) for stage in stages()} | COMMANDS
     for name, (text, options) in known.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == "recipes":
-            continue
-        if name == "convert":
-            command.add_argument("source", metavar="FOLDER", help="a model's folder, or a hub model's name")
-            command.add_argument("target", nargs="?", help="where a hub model goes (default: ./ and its name's end)")
-            continue
-        command.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped one")
-        command.add_argument(
-            "overrides", nargs="*", metavar="key.path=value", help="change the recipe, as students.cnn.epochs=3"
-        )
         for each in options:
             command.add_argument(each.flag, **each.settings)
     return top
@@ -121,7 +125,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     """Options may stand between overrides, which argparse alone does not take after a subcommand."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    changes = hasattr(arguments, "overrides")
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not changes]
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:

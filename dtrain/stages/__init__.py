@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command on the command line: `settings` are the arguments of argparse's `add_argument`.
+    """An option, or a positional argument, of a command: `settings` are those of argparse's `add_argument`.
 
     With `instead`, the option calls this function of the page with the recipe, and the stage itself does not run.
     """
