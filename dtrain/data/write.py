@@ -1,4 +1,4 @@
-"""The write side: normalised rows and encoded rows as `datasets` folders, over worker processes where many."""
+"""The write side: rows and encoded rows as `datasets` folders, over worker processes where there are many."""
 
 from __future__ import annotations
 
@@ -7,80 +7,31 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
-from dtrain.data.characters import CharacterEncoder
-from dtrain.data.corpus import Corpus
-from dtrain.data.encode import Encoder
-from dtrain.data.normalize import Normalizer
 from dtrain.machines import usable_cores
 from dtrain.recipe.data import Data
-from dtrain.runfolder import write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 WORKER_BYTES = 16 << 20  # of rows; starting workers takes a second or two, in which one encodes about as much
 MOST_WORKERS = 8
 Batch = dict[str, list[Any]]
 
 
-def write_rows(corpus: Corpus, data: Data, folder: Path) -> None:
-    """Write every part's normalised rows with their ids (counted over the parts), and data.json."""
-    columns = ["text", "text_b"] if data.task == "pairs" else ["text"]
-    summary = RowSummary(columns, [data.task, corpus.labels])
-    first_id = 0
-    for part, rows in corpus.parts.items():
-        table = {
-            "id": np.arange(first_id, first_id + len(rows)),
-            "key": rows.key,
-            **{column: getattr(rows, column) for column in columns},
-            "label": corpus.numbers[part],
-            "file": np.asarray(rows.file),
-            "line": np.asarray(rows.line),
-        }
-        first_id += len(rows)
-        # Dataset.from_dict would look at every value once more.
-        raw = Dataset(pa.table(table, schema=_row_features(columns).arrow_schema))
-        normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
-        dataset = map_rows(raw, normalize, raw.features, data, folder / "scratch")
-        dataset.save_to_disk(folder / part)
-        summary.add(part, dataset)
-    shutil.rmtree(folder / "scratch")
-    info = {
-        "format": 1,
-        "task": data.task,
-        "labels": corpus.labels,
-        "rows": corpus.counts,
-        "made_up": corpus.made_up,
-        "label_counts": corpus.label_counts,
-        "empty_texts": summary.empty,
-        "also_in_train": summary.also_in_train,
-        "files": corpus.files,
-        "remarks": corpus.remarks,
-        "normalize": data.normalize.model_dump(mode="json"),
-        "fingerprint": summary.digest.hexdigest()[:32],
-    }
-    write_json(folder / "data.json", info)
+class Encode(Protocol):
+    """Makes token ids of a batch of rows: columns id, input_ids, cut (whether a row was cut), and token_type_ids if any."""
+
+    types: bool  # whether there are token types
+
+    def __call__(self, batch: Batch) -> Batch: ...
 
 
-def write_encoded(
-    tokenizer: PreTrainedTokenizerFast, rows: Path, parts: list[str], data: Data, folder: Path
-) -> dict[str, int]:
+def write_encoded(encode: Encode, rows: Path, parts: list[str], data: Data, folder: Path) -> dict[str, int]:
     """Write every part of `rows` as token ids; returns how many rows of each part were cut at `max_length`."""
     features = Features({"id": Value("int64"), "input_ids": List(Value("int32")), "cut": Value("bool")})
-    encode: Callable[[Batch], Batch]
-    if data.task == "tagging":
-        encode = _EncodeCharacters(CharacterEncoder(tokenizer, data.normalize))
-    else:
-        encoder = Encoder(tokenizer, data.max_length, data.task == "pairs")
-        encode = _EncodeBatch(encoder)
-        if encoder.types:
-            features["token_type_ids"] = List(Value("int8"))
+    if encode.types:
+        features["token_type_ids"] = List(Value("int8"))
     cut = {}
     for part in parts:
         dataset = load_from_disk(rows / part)
@@ -116,39 +67,6 @@ class RowSummary:
                 self.train.update(texts)
             elif part in self.also_in_train:
                 self.also_in_train[part] += sum(row in self.train for row in texts)
-
-
-class _NormalizeBatch:
-    def __init__(self, normalizer: Normalizer, columns: list[str]) -> None:
-        self.normalizer, self.columns = normalizer, columns
-
-    def __call__(self, batch: Batch) -> Batch:
-        return {column: [self.normalizer(text) for text in batch[column]] for column in self.columns}
-
-
-class _EncodeBatch:
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-
-    def __call__(self, batch: Batch) -> Batch:
-        encoded = self.encoder(batch["text"], batch.get("text_b"))
-        columns: Batch = {"id": batch["id"], "input_ids": encoded.ids, "cut": encoded.cut}
-        return columns if encoded.types is None else {**columns, "token_type_ids": encoded.types}
-
-
-class _EncodeCharacters:
-    def __init__(self, encoder: CharacterEncoder) -> None:
-        self.encoder = encoder
-
-    def __call__(self, batch: Batch) -> Batch:
-        ids = self.encoder(batch["text"])
-        return {"id": batch["id"], "input_ids": ids, "cut": [False] * len(ids)}
-
-
-def _row_features(columns: list[str]) -> Features:
-    texts = {column: Value("string") for column in columns}
-    numbers = {"label": Value("int64"), "file": Value("int32"), "line": Value("int32")}
-    return Features({"id": Value("int64"), "key": Value("string"), **texts, **numbers})
 
 
 def worker_count(data: Data) -> int:

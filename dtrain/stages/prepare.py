@@ -14,20 +14,11 @@ import datasets
 
 from dtrain.augment.rows import with_made_up_rows
 from dtrain.data import PreparedData
-from dtrain.data.characters import CharacterEncoder
 from dtrain.data.given import check_given
-from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.summary import remarks_in_words
 from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
-from dtrain.data.vocabularies import (
-    character_tokenizer,
-    frame_ids,
-    given_tokenizer,
-    student_tokenizer,
-    trained_tokenizer,
-)
-from dtrain.data.write import write_encoded, write_rows
-from dtrain.data.write_tagging import write_pieces
+from dtrain.data.vocabularies import frame_ids, given_tokenizer
+from dtrain.data.write import write_encoded
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say, warn
 from dtrain.plan import Plan
@@ -43,6 +34,7 @@ from dtrain.runfolder import (
     write_json,
 )
 from dtrain.tasks.corpus import read_corpus
+from dtrain.tasks.registry import PREPARING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -93,8 +85,7 @@ def prepare(
         if recipe.data.augment is not None:
             corpus = with_made_up_rows(corpus, recipe.data, recipe.seed)
         with publish_folder(folder.data / "rows") as aside:
-            write = write_pieces if recipe.data.task == "tagging" else write_rows
-            write(corpus, recipe.data, aside)
+            PREPARING[recipe.data.task].write(corpus, recipe.data, aside)
             mark_done(aside, rows_identity)
     data = PreparedData.open(folder)
     if rows_there:
@@ -109,7 +100,8 @@ def prepare(
         tokenizer = given.get(name) or _counted_tokenizer(recipe, data, name)
         encoding = _encode(recipe, data, name, tokenizer, identity(name))
         cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
-        lost = "" if recipe.data.task == "tagging" else f" ({cut:.1%} of rows cut at {recipe.data.max_length})"
+        # Documents are read in pieces, and nothing of them is cut off.
+        lost = "" if "documents" in data.info else f" ({cut:.1%} of rows cut at {recipe.data.max_length})"
         told.append(f"{name} {len(tokenizer):,} tokens{lost}")
     say(f"prepare: {'; '.join(told)}; {time.perf_counter() - started:.1f} s")
 
@@ -138,15 +130,7 @@ def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrai
     """A tokenizer whose vocabulary comes from the training and transfer rows."""
     spec = tokenizer_specs(recipe)[name]
     assert not isinstance(spec, GivenSpec)  # which brings its own
-    section, texts = recipe.data, _training_texts(data)
-    if section.task == "tagging":
-        normalizer = CharacterNormalizer(section.normalize)
-        texts = ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
-    if spec is None:
-        return student_tokenizer(section.vocabulary, texts)
-    if section.task == "tagging":
-        return character_tokenizer(spec, section.vocabulary.min_count, texts, section.normalize.lower)
-    return trained_tokenizer(spec, texts, section.normalize.lower)
+    return PREPARING[recipe.data.task].tokenizer(spec, _training_texts(data), recipe.data)
 
 
 def _training_texts(data: PreparedData) -> Iterator[list[str]]:
@@ -169,9 +153,11 @@ def _encode(
     with publish_folder(data.tokenizer_path(name)) as aside:
         tokenizer.save_pretrained(aside)
     files = sorted(data.tokenizer_path(name).iterdir())
-    tagging = recipe.data.task == "tagging"
+    preparing = PREPARING[recipe.data.task]
     with publish_folder(data.folder / "encoded" / name) as aside:
-        cut = write_encoded(tokenizer, data.folder / "rows", data.parts, recipe.data, aside)
+        cut = write_encoded(
+            preparing.encode(tokenizer, recipe.data), data.folder / "rows", data.parts, recipe.data, aside
+        )
         encoding = {
             "rows": data.fingerprint,
             "tokenizer": fingerprint(recipe.data.max_length, [(path.name, file_fingerprint(path)) for path in files]),
@@ -180,7 +166,7 @@ def _encode(
             "frame": frame_ids(tokenizer),
             "max_length": recipe.data.max_length,
             "cut": cut,
-            "specials": CharacterEncoder(tokenizer, recipe.data.normalize).specials if tagging else 0,
+            "specials": preparing.specials(tokenizer, recipe.data),
         }
         write_json(aside / "encoded.json", encoding)
         inside = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]

@@ -1,0 +1,105 @@
+"""Texts and pairs of texts, normalised and encoded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, Value
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.encode import Encoder
+from dtrain.data.normalize import Normalizer
+from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
+from dtrain.data.write import Batch, RowSummary, map_rows
+from dtrain.recipe.data import Data
+from dtrain.recipe.models import EncoderSpec
+from dtrain.runfolder import write_json
+from dtrain.tasks.preparing import Preparing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class TextPreparing(Preparing):
+    """Of tasks `classification` and `pairs`."""
+
+    def __init__(self, pairs: bool = False) -> None:
+        self.pairs = pairs
+
+    def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
+        """As the base class; texts are normalised."""
+        columns = ["text", "text_b"] if self.pairs else ["text"]
+        summary = RowSummary(columns, [data.task, corpus.labels])
+        first_id = 0
+        for part, rows in corpus.parts.items():
+            table = {
+                "id": np.arange(first_id, first_id + len(rows)),
+                "key": rows.key,
+                **{column: getattr(rows, column) for column in columns},
+                "label": corpus.numbers[part],
+                "file": np.asarray(rows.file),
+                "line": np.asarray(rows.line),
+            }
+            first_id += len(rows)
+            # Dataset.from_dict would look at every value once more.
+            raw = Dataset(pa.table(table, schema=_row_features(columns).arrow_schema))
+            normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
+            dataset = map_rows(raw, normalize, raw.features, data, folder / "scratch")
+            dataset.save_to_disk(folder / part)
+            summary.add(part, dataset)
+        shutil.rmtree(folder / "scratch")
+        info = {
+            "format": 1,
+            "task": data.task,
+            "labels": corpus.labels,
+            "rows": corpus.counts,
+            "made_up": corpus.made_up,
+            "label_counts": corpus.label_counts,
+            "empty_texts": summary.empty,
+            "also_in_train": summary.also_in_train,
+            "files": corpus.files,
+            "remarks": corpus.remarks,
+            "normalize": data.normalize.model_dump(mode="json"),
+            "fingerprint": summary.digest.hexdigest()[:32],
+        }
+        write_json(folder / "data.json", info)
+
+    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+        if spec is None:
+            return student_tokenizer(data.vocabulary, texts)
+        return trained_tokenizer(spec, texts, data.normalize.lower)
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeBatch:
+        return _EncodeBatch(Encoder(tokenizer, data.max_length, self.pairs))
+
+    def specials(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> int:
+        return 0
+
+
+class _NormalizeBatch:
+    def __init__(self, normalizer: Normalizer, columns: list[str]) -> None:
+        self.normalizer, self.columns = normalizer, columns
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {column: [self.normalizer(text) for text in batch[column]] for column in self.columns}
+
+
+class _EncodeBatch:
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.types = encoder, encoder.types
+
+    def __call__(self, batch: Batch) -> Batch:
+        encoded = self.encoder(batch["text"], batch.get("text_b"))
+        columns: Batch = {"id": batch["id"], "input_ids": encoded.ids, "cut": encoded.cut}
+        return columns if encoded.types is None else {**columns, "token_type_ids": encoded.types}
+
+
+def _row_features(columns: list[str]) -> Features:
+    texts = {column: Value("string") for column in columns}
+    numbers = {"label": Value("int64"), "file": Value("int32"), "line": Value("int32")}
+    return Features({"id": Value("int64"), "key": Value("string"), **texts, **numbers})

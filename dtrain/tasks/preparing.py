@@ -1,0 +1,40 @@
+"""How rows are written and encoded: what each kind of task decides of the stage `prepare`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.write import Encode
+from dtrain.recipe.data import Data
+from dtrain.recipe.models import EncoderSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Preparing(ABC):
+    """One kind of task's way from a corpus to encoded rows."""
+
+    @abstractmethod
+    def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
+        """Write the rows of every part, with ids counted over the parts, and data.json."""
+
+    @abstractmethod
+    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+        """A tokenizer whose vocabulary is counted on batches of the texts of rows.
+
+        Args:
+            spec: of the transformer that reads with it; None: the students'.
+        """
+
+    @abstractmethod
+    def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> Encode:
+        """What makes token ids of rows; it can be sent to worker processes."""
+
+    @abstractmethod
+    def specials(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> int:
+        """Tokens of each row that are none of its characters, where a token stands for a character; else 0."""

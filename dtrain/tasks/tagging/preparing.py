@@ -1,0 +1,133 @@
+"""Documents cut into pieces with their tags, and encoded a token a character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+
+from dtrain.data.characters import CharacterEncoder
+from dtrain.data.corpus import Corpus
+from dtrain.data.normalize import DROPPED, CharacterNormalizer
+from dtrain.data.pieces import cut
+from dtrain.data.schemes import number_tags
+from dtrain.data.sources import Rows
+from dtrain.data.vocabularies import character_tokenizer, student_tokenizer
+from dtrain.data.write import Batch, RowSummary
+from dtrain.recipe.data import Data
+from dtrain.recipe.models import EncoderSpec
+from dtrain.runfolder import write_json
+from dtrain.tasks.preparing import Preparing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FEATURES = Features(
+    {
+        "id": Value("int64"),
+        "key": Value("string"),
+        "text": Value("string"),
+        "tags": List(Value("int16")),
+        "label": Value("int64"),
+        "document": Value("int64"),
+        "start": Value("int32"),
+        "file": Value("int32"),
+        "line": Value("int32"),
+    }
+)
+
+
+class DocumentPreparing(Preparing):
+    """Of task `tagging`."""
+
+    def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
+        """As the base class; documents in pieces.
+
+        Training documents are cut where no entity is: each piece has its tags whole. All others are cut as `predict` cuts
+        new text, without a look at the entities, so that scores tell what a user will get.
+
+        Texts stay as the user has them: normalisation is the encoder's, and part of the rows' fingerprint only.
+        """
+        normalize = data.normalize.model_dump(mode="json")
+        summary = RowSummary(["text"], [data.task, corpus.labels, normalize], ["tags", "document", "start"])
+        types = {name: number for number, name in enumerate(corpus.types)}
+        pieces: dict[str, int] = {}
+        first_document = 0
+        for part, rows in corpus.parts.items():
+            table = _pieces(rows, data.max_length - 2, types, part == "train", sum(pieces.values()), first_document)
+            dataset = Dataset(table)
+            dataset.save_to_disk(folder / part)
+            summary.add(part, dataset)
+            pieces[part] = len(dataset)
+            first_document += len(rows)
+        info = {
+            "format": 1,
+            "task": data.task,
+            "labels": corpus.labels,
+            "types": corpus.types,
+            "scheme": corpus.scheme,
+            "span_end": corpus.span_end,
+            "rows": pieces,
+            "documents": corpus.counts,
+            "label_counts": corpus.label_counts,
+            "empty_texts": summary.empty,
+            "also_in_train": summary.also_in_train,
+            "files": corpus.files,
+            "remarks": corpus.remarks,
+            "normalize": normalize,
+            "fingerprint": summary.digest.hexdigest()[:32],
+        }
+        write_json(folder / "data.json", info)
+
+    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+        normalizer = CharacterNormalizer(data.normalize)
+        normalised = ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
+        if spec is None:
+            return student_tokenizer(data.vocabulary, normalised)
+        return character_tokenizer(spec, data.vocabulary.min_count, normalised, data.normalize.lower)
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeCharacters:
+        return _EncodeCharacters(CharacterEncoder(tokenizer, data.normalize))
+
+    def specials(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> int:
+        return CharacterEncoder(tokenizer, data.normalize).specials
+
+
+class _EncodeCharacters:
+    types = False
+
+    def __init__(self, encoder: CharacterEncoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, batch: Batch) -> Batch:
+        ids = self.encoder(batch["text"])
+        return {"id": batch["id"], "input_ids": ids, "cut": [False] * len(ids)}
+
+
+def _pieces(
+    rows: Rows, limit: int, types: dict[str, int], spare_entities: bool, first_id: int, first_document: int
+) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in FEATURES if name not in ("id", "tags")}
+    tags: list[np.ndarray] = []
+    for number, (text, spans) in enumerate(zip(rows.text, rows.spans, strict=True)):
+        if spans is None:
+            tags.append(np.full(len(text), -1, dtype=np.int16))
+        else:
+            tags.append(number_tags(spans, len(text), types))
+        for start, end in cut(text, limit, spans or () if spare_entities else ()):
+            columns["key"].append(rows.key[number])
+            columns["text"].append(text[start:end])
+            columns["label"].append(-1 if spans is None else 0)
+            columns["document"].append(first_document + number)
+            columns["start"].append(start)
+            columns["file"].append(rows.file[number])
+            columns["line"].append(rows.line[number])
+    # Pieces make up their documents, so that the tags of all of them in order are those of the documents.
+    ends = np.cumsum([0, *map(len, columns["text"])])
+    listed = pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), pa.array(np.concatenate(tags)))
+    ids = np.arange(first_id, first_id + len(columns["text"]))
+    return pa.table({"id": ids, "tags": listed, **columns}, schema=FEATURES.arrow_schema)
