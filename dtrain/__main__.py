@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import pydoc
 import sys
 import time
 import traceback
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 from dtrain import __version__, signals
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError, InputError, suggest
 from dtrain.log import be_quiet, is_main_process
+from dtrain.machines import ONE_MACHINE, Machines, parse_machines
+from dtrain.manual import pages
 from dtrain.stages import Option, Stage, find_stage, job_lines, of_run, option, run_names, stages
 
 if TYPE_CHECKING:
-    from dtrain.machines import Machines
     from dtrain.recipe import Recipe
     from dtrain.students.groups import Group
 
@@ -72,12 +74,33 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
             ),
         ),
     ),
-    "recipes": ("list the shipped recipes", ()),
+    "recipes": (
+        "list the shipped recipes, or copy one here with its comments",
+        (
+            option("action", nargs="?", choices=("copy",), metavar="copy", help="write the recipe NAME to FILE"),
+            option("name", nargs="?", metavar="NAME", help="of a shipped recipe"),
+            option("file", nargs="?", metavar="FILE", help="must not exist (default: NAME.yaml)"),
+        ),
+    ),
+    "init": (
+        "write a first recipe for a data file; what is guessed from the file is a comment in it",
+        (
+            option("data", metavar="DATAFILE", help="labelled rows to train on; files beside it are looked at, too"),
+            option("file", nargs="?", metavar="FILE", help="must not exist (default: the data's name with .yaml)"),
+        ),
+    ),
     "convert": (
         "a pretrained model's pytorch_model.bin as model.safetensors, old names of weights mapped",
         (
             option("source", metavar="FOLDER", help="a model's folder, or a hub model's name"),
             option("target", nargs="?", help="where a hub model goes (default: ./ and its name's end)"),
+        ),
+    ),
+    "help": (
+        "the manual, offline: its pages, one page, one recipe key or heading, or where a word is",
+        (
+            option("topic", nargs="?", metavar="TOPIC", help="a page, a heading, or a key as students.0.optimizer.lr"),
+            option("--search", metavar="WORD", help="the lines of all pages that hold a word"),
         ),
     ),
 }
@@ -134,19 +157,51 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _command(arguments: argparse.Namespace) -> int:
-    from dtrain.recipe import load_recipe, shipped_recipes
+def _help(topic: str | None, word: str | None) -> int:
+    """Show a part of the manual: through a pager on a terminal."""
+    if word is not None:
+        found = pages.search(word)
+        if not found:
+            raise InputError(f"help: {word!r} is on no page of the manual")
+        text = "\n".join(found)
+    else:
+        text = pages.find(topic or pages.INDEX) or ""
+        if not text:
+            near = suggest(topic, pages.topics())
+            raise InputError(f"help: no page, key or heading {topic!r}{near} (dtrain help --search WORD looks in all)")
+    pydoc.pager(text) if sys.stdout.isatty() else print(text.rstrip())
+    return EXIT_DONE
 
-    name = arguments.command
-    if name == "recipes":
-        for shipped, path in shipped_recipes().items():
-            with path.open(encoding="utf-8") as file:
-                print(f"{shipped:26}{file.readline().lstrip('# ').strip()}")
-        return EXIT_DONE
-    if name == "convert":
+
+def _without_recipe(arguments: argparse.Namespace) -> int:
+    """Commands that take no recipe."""
+    if arguments.command == "help":
+        return _help(arguments.topic, arguments.search)
+    if arguments.command == "convert":
         from dtrain.models import convert
 
         return convert.run(arguments.source, arguments.target)
+    if arguments.command == "init":
+        from dtrain.data import first_recipe
+
+        return first_recipe.write(arguments.data, arguments.file)
+    from dtrain.recipe import copy_recipe, shipped_recipes
+
+    if arguments.action:
+        print(f"written: {copy_recipe(arguments.name, arguments.file)}")
+        return EXIT_DONE
+    for shipped, path in shipped_recipes().items():
+        with path.open(encoding="utf-8") as file:
+            print(f"{shipped:26}{file.readline().lstrip('# ').strip()}")
+    return EXIT_DONE
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if not hasattr(arguments, "recipe"):
+        return _without_recipe(arguments)
+    from dtrain.recipe import load_recipe
+
+    name = arguments.command
     here = "LOCAL_RANK" in os.environ or getattr(arguments, "here", False)
     try:
         machines, group = _places(arguments)
@@ -156,9 +211,9 @@ def _command(arguments: argparse.Namespace) -> int:
             return EXIT_DONE
         names, corpus = _stages(arguments, recipe), None
         if name == "check" or not here:  # the ranks of a launch let the main one do it, once they are connected
-            from dtrain.stages.check import check_inputs
+            from dtrain.stages import check
 
-            corpus = check_inputs(recipe)
+            corpus = check.check_inputs(recipe)
     except InputError as error:
         # Every rank finds the same; the launcher ends the others when the first one leaves.
         if not is_main_process():
@@ -166,9 +221,7 @@ def _command(arguments: argparse.Namespace) -> int:
             time.sleep(5)
         raise
     if name == "check":
-        from dtrain.stages.check import run as check
-
-        return check(recipe, corpus, store=arguments.store, resolved=arguments.resolved)
+        return check.run(recipe, corpus, store=arguments.store, resolved=arguments.resolved)
     if name == "submit":
         from dtrain.submit import Cluster, submit
 
@@ -205,7 +258,6 @@ def _run_here(
 
 def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
     """Which machine and which group of students `dtrain run` was told to be."""
-    from dtrain.machines import ONE_MACHINE, parse_machines
     from dtrain.students.groups import parse_group
 
     if arguments.command != "run":

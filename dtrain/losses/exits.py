@@ -22,7 +22,7 @@ def exits_cross_entropy(exits: Tensor, labels: Tensor, *, label_smoothing: Smoot
     Args:
         exits: float [E, B, C].
         labels: int64 [B], each in [0, C).
-        label_smoothing: e.
+        label_smoothing: e, the share of the label that is spread over all classes.
 
     Returns:
         float [B].
@@ -45,8 +45,8 @@ def exits_distillation(
 
     Args:
         exits: float [E, B, C].
-        source: of p.
-        temperature: T.
+        source: whether p is of the last exit or of all of them.
+        temperature: T, which logits are divided by.
 
     Returns:
         float [B].

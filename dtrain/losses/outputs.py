@@ -31,7 +31,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Sm
     Args:
         student_logits: float [B, C].
         labels: int64 [B], each in [0, C).
-        label_smoothing: e.
+        label_smoothing: e, the share of the label that is spread over all classes.
 
     Returns:
         float [B].
@@ -51,7 +51,7 @@ def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature:
     Args:
         student_logits: float [B, C].
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
-        temperature: T.
+        temperature: T, which logits are divided by.
 
     Returns:
         float [B].
@@ -92,7 +92,7 @@ def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temp
     Args:
         student_logits: float [B, C].
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
-        temperature: T.
+        temperature: T, which logits are divided by.
 
     Returns:
         float [B].

@@ -1,7 +1,17 @@
 """Recipes: what a run does, as one closed YAML file."""
 
-from dtrain.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
+from dtrain.recipe.load import copy_recipe, dump_recipe, find_recipe, load_recipe, shipped_recipes, write_new
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 
-__all__ = ["Recipe", "Student", "Teacher", "dump_recipe", "find_recipe", "load_recipe", "shipped_recipes"]
+__all__ = [
+    "Recipe",
+    "Student",
+    "Teacher",
+    "copy_recipe",
+    "dump_recipe",
+    "find_recipe",
+    "load_recipe",
+    "shipped_recipes",
+    "write_new",
+]

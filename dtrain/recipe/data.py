@@ -25,11 +25,12 @@ TaskName = Annotated[str, AfterValidator(_a_task)]
 class Columns(Closed):
     """Where a row's parts are: names (JSON keys, header names) or numbers from 0 (no header)."""
 
-    text: Column = "text"
-    text_b: Column | None = None
-    label: Column = "label"
-    id: Column | None = None
-    span_end: Literal["auto", "inclusive", "exclusive"] = "auto"  # whether a span's last character is at its end
+    text: Column = "text"  # column of the text
+    text_b: Column | None = None  # column of the second text, for task pairs alone
+    label: Column = "label"  # column of the label; for tagging in JSON lines, of the spans
+    id: Column | None = None  # column of your own row ids; null: rows are known by file and line
+    # whether a span's last character is at its end (inclusive) or before it
+    span_end: Literal["auto", "inclusive", "exclusive"] = "auto"
 
     @model_validator(mode="after")
     def one_role_each(self) -> Columns:
@@ -43,8 +44,8 @@ class Columns(Closed):
 class Split(Closed):
     """Shares cut off the training rows, stratified by label, for each part that has no file."""
 
-    valid: Share = 0.1
-    test: Share = 0.0
+    valid: Share = 0.1  # share for validation, where data.valid is empty
+    test: Share = 0.0  # share for the test, where data.test is empty
 
     @model_validator(mode="after")
     def leaves_something(self) -> Split:
@@ -58,33 +59,33 @@ class Normalization(Closed):
 
     model_config = ConfigDict(frozen=True)  # hashable: compared by value
 
-    simplify: bool = True  # traditional -> simplified Chinese
-    half_width: bool = True  # full-width -> half-width forms
+    simplify: bool = True  # traditional to simplified Chinese
+    half_width: bool = True  # full-width to half-width forms
     control: bool = True  # drop control and zero-width characters
-    whitespace: bool = True  # runs of white space -> one space, ends stripped
-    lower: bool = True
+    whitespace: bool = True  # runs of white space to one space, ends stripped
+    lower: bool = True  # lower case
 
 
 class Vocabulary(Closed):
     """The students' vocabulary, counted on training and transfer text or given as a file."""
 
-    unit: Literal["character", "word"] = "character"
-    min_count: PositiveInt = 3
-    max_size: Annotated[int, Field(ge=8)] | None = None
-    file: FilePath | None = None
+    unit: Literal["character", "word"] = "character"  # what a student's token is
+    min_count: PositiveInt = 3  # rarer tokens are read as [UNK]
+    max_size: Annotated[int, Field(ge=8)] | None = None  # the most frequent tokens at most; null: all
+    file: FilePath | None = None  # a vocabulary of one token a line in place of counting
 
 
 class Augment(Closed):
     """Synthetic transfer rows, made from training rows (augment/, Tang et al. 2019) and labelled by the teachers alone."""
 
     n_iter: PositiveInt = 20  # candidates generated from each training row
-    p_mask: Probability = 0.1  # that a word is masked
-    p_pos: Probability | None = (
-        None  # that a word is replaced by one of the same part of speech; default: 0.1 with a tagger, else 0
-    )
-    p_ng: Probability = 0.25  # that a text is cut down to one of its n-grams
-    max_ngram: PositiveInt = 5
-    tagger: Literal["jieba", "nltk"] | None = None  # cuts texts into words and tags their parts of speech
+    p_mask: Probability = 0.1  # probability that a word is masked
+    # probability that a word is replaced by one of the same part of speech; default: 0.1 with a tagger, else 0
+    p_pos: Probability | None = None
+    p_ng: Probability = 0.25  # probability that a text is cut down to one of its n-grams
+    max_ngram: PositiveInt = 5  # words of the longest n-gram
+    # finds words and their parts of speech: jieba for Chinese, nltk for English
+    tagger: Literal["jieba", "nltk"] | None = None
 
     @model_validator(mode="after")
     def can_be_done(self) -> Augment:
@@ -100,25 +101,35 @@ class Augment(Closed):
 
 
 class Data(Closed):
+    """Where the rows are, and what is done to their texts."""
+
+    # classification: classes of texts; pairs: classes of pairs of texts; tagging: entities in texts
     task: TaskName = "classification"
-    train: Paths
-    valid: Paths = []
-    test: Paths = []
-    transfer: Paths = []  # unlabelled rows for students to learn the teachers' outputs on
-    augment: Augment | None = None  # synthetic transfer rows, made from training rows
+    train: Paths  # labelled files: one path or several, patterns and folders too
+    valid: Paths = []  # labelled files that choose each model's best evaluation; left out: cut from train
+    test: Paths = []  # labelled files that are scored once, for the report
+    transfer: Paths = []  # unlabelled files for students to learn the teachers' outputs on
+    augment: Augment | None = None  # synthetic transfer rows, made from training rows; left out: none
+    # how the files are read; auto: by their suffix
     format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset", "conll"] = "auto"
-    encoding: str = "utf-8"  # of these files and of the label file: gb18030, big5, utf-16, ...
-    delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"  # of tables; auto: a tab in .tsv, a comma in .csv
-    quoting: Literal["auto", "quotes", "none"] = "auto"  # of tables; auto: quotes in .csv, none in .tsv
-    scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"  # of the tags in CoNLL files
-    header: bool = True
-    columns: Columns = Columns()
-    labels: list[str] | FilePath | None = None  # in the order of their ids: a list, or a file with one label a line
-    split: Split = Split()
-    normalize: Normalization = Normalization()
-    vocabulary: Vocabulary = Vocabulary()
+    # text encoding of the files above and of a file of labels: utf-8, gb18030, big5, utf-16, ...
+    encoding: str = "utf-8"
+    # what stands between columns of tables; auto: a tab in .tsv, a comma in .csv
+    delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"
+    # whether quotes around a column of a table are no part of it; auto: quotes in .csv, none in .tsv
+    quoting: Literal["auto", "quotes", "none"] = "auto"
+    # scheme of the tags in CoNLL files; auto: found from the tags
+    scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"
+    header: bool = True  # whether the first line of a table names its columns; else columns are numbers from 0
+    columns: Columns = Columns()  # where a row's parts are: names (JSON keys, header) or numbers from 0 (no header)
+    # the labels in their order: a list, or a file of one a line; default: sorted, from the training rows
+    labels: list[str] | FilePath | None = None
+    split: Split = Split()  # shares that are cut off the training rows for parts without a file
+    normalize: Normalization = Normalization()  # what is done to every text
+    vocabulary: Vocabulary = Vocabulary()  # the students' vocabulary
+    # tokens (for tagging characters) of a text at most; what is longer is cut, for tagging into pieces
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    workers: PositiveInt | Literal["auto"] = "auto"
+    workers: PositiveInt | Literal["auto"] = "auto"  # processes that encode rows; auto: by the cores
 
     @field_validator("train", "valid", "test", "transfer", mode="before")
     @classmethod

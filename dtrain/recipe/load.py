@@ -43,6 +43,29 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"{name}: no such file, and no shipped recipe of that name{hint} (shipped: {', '.join(shipped)})")
 
 
+def copy_recipe(name: str | None, file: str | None = None) -> Path:
+    """Write a shipped recipe with its comments to `file`, by default NAME.yaml here; returns where it is.
+
+    Raises:
+        InputError: there is no shipped recipe of that name, or the file exists.
+    """
+    shipped = shipped_recipes()
+    if name not in shipped:
+        found = "" if name is None else f"no shipped recipe {name!r}{suggest(name, shipped)} "
+        raise InputError(f"recipes copy: {found or 'NAME is missing '}(shipped: {', '.join(shipped)})")
+    return write_new(Path(file or f"{name}.yaml"), shipped[name].read_text(encoding="utf-8"))
+
+
+def write_new(path: Path, text: str) -> Path:
+    """Write a recipe where no file is; InputError where one is."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{path}: exists, and is not written over; name another file, or remove it") from None
+    return path
+
+
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read, override, check and expand RECIPE.
 

@@ -18,10 +18,10 @@ from dtrain.recipe.values import Closed, NonNegative, Positive, refuse_boolean
 class WeightSchedule(Closed):
     """A weight that goes from `start` to `end` over a share of training, and stays there."""
 
-    start: NonNegative
-    end: NonNegative = 0.0
-    shape: Literal["linear", "cosine", "step"] = "linear"  # step: `start` until the very end
-    until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of all steps
+    start: NonNegative  # the weight at the first step
+    end: NonNegative = 0.0  # the weight from `until` on
+    shape: Literal["linear", "cosine", "step"] = "linear"  # how it goes there; step: `start` up to `until`, then `end`
+    until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # share of all steps at which `end` is reached
 
     def at(self, progress: float) -> float:
         """The weight after a share `progress` of all steps."""
@@ -37,8 +37,9 @@ Weight = Annotated[
 class Weighting(Closed):
     """How a loss weighs its teachers, for each row (losses/weighting.py); the weights sum to 1."""
 
+    # how the weights are found (`dtrain help several-teachers`)
     type: Literal["average", "fixed", "confidence", "entropy", "gradient"]
-    weights: dict[str, Positive] = {}  # for type fixed: each teacher's weight, divided by their sum
+    weights: dict[str, Positive] = {}  # for type fixed: a number for each teacher, divided by their sum
     limit: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # for type gradient: the largest weight of one teacher
 
     @model_validator(mode="before")
@@ -71,10 +72,12 @@ class LossSpec(BaseModel):
     """One term of a weighted sum; keys beyond these are the loss function's own parameters."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
-    type: str
-    weight: Weight = 1.0
-    weighting: Weighting | None = None  # of several teachers; default: the loss itself combines them
-    teachers: Annotated[list[str], Field(min_length=1)] | None = None  # default: all of the student's
+    type: str  # which loss (`dtrain help losses`); its own parameters stand beside these keys
+    weight: Weight = 1.0  # weight of the term in the sum: a number, or a schedule
+    # how several teachers are weighed; default: the loss's own way (`dtrain help losses`)
+    weighting: Weighting | None = None
+    # which of the student's teachers, by name or pattern; default: all
+    teachers: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -61,7 +61,7 @@ class Architecture(Closed):
         early_exits: whether it has a classifier after several layers, each of which needs a loss.
     """
 
-    type: str
+    type: str  # which architecture: one section `Model` for each follows
     module: ClassVar[str | None] = None
     tasks: ClassVar[tuple[str, ...]] = ()
     stacked: ClassVar[bool] = False
@@ -91,15 +91,20 @@ class EncoderSpec(Architecture):
     """
 
     _made_here: str | None = PrivateAttr(None)
+    # a model folder or hub name to start from; `pretrain`: what the section `pretrain` makes
     pretrained: FilePath | None = None
+    # shape of a model from scratch: tiny 2 layers of 128, mini 4 of 256, small 4 of 512, medium 8 of 512, base 12 of
+    # 768, large 24 of 1024
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "mini"
-    hidden: Size | None = None
-    layers: Size | None = None
-    heads: Size | None = None
-    intermediate: Size | None = None
+    hidden: Size | None = None  # hidden size in place of that of `size`
+    layers: Size | None = None  # number of layers in place of that of `size`
+    heads: Size | None = None  # attention heads in place of those of `size`; they must divide the hidden size
+    intermediate: Size | None = None  # width of the feed-forward layers; default: 4 times the hidden size
+    # dropout of hidden states, attention and classifier; default: 0.1, of a pretrained model its own
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    vocabulary: FilePath | None = None  # vocab.txt; else WordPiece is trained on the training text
-    vocabulary_size: Annotated[int, Field(ge=100)] = 8000
+    # a vocab.txt for a model from scratch; else WordPiece is trained on the training text
+    vocabulary: FilePath | None = None
+    vocabulary_size: Annotated[int, Field(ge=100)] = 8000  # tokens of the WordPiece vocabulary that is trained
     # another transformer of the recipe, by name: both read the same tokens, position by position
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
 

@@ -18,22 +18,25 @@ class CorpusSource(Closed):
     Where `format` is set, every file in a folder is read, but for names that begin with a dot or an underscore.
     """
 
-    path: FilePath
-    format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by suffix
-    column: Column = "text"  # of every format but plain lines
-    header: bool = True  # of tables
-    documents: Literal["blank", "line"] = "blank"  # plain lines: a blank line ends a document, or every line is one
-    repeat: Annotated[int, Field(ge=1, le=100)] = 1  # times an epoch, for text closer to the task than the rest
+    path: FilePath  # a file, a pattern of files, a folder, or hub:NAME
+    format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by the file's suffix
+    column: Column = "text"  # the column or JSON key that holds the text; plain lines have none
+    header: bool = True  # whether the first line of a table names its columns
+    documents: Literal["blank", "line"] = "blank"  # of plain lines: a blank line ends a document, or every line is one
+    # how often an epoch reads it, for text closer to the task than the rest
+    repeat: Annotated[int, Field(ge=1, le=100)] = 1
 
 
 class CorpusSpec(Closed):
     """Where the text is, what may not be in it, and how it is cut."""
 
+    # the text to learn from: paths, or sections with a path and how to read it
     sources: Annotated[list[CorpusSource], Field(min_length=1)]
-    exclude: Paths = []  # files whose rows are kept out, as those of data.valid and data.test are
-    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01  # share of the documents kept for the perplexity
+    exclude: Paths = []  # files whose rows must not be in the text, beside data.valid and data.test
+    # share of the documents that is kept aside to measure the perplexity
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     dictionary: FilePath | None = None  # words for jieba, one a line: `word [count [tag]]`
-    separate: bool = False  # a token attends to its own document only
+    separate: bool = False  # a token attends to its own document only, not to others packed into its row
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -45,34 +48,40 @@ class CorpusSpec(Closed):
 class MaskingSpec(Closed):
     """Which tokens are predicted: of them, 80 % become [MASK], 10 % a random token, and 10 % stay."""
 
-    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    ngram: Annotated[int, Field(ge=1, le=10)] = 1  # the longest sequence of words that is masked together
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15  # share of the tokens that is to be predicted
+    ngram: Annotated[int, Field(ge=1, le=10)] = 1  # the most words that are masked together
 
 
 class Phase(Closed):
     """A phase of pre-training with rows of one length; each starts with a new optimizer."""
 
-    max_length: Annotated[int, Field(ge=8, le=8192)] = 128
-    epochs: PositiveInt = 1
+    max_length: Annotated[int, Field(ge=8, le=8192)] = 128  # tokens in a row; rows are packed full
+    epochs: PositiveInt = 1  # passes over the corpus
     batch_size: PositiveInt = 256  # rows per optimizer step over all ranks
-    accumulation: PositiveInt = 1
-    clip: Positive | None = 1.0
+    accumulation: PositiveInt = 1  # micro-batches of a rank in one step
+    clip: Positive | None = 1.0  # largest norm of the gradient of all parameters; null: no clipping
+    # default: LAMB with the rates of its paper, by the square root of the batch size
     optimizer: OptimizerSpec = OptimizerSpec(type="lamb", lr=6.25e-4, lr_scaling="sqrt", reference_batch=512)
+    # how the rate rises and falls over the phase
     schedule: ScheduleSpec = ScheduleSpec(type="polynomial", warmup=1 / 320)
-    evaluate_every: PositiveInt | None = None  # steps; default: once an epoch
-    checkpoint_every: PositiveInt | None = None
+    # steps between two measurements of the held-out perplexity; default: an epoch
+    evaluate_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None  # steps between two checkpoints; default: an epoch
 
 
 class Pretrain(Closed):
     """Masked language modelling on plain text; a teacher or student with `pretrained: pretrain` starts from the result."""
 
-    model: EncoderModel
-    corpus: CorpusSpec
-    masking: MaskingSpec = MaskingSpec()
-    next_sentence: bool = False  # rows are pairs of texts; also predict whether the second follows the first
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # default: the recipe's
+    model: EncoderModel  # the transformer to train; `pretrained` continues from a checkpoint
+    corpus: CorpusSpec  # the text
+    masking: MaskingSpec = MaskingSpec()  # which tokens are to be predicted
+    next_sentence: bool = False  # rows are pairs of texts, and whether the second follows the first is predicted, too
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # seed of weights, masks and order; default: the recipe's
+    # number format of forward and backward pass; auto: bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
+    # recompute the layers in the backward pass: less memory, a third more computing
     activation_checkpointing: bool = False
+    # stretches of training at one length each, one after another
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]
 
     @model_validator(mode="after")

@@ -15,9 +15,9 @@ DIGITS = 4  # significant digits of a drawn number: resolved recipes stay readab
 class Range(Closed):
     """The numbers from `low` to `high`, both included; integers if both are integers."""
 
-    low: int | float
-    high: int | float
-    log: bool = False  # draw uniformly on a logarithmic scale
+    low: int | float  # the smallest value
+    high: int | float  # the largest value
+    log: bool = False  # draw uniformly on a logarithmic scale, as rates want it
 
     @model_validator(mode="after")
     def ascends(self) -> Range:
@@ -43,12 +43,13 @@ Values = Annotated[
 class Sample(Closed):
     """`count` members: the value of each named key is drawn from a range or a list."""
 
-    count: Annotated[PositiveInt, Field(le=10_000)]
+    count: Annotated[PositiveInt, Field(le=10_000)]  # how many members are drawn
+    # what varies: a range {low, high, log} or a list for each key path
     keys: Annotated[dict[str, Values], Field(min_length=1)]
     # random; qmc: Sobol points, which leave no gaps; tpe: near what scored well in the runs of `after`
     sampler: Literal["random", "qmc", "tpe"] = "random"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    after: Paths = []  # run folders
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # seed of the draws
+    after: Paths = []  # run folders to learn from, for tpe alone
 
     @field_validator("keys")
     @classmethod

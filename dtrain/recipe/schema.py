@@ -31,18 +31,19 @@ from dtrain.tasks.rules import Output
 class Placement(Closed):
     """Which students train side by side on one rank."""
 
-    fuse: Literal["auto", "always", "never"] = "auto"  # train them as one stacked model; auto: on a GPU only
+    # train students of one shape as one stacked model; auto: on a GPU only
+    fuse: Literal["auto", "always", "never"] = "auto"
     share_order: bool = True  # shuffle rows by the recipe's seed in place of each student's
 
 
 class Search(Closed):
     """Successive halving (Jamieson & Talwalkar 2016): the worst students are stopped early."""
 
-    method: Literal["halving"] = "halving"
-    epochs: Annotated[list[PositiveInt], Field(min_length=1)]  # the epochs after which students are compared
-    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = (
-        0.5  # the share of students that goes on after each comparison; at least one does
-    )
+    method: Literal["halving"] = "halving"  # successive halving is the one method
+    # the epochs after which students are compared; all before the last epoch of every student
+    epochs: Annotated[list[PositiveInt], Field(min_length=1)]
+    # share of the students that goes on after each comparison; at least one does
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
     @field_validator("epochs")
     @classmethod
@@ -69,16 +70,18 @@ class Search(Closed):
 class Knowledge(Closed):
     """Which outputs of the teachers are stored, and how they are computed."""
 
-    # default: logits; of taggers, what the students' losses read
+    # what to store: logits, features, for tagging emissions, marginals; default: what the students' losses read
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None
+    # format of the stored numbers; a value that does not fit is refused with its row ids
     dtype: Literal["float16", "float32"] = "float16"
-    top_k: PositiveInt | None = None  # store only the largest logits, and the others as one sum
+    top_k: PositiveInt | None = None  # store only the k largest logits of a row, and the others as one sum; null: all
+    # number format of the teacher while it computes; auto: bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
-    compile: bool = False  # torch.compile the teacher
-    unpadded: bool = False  # variable-length attention, on a GPU
+    compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays for large runs
+    unpadded: bool = False  # run BERT teachers without padding, by variable-length attention on a GPU
     sharded: bool = False  # shard the teacher over all ranks, for one that does not fit on a device
-    shard_rows: PositiveInt = 4096
-    # padded tokens in one call of a model; by default 512 where a CPU precomputes, else 4096
+    shard_rows: PositiveInt = 4096  # rows of one file of the store, of which a file also holds at most 64 MB
+    # padded tokens in one call of the teacher; default: 512 where a CPU precomputes, else 4096
     batch_tokens: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -120,42 +123,54 @@ StageName = Annotated[str, AfterValidator(_a_stage)]
 
 
 class StageLaunch(Closed):
-    processes: PositiveInt | Literal["auto"] | None = None
-    accelerate_config: FilePath | None = None
+    """How `dtrain run` starts the processes of one stage."""
+
+    processes: PositiveInt | Literal["auto"] | None = None  # processes of this stage; null: as for every stage
+    accelerate_config: FilePath | None = None  # launch configuration of this stage; null: as for every stage
 
 
 class Launch(Closed):
     """How `dtrain run` starts processes; `stages` overrides it for single stages."""
 
-    processes: PositiveInt | Literal["auto"] = "auto"  # auto: every GPU, else 2 CPU processes
-    accelerate_config: FilePath = "ddp"  # a file of accelerate_configs/ by name, or a path
-    timeout: PositiveInt = 600  # seconds: ranks to arrive, a collective to end, a rank without a sign of life
-    time_limit: PositiveInt | None = None  # seconds, then as if asked to stop; a SLURM job's own is known
-    stages: dict[StageName, StageLaunch] = {}
+    # processes on each machine; auto: one a GPU, without GPUs two on the CPU
+    processes: PositiveInt | Literal["auto"] = "auto"
+    accelerate_config: FilePath = "ddp"  # a file of accelerate_configs/ by name (ddp, fsdp2, zero2, ...), or a path
+    # seconds for ranks to arrive, for a collective to end, and that a rank may go without a sign of life
+    timeout: PositiveInt = 600
+    # seconds after which the run stops as if asked to; a SLURM job's own limit is known without it
+    time_limit: PositiveInt | None = None
+    stages: dict[StageName, StageLaunch] = {}  # settings for single stages, by the stage's name
 
 
 class Report(Closed):
-    latency: bool = True  # rows a second at batch 1 and 64
+    """What `dtrain report` measures and shows."""
+
+    latency: bool = True  # measure rows a second of every model at batch 1 and 64
+    # the parts that models are scored on
     splits: Annotated[list[Literal["valid", "test"]], Field(min_length=1)] = ["valid", "test"]
 
 
 class Recipe(Closed):
     """A whole experiment, from raw text to distilled students."""
 
-    name: str
+    name: str  # names the run: everything is written under `output_dir`/`name`
+    # decides first weights, orders of rows, splits and draws wherever no other seed is given
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    output_dir: FilePath = "runs"
+    output_dir: FilePath = "runs"  # the folder that holds the run folders
+    # an encoder made from plain text first (masked language modelling); left out: none
     pretrain: Pretrain | None = None
+    # one task as a mapping from its name to a section `Data`, in place of `data`
     tasks: Annotated[dict[Annotated[str, AfterValidator(check_name)], Data], Field(min_length=1)] | None = None
-    # Short for one task; where `tasks` is given, the section of that task.
+    # the rows: short for one task, and that task's section where `tasks` is given
     data: Data = Field(default=None)  # type: ignore[assignment]
+    # the models whose outputs become the knowledge; trained one after another by all ranks
     teachers: list[Teacher] = []
-    knowledge: Knowledge = Knowledge()
-    students: list[Student] = []
-    placement: Placement = Placement()
-    search: Search | None = None
-    launch: Launch = Launch()
-    report: Report = Report()
+    knowledge: Knowledge = Knowledge()  # which outputs of the teachers are stored, and how they are computed
+    students: list[Student] = []  # the models that learn from labels and from the knowledge
+    placement: Placement = Placement()  # which students train side by side on one rank
+    search: Search | None = None  # stop the worst students before their end; left out: all train to their end
+    launch: Launch = Launch()  # how `dtrain run` starts processes
+    report: Report = Report()  # what the report holds
 
     _name = field_validator("name")(check_name)
 

@@ -43,12 +43,14 @@ class AdversarialSpec(Closed):
     An epsilon or step_size without `norm` is absolute: so it was meant before there was a choice.
     """
 
+    # one step along the gradient (fgm), along its sign (fgsm), or several small steps (pgd)
     type: Literal["fgm", "fgsm", "pgd"]
+    # whether sizes are shares of the norm of the row's embeddings, or norms themselves
     norm: Literal["relative", "absolute"] = "relative"
-    epsilon: Positive = 0.1  # absolute: 1.0
-    steps: PositiveInt = 3  # pgd only
-    step_size: Positive = 0.03  # pgd only; absolute: 0.3
-    weight: Positive = 1.0  # of the loss on the perturbed input, added to the plain one
+    epsilon: Positive = 0.1  # how far embeddings are moved; absolute: default 1.0
+    steps: PositiveInt = 3  # for pgd: number of steps
+    step_size: Positive = 0.03  # for pgd: how far each step goes; absolute: default 0.3
+    weight: Positive = 1.0  # weight of the loss on the perturbed input, which is added to the plain one
 
     @model_validator(mode="after")
     def sizes_of_their_norm(self) -> AdversarialSpec:
@@ -65,14 +67,16 @@ class AdversarialSpec(Closed):
 class OptimizerSpec(Closed):
     """`modules` gives parameters whose name starts with a prefix a rate of their own."""
 
-    type: Literal["adamw", "lamb", "sgd"] = "adamw"
-    lr: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: Positive | None = None  # default: 1e-8, lamb 1e-6
-    weight_decay: NonNegative = 0.01
-    momentum: Probability = 0.9  # sgd only
+    type: Literal["adamw", "lamb", "sgd"] = "adamw"  # AdamW, LAMB (You et al. 2019) for large batches, or SGD
+    lr: Positive = 1e-3  # the learning rate after warm-up
+    betas: tuple[Share, Share] = (0.9, 0.999)  # decay of the two moments (AdamW, LAMB)
+    eps: Positive | None = None  # added to the second moment's root; default: 1e-8, of LAMB 1e-6
+    weight_decay: NonNegative = 0.01  # decoupled; none on biases, norms and other vectors
+    momentum: Probability = 0.9  # momentum of SGD
+    # learning rates of parameters whose names begin with a prefix, as {encoder: 5.0e-5, crf: 1.0e-2}
     modules: dict[str, Positive] = {}
-    lr_scaling: Literal["sqrt"] | None = None  # all rates x sqrt(batch_size / reference_batch), see training/optim.py
+    # sqrt: all rates times sqrt(batch_size / reference_batch), and the warm-up with them
+    lr_scaling: Literal["sqrt"] | None = None
     reference_batch: PositiveInt | None = None  # the batch size that the rates are meant for
 
     @model_validator(mode="after")
@@ -85,37 +89,43 @@ class OptimizerSpec(Closed):
 class ScheduleSpec(Closed):
     """Warm-up (a share of all steps when under 1, else steps), then the named decay to `floor` x lr."""
 
+    # the shape of the decay after warm-up; constant: none
     type: Literal["linear", "polynomial", "cosine", "constant", "exponential"] = "linear"
-    warmup: NonNegative = 0.1
-    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # exponential only: the factor of each epoch on the last
-    power: Positive = 1.0  # polynomial only: of the share of steps that are left
-    floor: Probability = 0.0
+    warmup: NonNegative = 0.1  # steps of linear rise: under 1 a share of all steps, else their number
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # for exponential: the factor of each epoch on the last
+    power: Positive = 1.0  # for polynomial: exponent of the share of steps that are left
+    floor: Probability = 0.0  # share of the rate that is left at the end
 
 
 class TrainSpec(Closed):
     """What teachers and students share: how a model is trained."""
 
-    name: str
-    model: ModelSpec
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # default: the recipe's
-    epochs: PositiveInt = 3
-    batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks; default 32
-    batch_tokens: PositiveInt | None = None  # or padded tokens per step over all ranks
-    accumulation: PositiveInt = 1  # micro-batches a rank per step
-    clip: Positive | None = 1.0  # global gradient norm
-    activation_checkpointing: bool = False  # of a transformer's layers: less memory, a third more computing
+    name: str  # the model's folder, and the name by which others refer to it
+    model: ModelSpec  # the kind of model, by its `type`, and its shape
+    # seed of first weights, dropout and order of rows; default: the recipe's
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    epochs: PositiveInt = 3  # passes over the rows
+    batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks; default: 32
+    batch_tokens: PositiveInt | None = None  # padded tokens per optimizer step over all ranks, in place of batch_size
+    accumulation: PositiveInt = 1  # micro-batches of a rank in one step
+    clip: Positive | None = 1.0  # largest norm of the gradient of all parameters; null: no clipping
+    # recompute a transformer's layers in the backward pass: less memory, a third more computing
+    activation_checkpointing: bool = False
+    # number format of forward and backward pass; auto: the launcher's, else bf16 on GPUs that compute in it, else
+    # fp32
     precision: Precision = "auto"
-    optimizer: OptimizerSpec = OptimizerSpec()
-    schedule: ScheduleSpec = ScheduleSpec()
-    evaluate_every: PositiveInt | None = None  # steps; default: once an epoch
-    adversarial: AdversarialSpec | None = None
-    # Chooses the weights that are kept: default accuracy, tagging f1; of equal scores those of the lower loss.
+    optimizer: OptimizerSpec = OptimizerSpec()  # the optimizer with its rates
+    schedule: ScheduleSpec = ScheduleSpec()  # how the rate rises and falls
+    evaluate_every: PositiveInt | None = None  # steps between two evaluations; default: an epoch
+    adversarial: AdversarialSpec | None = None  # train on embeddings moved against the model as well; left out: not
+    # chooses the weights that are kept; default: accuracy, for tagging f1; of equal scores, lower loss
     metric: Literal["accuracy", "f1", "f1_weighted", "f1_macro", "loss"] | None = None
-    patience: PositiveInt | None = None  # evaluations without a better score
-    checkpoint_every: PositiveInt | None = None  # steps; default: once an epoch
-    keep_checkpoints: PositiveInt = 2  # the last ones
+    patience: PositiveInt | None = None  # evaluations without a better score after which training ends; null: never
+    checkpoint_every: PositiveInt | None = None  # steps between two checkpoints; default: an epoch
+    keep_checkpoints: PositiveInt = 2  # how many of the latest checkpoints are kept
+    # lists of values by key path: one member for each combination
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    sample: Sample | None = None  # settings drawn at random, or after those that did well in earlier runs
+    sample: Sample | None = None  # members with settings that are drawn, in place of a grid or beside it
 
     _name = field_validator("name")(check_name)
 
@@ -181,8 +191,8 @@ class TrainSpec(Closed):
 class ToleranceSpec(Closed):
     """A teacher that does not put all of its belief into one class (`top_gap`, Yang et al. AAAI 2019)."""
 
-    weight: Positive = 0.1  # of the gap between the largest logit and the mean of the next k - 1
-    k: Annotated[int, Field(ge=2)] = 5
+    weight: Positive = 0.1  # weight of the gap between the largest logit and the mean of the next k - 1
+    k: Annotated[int, Field(ge=2)] = 5  # logits that are looked at
 
 
 def _unless_given(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -194,10 +204,10 @@ class Teacher(TrainSpec):
     """A model trained on the labels, or taken as it is from a folder; its outputs become the knowledge."""
 
     model: Annotated[ModelSpec, WrapValidator(_unless_given)]
-    # A model folder of another run, taken as it is (data/given.py); then there is no key but this and the name.
+    # a model folder of another run, taken as it is; then no key but this and `name` is given
     source: Annotated[FilePath | None, Field(alias="from", exclude=True, min_length=1)] = None
-    label_smoothing: Share = 0.0
-    tolerance: ToleranceSpec | None = None
+    label_smoothing: Share = 0.0  # share of each label that is spread over all classes
+    tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; left out: not
     stop_epoch: PositiveInt | None = None  # take the weights at this epoch's end, of a schedule over all `epochs`
 
     @model_validator(mode="before")
@@ -233,20 +243,23 @@ class Teacher(TrainSpec):
 class Noisy(Closed):
     """A noisy student (augment/noisy.py, Xie et al. 2020); noise of the model itself is its `dropout`."""
 
-    confidence: Share = 0.5  # the least that its teachers' mean must give to some class, for a transfer row to stay
-    balance: bool = True  # as many transfer rows of each class that teachers see in them
-    token_noise: Share = 0.1  # of tokens, blanked anew each time
+    confidence: Share = 0.5  # a transfer row stays where its teachers' mean gives some class at least this probability
+    balance: bool = True  # keep as many transfer rows of each class that teachers see in them
+    token_noise: Share = 0.1  # share of the tokens that is blanked, drawn anew each time
 
 
 class Student(TrainSpec):
     """A model trained on labels and teachers' outputs; without teachers it is a from-scratch baseline."""
 
-    teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None  # names or patterns; default all; [] none
+    # names or patterns of its teachers; default: all; []: none, a baseline
+    teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None
+    # what it trains on; default: train, with transfer rows where there are some and it has teachers
     rows: Annotated[list[Literal["train", "transfer"]], Field(min_length=1)] | None = None
+    # terms of a weighted sum; default: labels and teachers in equal parts
     losses: Annotated[list[LossSpec], Field(min_length=1)] | None = None
-    noisy: Noisy | None = None
-    parallel: Literal["data"] | None = None  # data: all ranks train it, as they do teachers; default: one rank
-    # Students with the same word here learn from each other's answers as well (Zhang et al. 2018).
+    noisy: Noisy | None = None  # choose transfer rows and blank tokens as a noisy student does; left out: not
+    parallel: Literal["data"] | None = None  # data: all ranks train it together, as they do teachers; null: one rank
+    # students with the same word here learn from each other's answers as well
     peers: Annotated[str, Field(pattern=PATTERN)] | None = None
 
     @property

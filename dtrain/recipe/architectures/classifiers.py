@@ -18,11 +18,12 @@ class BiLSTMSpec(Architecture):
     module: ClassVar[str] = "dtrain.models.bilstm:BiLSTM"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
     stacked: ClassVar[bool] = True
-    embedding: Size = 512
-    hidden: Size = 512
-    layers: Size = 1
+    embedding: Size = 512  # width of a token's vector
+    hidden: Size = 512  # width of the LSTM's states in each direction
+    layers: Size = 1  # LSTM layers, one upon the other
+    # what reaches the classifier: the two final states, or the maximum or mean over positions
     pooling: Literal["final", "max", "mean"] = "final"
-    dropout: Share = 0.0
+    dropout: Share = 0.0  # dropout of what reaches the classifier
     vectors: FilePath | None = None  # a word2vec file (text, or binary: .bin) of width `embedding` to begin with
 
     @property
@@ -42,11 +43,11 @@ class TextCNNSpec(Architecture):
     module: ClassVar[str] = "dtrain.models.textcnn:TextCNN"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
     stacked: ClassVar[bool] = True
-    embedding: Size = 300
-    filters: Size = 256
-    widths: Widths = [2, 3, 4]
-    dropout: Share = 0.5
-    vectors: FilePath | None = None
+    embedding: Size = 300  # width of a token's vector
+    filters: Size = 256  # filters of each width
+    widths: Widths = [2, 3, 4]  # tokens that a filter sees at once, one convolution each
+    dropout: Share = 0.5  # dropout of what reaches the classifier
+    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
 
     @property
     def feature_width(self) -> int:
@@ -64,11 +65,11 @@ class TextRCNNSpec(Architecture):
     type: Literal["text_rcnn"]
     module: ClassVar[str] = "dtrain.models.text_rcnn:TextRCNN"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
-    embedding: Size = 300
-    hidden: Size = 256
-    features: Size = 256
-    dropout: Share = 0.5
-    vectors: FilePath | None = None
+    embedding: Size = 300  # width of a token's vector
+    hidden: Size = 256  # width of the contexts in each direction
+    features: Size = 256  # width of the layer between contexts and classifier
+    dropout: Share = 0.5  # dropout of what reaches the classifier
+    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
 
     @property
     def feature_width(self) -> int:
@@ -87,11 +88,11 @@ class FastTextSpec(Architecture):
     type: Literal["fasttext"]
     module: ClassVar[str] = "dtrain.models.fasttext:FastText"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
-    embedding: Size = 256
-    ngrams: Annotated[int, Field(ge=1, le=8)] = 3
-    buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16
-    dropout: Share = 0.5
-    vectors: FilePath | None = None
+    embedding: Size = 256  # width of the vectors of tokens and n-grams
+    ngrams: Annotated[int, Field(ge=1, le=8)] = 3  # longest n-gram of tokens; 1: tokens alone
+    buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16  # rows of the table that n-grams are hashed into
+    dropout: Share = 0.5  # dropout of what reaches the classifier
+    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
 
     @property
     def feature_width(self) -> int:
@@ -109,12 +110,13 @@ class SiameseSpec(Architecture):
     type: Literal["siamese"]
     module: ClassVar[str] = "dtrain.models.siamese:Siamese"
     tasks: ClassVar[tuple[str, ...]] = ("pairs",)
-    embedding: Size = 300
-    hidden: Size = 256
-    layers: Size = 1
+    embedding: Size = 300  # width of a token's vector
+    hidden: Size = 256  # width of the LSTM's states in each direction
+    layers: Size = 1  # LSTM layers, one upon the other
+    # what stands for a text: its two final states, or the maximum or mean over positions
     pooling: Literal["final", "max", "mean"] = "final"
-    dropout: Share = 0.0
-    vectors: FilePath | None = None
+    dropout: Share = 0.0  # dropout of what reaches the classifier
+    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
 
     @property
     def feature_width(self) -> int:

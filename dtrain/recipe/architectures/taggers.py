@@ -13,7 +13,7 @@ from dtrain.recipe.values import FilePath, Share, Size
 class CrfSpec(Architecture):
     """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax a character."""
 
-    crf: bool = True
+    crf: bool = True  # a CRF decides over whole sequences; false: a softmax at each character
     constrain: bool = False  # transitions that no valid tag sequence has are impossible
 
     @model_validator(mode="after")
@@ -30,12 +30,13 @@ class TaggerSpec(CrfSpec):
     type: Literal["tagger"]
     module: ClassVar[str] = "dtrain.models.tagger:Tagger"
     tasks: ClassVar[tuple[str, ...]] = ("tagging",)
-    encoder: EncoderModel | None = None
-    embedding: Size = 128  # of a character, where there is no encoder
-    fusion: Literal["last", "concat", "dynamic"] = "last"  # concat: of the last 4 layers
-    lstm: Size | None = 128  # a direction; null: none
-    dropout: Share = 0.5
-    vectors: FilePath | None = None  # of characters
+    encoder: EncoderModel | None = None  # a transformer, with its `type`; null: a table of character vectors
+    embedding: Size = 128  # width of a character's vector, where there is no encoder
+    # which layers of the encoder are read: the last, the last 4 side by side, or a learnt weighting of all
+    fusion: Literal["last", "concat", "dynamic"] = "last"
+    lstm: Size | None = 128  # width of the BiLSTM's states in each direction; null: no LSTM
+    dropout: Share = 0.5  # dropout of what reaches LSTM and classifier
+    vectors: FilePath | None = None  # a word2vec file of characters to begin with, where there is no encoder
 
     @model_validator(mode="after")
     def fits_encoder(self) -> TaggerSpec:
@@ -68,13 +69,14 @@ class IdcnnSpec(CrfSpec):
     type: Literal["idcnn"]
     module: ClassVar[str] = "dtrain.models.idcnn:IDCNN"
     tasks: ClassVar[tuple[str, ...]] = ("tagging",)
-    embedding: Size = 128
-    filters: Size = 128
-    width: Literal[3, 5, 7] = 3
+    embedding: Size = 128  # width of a character's vector
+    filters: Size = 128  # filters of each convolution
+    width: Literal[3, 5, 7] = 3  # characters that a filter sees at once
+    # dilation of each convolution of the block
     dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
-    blocks: Size = 4
-    dropout: Share = 0.25
-    vectors: FilePath | None = None
+    blocks: Size = 4  # times that the block, with the same weights, is applied
+    dropout: Share = 0.25  # dropout of what goes into each block and the classifier
+    vectors: FilePath | None = None  # a word2vec file of characters to begin with
 
     @property
     def multiply_adds(self) -> float:

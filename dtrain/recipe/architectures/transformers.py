@@ -24,7 +24,7 @@ class NezhaSpec(EncoderSpec):
 
     type: Literal["nezha"]
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
-    max_relative_position: Size = 64
+    max_relative_position: Size = 64  # distance from which on all positions are alike
 
     @property
     def extras(self) -> dict[str, Any]:
@@ -48,10 +48,10 @@ class BertCNNSpec(Architecture):
     type: Literal["bert_cnn"]
     module: ClassVar[str] = "dtrain.models.bert_cnn:BertCNN"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
-    encoder: EncoderModel
-    filters: Size = 256
-    widths: Widths = [2, 3, 4]
-    dropout: Share = 0.5
+    encoder: EncoderModel  # the transformer, with its `type`
+    filters: Size = 256  # filters of each width
+    widths: Widths = [2, 3, 4]  # tokens that a filter sees at once, one convolution each
+    dropout: Share = 0.5  # dropout of what reaches the classifier
 
     @property
     def feature_width(self) -> int:
@@ -71,10 +71,12 @@ class MultiExitSpec(Architecture):
     module: ClassVar[str] = "dtrain.models.multi_exit:MultiExit"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
     early_exits: ClassVar[bool] = True
-    encoder: BertSpec
-    exits: Annotated[list[Annotated[int, Field(gt=0, le=1024)]], Field(min_length=1)]  # layers; the last always is one
-    confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # null: every row goes all the way
-    dropout: Share = 0.1
+    encoder: BertSpec  # the BERT, with its `type`
+    # layers that a classifier follows, counted from 1; the last layer always has one
+    exits: Annotated[list[Annotated[int, Field(gt=0, le=1024)]], Field(min_length=1)]
+    # probability of the best class at which a row leaves; null: every row goes all the way
+    confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    dropout: Share = 0.1  # dropout of what reaches the classifiers
 
     @model_validator(mode="after")
     def exits_are_layers(self) -> Self:

@@ -1,0 +1,140 @@
+"""Find what `dtrain help` shows: a page, a section of one, a recipe key, or the places of a word.
+
+Everything is read from the Markdown in `dtrain/docs`, the reference included, so that no schema and no torch is imported.
+This module imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "docs"
+INDEX = "index"
+KEYS = "recipe-keys"  # the page of reference.py whose items are keys
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of a page with what stands under it, to the next heading of the same rank or a higher one."""
+
+    page: str
+    title: str
+    text: str
+
+
+def page_names() -> list[str]:
+    """Every page but the index, in the order of the index."""
+    listed = re.findall(r"\]\(([a-z0-9-]+)\.md\)", read(INDEX))
+    return [*dict.fromkeys(listed)]
+
+
+def read(page: str) -> str:
+    return (FOLDER / f"{page}.md").read_text(encoding="utf-8")
+
+
+def find(topic: str) -> str | None:
+    """The text to show for a topic: a page's name, a key's path, or a heading; None where there is no such thing."""
+    name = topic.removesuffix(".md").replace("_", "-").lower()
+    if name in (INDEX, *page_names()):
+        return read(name)
+    keys = find_keys(topic)
+    if keys and "." in topic:
+        return keys
+    headings = [section for section in _all_sections() if _plain(section.title) == topic.lower()]
+    texts = [f"{section.text}\n\n(from the page {section.page})\n" for section in headings]
+    return "\n".join([*texts, *([keys] if keys else [])]) or None
+
+
+def find_keys(path: str) -> str:
+    """What the reference says of a recipe key: `students.0.optimizer.lr`, or the end of such a path; "" if nothing.
+
+    A list's number, `*` or a member's name stands for N and a mapping's own key for NAME, as in the page.
+    """
+    words = path.split(".")
+    found = []
+    for section in sections(KEYS, read(KEYS)):
+        if not section.text.startswith("## "):
+            continue
+        places = [place.split(".") for place in re.findall(r"`([^`]+)`", _places(section))]
+        whole = [place for place in places if _ends(place, words)]
+        if whole and len(words) > 1:
+            found.append(section.text)
+            continue
+        for key, text in _items(section.text):
+            matching = [".".join([*place, key]) for place in places or [[]] if _ends([*place, key], words)]
+            if matching:
+                found.append("\n".join([*matching, f"(of {section.title})", "", text, ""]))
+    return "\n".join(found)
+
+
+def search(word: str) -> list[str]:
+    """`page: section: line` of every line that holds the word, whatever its case."""
+    found = []
+    for page in [INDEX, *page_names()]:
+        title = ""
+        for line in read(page).splitlines():
+            if line.startswith("#"):
+                title = line.lstrip("# ")
+            if word.lower() in line.lower():
+                place = page if line.startswith("# ") else f"{page}: {title}"
+                found.append(f"{place}: {line.strip()}")
+    return found
+
+
+def sections(page: str, text: str) -> Iterator[Section]:
+    """Every section of a page; those of lower rank are within those of higher rank, too."""
+    lines = text.splitlines()
+    heads = [(number, len(line) - len(line.lstrip("#"))) for number, line in _headings(lines)]
+    for place, (number, rank) in enumerate(heads):
+        end = next((other for other, other_rank in heads[place + 1 :] if other_rank <= rank), len(lines))
+        yield Section(page, lines[number].lstrip("# "), "\n".join(lines[number:end]).rstrip())
+
+
+def topics() -> list[str]:
+    """What `dtrain help` knows by name: pages and headings."""
+    return [*page_names(), *(_plain(section.title) for section in _all_sections())]
+
+
+def _headings(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Lines that are headings, with their numbers; a comment in a code block is none."""
+    fenced = False
+    for number, line in enumerate(lines):
+        if line.startswith("```"):
+            fenced = not fenced
+        elif not fenced and line.startswith("#"):
+            yield number, line
+
+
+def _all_sections() -> Iterator[Section]:
+    for page in page_names():
+        yield from (section for section in sections(page, read(page)) if section.text.startswith("##"))
+
+
+def _plain(title: str) -> str:
+    return title.replace("`", "").lower()
+
+
+def _places(section: Section) -> str:
+    """The sentence `At ...` with which a section of the key reference tells where it stands in a recipe."""
+    return next((part for part in section.text.split("\n\n")[1:2] if part.startswith("At ")), "")
+
+
+def _items(text: str) -> Iterator[tuple[str, str]]:
+    """Each key of a section of the reference with its lines."""
+    for block in re.split(r"\n(?=- )", text)[1:]:
+        if match := re.match(r"- `([^`]+)`", block):
+            yield match[1], block.split("\n\n")[0].rstrip()
+
+
+def _ends(place: list[str], asked: list[str]) -> bool:
+    """Whether the path that was asked for is the end of a place in a recipe."""
+    if len(asked) > len(place):
+        return False
+    for pattern, word in zip(place[len(place) - len(asked) :], asked, strict=True):
+        fits = pattern == word or pattern == "NAME" or (pattern == "N" and re.fullmatch(r"\d+|\*|N", word))
+        if not fits:
+            return False
+    return True
