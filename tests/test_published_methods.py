@@ -99,7 +99,7 @@ def test_made_up_rows_go_to_students_and_store(classes: Plan) -> None:
     transfer = data.part("transfer", "students")
     assert data.info["made_up"] == len(transfer) > 48
     assert any(MASK in text for text in transfer.rows()["text"])
-    assert torch.isfinite(StoreReader.open(classes.folder.knowledge("good")).features(transfer.ids)).all()
+    assert torch.isfinite(StoreReader.open(classes.folder.knowledge("good")).read("features", transfer.ids)).all()
     rows = {name: read_json(classes.folder.model("students", name) / "metrics.json") for name in ("hinted", "noisy")}
     assert rows["hinted"]["training_rows"] == 48 + len(transfer)
 

@@ -9,41 +9,22 @@ from torch import Tensor, nn
 
 from dtrain.errors import InputError
 from dtrain.knowledge.format import Layout
+from dtrain.knowledge.kinds import find_kind
 from dtrain.knowledge.top_k import largest
 
 
 def model_options(model: nn.Module, outputs: Iterable[str]) -> dict[str, Any]:
-    """Arguments that make a model return these outputs."""
-    options = {}
-    if "marginals" in outputs:
-        options["marginals"] = True
-    if "features" in outputs:
-        from transformers import PreTrainedModel  # takes longer to import than all else, and few students need it
-
-        if isinstance(model, PreTrainedModel):
-            options["output_hidden_states"] = True
-    return options
+    """Arguments that make a model return these kinds of output."""
+    return {key: value for name in outputs for key, value in find_kind(name).options(model).items()}
 
 
 def pick(name: str, output: Any) -> Tensor:
-    """One output of a model: float32 [B, width], or [B, N, T] for emissions and marginals.
-
-    `features` are the model's own, or of a transformers classifier the last layer's state of the first token, which
-    the pooler's tanh has not flattened yet. Marginals are probabilities.
+    """One kind of a model's output: float32 [B, width], or [B, N, T] for a kind with a vector a character.
 
     Raises:
         InputError: the model has no such output.
     """
-    found: Tensor | None = output.logits
-    tags = getattr(output, "mask", None) is not None
-    if name == "marginals":
-        found = output.marginals.exp() if tags else None
-    elif name == "features":
-        found = getattr(output, "features", None)
-        if found is None and getattr(output, "hidden_states", None):
-            found = output.hidden_states[-1][:, 0]
-    elif (name == "emissions") != tags:
-        found = None
+    found: Tensor | None = find_kind(name).pick(output)
     if found is None:
         raise InputError(f"knowledge.outputs: this teacher has no {name}")
     return found.float()

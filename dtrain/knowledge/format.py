@@ -12,19 +12,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dtrain.errors import DtrainError
+from dtrain.knowledge.kinds import find_kind, kind_names
 from dtrain.runfolder import file_fingerprint, fingerprint
 
 FORMAT: Final = 2
 IDENTITY_FILE = "identity.json"
 MANIFEST_FILE = "manifest.json"
 MAX_SHARD_BYTES = 64 * 2**20
-RAGGED = ("emissions", "marginals")  # a row of tags a character; every other output is one vector a row
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -47,7 +47,13 @@ class Identity(_Record):
     data: Hex  # rows, their text and their ids
 
 
-OutputName = Literal["logits", "features", "emissions", "marginals"]
+def _stored(name: str) -> str:
+    if not find_kind(name).stored:
+        raise ValueError(f"{name} is not for a store")
+    return name
+
+
+OutputName = Annotated[str, AfterValidator(_stored)]
 
 
 class Output(_Record):
@@ -92,9 +98,10 @@ class Layout(_Record):
     @model_validator(mode="after")
     def shapes_fit(self) -> Layout:
         for name, output in self.outputs.items():
-            if output.width == 0 or output.shape[:-1] != [None] * (name in RAGGED):
+            kind = find_kind(name)
+            if output.width == 0 or output.shape[:-1] != [None] * kind.per_token:
                 raise ValueError(f"outputs.{name}: shape {output.shape}")
-            if output.top_k is not None and (name != "logits" or output.top_k >= output.width):
+            if output.top_k is not None and (not kind.top_k or output.top_k >= output.width):
                 raise ValueError(f"outputs.{name}: top_k {output.top_k} of {output.width}")
         return self
 
@@ -104,9 +111,9 @@ class Layout(_Record):
         return fingerprint("store", self.model_dump(mode="json", include=names))
 
     @property
-    def output_names(self) -> tuple[OutputName, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """In an order of their own, which a recipe's does not change."""
-        return tuple(name for name in get_args(OutputName) if name in self.outputs)
+        return tuple(name for name in kind_names() if name in self.outputs)
 
     @property
     def columns(self) -> list[Column]:
@@ -117,7 +124,7 @@ class Layout(_Record):
             output = self.outputs[name]
             dtype = np.dtype(output.dtype)
             if output.top_k is None:
-                columns.append(Column(name, dtype, output.width, ragged=name in RAGGED))
+                columns.append(Column(name, dtype, output.width, ragged=find_kind(name).per_token))
             else:
                 number = np.dtype(np.uint16 if output.width <= 2**16 else np.int32)
                 columns += [Column(name, dtype, output.top_k + 1), Column("classes", number, output.top_k)]
@@ -125,7 +132,7 @@ class Layout(_Record):
 
     @property
     def ragged(self) -> bool:
-        return any(name in RAGGED for name in self.outputs)
+        return any(find_kind(name).per_token for name in self.outputs)
 
     @property
     def shard_count(self) -> int:
@@ -179,8 +186,8 @@ def new_layout(
     outputs = {
         name: {
             "dtype": dtype,
-            "shape": [None, width] if name in RAGGED else [width],
-            "top_k": top_k if name == "logits" and top_k is not None and top_k < width else None,
+            "shape": [None, width] if find_kind(name).per_token else [width],
+            "top_k": top_k if find_kind(name).top_k and top_k is not None and top_k < width else None,
         }
         for name, width in widths.items()
     }

@@ -64,7 +64,7 @@ class StoreReader:
             StoreError: the output is not stored.
         """
         self._check(output)
-        return self.manifest.outputs[output].width  # type: ignore[index]
+        return self.manifest.outputs[output].width
 
     def take(self, ids: np.ndarray, column: str = "logits") -> np.ndarray:
         """The stored vectors [B, width], in the stored dtype, of rows `ids` [B] in that order; an id may come twice.
@@ -77,6 +77,17 @@ class StoreReader:
         self._check(column)
         return self._take(self._rows(ids), column)
 
+    def read(self, kind: str, ids: np.ndarray) -> torch.Tensor:
+        """One kind of output of the rows `ids` [B], float32 [B, width]; of a kind with a vector a character [B, N, T].
+
+        Raises:
+            StoreError: as `take`.
+        """
+        self._check(kind)
+        if self._columns[kind].ragged:
+            return self.ragged(kind, ids)[0]
+        return self.logits(ids) if kind == "logits" else torch.from_numpy(self.take(ids, kind)).float()
+
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         """float32 [B, C] of the rows `ids` [B]; from top-k, those whose softmax is what was stored (see `spread`)."""
         self._check("logits")
@@ -86,10 +97,6 @@ class StoreReader:
         if stored.top_k is None:
             return values
         return spread(values, torch.from_numpy(self._take(rows, "classes").astype(np.int64)), stored.width)
-
-    def features(self, ids: np.ndarray) -> torch.Tensor:
-        """float32 [B, H] of the rows `ids` [B]."""
-        return torch.from_numpy(self.take(ids, "features")).float()
 
     def ragged(self, output: str, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Emissions, or marginals (probabilities), of the rows `ids` [B].
@@ -136,32 +143,3 @@ class StoreReader:
         places = zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True)
         taken = bytearray().join([data[shard][start:end] for shard, start, end in places])
         return np.frombuffer(taken, column.dtype).reshape(-1, column.width)
-
-
-class KnowledgeReader:
-    """Several teachers' stores side by side.
-
-    Raises:
-        StoreError: the stores hold different data or outputs, so that ids or columns would not match.
-    """
-
-    def __init__(self, stores: Sequence[StoreReader]) -> None:
-        if not stores:
-            raise ValueError("no store given")
-        first = stores[0]
-        for store in stores[1:]:
-            for what, ours, theirs in (
-                ("data", first.manifest.fingerprints.data, store.manifest.fingerprints.data),
-                ("outputs", _widths(first), _widths(store)),
-            ):
-                if ours != theirs:
-                    raise StoreError(f"{store.path}: is of {what} {theirs}, but {first.path} of {what} {ours}")
-        self.stores = list(stores)
-
-    def logits(self, ids: np.ndarray) -> torch.Tensor:
-        """float32 [K, B, C]: the rows `ids` [B] of each of the K stores."""
-        return torch.stack([store.logits(ids) for store in self.stores])
-
-
-def _widths(store: StoreReader) -> str:
-    return ", ".join(f"{name} {store.width(name)}" for name in store.outputs)

@@ -25,29 +25,23 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from dtrain.errors import suggest
+from dtrain.knowledge.kinds import kind_names
 
-# What a loss may ask for, by task: of the student, of the rows, and of K teachers (`teachers.` and a stored output).
+# What a loss may ask for, by task, beside the kinds of output of `knowledge/kinds.py`: those of the student, float
+# [B, ...], and those of K teachers, float [K, B, ...], by `teachers.` and the kind.
 # N is the number of characters of the longest row, T that of tags; values beyond a row's end are undefined.
 NEEDS = {
     "classification": (
-        "logits",  # float [B, C]
-        "features",  # float [B, F]: the pooled vector that reaches the classifier
         "exits",  # float [E, B, C]: logits of every exit, the last one's are `logits`
         "labels",  # int64 [B], in [0, C)
         "labelled",  # bool [B]: whether the row has a label
         "progress",  # a number in [0, 1): the share of all steps that are done
-        "teachers.logits",  # float [K, B, C]
-        "teachers.features",  # float [K, B, F]
     ),
     "tagging": (
         "nll",  # float [B]: -log p(gold tags), as the model decides: CRF or softmax
-        "emissions",  # float [B, N, T]
-        "marginals",  # float [B, N, T]: log p(tag of a character)
         "mask",  # bool [B, N]: the characters of a row
         "labelled",  # as above
         "progress",  # as above
-        "teachers.emissions",  # float [K, B, N, T]
-        "teachers.marginals",  # float [K, B, N, T], probabilities
     ),
 }
 GOLD = {"labels", "nll"}  # a row without a label lacks the terms that need one of these and not "labelled"
@@ -101,20 +95,26 @@ class Loss:
 _LOSSES: dict[str, Loss] = {}
 
 
+def needs_of(task: str) -> list[str]:
+    """What losses of a task may ask for."""
+    kinds = kind_names(task)
+    return [*kinds, *NEEDS[task], *(OF_TEACHERS + kind for kind in kinds)]
+
+
 def register(*needs: str, name: str | None = None) -> Callable[[Registered], Registered]:
     """Make a function, or a class of modules, a loss; `needs` are its inputs, all of one task.
 
     Args:
         name: its `type` in a recipe; by default that of the function or class.
     """
-    task = next((task for task, allowed in NEEDS.items() if set(needs) <= set(allowed)), None)
+    task = next((task for task in NEEDS if set(needs) <= set(needs_of(task))), None)
 
     def add(registered: Registered) -> Registered:
         known_as = name or registered.__name__
         if known_as in _LOSSES:
             raise ValueError(f"loss {known_as!r} is registered twice")
         if task is None:
-            allowed = "; ".join(f"{task}: {', '.join(names)}" for task, names in NEEDS.items())
+            allowed = "; ".join(f"{task}: {', '.join(needs_of(task))}" for task in NEEDS)
             raise ValueError(f"loss {known_as!r} needs {', '.join(needs)} (allowed: {allowed})")
         schema = _parameter_schema(known_as, registered)
         _LOSSES[known_as] = Loss(known_as, task, registered, needs, schema, isinstance(registered, type))

@@ -19,13 +19,13 @@ from pydantic import (
 )
 
 from dtrain.errors import suggest
+from dtrain.knowledge.kinds import kind_names
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
-from dtrain.recipe.values import Closed, FilePath, Precision, check_name
+from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
 from dtrain.stages import run_names
-from dtrain.tasks.rules import Output
 
 
 class Placement(Closed):
@@ -92,7 +92,7 @@ class Knowledge(Closed):
 
     def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:
         """Store what the students' losses read; what the recipe lists must hold it."""
-        allowed = context.task.outputs
+        allowed = kind_names(context.task.name, stored=True)
         read: dict[str, str] = {}  # output -> the student that reads it
         for student in students:
             if student.noisy:

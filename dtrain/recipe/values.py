@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
+
+from dtrain.knowledge.kinds import kind_names
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,6 +22,17 @@ Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 Paths = list[FilePath]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _known_output(name: str) -> str:
+    known = kind_names(stored=True)
+    if name not in known:
+        words = [repr(word) for word in known]
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(words[:-1])} or {words[-1]}"})
+    return name
+
+
+Output = Annotated[str, AfterValidator(_known_output)]  # a kind that is registered in knowledge/kinds.py
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 LONGEST_NAME = 120

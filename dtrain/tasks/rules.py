@@ -6,19 +6,15 @@ Recipes are checked by these rules, so this module imports nothing of the packag
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
-
-Output = Literal["logits", "emissions", "marginals", "features"]
 
 
 @dataclass(frozen=True)
 class TaskRules:
-    """The rules of one value of `data.task`. Of metrics and outputs, the first is the default.
+    """The rules of one value of `data.task`. The first of its metrics is the default.
 
     Attributes:
         name: the task as losses know it; pairs of texts are classified.
         models: types of models that are for it, beside the architectures that say so themselves.
-        outputs: the outputs of teachers that may be stored.
         losses: the default loss on labels, and the one on teachers' outputs.
         weightings: the ways to weigh several teachers that its losses have.
         formats: of its files.
@@ -31,7 +27,6 @@ class TaskRules:
 
     name: str
     metrics: tuple[str, ...]
-    outputs: tuple[Output, ...]
     losses: tuple[str, str]
     weightings: tuple[str, ...]
     formats: tuple[str, ...]
@@ -45,7 +40,6 @@ class TaskRules:
 _CLASSIFICATION = TaskRules(
     name="classification",
     metrics=("accuracy", "f1", "f1_weighted", "loss"),
-    outputs=("logits", "features"),
     losses=("cross_entropy", "soft_targets"),
     weightings=("average", "fixed", "confidence", "entropy", "gradient"),
     formats=("auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset"),
@@ -56,7 +50,6 @@ _RULES = {
     "tagging": TaskRules(
         name="tagging",
         metrics=("f1", "f1_macro", "f1_weighted", "accuracy", "loss"),
-        outputs=("emissions", "marginals"),
         losses=("tag_likelihood", "marginal_matching"),
         weightings=("average", "fixed"),
         formats=("auto", "conll", "jsonl", "lines"),

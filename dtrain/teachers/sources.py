@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from dtrain.data.batch import Batch, ByName
 from dtrain.knowledge.reader import StoreReader
@@ -40,12 +39,7 @@ class StoredTeacher(TeacherSource):
         Raises:
             StoreError: a row or a kind is not in the store.
         """
-        return {kind: self._read(kind, ids) for kind in kinds}
-
-    def _read(self, kind: str, ids: np.ndarray) -> Tensor:
-        if kind == "logits":
-            return self.store.logits(ids)
-        return self.store.features(ids) if kind == "features" else self.store.ragged(kind, ids)[0]
+        return {kind: self.store.read(kind, ids) for kind in kinds}
 
 
 class Peer(TeacherSource):

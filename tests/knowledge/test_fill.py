@@ -38,7 +38,7 @@ def test_rows_hold_the_teachers_answers(job, tmp_path):
     expected = [naive_output(made, row) for row in range(made.rows)]
     logits, features = (torch.cat(tensors) for tensors in zip(*expected, strict=True))
     torch.testing.assert_close(reader.logits(made.part.ids), logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(reader.features(made.part.ids), features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reader.read("features", made.part.ids), features, rtol=1e-5, atol=1e-5)
 
 
 def test_top_k_has_the_teachers_probabilities(job, tmp_path):

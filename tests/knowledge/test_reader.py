@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtrain.errors import DtrainError
-from dtrain.knowledge.format import RAGGED, Identity, StoreError, new_layout
-from dtrain.knowledge.reader import KnowledgeReader, StoreReader
+from dtrain.knowledge.format import Identity, StoreError, new_layout
+from dtrain.knowledge.kinds import find_kind, kind_names
+from dtrain.knowledge.reader import StoreReader
 from dtrain.knowledge.writer import StoreWriter
 
+RAGGED = [name for name in kind_names() if find_kind(name).per_token]
 IDENTITY = Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32)
 
 
@@ -85,7 +87,7 @@ def test_ragged_equals_a_dictionary(tmp_path_factory, data):
     assert reader.outputs == ("features", "emissions", "marginals") and reader.width("emissions") == 3
     ends = np.cumsum(characters)
     asked = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), max_size=30)), dtype=np.int64)
-    assert (reader.features(ids[asked]).numpy() == features[asked]).all()
+    assert (reader.read("features", ids[asked]).numpy() == features[asked]).all()
     for name, values in (("emissions", emissions), ("marginals", marginals)):
         found, mask = reader.ragged(name, ids[asked])
         longest = characters[asked].max(initial=0)
@@ -100,31 +102,9 @@ def test_ragged_equals_a_dictionary(tmp_path_factory, data):
 
 def test_an_output_that_is_not_stored_is_named(tmp_path):
     reader = write(tmp_path / "store", np.arange(5), np.zeros((5, 4), np.float32))
-    for read in (reader.features, lambda ids: reader.ragged("features", ids)):
+    for read in (lambda ids: reader.read("features", ids), lambda ids: reader.ragged("features", ids)):
         with pytest.raises(StoreError, match="holds logits, not features: see knowledge.outputs"):
             read(np.arange(2))
-
-
-def test_several_stores_side_by_side(tmp_path):
-    ids = np.arange(20)
-    values = np.random.default_rng(1).normal(size=(3, 20, 4)).astype(np.float32)
-    readers = [write(tmp_path / str(k), ids, values[k], dtype="float32") for k in range(3)]
-    asked = np.array([19, 0, 7, 7])
-    both = KnowledgeReader(readers).logits(asked)
-    assert both.shape == (3, 4, 4)
-    assert (both.numpy() == values[:, asked]).all()
-
-
-def test_stores_of_other_data_or_classes_do_not_mix(tmp_path):
-    ids = np.arange(5)
-    one = write(tmp_path / "one", ids, np.zeros((5, 4), np.float32))
-    other_data = IDENTITY.model_copy(update={"data": "d" * 32})
-    two = write(tmp_path / "two", ids, np.zeros((5, 4), np.float32), identity=other_data)
-    three = write(tmp_path / "three", ids, np.zeros((5, 6), np.float32))
-    with pytest.raises(StoreError, match=f"two: is of data {'d' * 32}, but .*one of data {'c' * 32}"):
-        KnowledgeReader([one, two])
-    with pytest.raises(StoreError, match="three: is of outputs logits 6, but .*one of outputs logits 4"):
-        KnowledgeReader([one, three])
 
 
 def size(store, rows):

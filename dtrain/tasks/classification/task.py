@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dtrain.data import Part
 from dtrain.data.batch import Batch
 from dtrain.knowledge.collect import model_options, pick
+from dtrain.knowledge.kinds import kind_names
 from dtrain.metrics import per_class, scores
 from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.base import Task
@@ -50,11 +51,9 @@ class Classification(Task):
         )
 
     def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        asked = {"features"} & needs
-        output = model(**batch.inputs, **(model_options(model, asked) if asked else {}))
-        found = {"logits": output.logits}
-        if asked:
-            found["features"] = pick("features", output)
+        asked = [name for name in kind_names(self.name) if name in needs and name != "logits"]
+        output = model(**batch.inputs, **model_options(model, asked))
+        found = {"logits": output.logits} | {name: pick(name, output) for name in asked}
         if "exits" in needs:
             found["exits"] = output.exits
         return found
