@@ -36,7 +36,7 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
     sentences: list[Sentence] = []
     current: Sentence | None = None
     width = first = 0
-    for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
+    for number, line in numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key):
         columns = split_columns(line)
         if not line.strip(" \t") or columns[0] == DOCUMENT_START:
             current = None

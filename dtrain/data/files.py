@@ -50,6 +50,13 @@ class Source:
         return f"{'pretrain.corpus' if self.part in (CORPUS, EXCLUDED) else 'data'}.{self.part}"
 
     @property
+    def encoding_key(self) -> str | None:
+        """The recipe's key that names the encoding; files of rows to exclude have none."""
+        if self.part == EXCLUDED:
+            return None
+        return "pretrain.corpus.sources.N.encoding" if self.part == CORPUS else "data.encoding"
+
+    @property
     def separator(self) -> str:
         """The character between two columns of a table."""
         name = self.format if self.delimiter == "auto" else self.delimiter

@@ -33,7 +33,7 @@ def read_label_file(name: str, encoding: str, least: int) -> list[str]:
     """One label a line, or JSON objects with a "label" (as CLUE's labels.json)."""
     problems = Problems()
     seen: dict[str, int] = {}
-    for number, line in numbered_lines(existing_file(name, "data.labels"), name, problems, encoding):
+    for number, line in numbered_lines(existing_file(name, "data.labels"), name, problems, encoding, "data.encoding"):
         if not line.strip():
             continue
         try:

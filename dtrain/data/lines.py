@@ -41,7 +41,7 @@ def codec_of(encoding: str) -> str:
 
 
 def numbered_lines(
-    path: Path, name: str, problems: Problems, encoding: str = UTF8, key: str = "data.encoding"
+    path: Path, name: str, problems: Problems, encoding: str = UTF8, key: str | None = None
 ) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1, without line ends; a byte-order mark, CRLF and .gz are accepted.
 
@@ -50,7 +50,7 @@ def numbered_lines(
     yielded: such lines are counted, and told as one problem with the encoding that the file is probably in.
 
     Args:
-        key: the recipe's key that names the encoding.
+        key: the recipe's key that names the encoding; None: the file has to be in this one.
     """
     try:
         with open_bytes(path) as file:
@@ -86,7 +86,7 @@ def _mac_lines(file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _decoded(
-    lines: Iterable[bytes], name: str, problems: Problems, encoding: str, key: str, sample: bytes
+    lines: Iterable[bytes], name: str, problems: Problems, encoding: str, key: str | None, sample: bytes
 ) -> Iterator[tuple[int, str]]:
     wide = codecs.lookup(encoding).name.startswith(WIDE)
     codec = UTF8 if wide else encoding
@@ -104,9 +104,11 @@ def _decoded(
             yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def _remedy(sample: bytes, encoding: str, key: str) -> str:
+def _remedy(sample: bytes, encoding: str, key: str | None) -> str:
     likely = likely_encoding(sample)
-    return f"; it reads as {likely}: set {key}: {likely}" if likely and likely != encoding else ""
+    if likely is None or likely == encoding:
+        return ""
+    return f"; it reads as {likely}: " + (f"set {key}: {likely}" if key else f"convert it to {encoding.upper()}")
 
 
 def likely_encoding(sample: bytes) -> str | None:

@@ -46,7 +46,7 @@ def read_records(
     if source.format in TABLES:
         return _table(source, header, problems, wanted or Wanted())
     if source.format == "lines":
-        lines = numbered_lines(source.path, source.name, problems, source.encoding)
+        lines = numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key)
         return ((number, {text: line}) for number, line in lines)
     # `datasets` takes a second to import, which `dtrain check` spares those who have no such files.
     from dtrain.data.arrow import arrow_records
@@ -59,7 +59,7 @@ def read_records(
 
 def _json_lines(source: Source, problems: Problems) -> Records:
     first = True
-    for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
+    for number, line in numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key):
         if not line.strip():
             continue
         try:

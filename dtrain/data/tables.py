@@ -33,7 +33,7 @@ def table_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
 def _plain_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
     """Rows without quoting, as sentence corpora are written."""
     rows = quoted = first = 0
-    for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
+    for number, line in numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key):
         if not line:
             continue
         rows += 1
@@ -60,7 +60,7 @@ def _quoted_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
 
     def read_lines() -> Iterator[str]:
         nonlocal start
-        for number, line in numbered_lines(source.path, source.name, problems, source.encoding):
+        for number, line in numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key):
             start = start or number
             lines.append(line)
             yield line + "\n"

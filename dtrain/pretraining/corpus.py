@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dtrain.data.files import CORPUS, HUB, SUFFIXES, Source, existing_file, resolve_path
+from dtrain.data.files import CORPUS, HUB, SUFFIXES, Source, existing_file, is_dataset, resolve_path, suffix_of
 from dtrain.data.lines import numbered_lines
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems
@@ -36,7 +36,7 @@ def corpus_files(spec: CorpusSpec) -> list[tuple[CorpusSource, Source]]:
     for number, source in enumerate(spec.sources):
         key = f"{KEY}.sources.{number}"
         try:
-            found += [(source, Source(CORPUS, name, kind)) for name, kind in _files_of(source)]
+            found += [(source, Source(CORPUS, name, kind, source.encoding)) for name, kind in _files_of(source)]
         except InputError as error:
             problems.add(f"{key}: {error}")
     problems.raise_if_any()
@@ -57,11 +57,11 @@ def _files_of(source: CorpusSource) -> list[tuple[str, str]]:
         if path.stat().st_size == 0:
             raise InputError(f"{name}: the file is empty")
         return [(name, _format_of(source, path))]
-    if source.format == "dataset" or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if source.format == "dataset" or is_dataset(path):
         return [(name, "dataset")]
     inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith((".", "_"))]
     if source.format == "auto":
-        inside = [file for file in inside if file.suffix.lower() in IN_FOLDERS]
+        inside = [file for file in inside if suffix_of(file) in IN_FOLDERS]
     if not any(file.stat().st_size for file in inside):
         what = f"file that ends with {', '.join(IN_FOLDERS)}" if source.format == "auto" else "file"
         raise InputError(f"{name}: holds no {what} with text in it, and is no `datasets` folder")
@@ -71,9 +71,10 @@ def _files_of(source: CorpusSource) -> list[tuple[str, str]]:
 def _format_of(source: CorpusSource, path: Path) -> str:
     if source.format != "auto":
         return source.format
-    by_suffix = SUFFIXES.get(path.suffix.lower(), "lines" if path.suffix.lower() in PLAIN else None)
+    suffix = suffix_of(path)
+    by_suffix = SUFFIXES.get(suffix, "lines" if suffix in PLAIN else None)
     if by_suffix is None:
-        raise InputError(f"{path}: the suffix {path.suffix or '(none)'} tells no format; set `format`")
+        raise InputError(f"{path}: the suffix {suffix or '(none)'} tells no format; set `format`")
     return by_suffix
 
 
@@ -92,7 +93,7 @@ def read_documents(spec: CorpusSpec, problems: Problems) -> Iterator[str]:
 
 def _plain_documents(file: Source, line_each: bool, problems: Problems) -> Iterator[str]:
     lines: list[str] = []
-    for _, line in numbered_lines(file.path, file.name, problems):
+    for _, line in numbered_lines(file.path, file.name, problems, file.encoding, file.encoding_key):
         if line_each:
             yield line
         elif line.strip():

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share
+from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share, TextEncoding
 from dtrain.tasks.rules import rules_of, task_names
 
 
@@ -113,7 +113,7 @@ class Data(Closed):
     # how the files are read; auto: by their suffix
     format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset", "conll"] = "auto"
     # text encoding of the files above and of a file of labels: utf-8, gb18030, big5, utf-16, ...
-    encoding: str = "utf-8"
+    encoding: TextEncoding = "utf-8"
     # what stands between columns of tables; auto: a tab in .tsv, a comma in .csv
     delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"
     # whether quotes around a column of a table are no part of it; auto: quotes in .csv, none in .tsv
@@ -135,17 +135,6 @@ class Data(Closed):
     @classmethod
     def one_or_many(cls, value: Any) -> Any:
         return [] if value is None else [value] if isinstance(value, str) else value
-
-    @field_validator("encoding")
-    @classmethod
-    def known_encoding(cls, value: str) -> str:
-        try:
-            "".encode(value)  # codecs.lookup also accepts codecs that are not for text
-        except (LookupError, UnicodeError, ValueError):
-            raise ValueError(
-                f"no encoding has the name {value!r} (for example: utf-8, gb18030, big5, utf-16)"
-            ) from None
-        return value
 
     @field_validator("labels")
     @classmethod

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from dtrain.recipe.context import Reporter
 from dtrain.recipe.models import PRETRAIN, EncoderModel
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
-from dtrain.recipe.values import Closed, Column, FilePath, Paths, Positive, Precision
+from dtrain.recipe.values import Closed, Column, FilePath, Paths, Positive, Precision, TextEncoding
 
 
 class CorpusSource(Closed):
@@ -20,6 +20,7 @@ class CorpusSource(Closed):
 
     path: FilePath  # a file, a pattern of files, a folder, or hub:NAME
     format: Literal["auto", "lines", "jsonl", "tsv", "csv", "dataset"] = "auto"  # auto: by the file's suffix
+    encoding: TextEncoding = "utf-8"  # text encoding of the files: utf-8, gb18030, big5, utf-16, ...
     column: Column = "text"  # the column or JSON key that holds the text; plain lines have none
     header: bool = True  # whether the first line of a table names its columns
     documents: Literal["blank", "line"] = "blank"  # of plain lines: a blank line ends a document, or every line is one

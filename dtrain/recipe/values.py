@@ -21,6 +21,18 @@ Widths = Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 Paths = list[FilePath]
+
+
+def _known_encoding(value: str) -> str:
+    try:
+        "".encode(value)  # codecs.lookup also accepts codecs that are not for text
+    except (LookupError, UnicodeError, ValueError):
+        examples = "utf-8, gb18030, big5, utf-16"
+        raise ValueError(f"no encoding has the name {value!r} (for example: {examples})") from None
+    return value
+
+
+TextEncoding = Annotated[str, AfterValidator(_known_encoding)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 

@@ -79,6 +79,15 @@ def test_a_stray_tag_is_named_and_costs_its_entity_alone(write: Write) -> None:
     assert ":602: tag 'E-PER' is not in scheme bio" in refused(train, scheme="bio")  # what is named is meant
 
 
+def test_a_type_that_only_another_file_has_is_offered_data_labels(write: Write) -> None:
+    train = write("t.bio", tagged(TEXT, ENTITIES, "bio") * 9)
+    test = write("v.bio", tagged("李四去", [Span(0, 2, "NAME")], "bio") * 3)
+    problem = refused(train, test=test)
+    assert "v.bio:1: entity '李四': type 'NAME' is never seen in training (allowed: LOC, PER)" in problem
+    assert problem.endswith("list every one in data.labels (2 more like it)")
+    assert read(train, test=test, labels=["LOC", "NAME", "PER"]).types == ["LOC", "NAME", "PER"]
+
+
 def test_files_of_two_schemes_are_refused_with_both(write: Write) -> None:
     train, test = write("t.bio", tagged(TEXT, ENTITIES, "bio") * 9), write("v.bio", tagged(TEXT, ENTITIES, "bioes") * 9)
     assert refused(train, test=test) == (

@@ -382,7 +382,9 @@ def test_bad_lines_are_told_before_anything_is_written(recipe_of: Load, text_fil
     assert [line.split(": ")[0] for line in error.value.problems] == [
         f"{text_files}/{place}" for place in ("words.txt:1", "gbk.txt:1")
     ]
-    assert error.value.problems[1].endswith("(1 more like it)")
+    key = "pretrain.corpus.sources.N.encoding"
+    assert error.value.problems[1].endswith(f"it reads as gb18030: set {key}: gb18030 (1 more like it)")
+    assert documents({"path": str(text_files / "gbk.txt"), "encoding": "gb18030"}) == ["好\n球队"]
     assert not Plan(recipe).folder.root.exists()
 
 
