@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtrain.autoclasses import register_when_imported
 from dtrain.version import __version__
 
 if TYPE_CHECKING:
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from dtrain.predict.predictor import Predictor
 
 __all__ = ["Predictor", "__version__", "load"]
-
-
-register_when_imported()
 
 
 def __getattr__(name: str) -> Any:

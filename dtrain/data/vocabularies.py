@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dtrain.data.files import resolve_path
 from dtrain.data.tokenizers import SPECIALS, bert_vocabulary, read_vocabulary
@@ -19,7 +20,6 @@ from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import EncoderSpec, GivenSpec
 
-# `transformers.AutoTokenizer` is looked up when it is called: its import imports `dtrain.models`, which imports this.
 BLOCK_CHARACTERS = 1 << 18  # of a text whose words are counted at a time
 
 
@@ -69,7 +69,7 @@ def given_tokenizer(
         ask_hub()
     try:
         with quiet_transformers():  # which takes the package's own model types for an accident
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = _auto_tokenizer(source)
     except Exception as error:
         # A missing folder, a damaged file, a hub out of reach: transformers raises many kinds.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -82,6 +82,14 @@ def given_tokenizer(
     if max_length > tokenizer.model_max_length:
         raise InputError(f"data.max_length: {max_length} is more than {name} takes ({tokenizer.model_max_length})")
     return tokenizer
+
+
+def _auto_tokenizer(source: str, **options: Any) -> Any:
+    """The tokenizer of a folder or a hub model, by the Auto class, which must have heard of NEZHA where it may be one."""
+    config = Path(source, "config.json")
+    if not Path(source).exists() or (config.is_file() and b'"nezha"' in config.read_bytes()):
+        importlib.import_module("dtrain.models.nezha")  # with transformers' models, half a second that others save
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
 
 
 class WordCounter:
@@ -160,6 +168,6 @@ def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer saved in `folder`, from its files alone."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = _auto_tokenizer(str(folder), local_files_only=True)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)  # prepare saves no other
     return tokenizer

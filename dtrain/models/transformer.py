@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+import dtrain.models.nezha  # noqa: F401  the Auto classes then know it
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 from dtrain.quiet import quiet_transformers

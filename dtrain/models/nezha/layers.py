@@ -110,9 +110,7 @@ class NezhaIntermediate(nn.Module):
 class NezhaLayer(nn.Module):
     """One encoder layer.
 
-    Gradient checkpointing is switched on by transformers, through the two attributes. (Its own base class
-    for this imports the Auto classes, which are not to be imported while these are being registered with
-    them.)
+    Gradient checkpointing is switched on by transformers, through the two attributes.
     """
 
     gradient_checkpointing = False
