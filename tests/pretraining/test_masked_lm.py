@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig
 
-import dtrain  # noqa: F401  (registers NEZHA)
+import dtrain.models.nezha  # noqa: F401  (registers NEZHA)
 from dtrain.models.masked_lm import MaskedLM
 from dtrain.tasks.masked_lm.rows import MaskedBatch
 from dtrain.tasks.masked_lm.task import answered
