@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.encode import Encoder
 from dtrain.data.files import PARTS
-from dtrain.data.flat import FlatArray, flat_array, pieces_of
+from dtrain.data.flat import FlatArray, flat_array, padded, pieces_of
 from dtrain.data.pieces import cut
 from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import DtrainError
@@ -75,14 +75,11 @@ class Part:
             input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types.
         """
         starts, lengths = self.offsets[index], self.lengths[index]
-        places = np.arange(lengths.max(initial=0))
-        mask = places < lengths[:, None]
-        # Padding reads any token that exists, and is overwritten.
-        where = np.where(mask, starts[:, None] + places, 0)
-        batch = {"input_ids": np.where(mask, self.tokens[where], self.pad_id), "attention_mask": mask}
+        batch = {"input_ids": padded(self.tokens, starts, lengths, self.pad_id)}
+        batch["attention_mask"] = (np.arange(lengths.max(initial=0)) < lengths[:, None]).astype(np.int64)
         if self.types is not None:
-            batch["token_type_ids"] = np.where(mask, self.types[where], 0)
-        return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+            batch["token_type_ids"] = padded(self.types, starts, lengths, 0)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def collate_labels(self, index: np.ndarray) -> torch.Tensor:
         """Labels of the rows at `index`, int64 [B], -1 for none."""
@@ -95,11 +92,7 @@ class Part:
         """
         if self.tags is None:
             raise ValueError("these rows have no tags")
-        starts, lengths = self.tag_offsets[index], self.characters[index]
-        places = np.arange(lengths.max(initial=0))
-        mask = places < lengths[:, None]
-        tags = np.where(mask, self.tags[np.where(mask, starts[:, None] + places, 0)], -1)
-        return torch.from_numpy(tags.astype(np.int64))
+        return torch.from_numpy(padded(self.tags, self.tag_offsets[index], self.characters[index], -1))
 
     def rows(self) -> Dataset:
         """The rows behind: id, key, text, (text_b, or tags,) label, ..., file, line; in the same order."""

@@ -19,6 +19,7 @@ class FlatArray:
     def __init__(self, pieces: Sequence[np.ndarray]) -> None:
         self.pieces = [piece for piece in pieces if len(piece)]
         self.ends = np.cumsum([len(piece) for piece in self.pieces], dtype=np.int64)
+        self.begins = [0, *self.ends[:-1].tolist()]
         self.dtype = pieces[0].dtype
 
     def __len__(self) -> int:
@@ -36,14 +37,14 @@ class FlatArray:
         numbers, firsts = np.unique(piece_of[order], return_index=True)
         for number, places in zip(numbers.tolist(), np.split(order, firsts)[1:], strict=True):
             piece = self.pieces[number]
-            found[places] = piece[flat[places] - (self.ends[number] - len(piece))]
+            found[places] = piece[flat[places] - self.begins[number]]
         return found.reshape(np.shape(where))
 
     def _between(self, start: int, stop: int) -> np.ndarray:
         first, last = np.searchsorted(self.ends, [start, max(start, stop - 1)], side="right").tolist()
         parts = []
         for number in range(first, min(last + 1, len(self.pieces))):
-            begin = int(self.ends[number]) - len(self.pieces[number])
+            begin = self.begins[number]
             parts.append(self.pieces[number][max(0, start - begin) : stop - begin])
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
 
@@ -58,3 +59,20 @@ def flat_array(pieces: Sequence[np.ndarray]) -> np.ndarray | FlatArray:
 def pieces_of(values: np.ndarray | FlatArray) -> list[np.ndarray]:
     """What `flat_array` was given, or made of it."""
     return values.pieces if isinstance(values, FlatArray) else [values]
+
+
+def padded(values: np.ndarray | FlatArray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
+    """The stretches of `values` that begin at `starts` [B], padded right to the longest (L); int64 [B, L]."""
+    places = np.arange(lengths.max(initial=0))
+    if isinstance(values, np.ndarray):
+        mask = places < lengths[:, None]
+        # Padding reads any value that exists, and is overwritten.
+        return np.where(mask, values[np.where(mask, starts[:, None] + places, 0)], fill).astype(np.int64)
+    rows = np.full((len(starts), len(places)), fill, dtype=np.int64)
+    # A row lies in one piece: one by one takes a sixth of the time of looking up the piece of every token.
+    piece_of = np.searchsorted(values.ends, starts, side="right").tolist()
+    for row, number, start, length in zip(rows, piece_of, starts.tolist(), lengths.tolist(), strict=True):
+        if length:
+            begin = start - values.begins[number]
+            row[:length] = values.pieces[number][begin : begin + length]
+    return rows

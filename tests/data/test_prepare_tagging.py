@@ -110,7 +110,11 @@ def test_tokens_are_the_characters(prepare_run: Prepare, section: dict[str, Any]
                 assert tokenizer.convert_ids_to_tokens(ids.tolist()) == [*around[0], *characters, *around[1]]
 
 
-def test_collate_tags_against_a_plain_loop(prepare_run: Prepare, section: dict[str, Any]) -> None:
+@pytest.mark.parametrize("copied", [1 << 26, 0])  # bytes: tags read into memory, or left in their files
+def test_collate_tags_against_a_plain_loop(
+    prepare_run: Prepare, section: dict[str, Any], copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtrain.data.flat.COPIED_BYTES", copied)
     data = PreparedData.open(prepare_run(section, teachers=(NEZHA,), students=(TAGGER,)))
     for name in ("students", "big"):
         parts = [data.part(part, name) for part in data.parts]
