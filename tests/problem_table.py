@@ -1,6 +1,6 @@
-"""The README's table of what goes wrong in the user's hands: problem, line, exit code, made by running each case.
+"""The manual's page of what goes wrong in the user's hands: problem, line, exit code, made by running each case.
 
-    python -m tests.problem_table      # writes it into the README
+    python -m tests.problem_table      # writes it
 
 `tests/test_problem_table.py` compares. A case is a few files beside a small recipe, and a command.
 """
@@ -12,16 +12,18 @@ import io
 import json
 import os
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
 from dtrain.__main__ import main
+from dtrain.manual.pages import FOLDER
+from dtrain.manual.reference import WIDTH, filled
 from dtrain.predict import texts as predict_texts
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- problems: python -m tests.problem_table -->\n", "<!-- end of problems -->\n"
+PAGE = FOLDER / "problems.md"
 SHOWN = 260  # characters of a line
 
 TEXTS = {"sport": "球赛进攻队员", "money": "股票银行基金"}
@@ -152,23 +154,25 @@ def trained_run() -> Iterator[Path]:
         yield Path(folder)
 
 
-def table() -> str:
-    """The table in Markdown."""
-    lines = ["| what is wrong | what is said | exit code |\n|---|---|---|\n"]
+def page() -> str:
+    """The page in Markdown."""
+    parts = [
+        "# What is said of wrong input",
+        "This page is made by running each case: `python -m tests.problem_table`.",
+        filled(
+            "A line is said of each kind of problem, with the first place, how many more there are, and what to set. What "
+            "may be meant is a warning (on stderr, and for the data in the report), and the exit code is 0."
+        ),
+    ]
     with trained_run() as trained:
         for case in CASES:
             said, code = run(case, trained)
-            said = said.replace("dtrain: ", "").replace("|", "\\|")
+            said = said.replace("dtrain: ", "").replace("`", "'")
             said = said if len(said) <= SHOWN else f"{said[: SHOWN - 4]} ..."
-            lines.append(f"| {case.problem} | `{said.replace('`', chr(39))}` | {code} |\n")
-    return "".join(lines)
-
-
-def in_readme() -> str:
-    """The table that the README has."""
-    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+            said = textwrap.fill(said, WIDTH, break_long_words=False, break_on_hyphens=False)
+            parts += [f"## {case.problem}", f"Exit code {code}.", f"```text\n{said}\n```"]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

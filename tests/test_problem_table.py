@@ -1,7 +1,7 @@
-"""The README's table of problems is what the cases say."""
+"""The manual's page of problems is what the cases say."""
 
 from tests import problem_table
 
 
-def test_the_readme_says_what_is_said() -> None:
-    assert problem_table.table() == problem_table.in_readme(), "run: python -m tests.problem_table"
+def test_the_manual_says_what_is_said() -> None:
+    assert problem_table.page() == problem_table.PAGE.read_text(encoding="utf-8"), "run: python -m tests.problem_table"

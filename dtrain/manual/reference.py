@@ -66,7 +66,7 @@ def recipe_keys(root: type[BaseModel] = Recipe) -> str:
     parts = [
         "# Recipe keys",
         MADE,
-        _filled(
+        filled(
             "A recipe is one YAML file with a closed schema: an unknown key is refused with its line and the nearest "
             "known one. In the paths below N is the number of a list's member (or its name, on the command line) and "
             "NAME a key of your own. `dtrain help students.0.optimizer.lr` shows one key."
@@ -81,8 +81,8 @@ def recipe_keys(root: type[BaseModel] = Recipe) -> str:
             missing.append(model.__name__)
         parts.append(f"## {title(model)}")
         where = ", ".join(f"`{place}`" for place in places if place)
-        parts += [_filled(f"At {where}.")] if where else []
-        parts += [_filled(paragraph) for paragraph in _paragraphs(model)]
+        parts += [filled(f"At {where}.")] if where else []
+        parts += [filled(paragraph) for paragraph in _paragraphs(model)]
         items = []
         for name in fields:
             field = model.model_fields[name]
@@ -142,7 +142,7 @@ def _paragraphs(model: type[BaseModel]) -> list[str]:
 
 def _item(name: str, field: FieldInfo, sentence: str) -> str:
     kind = type_in_words(field.annotation, field.metadata, title)
-    return _filled(f"- `{name}` ({kind}; {default_in_words(field)}): {sentence}", indent="  ")
+    return filled(f"- `{name}` ({kind}; {default_in_words(field)}): {sentence}", indent="  ")
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def losses() -> str:
     parts = [
         "# Losses",
         MADE,
-        _filled(
+        filled(
             "Each loss gives one value a row; values are summed over rows and divided by the number of *all* rows "
             "of the global batch (for tagging: of all characters). Every loss also takes `weight`, and those that read "
             "teachers `teachers` and `weighting` (`dtrain help recipe-keys`). B is the number of rows, C of classes, K of "
@@ -172,14 +172,14 @@ def _loss(loss: Loss) -> list[str]:
     function = loss.function.forward if loss.stateful else loss.function  # type: ignore[attr-defined]
     signature = inspect.signature(function).parameters
     shapes = [name for name in signature if name in arguments and name not in loss.parameters.model_fields]
-    lines = [_filled(f"- `{name}`: {arguments[name]}", indent="  ") for name in shapes]
+    lines = [filled(f"- `{name}`: {arguments[name]}", indent="  ") for name in shapes]
     lines += [
         _item(name, field, arguments.get(name, "")) for name, field in loss.parameters.model_fields.items()
     ]  # a recipe's keys
     unnamed = [name for name in [*shapes, *loss.parameters.model_fields] if not arguments.get(name)]
     if unnamed or not text or not shapes:
         raise Undocumented(f"loss {loss.name}: its docstring lacks {', '.join(unnamed) or 'a formula or shapes'}")
-    return [*map(_filled, parts), "\n".join(lines)]
+    return [*map(filled, parts), "\n".join(lines)]
 
 
 def split_docstring(text: str) -> tuple[str, dict[str, str]]:
@@ -201,20 +201,20 @@ def split_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 def commands() -> str:
     top = parser()
-    parts = ["# Commands", MADE, f"{top.description}", _filled(top.epilog or "")]
+    parts = ["# Commands", MADE, f"{top.description}", filled(top.epilog or "")]
     subcommands = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in subcommands.choices.items():
         words = [action for action in command._actions if not action.option_strings]
         options = [action for action in command._actions if action.option_strings and action.dest != "help"]
         line = " ".join(["dtrain", name, *(_word(word) for word in words), *(["[options]"] if options else [])])
-        parts += [f"## {name}", f"`{line}`", _filled(_sentence(command.description or ""))]
+        parts += [f"## {name}", f"`{line}`", filled(_sentence(command.description or ""))]
         items = []
         for action in [*words, *options]:
             if not action.help:
                 raise Undocumented(f"dtrain {name}: {action.dest} has no help")
             choices = f" (one of {', '.join(map(str, action.choices))})" if action.choices else ""
             shown = _word(action).strip("[]") if action in words else _option(action)
-            items.append(_filled(f"- `{shown}`{choices}: {action.help}", indent="  "))
+            items.append(filled(f"- `{shown}`{choices}: {action.help}", indent="  "))
         parts += ["\n".join(items)] if items else []
     return _page(parts)
 
@@ -235,12 +235,12 @@ def exit_codes() -> str:
     undocumented = [name for _, name in names if name not in comments]
     if undocumented:
         raise Undocumented(f"exit codes without a comment: {', '.join(undocumented)}")
-    items = [_filled(f"- `{value}`: {comments[name]}", indent="  ") for value, name in names]
+    items = [filled(f"- `{value}`: {comments[name]}", indent="  ") for value, name in names]
     end = (
         "`dtrain run` ends with the code of its stages. Under a bare `accelerate launch` the launcher turns every code "
         "but 0 into 1 and adds a report of its own."
     )
-    return _page(["# Exit codes", MADE, "\n".join(items), _filled(end)])
+    return _page(["# Exit codes", MADE, "\n".join(items), filled(end)])
 
 
 # --- text ------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
 
 
-def _filled(text: str, indent: str = "") -> str:
+def filled(text: str, indent: str = "") -> str:
     """A paragraph within the width of a terminal."""
     return textwrap.fill(
         " ".join(text.split()), WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
