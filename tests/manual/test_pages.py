@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -62,9 +64,25 @@ def test_recipes_fit_the_schema(text: str, tmp_path: Path, monkeypatch: pytest.M
     load_recipe("recipe.yaml")
 
 
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the name, the teacher and the student that the pages speak of."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = [{"text": f"{words}{n}", "label": words} for n in range(30) for words in ("sport", "money")]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    small = {"model": {"type": "textcnn", "filters": 4, "widths": [2]}, "epochs": 1}
+    recipe = REST | {"name": "topics", "data": {"train": "train.jsonl"}}
+    recipe |= {"teachers": [{"name": "bert", **small}], "students": [{"name": "bilstm", **small}]}
+    (folder / "topics.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with contextlib.chdir(folder):
+        assert main(["run", "topics.yaml", "--here", "--stages", "prepare,finetune,precompute,distill"]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_compiles(code: str) -> None:
-    compile(code, "<page>", "exec")
+def test_python_runs(code: str, run_folder: Path) -> None:
+    with contextlib.chdir(run_folder):
+        exec(compile(code, "<page>", "exec"), {})
 
 
 def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
