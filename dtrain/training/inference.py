@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dtrain.data import Part, inference_batches
+from dtrain.data import Part
 from dtrain.errors import DtrainError
 from dtrain.log import say_anywhere
 from dtrain.models.sequence import SequenceTagger
@@ -32,37 +32,6 @@ Answer = tuple[Tensor, ...]
 
 BATCH_TOKENS = 4096  # padded tokens in one call of a model, unless the recipe says otherwise
 CPU_BATCH_TOKENS = 512  # the same for a large model on a CPU: what its layers hand on then stays in the cache
-
-
-def forward_logits(
-    model: nn.Module,
-    part: Part,
-    indices: np.ndarray,
-    *,
-    device: torch.device,
-    batch_tokens: int,
-    precision: str,
-    threads: int,
-) -> Tensor:
-    """Logits of the rows `indices` [N] of a part, float32 [N, C] on `device`, in their order.
-
-    They are batched among themselves; scores that must not depend on a split of the rows come from
-    `forward_batches` over a split of the batches.
-    """
-    batches = inference_batches(part.lengths[indices], batch_tokens)
-    answers = list(
-        forward_batches(
-            model,
-            part,
-            (indices[batch] for batch in batches),
-            device=device,
-            precision=precision,
-            threads=threads,
-        )
-    )
-    if not answers:
-        return torch.empty(0, 0, device=device)
-    return in_order(batches, answers)
 
 
 def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
@@ -115,27 +84,6 @@ def in_order(batches: list[np.ndarray], answers: list[Tensor]) -> Tensor:
     place = np.empty(sum(map(len, batches)), dtype=np.int64)
     place[np.concatenate(batches)] = np.arange(len(place))
     return torch.cat(answers)[torch.from_numpy(place).to(answers[0].device)]
-
-
-def forward_batches(
-    model: nn.Module,
-    part: Part,
-    batches: Iterable[np.ndarray],
-    *,
-    device: torch.device,
-    precision: str,
-    threads: int,
-) -> Iterator[Tensor]:
-    """Logits float32 [B, C] on `device` for each batch of row numbers of `part`; see `forward_outputs`."""
-    answers = forward_outputs(
-        model, part, batches, outputs=_logits, device=device, precision=precision, threads=threads
-    )
-    for (logits,) in answers:
-        yield logits
-
-
-def _logits(output: Any) -> Answer:
-    return (output.logits.float(),)
 
 
 def forward_outputs(

@@ -15,14 +15,27 @@ from dtrain.errors import DtrainError
 from dtrain.models import ClassifierOutput, own
 from dtrain.training.inference import (
     cast_products,
-    forward_batches,
-    forward_logits,
     forward_outputs,
+    in_order,
     in_threads,
     pack_products,
 )
 
 CPU = torch.device("cpu")
+
+
+def forward_batches(model, part, batches, **how):
+    """Logits float32 [B, C] for each batch of row numbers."""
+    for (logits,) in forward_outputs(model, part, batches, outputs=lambda output: (output.logits.float(),), **how):
+        yield logits
+
+
+def forward_logits(model, part, indices, *, batch_tokens, **how):
+    """Logits of the rows `indices` [N], float32 [N, C], in their order."""
+    batches = inference_batches(part.lengths[indices], batch_tokens)
+    return in_order(batches, list(forward_batches(model, part, (indices[batch] for batch in batches), **how)))
+
+
 LABELS = ["a", "b", "c"]
 
 
