@@ -119,7 +119,7 @@ class TrainSpec(Closed):
     evaluate_every: PositiveInt | None = None  # steps between two evaluations; default: an epoch
     adversarial: AdversarialSpec | None = None  # train on embeddings moved against the model as well; left out: not
     # chooses the weights that are kept; default: accuracy, for tagging f1; of equal scores, lower loss
-    metric: Literal["accuracy", "f1", "f1_weighted", "f1_macro", "loss"] | None = None
+    metric: str | None = None
     patience: PositiveInt | None = None  # evaluations without a better score after which training ends; null: never
     checkpoint_every: PositiveInt | None = None  # steps between two checkpoints; default: an epoch
     keep_checkpoints: PositiveInt = 2  # how many of the latest checkpoints are kept
@@ -157,7 +157,7 @@ class TrainSpec(Closed):
         self.seed = context.seed if self.seed is None else self.seed
         if self.batch_size is None and self.batch_tokens is None:
             self.batch_size = 32
-        self.metric = self.metric or task.metrics[0]  # type: ignore[assignment]
+        self.metric = self.metric or task.metrics[0]
         encoder = self.model.transformer
         if context.pretrained and encoder is not None and encoder.pretrained == PRETRAIN:
             encoder.take_from(context.pretrained)
@@ -185,7 +185,8 @@ class TrainSpec(Closed):
             )
         if self.metric not in task.metrics:
             allowed = ", ".join(task.metrics)
-            report("metric", f"{self.metric!r} is not for task {task.name!r} (allowed: {allowed})")
+            hint = suggest(self.metric, task.metrics)
+            report("metric", f"{self.metric!r} is not for task {task.name!r}{hint} (allowed: {allowed})")
 
 
 class ToleranceSpec(Closed):

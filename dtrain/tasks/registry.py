@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dtrain.data import PreparedData
 from dtrain.tasks.answers import Answers
 from dtrain.tasks.base import Task
@@ -9,7 +11,10 @@ from dtrain.tasks.classification.answers import Labels
 from dtrain.tasks.classification.preparing import TextPreparing
 from dtrain.tasks.classification.task import Classification
 from dtrain.tasks.classification.view import VIEW as CLASSIFICATION
+from dtrain.tasks.corpus import READINGS
 from dtrain.tasks.preparing import Preparing
+from dtrain.tasks.reading import Reading
+from dtrain.tasks.rules import TaskRules, register_rules
 from dtrain.tasks.tagging.answers import Spans
 from dtrain.tasks.tagging.preparing import DocumentPreparing
 from dtrain.tasks.tagging.task import Tagging
@@ -30,3 +35,29 @@ VIEWS: dict[str, View] = {"classification": CLASSIFICATION, "pairs": CLASSIFICAT
 def task_of(data: PreparedData) -> Task:
     """The task of prepared data, for its labels."""
     return TASKS[data.info["task"]](data.labels, data.info.get("types", []))
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """All that one kind of task decides; each part is described by its class."""
+
+    rules: TaskRules
+    reading: Reading
+    preparing: Preparing
+    task: type[Task]
+    answers: Answers
+    view: View
+
+
+def register_task(name: str, kind: TaskKind) -> None:
+    """Let `data.task` have another value.
+
+    Losses and kinds of output are chosen by `kind.rules.name`: a task whose models answer like those of another one,
+    `classification` for instance, shares them by that name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    register_rules(name, kind.rules)
+    READINGS[name], PREPARING[name] = kind.reading, kind.preparing
+    TASKS[name], ANSWERS[name], VIEWS[name] = kind.task, kind.answers, kind.view

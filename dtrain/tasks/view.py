@@ -12,7 +12,7 @@ class View:
     lead: str  # the score that ranks models; it stands in the headline and the plots
     title: str  # of the lead, inside a sentence
     columns: tuple[tuple[str, str], ...]  # scores in the tables, with their titles
-    spread: tuple[str, ...]  # scores of which a group of seeds has mean and deviation
+    spread: tuple[str, ...]  # scores of which a group of seeds has mean and deviation; the lead is one
     loss: str  # what `loss` is
     details: tuple[str, ...]  # of a part's record, what is shown of one model beside its scores
     note: str  # a sentence on how the scores are counted

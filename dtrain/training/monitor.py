@@ -110,7 +110,8 @@ def log_hyperparameters(
     terms = {"losses": [loss.model_dump(mode="json") for loss in losses]}
     simple = values | _flat({"model": spec.model.model_dump(mode="json", exclude={"type"})} | section | terms)
     with SummaryWriter(str(folder)) as writer:
-        metrics = {f"valid_best/{name}": scores[name] for name in ("accuracy", "f1", "loss")}
+        shown = dict.fromkeys(("accuracy", "f1", spec.metric or "loss", "loss"))  # the metric that chose, too
+        metrics = {f"valid_best/{name}": scores[name] for name in shown if name in scores}
         writer.add_hparams(simple, metrics, run_name=".")
 
 
