@@ -44,7 +44,7 @@ def test_the_longest_prefix_wins() -> None:
 
 def test_names_are_those_of_the_model_that_is_pre_trained() -> None:
     wrapped = nn.Module()
-    wrapped.lm = Model()
+    wrapped.wrapped_as, wrapped.lm = "lm.", Model()  # as models.masked_lm says it
     groups = parameter_groups(wrapped, OptimizerSpec(modules={"encoder": 5e-5}))
     assert sum(len(g["params"]) for g in groups if g["lr"] == 5e-5) == 2  # type: ignore[misc, arg-type]
     with pytest.raises(InputError, match=r"the model has encoder, encoder_norm, head\)"):
