@@ -28,7 +28,7 @@ def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]
         record: dict[str | int, Any] = dict(row)
         for column, name_of in names.items():
             value = record[column]
-            # Unlabelled test sets of the hub carry -1.
+            # Test sets of the hub that have no labels hold -1.
             record[column] = None if value is None or value < 0 else name_of(value)
         yield number, record
 
@@ -46,7 +46,7 @@ def _open_folder(source: Source) -> Dataset:
     try:
         return load_from_disk(path)
     except Exception as error:
-        # Whatever a damaged file makes Arrow or datasets raise: it is the input that is bad.
+        # Arrow and datasets raise errors of many types for a damaged file; all of them are bad input.
         raise InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}") from error
 
 
@@ -67,7 +67,7 @@ def _open_hub(source: Source) -> Dataset:
     try:
         return load_dataset(name, config or None, split=split)
     except Exception as error:
-        # Offline, a wrong name, a wrong part: the hub's own words say which.
+        # No network, a wrong name or a wrong part: the hub's own message says which.
         raise InputError(f"{source.key}: {source.name}: cannot be loaded: {_first_line(error)}") from error
 
 

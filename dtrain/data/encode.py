@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MASK = "▒"  # in a text it is read as [MASK]: a sign that words are not made of
+MASK = "▒"  # encoded as [MASK] where a text holds it; a character that no word is made of
 
 
 @dataclass
@@ -36,14 +36,14 @@ class Encoder:
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
         self.unknown: int = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
-        # A token of its own: of Chinese, where words join without blanks, WordPiece would make it part of the next word.
+        # It has to be a token by itself: Chinese has no blanks between words, and WordPiece would join it to the next one.
         self.backend.add_tokens([AddedToken(MASK, normalized=False, special=False)])
         self.blank: int | None = self.backend.token_to_id(MASK)
         self.mask: int = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.unknown
         self.types = pairs and "token_type_ids" in tokenizer.model_input_names
 
     def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> Encoded:
-        # Set here, because it does not survive the way to a worker process.
+        # Set at every call, because pickling for a worker process loses it.
         self.backend.encode_special_tokens = True
         batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
         encodings = self.backend.encode_batch(batch)

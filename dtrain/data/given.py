@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dtrain.recipe.training import Student, Teacher
 
 MODEL = ("config.json", "model.safetensors", "preprocessing.json")
-# What tells of a model's making and scores, and does not decide its answers.
+# Files about how a model was trained and how well it scores: its answers do not depend on them.
 BESIDE = {"README.md", "metrics.json", "history.json", "evaluation.json", "failed.json", "done.json"}
 
 

@@ -61,7 +61,7 @@ class _CharacterTable(dict[int, str]):
     def __init__(self, spec: Normalization) -> None:
         super().__init__()
         self.spec = spec
-        # White space is settled here: a Normalizer strips it.
+        # White space is handled here: a Normalizer strips it from the ends, and a single blank would vanish.
         self.steps = Normalizer(spec.model_copy(update={"whitespace": False}))
 
     def __missing__(self, code: int) -> str:
@@ -77,7 +77,7 @@ class _CharacterTable(dict[int, str]):
 
 @cache
 def _converter() -> opencc.OpenCC:
-    # One a process, and never part of a Normalizer's state: it cannot be sent to worker processes.
+    # One converter for each process, kept outside of Normalizer because it cannot be pickled for worker processes.
     return opencc.OpenCC("t2s")
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A prefix of each scheme -> its meaning in BIOES.
+# For each scheme, its prefixes and what each means in BIOES.
 SCHEMES: dict[str, dict[str, str]] = {
     "iob1": {"B": "B", "I": "I"},
     "bio": {"B": "B", "I": "I"},
@@ -27,7 +27,7 @@ SCHEMES: dict[str, dict[str, str]] = {
     "bilou": {"B": "B", "I": "I", "L": "E", "U": "S"},
 }
 OUTSIDE = "O"
-# seqeval strips dashes around a type, so that a type that begins or ends with one would be another there.
+# seqeval strips dashes around a type: a type that begins or ends with one would have another name there.
 _TAG = re.compile(r"([A-Z])-([^-](?:.*[^-])?)", re.DOTALL)
 
 

@@ -41,7 +41,8 @@ def _largest_remainder(quotas: np.ndarray, total: int, room: np.ndarray) -> np.n
     for index in np.argsort(-remainders, kind="stable"):
         if counts.sum() >= total:
             break
-        # One more for a label whose quota was rounded down; what does not fit a rare label goes to no other.
+        # Labels whose quota was rounded down get one more row. Rows that a rare label cannot give are not taken from
+        # another label, which would change the proportions.
         if counts[index] < room[index] and remainders[index] > 0:
             counts[index] += 1
     return counts

@@ -71,7 +71,7 @@ def given_tokenizer(
         with quiet_transformers():  # which takes the package's own model types for an accident
             tokenizer = _auto_tokenizer(source)
     except Exception as error:
-        # A missing folder, a damaged file, a hub out of reach: transformers raises many kinds.
+        # transformers raises errors of many types for a missing folder, a damaged file or a hub that cannot be reached.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         nowhere = "" if Path(source).exists() else "no such folder here, and from the hub "
         raise InputError(f"{key}: {nowhere}no tokenizer can be loaded: {reason}") from error

@@ -28,7 +28,7 @@ def train_wordpiece(words: Mapping[str, int], size: int, min_count: int = 2) -> 
     kept = sorted((p for p in characters if characters[p] >= min_count), key=lambda p: (-characters[p], p))
     pieces = kept[: max(1, size * 3 // 4)]
     known = set(pieces)
-    # Words with a character outside the vocabulary become [UNK] as a whole: nothing to merge in them.
+    # A word with a character outside the vocabulary becomes [UNK] as a whole, so there is nothing to merge in it.
     spellings = [
         (spelled, words[w]) for w in sorted(words) if known.issuperset(spelled := _spell(w)) and len(spelled) > 1
     ]

@@ -135,7 +135,7 @@ def check_corpus(recipe: Recipe, prepared: Callable[[], bool] = lambda: False) -
         problems = Problems()
         if dictionary:
             check_dictionary(dictionary, problems)
-        # What is wrong with a line is told once, however often its file counts.
+        # A file that an epoch repeats is checked once.
         sources = [source.model_copy(update={"repeat": 1}) for source in spec.corpus.sources]
         once = spec.corpus.model_copy(update={"sources": sources})
         empty = not any([text.strip() != "" for text in read_documents(once, problems)])

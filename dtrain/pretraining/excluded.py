@@ -59,11 +59,11 @@ def _format_of(name: str) -> str:
 def excluded_texts(recipe: Recipe, normalizer: Normalizer) -> set[str]:
     """Every normalised text of the excluded sources, and of rows that `data.split` cuts off the training files.
 
-    Which column of a file holds the text need not be said; what a label shares with a document is no loss. Of a text
-    of several lines, each line is one, too.
+    The column that holds the text need not be named: all columns are excluded, and a document that equals a label is no
+    loss. Each line of a text of several lines is excluded, too.
 
     Raises:
-        InputError: where a source cannot be read or holds no text; what cannot be read could not be kept out.
+        InputError: where a source cannot be read or holds no text: its rows could get into the corpus unnoticed.
     """
     problems = Problems()
     found: set[str] = set()

@@ -7,7 +7,7 @@ import numpy as np
 from dtrain.pretraining.draws import ACTION, CROSSING, LENGTH, TOKEN, UNIT, draw, row_keys, uniform
 from dtrain.recipe.pretraining import MaskingSpec
 
-# What a token of a packed row is, as bits.
+# Flags of a packed row's tokens, as bits.
 WORD_START = 1
 MASKABLE = 2  # no special token ([UNK] is one), and no part of a word that holds one or that a row's end has cut
 PIECE_START = 4  # [CLS]: what follows belongs together

@@ -154,7 +154,7 @@ class PairedRows:
         cut = self._cuts(kinds, index, epoch)
         start = self._cuts(behind[0][1], source, epoch)
 
-        # The text of a row and one token more, which tells whether its last word is cut.
+        # The text of a row and the token after it, which shows whether the row's last word is cut.
         room = self.stream.length
         place = np.arange(room + 1)
         second = place >= cut[:, None]

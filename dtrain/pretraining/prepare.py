@@ -155,7 +155,7 @@ def _write_tokens(
             f"{KEY}.sources: {len(different)} different document(s) left; training and perplexity need 2 "
             "(in plain text a blank line ends one; with `documents: line` every line is one)"
         )
-    # Documents with the same text have the same share: none is held out and trained on.
+    # Documents with the same text are drawn alike, so that none is both held out and trained on.
     wanted = round(spec.corpus.held_out * len(different))
     bound = different[min(max(1, wanted), len(different) - 1) - 1]
     held_out = share <= bound

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
-# What a token of a document is, as bits.
+# Flags of a document's tokens, as bits.
 WORD, SENTENCE = 1, 2  # begins one
 UNKNOWN = 4  # in a word with a token that stands for something else, as [UNK] does
-# Encodings take 700 bytes a character, far more than their ids: of so many characters at a time, of short documents
-# and of sections of a long one.
+# Characters that are encoded at a time: the tokenizer's encodings take 700 bytes for each, far more than the ids.
 ENCODE_CHARACTERS = 1 << 18
 SENTENCE_END = re.compile(r"(?:[。！？；!?;…]+|\.(?=\s))[”’」』）)\"']*\s*|\n+")
 ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
@@ -37,7 +36,7 @@ def segmenter(dictionary: str | None, normalization: Normalization | None = None
     import jieba
 
     tokenizer = jieba.Tokenizer()
-    # What `initialize` does, without its cache: a file in a folder that all users share, read without any check.
+    # What `initialize` does but for its cache: that is a file in a folder which all users share, read unchecked.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     if dictionary is not None:
@@ -85,7 +84,7 @@ class TokenFlagger:
         normalization: Normalization | None = None,
     ) -> None:
         self.backend = tokenizer.backend_tokenizer
-        # A tokenizer that was saved after fine-tuning cuts and pads as it did then.
+        # A tokenizer that was saved after fine-tuning still truncates and pads as it did in training.
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = True
