@@ -52,7 +52,7 @@ from dtrain.data import Part
 from dtrain.distributed import World, connect, leave
 from dtrain.knowledge.format import Identity, new_layout
 from dtrain.knowledge.writer import StoreWriter
-from dtrain.stages.precompute import fill
+from dtrain.stages.filling import fill
 from dtrain.training.inference import BATCH_TOKENS, CPU_BATCH_TOKENS, cast_products, pack_products
 from dtrain.training.precision import autocast
 

@@ -21,7 +21,7 @@ from dtrain.errors import DtrainError, Stopped
 from dtrain.models import build, in_own_memory
 from dtrain.recipe.architectures.taggers import TaggerSpec
 from dtrain.recipe.architectures.transformers import BertSpec
-from dtrain.stages.precompute import fill
+from dtrain.stages.filling import fill
 from dtrain.training.in_step import EVERY, InStep, load_in_step
 from dtrain.training.inference import cast_products, pack_products
 

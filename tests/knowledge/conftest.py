@@ -21,7 +21,7 @@ from dtrain.knowledge.format import Identity, Layout, new_layout
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.models import ClassifierOutput
 from dtrain.runfolder import file_fingerprint
-from dtrain.stages.precompute import fill
+from dtrain.stages.filling import fill
 
 VOCABULARY = 60
 CLASSES = 5

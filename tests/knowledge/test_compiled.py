@@ -8,7 +8,8 @@ import torch
 from dtrain.errors import InputError
 from dtrain.knowledge.reader import StoreReader
 from dtrain.knowledge.writer import StoreWriter
-from dtrain.stages.precompute import check_compile, fill
+from dtrain.stages.filling import fill
+from dtrain.stages.precompute import check_compile
 
 
 @pytest.mark.slow

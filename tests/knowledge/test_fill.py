@@ -20,7 +20,7 @@ from dtrain.knowledge.format import read_manifest
 from dtrain.knowledge.reader import StoreReader
 from dtrain.knowledge.verify import verify
 from dtrain.knowledge.writer import StoreWriter
-from dtrain.stages.precompute import distinct_texts, fill
+from dtrain.stages.filling import distinct_texts, fill
 
 
 def naive_output(job, row, **options):
