@@ -62,7 +62,7 @@ def fill(store: StoreWriter, teacher: nn.Module, part: Part, world: World, *, ti
         raise DtrainError(problems if world.is_main else [])
     if any(world.gather_objects(world.asked_to_stop())):
         raise Stopped(f"{title}: stopped on request; whole shards are kept, and the same command continues")
-    world.main_first(store.publish)
+    world.main_first(lambda: _publish(store))
     say(f"{title}: {work.summary(time.perf_counter() - begin)} -> {store.path}")
 
 
@@ -111,6 +111,11 @@ def _in_step(work: _Work, teacher: InStep, title: str) -> list[str]:
 
 def _problems(error: DtrainError | OSError, store: StoreWriter) -> list[str]:
     return error.problems if isinstance(error, DtrainError) else [f"{store.path}: {error}"]
+
+
+def _publish(store: StoreWriter) -> None:
+    """Without the manifest as a result: what the main rank returns is sent to all, as JSON."""
+    store.publish()
 
 
 @dataclass
