@@ -18,6 +18,8 @@ from dtrain.recipe.source import parse
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = {name: pages.FOLDER / f"{name}.md" for name in (pages.INDEX, *pages.page_names())}
+FILES["README"] = ROOT / "README.md"
+LONGEST_README = 200
 LANGUAGES = {"bash", "yaml", "python", "text"}
 # What a fragment of a recipe lacks is taken from here.
 REST = {
@@ -99,6 +101,16 @@ def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
                     assert main([*command]) == 0, words
                     run.add(command)
     assert len(run) >= 5 and ("check", "quickstart") in run
+
+
+def test_readme_is_short_and_its_map_is_the_tree() -> None:
+    """Every folder of the package is on the map, and nothing else."""
+    text = FILES["README"].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_README
+    on_map = set(re.findall(r"^  (\w+)/ ", text, re.MULTILINE))
+    package = ROOT / "dtrain"
+    files = [path.relative_to(package).parts for path in package.rglob("*.*") if path.suffix not in (".pyc", "")]
+    assert on_map == {parts[0] for parts in files if len(parts) > 1 and not (package / parts[0]).is_symlink()}
 
 
 @pytest.mark.parametrize("name", FILES)
