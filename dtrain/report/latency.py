@@ -1,7 +1,7 @@
 """Rows a second of several models, measured side by side in one process.
 
-Only the forward pass from token ids is timed, with a tagger's search for the best tags. The models take turns, repeat by repeat, so that what else the
-machine does falls on all of them alike; the median of the repeats counts.
+Only the forward pass from token ids is timed, with a tagger's search for the best tags. The models take turns, repeat by
+repeat, so that whatever else the machine does slows all of them alike; the median of the repeats counts.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
         number of rows timed, by measurement; `part`; `machine`.
     """
     data = PreparedData.open(folder)
-    # Weights do not change the speed: one model of each structure is timed. But with exits they decide who leaves.
+    # Weights do not change the speed, so one model of each structure is timed; but with exits they decide at which layer
+    # a row leaves, and each such model is timed by itself.
     structure = {
         f"{kind}/{member.name}": fingerprint(
             member.model.model_dump(mode="json"), *([kind, member.name] if member.model.early_exits else [])

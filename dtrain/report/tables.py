@@ -67,7 +67,7 @@ def search(rungs: list[dict[str, Any]], failed: list[dict[str, Any]]) -> Table:
     reasons = {failure["name"]: failure["reason"] for failure in failed if failure["kind"] == "students"}
     names = list(dict.fromkeys([name for rung in rungs for name in rung["scores"]] + list(reasons)))
     names.sort(key=lambda name: [-rung["scores"].get(name, -math.inf) for rung in reversed(rungs)])
-    # Who was complete before it was compared kept its model.
+    # A student that was complete before it was compared kept its model.
     ends = reasons | {name: f"after epoch {r['epoch']}" for r in rungs for name in r["stopped"] if name in reasons}
     headers = ["student", *(f"{rung['metric']} to epoch {rung['epoch']}" for rung in rungs), "stopped"]
     rows = [

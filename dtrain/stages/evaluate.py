@@ -27,7 +27,7 @@ from dtrain.training.workers import Workers
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Read the model folders, write `evaluation.json` into each that has none for exactly this model.
 
-    A student that failed is passed over; the report tells why.
+    Students that failed are left out; the report gives their reasons.
 
     Raises:
         InputError: a model is not trained yet, or no part to be reported has labels.
