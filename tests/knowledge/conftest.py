@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -163,6 +164,7 @@ class ThreadWorld:
         if self.is_main:
             try:
                 outcome = work()
+                json.dumps(outcome)  # as the real world sends it
             except Exception as error:
                 outcome = error
         outcome = self.gather_objects(outcome)[0]
