@@ -237,12 +237,18 @@ def test_stages_of_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     check_refused(capsys.readouterr().err, code, recipe.parent, "--stages", "'distil'", "distill")
 
 
-@pytest.mark.parametrize("words", [["recipes", "seed=1"], ["run", "x.yaml", "--sede"]])
-def test_words_that_mean_nothing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["recipes", "seed=1"], "argument copy: invalid choice: 'seed=1' (choose from "),
+        (["run", "x.yaml", "--sede"], "unrecognized arguments: --sede"),
+    ],
+)
+def test_words_that_mean_nothing(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
-    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:

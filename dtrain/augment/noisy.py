@@ -39,7 +39,7 @@ def noisy_rows(part: Part, stores: Mapping[str, StoreReader], spec: Noisy) -> Pa
         InputError: no unlabelled row is left.
     """
     unlabelled = np.flatnonzero(part.labels < 0)
-    distributions = [store.logits(part.ids[unlabelled]).softmax(-1) for store in stores.values()]
+    distributions = [store.read("logits", part.ids[unlabelled]).softmax(-1) for store in stores.values()]
     chosen = unlabelled[confident(torch.stack(distributions).mean(0), spec.confidence, spec.balance)]
     if not len(chosen):
         raise InputError(f"noisy.confidence: no transfer row reaches {spec.confidence:g}")

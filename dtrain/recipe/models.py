@@ -198,15 +198,18 @@ def register_architecture(spec: type[Registered]) -> type[Registered]:
 
 def architectures() -> dict[str, type[Architecture]]:
     """Every registered architecture by its name: the package's own, file by file, and then others."""
-    own = _import_own()
-    return dict(sorted(_ARCHITECTURES.items(), key=lambda item: (item[1].__module__ not in own, item[1].__module__)))
+    own = {name: place for place, name in enumerate(_import_own())}
+    return dict(sorted(_ARCHITECTURES.items(), key=lambda item: own.get(item[1].__module__, len(own))))
 
 
 @cache
 def _import_own() -> list[str]:
     """Import the files of `recipe/architectures/`, each of which registers what is in it; their modules' names."""
     package = importlib.import_module("dtrain.recipe.architectures")
-    names = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    files = sorted(
+        (module.name for module in pkgutil.iter_modules(package.__path__)), key=lambda n: n != "transformers"
+    )
+    names = [f"{package.__name__}.{name}" for name in files]  # in messages, what teachers are made of comes first
     for name in names:
         importlib.import_module(name)
     return names

@@ -24,7 +24,7 @@ from dtrain.recipe.values import (
     OF_STUDENTS,
     PATTERN,
     Closed,
-    FilePath,
+    NamedPath,
     NonNegative,
     Positive,
     Precision,
@@ -206,7 +206,7 @@ class Teacher(TrainSpec):
 
     model: Annotated[ModelSpec, WrapValidator(_unless_given)]
     # a model folder of another run, taken as it is; then no key but this and `name` is given
-    source: Annotated[FilePath | None, Field(alias="from", exclude=True, min_length=1)] = None
+    source: Annotated[NamedPath | None, Field(alias="from", exclude=True)] = None
     label_smoothing: Share = 0.0  # share of each label that is spread over all classes
     tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; left out: not
     stop_epoch: PositiveInt | None = None  # take the weights at this epoch's end, of a schedule over all `epochs`

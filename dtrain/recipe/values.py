@@ -20,6 +20,7 @@ Size = Annotated[int, Field(gt=0, le=65536)]
 Widths = Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1)]  # of convolutions, in tokens
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
+NamedPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 Paths = list[FilePath]
 
 

@@ -53,11 +53,8 @@ class Opinions:
         self.table = torch.randn(1000, len(LABELS), generator=random)
         self.vectors = torch.randn(1000, 16, generator=random)  # as wide as the students' of `SHAPES`
 
-    def logits(self, ids: np.ndarray) -> torch.Tensor:
-        return self.table[ids]
-
-    def features(self, ids: np.ndarray) -> torch.Tensor:
-        return self.vectors[ids]
+    def read(self, kind: str, ids: np.ndarray) -> torch.Tensor:
+        return {"logits": self.table, "features": self.vectors}[kind][ids]
 
 
 class NeverStop:

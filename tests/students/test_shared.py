@@ -36,7 +36,7 @@ def test_a_batch_is_read_once(rows: Part, job: Callable[..., Any]) -> None:
             for name, tensor in batch.inputs.items():
                 assert torch.equal(tensor, rows.collate(index)[name])
             assert torch.equal(batch.targets["labels"], torch.from_numpy(rows.labels[index]).clamp(min=0))
-            assert torch.equal(batch.teachers["t"]["logits"], Opinions(0).logits(rows.ids[index]))
+            assert torch.equal(batch.teachers["t"]["logits"], Opinions(0).read("logits", rows.ids[index]))
     assert reading.reads == 4  # two batches, each its rows and its teacher's outputs
     for index in (np.array([7]), np.array([8]), np.array([3, 4])):
         feeds[0].batch(index)
@@ -80,7 +80,7 @@ def test_a_teacher_beside_the_student_sees_the_very_batch(rows: Part, world: Wor
     batch = feed.batch(index)
     assert source.passes == 1 and list(batch.teachers) == ["online", "stored"]
     assert (batch.teachers["online"]["logits"] == float(rows.lengths[index].sum())).all()
-    assert torch.equal(batch.teachers["stored"]["logits"], Opinions(0).logits(rows.ids[index]))
+    assert torch.equal(batch.teachers["stored"]["logits"], Opinions(0).read("logits", rows.ids[index]))
     feed.close()
 
 

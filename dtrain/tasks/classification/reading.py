@@ -127,20 +127,22 @@ def _label_numbers(data: Data, corpus: Corpus, problems: Problems) -> dict[str, 
     """
     numbers: dict[str | None, int] = {label: number for number, label in enumerate(corpus.labels)}
     columns = {}
+    unknown: list[tuple[Rows, int]] = []
     for part, rows in corpus.parts.items():
         columns[part] = np.array([numbers.get(label, -1) for label in rows.label], dtype=np.int64)
         check_all_or_none(part, np.array([label is None for label in rows.label]), rows, corpus.files, problems)
-        unknown = [i for i in np.flatnonzero(columns[part] < 0).tolist() if rows.label[i] is not None]
-        if unknown:
-            _add_unknown(data, corpus, rows, unknown, problems)
+        unknown += [(rows, i) for i in np.flatnonzero(columns[part] < 0).tolist() if rows.label[i] is not None]
+    if unknown:
+        _add_unknown(data, corpus, unknown, problems)
     return columns
 
 
-def _add_unknown(data: Data, corpus: Corpus, rows: Rows, unknown: list[int], problems: Problems) -> None:
-    """One problem for all rows of a part whose label is none of the corpus's."""
-    first, label = unknown[0], str(rows.label[unknown[0]])
+def _add_unknown(data: Data, corpus: Corpus, unknown: list[tuple[Rows, int]], problems: Problems) -> None:
+    """One problem for all rows, of any part, whose label is none of the corpus's."""
+    rows, first = unknown[0]
+    label = str(rows.label[first])
     why, remedy = outside(data)
-    others = list(dict.fromkeys(repr(rows.label[i]) for i in unknown if rows.label[i] != label))
+    others = list(dict.fromkeys(repr(rows.label[i]) for rows, i in unknown if rows.label[i] != label))
     more = f"; {len(unknown) - 1:,} more row(s) have" if len(unknown) > 1 else ""
     more += f" this label or {shown(others, 5)}" if others else " this label" if more else ""
     header = "; if the file has a header, set data.header: true" if not data.header and rows.line[first] == 1 else ""
