@@ -118,7 +118,8 @@ class TrainSpec(Closed):
     schedule: ScheduleSpec = ScheduleSpec()  # how the rate rises and falls
     evaluate_every: PositiveInt | None = None  # steps between two evaluations; default: an epoch
     adversarial: AdversarialSpec | None = None  # train on embeddings moved against the model as well; left out: not
-    # chooses the weights that are kept; default: accuracy, for tagging f1; of equal scores, lower loss
+    # chooses the weights that are kept: accuracy (default), f1, f1_weighted or loss; for tagging f1 (default), f1_macro,
+    # f1_weighted, accuracy or loss; of equal scores, those of the lower loss
     metric: str | None = None
     patience: PositiveInt | None = None  # evaluations without a better score after which training ends; null: never
     checkpoint_every: PositiveInt | None = None  # steps between two checkpoints; default: an epoch

@@ -1,5 +1,5 @@
 """What goes wrong while a run is under way: each fault ends it within a set time, with one clear message, and the
-same command continues once the cause is gone. `pytest -s` shows the times that the README's table holds: those of real
+same command continues once the cause is gone. `pytest -s` shows the times that the manual's page `failures` holds: those of real
 launches, but for faults in what a command reads, and for the commands before and after a fault, which are forked."""
 
 from __future__ import annotations
