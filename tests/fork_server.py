@@ -135,10 +135,10 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 
 def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    signal.set_wakeup_fd(-1)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     os.closerange(3, 256)  # the server's; no import left one open
-    signal.set_wakeup_fd(-1)
     os.chdir(request["cwd"])
     torch_run: Any = sys.modules["torch.distributed.run"]
     torch_run.run = _fork_ranks
