@@ -16,6 +16,7 @@ from dtrain.data.lines import UTF8, likely_encoding, numbered_lines, open_bytes
 from dtrain.data.problems import Problems
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.recipe import load_recipe, write_new
+from dtrain.recipe.source import parse
 
 ROWS = 2000  # that are looked at
 TEXTS = ("text", "sentence", "content", "review", "title", "query", "body", "文本", "内容")
@@ -64,7 +65,7 @@ def recipe_for(path: Path) -> str:
     lines = [
         f"# {guess.task} of {path.name}; every guess is a comment: check it, then run `dtrain check` on this file",
         "",
-        f"name: {_name(path)} # everything is written under runs/{_name(path)}",
+        f"name: {_quoted(_name(path))} # everything is written under runs/{_name(path)}",
         "data:",
         f"  task: {guess.task} # {_why_task(guess)}",
         f"  train: {_quoted(str(path))}",
@@ -251,12 +252,13 @@ def _is_chinese(text: str) -> bool:
 
 
 def _shown(labels: Sequence[str]) -> str:
+    labels = [" ".join(label.split()) for label in labels]
     return ", ".join(labels[:12]) + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
 
 
 def _quoted(value: str | int) -> str:
     """A word of YAML."""
-    if isinstance(value, int) or re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII):
+    if isinstance(value, int) or (re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and parse(value) == value):
         return str(value)
     return json.dumps(value, ensure_ascii=False)
 

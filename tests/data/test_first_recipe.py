@@ -66,6 +66,13 @@ def test_csv_with_header() -> None:
     assert (recipe.data.columns.text, recipe.data.columns.label) == ("review", "stars")
 
 
+def test_names_that_yaml_reads_otherwise_are_quoted() -> None:
+    lines = [json.dumps({"yes": words, "no": f"{label}\n#"}) for label, words in rows()]
+    recipe, _ = first("2020.jsonl", "\n".join(lines))
+    assert (recipe.name, recipe.data.train) == ("2020", ["2020.jsonl"])
+    assert (recipe.data.columns.text, recipe.data.columns.label) == ("yes", "no")
+
+
 def test_pairs_by_names_and_by_place() -> None:
     lines = [json.dumps({"sentence1": words, "sentence2": words[::-1], "label": label}) for label, words in rows()]
     recipe, _ = first("train.jsonl", "\n".join(lines))
