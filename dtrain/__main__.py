@@ -11,11 +11,12 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from dtrain import __version__, signals
+from dtrain import __version__
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError, InputError, suggest
 from dtrain.log import be_quiet, is_main_process
-from dtrain.machines import ONE_MACHINE, Machines, parse_machines
 from dtrain.manual import pages
+from dtrain.runtime import signals
+from dtrain.runtime.machines import ONE_MACHINE, Machines, parse_machines
 from dtrain.stages import Option, Stage, find_stage, job_lines, of_run, option, run_names, stages
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def entry() -> None:
             traceback.print_exc()
         code = EXIT_FAILED
     if "torch" in sys.modules:
-        from dtrain.distributed import leave
+        from dtrain.runtime.distributed import leave
 
         leave(code)
     sys.exit(code)

@@ -16,9 +16,9 @@ from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.agent.server import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from dtrain.attendance import open_store, roll_call
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, DtrainError, exit_code_of
-from dtrain.machines import Machines
+from dtrain.runtime.attendance import open_store, rendezvous
+from dtrain.runtime.machines import Machines
 
 
 def meet(machines: Machines, seconds: float) -> TCPStore:
@@ -37,7 +37,7 @@ def meet(machines: Machines, seconds: float) -> TCPStore:
         DtrainError: naming the machines that did not come.
     """
     store = open_store(machines.host, machines.port, serve=machines.rank == 0, seconds=seconds)
-    roll_call(store, "machine", machines.rank, machines.count, seconds)
+    rendezvous(store, "machine", machines.rank, machines.count, seconds)
     return store
 
 

@@ -23,11 +23,11 @@ import yaml
 
 from dtrain.errors import EXIT_DONE, EXIT_STOPPED, InputError, exit_code_of
 from dtrain.log import say
-from dtrain.machines import ONE_MACHINE, Machines
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
-from dtrain.sharding import configs_folder, read_deepspeed
-from dtrain.signals import LAUNCHER, SIGNALS
+from dtrain.runtime.machines import ONE_MACHINE, Machines
+from dtrain.runtime.sharding import configs_folder, read_deepspeed
+from dtrain.runtime.signals import LAUNCHER, SIGNALS
 
 SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP", "DEEPSPEED")
 
@@ -44,7 +44,7 @@ def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
     """Consecutive stages that are started alike share a launch: starting costs seconds, once."""
     found: list[tuple[Way, list[str]]] = []
     for stage in stages:
-        way = way_of(recipe, stage)
+        way = launch_spec(recipe, stage)
         if found and found[-1][0] == way:
             found[-1][1].append(stage)
         else:
@@ -52,7 +52,7 @@ def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
     return found
 
 
-def way_of(recipe: Recipe, stage: str) -> Way:
+def launch_spec(recipe: Recipe, stage: str) -> Way:
     """Processes and accelerate config of a stage: the recipe's `launch`, overridden by `launch.stages`."""
     special = recipe.launch.stages.get(stage)
     wanted = (special and special.processes) or recipe.launch.processes

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.data.corpus import parts_to_cut
+from dtrain.data.external import model_files, tokenizer_files
 from dtrain.data.files import resolve_path
-from dtrain.data.given import model_files, tokenizer_files
 from dtrain.data.tokenizers import tokenizer_name
 from dtrain.errors import EveryStudentFailed
 from dtrain.knowledge.format import damage
 from dtrain.pretraining.corpus import corpus_files
 from dtrain.pretraining.excluded import excluded_sources
-from dtrain.recipe.models import GivenSpec, encoder_of
+from dtrain.recipe.models import ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done, read_json
@@ -93,7 +93,7 @@ class Plan:
             file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
             return fingerprint("tokenizer", self.data, data.max_length, vocabulary, file)
         model: Any = self._member(name).model
-        if isinstance(model, GivenSpec):
+        if isinstance(model, ExternalSpec):
             files = tokenizer_files(resolve_path(model.folder))
             return fingerprint("tokenizer", self.data, data.max_length, self._contents(files))
         spec = encoder_of(model)
@@ -106,7 +106,7 @@ class Plan:
     def model(self, kind: str, name: str) -> str:
         """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
-        if isinstance(member.model, GivenSpec):
+        if isinstance(member.model, ExternalSpec):
             files = model_files(resolve_path(member.model.folder))
             return fingerprint(kind, FORMAT, self.tokenizer(name), "given", self._contents(files))
         section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})

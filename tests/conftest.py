@@ -20,7 +20,7 @@ for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_AD
 import pytest  # noqa: E402
 
 if TYPE_CHECKING:
-    from dtrain.distributed import World
+    from dtrain.runtime.distributed import World
 
 ROOT = Path(__file__).parent.parent
 BY_FOLDER = {"distributed": "distributed", "slurm": "slurm"}
@@ -48,7 +48,7 @@ def world() -> World:
     """This process alone."""
     import torch
 
-    from dtrain.distributed import connect
+    from dtrain.runtime.distributed import connect
 
     alone = connect()
     torch.set_num_threads(1)

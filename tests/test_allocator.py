@@ -11,7 +11,7 @@ import pytest
 STEPS = """
 import resource, sys
 import torch
-from dtrain.allocator import keep_freed_memory
+from dtrain.runtime.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     print(keep_freed_memory())
 def step():

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dtrain.attendance import names, open_store, roll_call
 from dtrain.errors import DtrainError, InputError
-from dtrain.machines import Machines, parse_machines
+from dtrain.runtime.attendance import names, open_store, rendezvous
+from dtrain.runtime.machines import Machines, parse_machines
 
 PULSE = """\
 import sys, time
-from dtrain.attendance import open_store, start_pulse, stop_pulse
+from dtrain.runtime.attendance import open_store, start_pulse, stop_pulse
 rank, port, ends = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 store = open_store("127.0.0.1", port, serve=False, seconds=30)
 start_pulse(store, rank, 3, 1.5)
@@ -35,7 +35,7 @@ def answer(port: int, index: int, count: int, seconds: float) -> list[str] | Non
     """None when all came, else the problems told."""
     store = open_store("127.0.0.1", port, serve=index == 0, seconds=seconds)
     try:
-        roll_call(store, "rank", index, count, seconds)
+        rendezvous(store, "rank", index, count, seconds)
     except DtrainError as error:
         return error.problems
     finally:

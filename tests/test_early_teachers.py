@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from dtrain.distributed import World
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import finetune, prepare
 from dtrain.training.model_job import ModelJob
 

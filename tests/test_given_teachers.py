@@ -15,7 +15,6 @@ import torch
 from dtrain.__main__ import main
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
-from dtrain.distributed import World
 from dtrain.errors import EveryStudentFailed, InputError
 from dtrain.knowledge.reader import StoreReader
 from dtrain.models import load
@@ -23,6 +22,7 @@ from dtrain.plan import Plan
 from dtrain.predict.predictor import Predictor
 from dtrain.recipe import Recipe, dump_recipe, load_recipe
 from dtrain.runfolder import is_done, read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, evaluate, finetune, precompute, prepare, report
 from dtrain.stages.check import check_inputs
 
@@ -95,7 +95,7 @@ def test_two_rounds_end_with_a_report(root: Path) -> None:
     taught = {model["name"]: model["teachers"] for model in results["models"] if model["kind"] == "students"}
     assert taught == {name: ["big", "small", "first"] for name in ("noisy", "cnn")}
     assert "s / epoch" in (plan.folder.report / "report.md").read_text()
-    # round 1 had masks in its made-up rows, and went on with them through a BERT and a store
+    # round 1 had masks in its synthetic rows, and went on with them through a BERT and a store
     texts = PreparedData.open(Plan(round1(root)).folder).rows("transfer")["text"]
     assert any(MASK in text for text in texts)
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 import torch.distributed as dist
 
-from dtrain.distributed import World, leave, leave_together
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
+from dtrain.runtime.distributed import World, leave, leave_together
 
 
 class Store:

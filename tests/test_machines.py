@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dtrain.machines import usable_cores
+from dtrain.runtime.machines import usable_cores
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.data import Part, PreparedData, tokenizer_name
+from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.data.encode import MASK
-from dtrain.distributed import World
 from dtrain.knowledge.reader import StoreReader
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, load_recipe
 from dtrain.report import speed
 from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, evaluate, finetune, precompute, prepare, report
 from dtrain.stages.check import check_inputs
 from dtrain.training.workers import Workers
@@ -104,7 +104,7 @@ def test_made_up_rows_go_to_students_and_store(classes: Plan) -> None:
     assert rows["hinted"]["training_rows"] == 48 + len(transfer)
 
 
-def leave_by_hand(model: torch.nn.Module, part: Part, confidence: float) -> list[int]:
+def leave_by_hand(model: torch.nn.Module, part: EncodedSplit, confidence: float) -> list[int]:
     """Rows that leave at each exit: a row at a time through all exits, and the first that is sure."""
     model.confidence = None
     rows = [0, 0, 0]

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from dtrain import signals
+from dtrain.runtime import signals
 
 LISTENER = """\
 import sys, time
-from dtrain import signals
+from dtrain.runtime import signals
 signals.listen()
 print("ready", flush=True)
 for line in sys.stdin:

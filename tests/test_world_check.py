@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dtrain.errors import InputError
-from dtrain.world_check import check_devices, check_world
+from dtrain.runtime.world_check import check_devices, check_world
 
 TORCHRUN = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "RANK": "0"}
 STEP = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import InputError
 from dtrain.recipe.training import Noisy
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dtrain.knowledge.reader import StoreReader
 
 
-def blank_tokens(batch: Batch, *, share: float, part: Part) -> Batch:
+def blank_tokens(batch: Batch, *, share: float, part: EncodedSplit) -> Batch:
     """The batch with each token of text blanked with the chance `share`, by torch's random generator.
 
     What stands around texts stays: a pair without its separator would be one text, and a transformer reads its answer
@@ -32,7 +32,7 @@ def blank_tokens(batch: Batch, *, share: float, part: Part) -> Batch:
     return replace(batch, inputs={**batch.inputs, "input_ids": ids.masked_fill(blanked, part.pad_id)})
 
 
-def noisy_rows(part: Part, stores: Mapping[str, StoreReader], spec: Noisy) -> Part:
+def noisy_rows(part: EncodedSplit, stores: Mapping[str, StoreReader], spec: Noisy) -> EncodedSplit:
     """All labelled rows, and the unlabelled ones that `confident` chooses by the mean of the teachers' distributions.
 
     Raises:
@@ -64,7 +64,7 @@ def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.nd
     return np.sort(np.concatenate([np.resize(rows, -(-len(kept) // len(by_class))) for rows in by_class]))
 
 
-def _take(part: Part, index: np.ndarray) -> Part:
+def _take(part: EncodedSplit, index: np.ndarray) -> EncodedSplit:
     """The rows at `index`, which may come several times."""
     lengths = part.lengths[index].astype(np.int64)
     offsets = np.concatenate([[0], lengths.cumsum()])

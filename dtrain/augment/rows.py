@@ -1,4 +1,4 @@
-"""Made-up rows of a whole corpus, as its transfer rows, over worker processes where there are many.
+"""Synthetic rows of a whole corpus, as its transfer rows, over worker processes where there are many.
 
 A row is a function of the recipe's seed, the id of the training row that it is made of, and its number among that
 row's: neither workers nor their number change it.
@@ -22,15 +22,15 @@ from dtrain.data.corpus import Corpus
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
 from dtrain.errors import InputError
-from dtrain.machines import usable_cores
 from dtrain.recipe.data import Data
+from dtrain.runtime.machines import usable_cores
 
 CHUNK = 512  # training rows
 MOST_WORKERS = 8
 Pair = tuple[str, str | None]
 
 
-def with_made_up_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
+def with_synthetic_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
     """The corpus with `data.augment.n_iter` attempts at each training row behind its transfer rows.
 
     Of pairs the first text is varied, then the second, then both, and so on. What is a training or transfer row

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dtrain.data.batching import inference_batches, share_of, training_batches
-    from dtrain.data.dataset import Part, PreparedData, encode_documents, encode_texts
+    from dtrain.data.dataset import EncodedSplit, PreparedData, encode_documents, encode_texts
     from dtrain.data.files import resolve_path
     from dtrain.data.normalize import Normalizer
     from dtrain.data.tokenizers import check_tokenizers, tokenizer_name
@@ -36,7 +36,7 @@ _HOMES = {
     "inference_batches": "batching",
     "share_of": "batching",
     "training_batches": "batching",
-    "Part": "dataset",
+    "EncodedSplit": "dataset",
     "PreparedData": "dataset",
     "encode_documents": "dataset",
     "encode_texts": "dataset",
@@ -48,7 +48,7 @@ _HOMES = {
 
 __all__ = [
     "Normalizer",
-    "Part",
+    "EncodedSplit",
     "PreparedData",
     "check_tokenizers",
     "encode_documents",

@@ -25,7 +25,7 @@ from dtrain.runfolder import RunFolder, read_json
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class EncodedSplit:
     """Encoded rows, side by side in flat arrays: row i has tokens[offsets[i] : offsets[i + 1]].
 
     Tokens, types and tags of many rows stay in the files that they are mapped from; only numbers that every row has one
@@ -99,7 +99,7 @@ class Part:
         return self.load_rows()
 
     @classmethod
-    def concat(cls, parts: Sequence[Part]) -> Part:
+    def concat(cls, parts: Sequence[EncodedSplit]) -> EncodedSplit:
         """Several parts (of the same tokenizer) one after another: a view of their tokens, types and tags."""
         if len(parts) == 1:
             return parts[0]
@@ -193,7 +193,7 @@ class PreparedData:
             raise DtrainError(f"{self.folder}: there is no part {part!r} (found: {', '.join(self.parts)})")
         return load_from_disk(self.folder / "rows" / part)
 
-    def part(self, part: str, tokenizer: str) -> Part:
+    def part(self, part: str, tokenizer: str) -> EncodedSplit:
         """The rows of a part as one tokenizer encodes them.
 
         Raises:
@@ -212,7 +212,7 @@ class PreparedData:
         tags = _lists(rows, "tags")[0] if tagged else None
         if tags is not None and len(tags) != len(tokens) - specials * len(ids):
             raise DtrainError(f"{self.folder / 'encoded' / tokenizer / part}: other characters than those of the rows")
-        return Part(
+        return EncodedSplit(
             ids=ids,
             labels=_column(rows, "label"),
             tokens=tokens,
@@ -241,8 +241,8 @@ class PreparedData:
         return encoding
 
 
-def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, max_length: int) -> Part:
-    """A Part of new, already normalised texts, with ids 0..N-1 and no labels, for prediction.
+def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, max_length: int) -> EncodedSplit:
+    """An EncodedSplit of new, already normalised texts, with ids 0..N-1 and no labels, for prediction.
 
     `tokenizer` is any saved tokenizer folder, a model's own included.
     """
@@ -253,7 +253,7 @@ def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, m
     def load_rows() -> Dataset:
         return Dataset.from_dict(columns)
 
-    return Part(
+    return EncodedSplit(
         ids=np.arange(len(texts)),
         labels=np.full(len(texts), -1, dtype=np.int64),
         tokens=np.fromiter(chain.from_iterable(encoded.ids), dtype=np.int32),
@@ -264,8 +264,8 @@ def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, m
     )
 
 
-def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization, max_length: int) -> Part:
-    """A Part of new documents without tags, for prediction: cut into pieces, as `prepare` does without knowing tags.
+def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization, max_length: int) -> EncodedSplit:
+    """An EncodedSplit of new documents without tags, for prediction: cut into pieces, as `prepare` does without knowing tags.
 
     Args:
         tokenizer: any saved tokenizer folder of a tagger.
@@ -286,7 +286,7 @@ def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization
     def load_rows() -> Dataset:
         return Dataset.from_dict({"text": pieces, "document": documents, "start": starts})
 
-    return Part(
+    return EncodedSplit(
         ids=np.arange(len(pieces)),
         labels=np.full(len(pieces), -1, dtype=np.int64),
         tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),

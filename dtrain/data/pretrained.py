@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dtrain.data.external import positions
 from dtrain.data.files import resolve_path
-from dtrain.data.given import positions
 from dtrain.recipe.models import EncoderSpec
 
 WEIGHTS = "model.safetensors"

@@ -12,7 +12,7 @@ from dtrain.data.files import existing_file
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems
 from dtrain.errors import InputError
-from dtrain.recipe.models import EncoderSpec, GivenSpec, encoder_of
+from dtrain.recipe.models import EncoderSpec, ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import OF_STUDENTS
@@ -26,19 +26,19 @@ def tokenizer_name(member: Teacher | Student) -> str:
     return member.tokenizer
 
 
-def _own_tokenizer(member: Teacher | Student) -> EncoderSpec | GivenSpec | None:
+def _own_tokenizer(member: Teacher | Student) -> EncoderSpec | ExternalSpec | None:
     """The section that brings a member's tokenizer, if it has one of its own."""
     model: object = member.model
-    return model if isinstance(model, GivenSpec) else encoder_of(member.model)
+    return model if isinstance(model, ExternalSpec) else encoder_of(member.model)
 
 
-def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | GivenSpec | None]:
+def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | None]:
     """Every tokenizer that the recipe needs: name -> the transformer's or given model's section, None for the students'.
 
     Raises InputError where two different ones would have the same name.
     """
     problems = Problems()
-    specs: dict[str, EncoderSpec | GivenSpec | None] = {}
+    specs: dict[str, EncoderSpec | ExternalSpec | None] = {}
     teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
         name = tokenizer_name(member)
@@ -55,9 +55,9 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | GivenSpec | None]
     return specs
 
 
-def identity_of(spec: EncoderSpec | GivenSpec | None) -> tuple[object, ...]:
+def identity_of(spec: EncoderSpec | ExternalSpec | None) -> tuple[object, ...]:
     """What of a model section decides its tokenizer; members with the same share one."""
-    if isinstance(spec, GivenSpec):
+    if isinstance(spec, ExternalSpec):
         return (spec.type, spec.folder)
     return (spec.pretrained, spec.vocabulary, spec.vocabulary_size) if spec else (None,)
 

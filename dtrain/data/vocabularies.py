@@ -18,7 +18,7 @@ from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Vocabulary
-from dtrain.recipe.models import EncoderSpec, GivenSpec
+from dtrain.recipe.models import EncoderSpec, ExternalSpec
 
 BLOCK_CHARACTERS = 1 << 18  # of a text whose words are counted at a time
 
@@ -53,13 +53,13 @@ def _most_frequent(batches: Iterable[Iterable[str]], min_count: int, max_size: i
 
 
 def given_tokenizer(
-    name: str, spec: EncoderSpec | GivenSpec, max_length: int, lower: bool
+    name: str, spec: EncoderSpec | ExternalSpec, max_length: int, lower: bool
 ) -> PreTrainedTokenizerFast | None:
     """A pretrained or given model's tokenizer, or that of a vocab.txt; None where one is to be trained.
 
     Raises InputError where it cannot be loaded, or takes less than `data.max_length` tokens.
     """
-    if isinstance(spec, GivenSpec):
+    if isinstance(spec, ExternalSpec):
         key, source = f"teachers.{name}.from: {spec.folder}", str(resolve_path(spec.folder))
     elif spec.pretrained is None:
         return _wordpiece(bert_vocabulary(spec.vocabulary, name), lower) if spec.vocabulary else None

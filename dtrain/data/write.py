@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from datasets import Dataset, Features, List, Value, load_from_disk
 
-from dtrain.machines import usable_cores
 from dtrain.recipe.data import Data
+from dtrain.runtime.machines import usable_cores
 
 WORKER_BYTES = 16 << 20  # of rows; starting workers takes a second or two, in which one encodes about as much
 MOST_WORKERS = 8

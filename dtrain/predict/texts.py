@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.files import TABLES, Source, resolve_path, suffix_of
 from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, shown
@@ -199,7 +199,7 @@ def _is_row(line: str, source: Source, data: Data) -> bool:
 # --- the prepared test rows --------------------------------------------------------------------------
 
 
-def prepared_texts(part: Part) -> Texts:
+def prepared_texts(part: EncodedSplit) -> Texts:
     """The test rows as they were prepared (normalised); for tagging, documents as the user has them."""
     rows = part.rows()
     if part.documents is not None:

@@ -18,7 +18,7 @@ from dtrain.recipe.data import Data
 from dtrain.runfolder import fingerprint, is_done, mark_done, publish_folder
 
 if TYPE_CHECKING:
-    from dtrain.training.stop import StopRequest
+    from dtrain.runtime.stop import StopRequest
 
 SUFFIX = ".pieces"
 PIECE_BYTES = 16 << 20  # of text for each worker: half a minute of cutting it into words

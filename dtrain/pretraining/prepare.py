@@ -26,18 +26,19 @@ from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
 from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents
 from dtrain.pretraining.excluded import excluded_texts
-from dtrain.pretraining.packing import Documents, pack, write_rows
-from dtrain.pretraining.pairs import write_pairs
 from dtrain.pretraining.pieces import Pieces, hear, remove_pieces
-from dtrain.pretraining.words import UNKNOWN, TokenFlagger, check_dictionary, segmenter
+from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import DONE, RunFolder, is_done, mark_done, publish_folder, read_json, write_json
+from dtrain.tasks.masked_lm.masking import UNKNOWN
+from dtrain.tasks.masked_lm.packing import Documents, pack, write_rows
+from dtrain.tasks.masked_lm.pairs import write_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from dtrain.training.stop import StopRequest
+    from dtrain.runtime.stop import StopRequest
 
 PARTS = ("train", "held_out")
 RAW = "raw.arrow"

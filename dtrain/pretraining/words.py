@@ -14,15 +14,13 @@ from dtrain.data.lines import numbered_lines
 from dtrain.data.normalize import Normalizer
 from dtrain.data.problems import Problems, RowError, shortened
 from dtrain.recipe.data import Normalization
+from dtrain.tasks.masked_lm.masking import SENTENCE, UNKNOWN, WORD
 
 if TYPE_CHECKING:
     import jieba
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
-# Flags of a document's tokens, as bits.
-WORD, SENTENCE = 1, 2  # begins one
-UNKNOWN = 4  # in a word with a token that stands for something else, as [UNK] does
 # Characters that are encoded at a time: the tokenizer's encodings take 700 bytes for each, far more than the ids.
 ENCODE_CHARACTERS = 1 << 18
 SENTENCE_END = re.compile(r"(?:[。！？；!?;…]+|\.(?=\s))[”’」』）)\"']*\s*|\n+")

@@ -160,7 +160,7 @@ class EncoderSpec(Architecture):
         return 12.0 * hidden * hidden * layers
 
 
-class GivenSpec(Architecture):
+class ExternalSpec(Architecture):
     """What stands as `model` of a teacher with `from`: the folder knows its own structure. Not written in recipes."""
 
     type: Literal["given"] = "given"

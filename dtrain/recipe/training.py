@@ -18,7 +18,7 @@ from pydantic import (
 from dtrain.errors import suggest
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
-from dtrain.recipe.models import PRETRAIN, GivenSpec, ModelSpec, architectures
+from dtrain.recipe.models import PRETRAIN, ExternalSpec, ModelSpec, architectures
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
     OF_STUDENTS,
@@ -141,7 +141,7 @@ class TrainSpec(Closed):
     @property
     def tokenizer(self) -> str:
         """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one."""
-        if isinstance(self.model, GivenSpec):
+        if isinstance(self.model, ExternalSpec):
             return self.name
         encoder = self.model.transformer
         return OF_STUDENTS if encoder is None else encoder.tokenizer or self.name
@@ -150,7 +150,7 @@ class TrainSpec(Closed):
     def brings_tokenizer(self) -> bool:
         """Whether it has a tokenizer of its own, which others may read with."""
         encoder = self.model.transformer
-        return isinstance(self.model, GivenSpec) or encoder is not None and encoder.tokenizer is None
+        return isinstance(self.model, ExternalSpec) or encoder is not None and encoder.tokenizer is None
 
     def resolve(self, context: Context, report: Reporter) -> None:
         """Fill in what is left open, and check against the task."""
@@ -170,8 +170,8 @@ class TrainSpec(Closed):
                 f"no transformer of the recipe with a tokenizer of its own is called {encoder.tokenizer!r}{hint} "
                 f"(there are: {known})",
             )
-        if isinstance(self.model, GivenSpec):
-            return  # data/given.py compares its folder with the data
+        if isinstance(self.model, ExternalSpec):
+            return  # data/external.py compares its folder with the data
         kind = self.model.type
         alike = {name for name in task_names() if rules_of(name).name == task.name}
         if kind not in task.models and alike.isdisjoint(self.model.tasks):
@@ -199,7 +199,7 @@ class ToleranceSpec(Closed):
 
 def _unless_given(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     """A recipe cannot say `given`: only `from` makes one."""
-    return value if isinstance(value, GivenSpec) else validate(value)
+    return value if isinstance(value, ExternalSpec) else validate(value)
 
 
 class Teacher(TrainSpec):
@@ -220,7 +220,7 @@ class Teacher(TrainSpec):
         others = [key for key in value if key not in ("name", "from")]
         if others:
             raise ValueError(f"{others[0]}: is not for a teacher taken `from` a folder as it is (allowed: name, from)")
-        return {**value, "model": GivenSpec(folder=str(value["from"]))}
+        return {**value, "model": ExternalSpec(folder=str(value["from"]))}
 
     @model_serializer(mode="wrap")
     def as_it_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

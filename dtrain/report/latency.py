@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 
 ROWS = 256
 REPEATS = 5
 PASS_SECONDS = 2.0  # the slowest model's share of a repeat; fewer rows are timed where it would take longer
 
 
-def measure(models: dict[str, nn.Module], parts: dict[str, Part], device: torch.device, batch: int) -> dict[str, Any]:
+def measure(
+    models: dict[str, nn.Module], parts: dict[str, EncodedSplit], device: torch.device, batch: int
+) -> dict[str, Any]:
     """Time `models` on the same rows in batches of `batch`, in file order, padded to the longest of a batch.
 
     Args:
@@ -66,7 +68,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _batches(part: Part, rows: np.ndarray, batch: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
+def _batches(part: EncodedSplit, rows: np.ndarray, batch: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
     cuts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     return [{key: value.to(device) for key, value in part.collate(cut).items()} for cut in cuts]
 

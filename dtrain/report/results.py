@@ -172,12 +172,12 @@ def _groups(
     members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]], view: View
 ) -> list[dict[str, Any]]:
     """Models that differ in name and seed alone, with mean and sample standard deviation of their scores."""
-    together: dict[str, list[dict[str, Any]]] = {}
+    data_parallel: dict[str, list[dict[str, Any]]] = {}
     for (kind, member), model in zip(members, models, strict=True):
         same = member.model_dump(mode="json", exclude=_OWN)
-        together.setdefault(fingerprint(kind, same), []).append(model)
+        data_parallel.setdefault(fingerprint(kind, same), []).append(model)
     groups = []
-    for own in together.values():
+    for own in data_parallel.values():
         first = own[0]
         parts = [key for key, value in first.items() if isinstance(value, dict)]
         costs = [key for key in first if key in COSTS or key.startswith(("rows_per_second_", "speedup_"))]

@@ -8,15 +8,15 @@ import os
 from pydantic import BaseModel
 
 from dtrain.data.corpus import Corpus
+from dtrain.data.external import check_external
 from dtrain.data.files import existing_file
-from dtrain.data.given import check_given
 from dtrain.data.pretrained import check_pretrained
 from dtrain.data.problems import shown
 from dtrain.data.summary import cut_in_words, estimated_cuts, info_of, remarks_in_words, rows_in_words
 from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
-from dtrain.launch import way_of
+from dtrain.launch import launch_spec
 from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.pretraining.corpus import check_corpus
@@ -40,13 +40,13 @@ def check_inputs(recipe: Recipe) -> Corpus | None:
         check_tokenizers(recipe)
     except InputError as error:
         problems += error.problems
-    problems += check_given(recipe)
+    problems += check_external(recipe)
     for section in (recipe.teachers, recipe.students):
         for member in section:
             problems += _unfit_model_files(member.name, member.model, recipe.data.max_length)
     try:
         for stage in run_names():
-            way_of(recipe, stage)
+            launch_spec(recipe, stage)
     except InputError as error:
         problems += error.problems
     if recipe.pretrain:
@@ -66,7 +66,7 @@ def check_inputs(recipe: Recipe) -> Corpus | None:
     try:
         if not prepared:
             corpus = check_sources(recipe.data, recipe.seed)
-            problems += [problem for problem in check_given(recipe, corpus.labels) if problem not in problems]
+            problems += [problem for problem in check_external(recipe, corpus.labels) if problem not in problems]
             if not corpus.counts.get("valid"):
                 few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
                 problems.append(f"data.split: {few}; name data.valid, or cut more")

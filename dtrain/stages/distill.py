@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from dtrain.data import PreparedData
-from dtrain.distributed import World
+from dtrain.engines.precision import check_precisions, resolve_precision
 from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
-from dtrain.launch import way_of
+from dtrain.launch import launch_spec
 from dtrain.log import say, say_anywhere
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, Student
 from dtrain.runfolder import RunFolder, is_done, publish_folder, read_json, write_json
+from dtrain.runtime.distributed import World
+from dtrain.runtime.stop import StopRequest
 from dtrain.stages.precompute import expected_identity
 from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
@@ -28,8 +30,6 @@ from dtrain.training.job import Diverged, checkpoint_identity
 from dtrain.training.members import Members
 from dtrain.training.model_job import Trained
 from dtrain.training.monitor import log_hyperparameters
-from dtrain.training.precision import check_precisions, resolve_precision
-from dtrain.training.stop import StopRequest
 
 MEETING_SECONDS = 30.0  # from the first rank's failure to the last one's, of the same student for the same reason
 
@@ -47,15 +47,15 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     plan = Plan(recipe)
     data = PreparedData.open(folder)
     stop = world.stop or StopRequest(world, folder.root)
-    for name in sorted({s.name for s in recipe.students} - set(world.main_first(lambda: _waiting(plan)))):
+    for name in sorted({s.name for s in recipe.students} - set(world.run_on_main(lambda: _waiting(plan)))):
         say(f"student {name}: complete, nothing to do")
     members = Members(recipe, data, task_of(data), world, folder)
     trainer = GroupTrainer(plan, members, stop, lambda teacher: _open_store(teacher, recipe, data, folder))
     failed: list[str] = []
     while True:
         compare = functools.partial(_stop_the_worst, plan, folder, failed, world.device)
-        search = world.main_first(compare) if recipe.search else None
-        waiting = set(world.main_first(lambda: _waiting(plan))) - set(failed)
+        search = world.run_on_main(compare) if recipe.search else None
+        waiting = set(world.run_on_main(lambda: _waiting(plan))) - set(failed)
         if not waiting:
             break
         groups = _groups([s for s in recipe.students if s.name in waiting], plan, data, world.size, world.device)
@@ -66,12 +66,12 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             break
     if failed and len(failed) == len(recipe.students):
         raise EveryStudentFailed(f"every student failed ({', '.join(sorted(failed))})")
-    world.main_first(plan.require_a_student)
+    world.run_on_main(plan.require_a_student)
 
 
 def show_plan(recipe: Recipe) -> None:
     """Print who would train where, with whom, and why not fused. Writes nothing; needs no earlier stage."""
-    ranks = way_of(recipe, "distill").processes
+    ranks = launch_spec(recipe, "distill").processes
     plan = Plan(recipe)
     students = [student for student in recipe.students if student.name in _waiting(plan)]
     for name in sorted({s.name for s in recipe.students} - {s.name for s in students}):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dtrain.data import Part, PreparedData, tokenizer_name
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
@@ -18,9 +18,9 @@ from dtrain.models.multi_exit import MultiExit
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, is_done, write_json
+from dtrain.runtime.distributed import World
 from dtrain.tasks.base import Task
 from dtrain.tasks.registry import task_of
-from dtrain.training.precision import resolve_precision
 from dtrain.training.workers import Workers
 
 
@@ -37,7 +37,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     data = PreparedData.open(folder)
     task = task_of(data)
     parts = _labelled_parts(recipe, data)
-    waiting = world.main_first(lambda: _waiting(plan))
+    waiting = world.run_on_main(lambda: _waiting(plan))
     for kind, member in plan.members():
         if [kind, member.name] not in waiting:
             continue
@@ -57,7 +57,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             "parts": records,
         }
         path = folder.model(kind, member.name) / "evaluation.json"
-        world.main_first(functools.partial(write_json, path, record))
+        world.run_on_main(functools.partial(write_json, path, record))
         for part, found in records.items():
             score = found["scores"]
             words = f"{task.headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
@@ -65,7 +65,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             say(f"{kind[:-1]} {member.name}: {part}: {words}{left}")
 
 
-def _record(model: nn.Module, rows: Part, task: Task, workers: Workers) -> dict[str, Any]:
+def _record(model: nn.Module, rows: EncodedSplit, task: Task, workers: Workers) -> dict[str, Any]:
     """What `evaluation.json` holds of a model on one part."""
     record = task.record(model, rows, workers)
     if isinstance(model, MultiExit) and model.confidence is not None:
@@ -73,7 +73,7 @@ def _record(model: nn.Module, rows: Part, task: Task, workers: Workers) -> dict[
     return record
 
 
-def count_exits(model: MultiExit, part: Part, workers: Workers) -> dict[str, Any]:
+def count_exits(model: MultiExit, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
     """Where the labelled rows of a part leave, over all who share them.
 
     Returns:

@@ -23,26 +23,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dtrain.data import Part, inference_batches
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit, inference_batches
 from dtrain.errors import DtrainError, Stopped
 from dtrain.knowledge.collect import collector, model_options
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.log import say
 from dtrain.models.unpadded import unpadded
-from dtrain.training.in_step import AllStop, InStep
+from dtrain.runtime.distributed import World
 from dtrain.training.inference import (
     forward_outputs,
     in_order,
     in_threads,
 )
+from dtrain.training.lockstep import AllStop, LockstepModel
 
 
-def fill(store: StoreWriter, teacher: nn.Module, part: Part, world: World, *, title: str) -> None:
+def fill(store: StoreWriter, teacher: nn.Module, part: EncodedSplit, world: World, *, title: str) -> None:
     """Compute the shards that are missing, together with the other ranks, and publish the store.
 
     Args:
-        teacher: whole on every rank, or an `InStep`.
+        teacher: whole on every rank, or an `LockstepModel`.
         part: the store's rows, in its order.
 
     Raises:
@@ -50,19 +50,19 @@ def fill(store: StoreWriter, teacher: nn.Module, part: Part, world: World, *, ti
         Stopped: asked to stop.
     """
     layout = store.layout
-    kept = world.main_first(store.prepare)
+    kept = world.run_on_main(store.prepare)
     if kept:
         say(f"{title}: {kept} of {layout.shard_count} shards are there already")
     begin = time.perf_counter()
     work = _Work(teacher, part, store, world)
-    problems = _in_step(work, teacher, title) if isinstance(teacher, InStep) else _on_its_own(work, title)
+    problems = _in_step(work, teacher, title) if isinstance(teacher, LockstepModel) else _on_its_own(work, title)
     world.wait_for_all(title)
     problems = [problem for found in world.gather_objects(problems) for problem in found]
     if problems:
         raise DtrainError(problems if world.is_main else [])
     if any(world.gather_objects(world.asked_to_stop())):
         raise Stopped(f"{title}: stopped on request; whole shards are kept, and the same command continues")
-    world.main_first(lambda: _publish(store))
+    world.run_on_main(lambda: _publish(store))
     say(f"{title}: {work.summary(time.perf_counter() - begin)} -> {store.path}")
 
 
@@ -88,7 +88,7 @@ def _on_its_own(work: _Work, title: str) -> list[str]:
     return []
 
 
-def _in_step(work: _Work, teacher: InStep, title: str) -> list[str]:
+def _in_step(work: _Work, teacher: LockstepModel, title: str) -> list[str]:
     """Compute every so-many-th missing shard, in as many passes as the busiest rank needs; returns problems."""
     store, world = work.store, work.world
     missing = world.gather_objects([n for n in range(store.layout.shard_count) if not store.has(n)])[0]
@@ -151,14 +151,14 @@ class _Shard:
 class _Work:
     """This rank's part of the work, and what it amounted to."""
 
-    def __init__(self, teacher: nn.Module, part: Part, store: StoreWriter, world: World) -> None:
+    def __init__(self, teacher: nn.Module, part: EncodedSplit, store: StoreWriter, world: World) -> None:
         self.layout = layout = store.layout
         self.options = model_options(whole_model(teacher), layout.outputs)
         if layout.unpadded:
             teacher, self.options = unpadded(teacher), {}
         # Lengths differ from batch to batch: one program for all.
         self.teacher: Any = torch.compile(teacher, dynamic=True) if layout.compiled else teacher
-        self.in_step = isinstance(teacher, InStep)
+        self.in_step = isinstance(teacher, LockstepModel)
         self.part = part
         self.store = store
         self.world = world
@@ -256,7 +256,7 @@ class _Work:
         return lengths
 
 
-def distinct_texts(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct_texts(part: EncodedSplit, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that the model must see: the first of each encoded text among `rows` [N].
 
     Returns:
@@ -274,4 +274,4 @@ def distinct_texts(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def whole_model(teacher: nn.Module) -> nn.Module:
     """The model itself, of a teacher that may be spread over ranks."""
-    return teacher.model if isinstance(teacher, InStep) else teacher
+    return teacher.model if isinstance(teacher, LockstepModel) else teacher

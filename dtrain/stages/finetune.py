@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 
 from dtrain.data import PreparedData
-from dtrain.distributed import World
+from dtrain.engines.choose import check_engine
+from dtrain.engines.precision import check_precisions
 from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, is_done
+from dtrain.runtime.distributed import World
+from dtrain.runtime.stop import StopRequest
 from dtrain.tasks.registry import task_of
-from dtrain.training.engines import check_engine
-from dtrain.training.given import publish_given
+from dtrain.training.external import publish_external
 from dtrain.training.members import Members
 from dtrain.training.model_job import ModelJob, train_model
-from dtrain.training.precision import check_precisions
-from dtrain.training.stop import StopRequest
 
 
 def check(recipe: Recipe, world: World) -> None:
@@ -38,14 +38,14 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
     def is_there(teacher: Teacher) -> bool:
         identity = plan.model("teachers", teacher.name)
-        return world.main_first(functools.partial(is_done, folder.model("teachers", teacher.name), identity))
+        return world.run_on_main(functools.partial(is_done, folder.model("teachers", teacher.name), identity))
 
     trainings: dict[str, list[Teacher]] = {}
     for teacher in recipe.teachers:
         if is_there(teacher):
             say(f"teacher {teacher.name}: complete, nothing to do")
         elif teacher.source is not None:
-            publish_given(teacher, plan.model("teachers", teacher.name), recipe, data, task, world, folder)
+            publish_external(teacher, plan.model("teachers", teacher.name), recipe, data, task, world, folder)
         else:
             trainings.setdefault(plan.training(teacher), []).append(teacher)
     for waiting in trainings.values():

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dtrain.data import Part, PreparedData, tokenizer_name
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.knowledge.collect import model_options, pick
 from dtrain.knowledge.format import Identity, StoreError, damage, new_layout
@@ -25,8 +25,8 @@ from dtrain.models.unpadded import check_unpadded
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages.filling import fill, whole_model
-from dtrain.training.in_step import load_in_step
 from dtrain.training.inference import (
     BATCH_TOKENS,
     CPU_BATCH_TOKENS,
@@ -34,7 +34,7 @@ from dtrain.training.inference import (
     forward_outputs,
     pack_products,
 )
-from dtrain.training.precision import resolve_precision
+from dtrain.training.lockstep import load_lockstep
 
 # What transformers writes into a config without a meaning for the outputs.
 _NO_EFFECT = {"_name_or_path", "transformers_version"}
@@ -50,8 +50,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     data = PreparedData.open(folder)
     for name in plan.needed_teachers():
         store = folder.knowledge(name)
-        if world.main_first(partial(is_done, store, plan.knowledge(name))):
-            damaged = world.main_first(partial(damage, store))
+        if world.run_on_main(partial(is_done, store, plan.knowledge(name))):
+            damaged = world.run_on_main(partial(damage, store))
             if not damaged:
                 say(f"knowledge of {name}: complete, nothing to do")
                 continue
@@ -113,7 +113,7 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
     source = folder.model("teachers", name)
     teacher: nn.Module
     if settings.sharded and world.size > 1:
-        teacher = load_in_step(lambda: load(source), precision, world)
+        teacher = load_lockstep(lambda: load(source), precision, world)
     else:
         teacher = cast_products(load(source), precision, world.device)
         if not settings.compile:  # whose programs do both by themselves
@@ -138,7 +138,9 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
     fill(store, teacher, part, world, title=f"knowledge of {name}")
 
 
-def _widths(teacher: nn.Module, part: Part, outputs: Sequence[str], precision: str, world: World) -> dict[str, int]:
+def _widths(
+    teacher: nn.Module, part: EncodedSplit, outputs: Sequence[str], precision: str, world: World
+) -> dict[str, int]:
     """C, T or H of each output, by the first row's answer.
 
     Raises:
@@ -157,11 +159,11 @@ def _widths(teacher: nn.Module, part: Part, outputs: Sequence[str], precision: s
     return {name: values.shape[-1] for name, values in zip(outputs, next(answers), strict=True)}
 
 
-def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> Part:
+def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> EncodedSplit:
     """Training and transfer rows, ordered by id."""
     tokenizer = _tokenizer_of(teacher, recipe)
     parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in data.parts]
-    return parts[0] if len(parts) == 1 else Part.concat(parts)
+    return parts[0] if len(parts) == 1 else EncodedSplit.concat(parts)
 
 
 def _tokenizer_of(teacher: str, recipe: Recipe) -> str:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dtrain.data import PreparedData, tokenizer_name
-from dtrain.distributed import World
+from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, suggest
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.predict.texts import prepared_texts, read_texts
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
+from dtrain.runtime.distributed import World
 from dtrain.tasks.answers import Texts
 from dtrain.tasks.registry import ANSWERS
-from dtrain.training.precision import resolve_precision
 from dtrain.training.workers import Workers
 
 
@@ -59,8 +59,8 @@ def run(
             raise InputError(f"{what} (allowed: {', '.join(allowed)})")
     target = None if output in (None, "-") else Path(str(output)).expanduser()
     if target is not None:
-        world.main_first(lambda: _check_output(target))
-    kind, name = world.main_first(lambda: list(_choose(model, plan)))
+        world.run_on_main(lambda: _check_output(target))
+    kind, name = world.run_on_main(lambda: list(_choose(model, plan)))
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder)
     place = folder.model(kind, name)
@@ -140,7 +140,7 @@ def _share(world: World, read: Any) -> Texts:
     def work() -> None:
         found[0] = read()
 
-    world.main_first(work)
+    world.run_on_main(work)
     texts = world.gather_objects(found[0])[0]
     assert texts is not None
     return texts

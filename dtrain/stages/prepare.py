@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from dtrain.augment.rows import with_made_up_rows
+from dtrain.augment.rows import with_synthetic_rows
 from dtrain.data import PreparedData
-from dtrain.data.given import check_given
+from dtrain.data.external import check_external
 from dtrain.data.summary import remarks_in_words
 from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vocabularies import frame_ids, given_tokenizer
@@ -22,7 +22,7 @@ from dtrain.data.write import write_encoded
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say, warn
 from dtrain.plan import Plan
-from dtrain.recipe.models import GivenSpec
+from dtrain.recipe.models import ExternalSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import (
     RunFolder,
@@ -39,8 +39,8 @@ from dtrain.tasks.registry import PREPARING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from dtrain.distributed import World
-    from dtrain.training.stop import StopRequest
+    from dtrain.runtime.distributed import World
+    from dtrain.runtime.stop import StopRequest
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -49,7 +49,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     Raises InputError for bad sources, before anything is written, and Stopped between two tokenizers, if asked to.
     """
     plan = Plan(recipe)
-    world.main_first(lambda: prepare(recipe, folder, plan.data, plan.tokenizer, world.stop))
+    world.run_on_main(lambda: prepare(recipe, folder, plan.data, plan.tokenizer, world.stop))
 
 
 def prepare(
@@ -77,19 +77,19 @@ def prepare(
     if rows_there and not missing:
         say("prepare: the data is there already")
         return
-    _check_given(recipe)
+    _check_external(recipe)
     given = _given_tokenizers(recipe, missing)
     if not rows_there:
         corpus = read_corpus(recipe.data, recipe.seed)
-        _check_given(recipe, corpus.labels)
+        _check_external(recipe, corpus.labels)
         if recipe.data.augment is not None:
-            corpus = with_made_up_rows(corpus, recipe.data, recipe.seed)
+            corpus = with_synthetic_rows(corpus, recipe.data, recipe.seed)
         with publish_folder(folder.data / "rows") as aside:
             PREPARING[recipe.data.task].write(corpus, recipe.data, aside)
             mark_done(aside, rows_identity)
     data = PreparedData.open(folder)
     if rows_there:
-        _check_given(recipe, data.labels)
+        _check_external(recipe, data.labels)
     else:
         _remark(data.info)
     told = [_rows_in_words(data.info)]
@@ -106,8 +106,8 @@ def prepare(
     say(f"prepare: {'; '.join(told)}; {time.perf_counter() - started:.1f} s")
 
 
-def _check_given(recipe: Recipe, labels: list[str] | None = None) -> None:
-    problems = check_given(recipe, labels)
+def _check_external(recipe: Recipe, labels: list[str] | None = None) -> None:
+    problems = check_external(recipe, labels)
     if problems:
         raise InputError(problems)
 
@@ -129,12 +129,12 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
 def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary comes from the training and transfer rows."""
     spec = tokenizer_specs(recipe)[name]
-    assert not isinstance(spec, GivenSpec)  # which brings its own
+    assert not isinstance(spec, ExternalSpec)  # which brings its own
     return PREPARING[recipe.data.task].tokenizer(spec, _training_texts(data), recipe.data)
 
 
 def _training_texts(data: PreparedData) -> Iterator[list[str]]:
-    """Texts that vocabularies are counted on. Made-up rows repeat training words, which `min_count` counts once."""
+    """Texts that vocabularies are counted on. Synthetic rows repeat training words, which `min_count` counts once."""
     for part in ("train", "transfer"):
         if part in data.parts:
             rows = data.rows(part)

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from dtrain.data.vocabularies import load_tokenizer
-from dtrain.distributed import World
+from dtrain.engines.choose import check_sharding
+from dtrain.engines.optim import scaled_to_batch
+from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.log import say
 from dtrain.losses.objective import LossSum
@@ -21,23 +23,21 @@ from dtrain.models.folder import in_own_memory
 from dtrain.models.masked_lm import MaskedLM, PairedLM
 from dtrain.models.transformer import build_masked_lm
 from dtrain.plan import Plan
-from dtrain.pretraining.masking import Masker
-from dtrain.pretraining.packing import PackedRows
-from dtrain.pretraining.pairs import PairedRows
 from dtrain.pretraining.prepare import PARTS, corpus_tokenizer, prepare_corpus, rows_folder
 from dtrain.recipe import Recipe
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.runfolder import RunFolder, is_done, publish_folder
+from dtrain.runtime.distributed import World
+from dtrain.runtime.stop import StopRequest
+from dtrain.tasks.masked_lm.masking import Masker
+from dtrain.tasks.masked_lm.packing import PackedRows
+from dtrain.tasks.masked_lm.pairs import PairedRows
 from dtrain.tasks.masked_lm.rows import MaskedRows, Rows
 from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engines import check_sharding
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared, train_model
-from dtrain.training.optim import scaled_to_batch
-from dtrain.training.precision import resolve_precision
-from dtrain.training.stop import StopRequest
 
 KIND = "pretrain"  # its folder, also among checkpoints and in TensorBoard
 
@@ -65,10 +65,10 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     assert spec is not None
     plan = Plan(recipe)
     stop = world.stop or StopRequest(world, folder.root)
-    world.main_first(lambda: prepare_corpus(recipe, folder, plan.corpus, stop))
+    world.run_on_main(lambda: prepare_corpus(recipe, folder, plan.corpus, stop))
     for number in range(len(spec.phases)):
         identity = plan.pretraining(number)
-        if world.main_first(functools.partial(is_done, folder.pretrained(number), identity)):
+        if world.run_on_main(functools.partial(is_done, folder.pretrained(number), identity)):
             say(f"pretrain phase {number + 1}: complete, nothing to do")
             if world.is_main:  # of a run that was killed just before it did so
                 remove_checkpoints(folder.checkpoints(KIND, spec.training(number).name))

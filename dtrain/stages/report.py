@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.log import say, warn
 from dtrain.plan import Plan
@@ -15,6 +14,7 @@ from dtrain.report.results import collect, evaluated_parts, trained_members
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
 from dtrain.runfolder import RunFolder, atomic_write, mark_done, publish_folder, read_json, write_json
+from dtrain.runtime.distributed import World
 from dtrain.tasks.registry import VIEWS
 
 
@@ -24,7 +24,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     Raises:
         InputError: a model that did not fail is not evaluated yet.
     """
-    world.main_first(lambda: _write(recipe, folder))
+    world.run_on_main(lambda: _write(recipe, folder))
 
 
 def _write(recipe: Recipe, folder: RunFolder) -> None:

@@ -12,16 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from dtrain.distributed import connect, leave_together
 from dtrain.errors import EXIT_DONE, DtrainError, EveryStudentFailed, InputError, Stopped
 from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.runfolder import RunFolder, atomic_write, read_json, remove_leftovers, write_json
+from dtrain.runtime.distributed import connect, leave_together
+from dtrain.runtime.stop import StopRequest
 from dtrain.stages import Stage, find_stage
 from dtrain.stages.check import check_inputs
 from dtrain.students.groups import Group
-from dtrain.training.stop import StopRequest
 from dtrain.version import __version__
 
 LOST_NODE_SECONDS = 180  # NFS keeps the locks of a client that is gone for 90 seconds
@@ -48,7 +48,7 @@ def run_stages(
     stages = [find_stage(name) for name in names]
     with leave_together(world):
         if not checked:
-            world.main_first(lambda: _check_inputs(recipe))
+            world.run_on_main(lambda: _check_inputs(recipe))
         pages = {stage.name: stage.load() for stage in stages}
         for page in pages.values():
             if hasattr(page, "check"):
@@ -56,17 +56,17 @@ def run_stages(
         if stages[0].job is None:
             pages[stages[0].name].run(recipe, world, folder, **options)
             return EXIT_DONE
-        world.main_first(lambda: _require_earlier(recipe, stages))
-        world.main_first(lambda: _open_folder(whole, folder, group))
+        world.run_on_main(lambda: _require_earlier(recipe, stages))
+        world.run_on_main(lambda: _open_folder(whole, folder, group))
         world.stop = StopRequest(world, folder.root)
         for stage in stages:
             if world.stop.agreed():
                 reason = f"stopped on request ({world.stop.reason}) before {stage.name}"
                 raise Stopped(f"{reason}; the same command continues")
             begin = time.perf_counter()
-            if world.main_first(functools.partial(Plan(recipe).complete, stage.name)):
+            if world.run_on_main(functools.partial(Plan(recipe).complete, stage.name)):
                 if stage.name == "distill" and not group:
-                    world.main_first(Plan(recipe).require_a_student)
+                    world.run_on_main(Plan(recipe).require_a_student)
                 say(f"{stage.name}: complete, nothing to do")
                 continue
             # When all students of one group failed, those of the other groups may have gone well: the report tells.

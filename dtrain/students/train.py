@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from dtrain.data import Part, tokenizer_name
+from dtrain.data import EncodedSplit, tokenizer_name
 from dtrain.errors import Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
 from dtrain.log import say_anywhere
 from dtrain.plan import Plan
 from dtrain.recipe.training import Student
 from dtrain.runfolder import fingerprint
+from dtrain.runtime.stop import StopRequest
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.ways import Fused, Peers, Streams
 from dtrain.teachers.sources import StoredTeacher
@@ -20,7 +21,6 @@ from dtrain.training.feed import AHEAD, Reading
 from dtrain.training.loop import MakeSteps, in_turn
 from dtrain.training.members import Members
 from dtrain.training.model_job import ModelJob, Trained, train_models
-from dtrain.training.stop import StopRequest
 
 
 class GroupTrainer:
@@ -122,9 +122,9 @@ class _Shared:
         most = max(student.accumulation for student in students)
         self.reading = Reading(members.world.device, most + AHEAD + 1)
         self._members = members
-        self._rows: dict[str, Part] = {}
+        self._rows: dict[str, EncodedSplit] = {}
 
-    def rows(self, student: Student) -> Part:
+    def rows(self, student: Student) -> EncodedSplit:
         key = fingerprint(tokenizer_name(student), student.rows)
         if key not in self._rows:
             self._rows[key] = self._members.rows(student)

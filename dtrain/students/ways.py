@@ -74,7 +74,7 @@ class Fused:
         """A member's own loss of what the stack answered for it."""
         batch = state.job.feed.batch(rows)
         state.read_ahead(number)
-        objective = state.job.engine.bare
+        objective = state.job.engine.module
         losses = objective.parts(dict(zip(("logits", "features"), answer, strict=True)), batch, state.progress)  # type: ignore[operator]
         state.log.add(losses, batch, counts=counts)
         return losses[0]
@@ -106,7 +106,7 @@ class Peers:
         state.read_ahead(number)
         torch.manual_seed(state.random_seed() + number)
         with engine.autocast():
-            outputs = engine.bare.outputs(batch)  # type: ignore[operator]
+            outputs = engine.module.outputs(batch)  # type: ignore[operator]
         outputs["logits"] = full_precision(outputs["logits"])
         _check_finite(outputs["logits"], state)
         self._answers[state] = batch, outputs
@@ -119,7 +119,7 @@ class Peers:
         others = {other.job.title: source for other, source in self._sources.items() if other is not state}
         peers = {name: source.outputs(batch, ["logits"]) for name, source in others.items()}
         with engine.autocast():
-            losses = engine.bare.parts(outputs, replace(batch, peers=peers), state.progress)  # type: ignore[operator]
+            losses = engine.module.parts(outputs, replace(batch, peers=peers), state.progress)  # type: ignore[operator]
         _check_finite(losses[0], state)
         state.log.add(losses, batch, counts=scale > 0)
         engine.backward(losses[0] * scale)

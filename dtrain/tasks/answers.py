@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.dataset import PreparedData
 from dtrain.recipe.data import Data, Normalization
 from dtrain.training.workers import Workers
@@ -34,11 +34,11 @@ class Answers(ABC):
     texts: int = 1  # of a row
 
     @abstractmethod
-    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:
+    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         """Texts as the model in this folder reads them."""
 
     @abstractmethod
-    def find(self, model: nn.Module, part: Part, texts: Texts, workers: Workers) -> Iterable[Any]:
+    def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterable[Any]:
         """The model's answer to each text, in their order, on every rank; plain values, as JSON has them."""
 
     @abstractmethod

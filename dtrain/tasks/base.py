@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
 
@@ -34,7 +34,7 @@ class Task(ABC):
         self.types = types
 
     @abstractmethod
-    def units(self, rows: Part) -> np.ndarray:
+    def units(self, rows: EncodedSplit) -> np.ndarray:
         """What each row counts in the mean that is trained on, int [N]."""
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Task(ABC):
         """The terms that a teacher is trained on."""
 
     @abstractmethod
-    def collate(self, rows: Part, index: np.ndarray, needs: set[str]) -> Batch:
+    def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
         """The rows at positions `index` [B] as a batch on the CPU; `needs` are the losses' (`LossSum.needs`)."""
 
     @abstractmethod
@@ -50,11 +50,11 @@ class Task(ABC):
         """Call the model once for a batch, and name what the losses need of it."""
 
     @abstractmethod
-    def scores(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, float]:
+    def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:
         """Scores of a part's labelled rows, and `loss`."""
 
     @abstractmethod
-    def record(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, Any]:
+    def record(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
         """What `evaluation.json` tells of a part, the scores included."""
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Task(ABC):
         """The scores that matter most, in words."""
 
 
-def check_coverage(part: Part, times: Tensor) -> None:
+def check_coverage(part: EncodedSplit, times: Tensor) -> None:
     """Raise DtrainError unless every labelled row, and no other, was scored once; `times` [N] says how often."""
     wrong = np.flatnonzero(times.numpy() != (part.labels >= 0))
     if len(wrong):

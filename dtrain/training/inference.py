@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
+from dtrain.engines.precision import autocast
 from dtrain.errors import DtrainError
 from dtrain.log import say_anywhere
 from dtrain.models.sequence import SequenceTagger
-from dtrain.training.precision import autocast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,7 +88,7 @@ def in_order(batches: list[np.ndarray], answers: list[Tensor]) -> Tensor:
 
 def forward_outputs(
     model: nn.Module,
-    part: Part,
+    part: EncodedSplit,
     batches: Iterable[np.ndarray],
     *,
     outputs: Callable[[Any], Answer],

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dtrain.engines.engine import Engine
 from dtrain.errors import DtrainError
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import fingerprint
+from dtrain.runtime.stop import StopRequest
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import Checkpoints
-from dtrain.training.engine import Engine
 from dtrain.training.feed import Feed, Rows
-from dtrain.training.stop import StopRequest
 
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 

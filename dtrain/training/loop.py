@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
+from dtrain.engines.speed import Clock
 from dtrain.errors import DtrainError, reason_of
 from dtrain.training.job import Position, TrainJob, checkpoints_of
 from dtrain.training.monitor import Monitor
-from dtrain.training.speed import Clock
 from dtrain.training.state import TrainState
 from dtrain.training.step import train_step
 
@@ -100,7 +100,7 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
             try:
                 run = TrainState(job, common, clock)
                 live.append(run)
-                run.settle()
+                run.warm_up()
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -112,8 +112,10 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
         clock.restart()
         ask_at = time.monotonic() + ASK_SECONDS
         while live:
-            stop, together = live[0].job.stop, live[0].job.engine.together
-            answer = stop.ask(_trouble(live)) if together else None  # it goes round the ranks while they make the step
+            stop, data_parallel = live[0].job.stop, live[0].job.engine.data_parallel
+            answer = (
+                stop.ask(_trouble(live)) if data_parallel else None
+            )  # it goes round the ranks while they make the step
             behind = min(run.position.step for run in live)
             now = [run for run in live if run.position.step == behind]
             clock.share_among([run.position for run in now])
@@ -124,13 +126,13 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
             yield from _take_failed(live, failed)
             yield from _take_failed(live, attempt([run for run in now if run in live], TrainState.after_step))
             now = [run for run in now if run in live]
-            if not together and (time.monotonic() > ask_at or any(run.asks_to_stop for run in now)):
+            if not data_parallel and (time.monotonic() > ask_at or any(run.asks_to_stop for run in now)):
                 asked, ask_at = stop.anywhere(), time.monotonic() + ASK_SECONDS
             due = [run for run in (live if asked else now) if run.checkpoint_due or (asked and not run.ended)]
             yield from _take_failed(live, attempt(due, TrainState.checkpoint))
             leaving = [run for run in live if asked or run.paused]
             yield from _take_failed(live, attempt(leaving, TrainState.wait_for_checkpoint))
-            if not together:
+            if not data_parallel:
                 yield from _take_failed(live, {run: run.trouble for run in live if run.trouble is not None})
             else:
                 last = [run for run in live if asked or run.ended or run.paused]

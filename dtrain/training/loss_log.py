@@ -7,10 +7,10 @@ import math
 import torch
 
 from dtrain.data.batch import Batch
+from dtrain.engines.engine import Engine
+from dtrain.engines.speed import Clock
 from dtrain.losses.objective import Losses
-from dtrain.training.engine import Engine
 from dtrain.training.job import Diverged, Position
-from dtrain.training.speed import Clock
 
 
 class LossLog:
@@ -39,7 +39,7 @@ class LossLog:
         if not self._pending:
             return
         pairs = torch.stack([torch.stack(found).sum(0) for found in self._pending.values()])
-        if self.engine.together:
+        if self.engine.data_parallel:
             pairs = self.engine.world.sum(pairs)
         for name, (sum_, count) in zip(self._pending, pairs.tolist(), strict=True):
             if not math.isfinite(sum_):

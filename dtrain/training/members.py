@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dtrain.augment.noisy import blank_tokens, noisy_rows
-from dtrain.data import Part, PreparedData, tokenizer_name
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.losses.objective import LossSum, build_losses, with_peers
 from dtrain.models import build, save_model
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder, write_json
+from dtrain.runtime.distributed import World
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
@@ -54,7 +54,7 @@ class Members:
         order: int | None = None,
         pause: int | None = None,
         reading: Reading | None = None,
-        rows: Part | None = None,
+        rows: EncodedSplit | None = None,
     ) -> ModelJob:
         """A student.
 
@@ -70,11 +70,11 @@ class Members:
         job.order, job.pause, job.peers = order, pause, spec.peers is not None
         return job
 
-    def rows(self, spec: Teacher | Student) -> Part:
+    def rows(self, spec: Teacher | Student) -> EncodedSplit:
         """What a teacher or student is trained on."""
         tokenizer = tokenizer_name(spec)
         names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
-        return Part.concat([self.data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
+        return EncodedSplit.concat([self.data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
         """The losses that it is trained on."""
@@ -87,7 +87,7 @@ class Members:
         identity: str,
         teachers: Mapping[str, TeacherSource],
         reading: Reading | None,
-        rows: Part | None = None,
+        rows: EncodedSplit | None = None,
     ) -> ModelJob:
         tensorboard = self.folder.tensorboard(kind, spec.name)
         return ModelJob(
@@ -108,7 +108,7 @@ class Members:
         spec: Teacher | Student,
         teachers: Mapping[str, TeacherSource],
         reading: Reading | None,
-        rows: Part | None,
+        rows: EncodedSplit | None,
     ) -> Prepared:
         data, task, tokenizer = self.data, self.task, tokenizer_name(spec)
         train = self.rows(spec) if rows is None else rows
@@ -117,7 +117,7 @@ class Members:
             stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}
             train = noisy_rows(train, stores, noisy)
         valid = data.part("valid", tokenizer)
-        together = isinstance(spec, Teacher) or spec.parallel == "data"
+        data_parallel = isinstance(spec, Teacher) or spec.parallel == "data"
         with_others = isinstance(spec, Student) and spec.peers is not None
 
         def make() -> nn.Module:
@@ -148,7 +148,7 @@ class Members:
 
         def evaluate(model: nn.Module, precision: str) -> dict[str, float]:
             tokens = self.recipe.knowledge.batch_tokens
-            return task.scores(model, valid, Workers.of(self.world, precision, tokens, shared=together))
+            return task.scores(model, valid, Workers.of(self.world, precision, tokens, shared=data_parallel))
 
         def speed(position: Position) -> dict[str, Any]:
             return {
@@ -212,7 +212,7 @@ def _widths(model: nn.Module, teachers: Mapping[str, TeacherSource], data: Prepa
     return widths
 
 
-def _piece(rows: Part, losses: LossSum) -> Hashable:
+def _piece(rows: EncodedSplit, losses: LossSum) -> Hashable:
     """Students whose feeds agree in this are given the same batches."""
     return id(rows), frozenset(losses.needs & {"nll"})
 

@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from dtrain.distributed import World
+from dtrain.engines.choose import build_engine, build_model
+from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.log import say, say_anywhere
 from dtrain.losses.objective import LossSum, ModelOutputs, Objective
 from dtrain.models import parameter_count
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import mark_done, publish_folder, write_json
+from dtrain.runtime.distributed import World
+from dtrain.runtime.stop import StopRequest
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
-from dtrain.training.engines import build_engine, build_model
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position, TrainJob
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
-from dtrain.training.precision import resolve_precision
-from dtrain.training.stop import StopRequest
 
 
 @dataclass
@@ -180,12 +180,12 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
     precision = resolve_precision(spec.precision, world.device, f"{job.where}.precision")
     assert spec.seed is not None
     torch.manual_seed(spec.seed)
-    model = build_model(world, prepared.make, together=job.data_parallel)
+    model = build_model(world, prepared.make, data_parallel=job.data_parallel)
     parameters = parameter_count(model)
     losses = prepared.losses(model)
     objective = Objective(model, losses, prepared.outputs)
     try:
-        engine = build_engine(world, objective, spec, together=job.data_parallel, precision=precision)
+        engine = build_engine(world, objective, spec, data_parallel=job.data_parallel, precision=precision)
     except InputError as error:
         raise InputError([f"{job.where}.{problem}" for problem in error.problems]) from None
     training = TrainJob(
@@ -233,7 +233,7 @@ def _finish(built: _Built, ended: Ended, world: World) -> dict[str, Any]:
 
     try:
         if job.data_parallel:
-            world.main_first(publish)  # where it fails, it fails on all ranks
+            world.run_on_main(publish)  # where it fails, it fails on all ranks
         else:
             publish()
     finally:

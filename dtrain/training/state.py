@@ -14,6 +14,8 @@ import torch
 
 from dtrain.data import share_of, training_batches
 from dtrain.data.batch import Batch
+from dtrain.engines.optim import rate, scaled_to_batch
+from dtrain.engines.speed import Clock, Speed
 from dtrain.errors import DtrainError, Stopped
 from dtrain.runfolder import fingerprint
 from dtrain.training.communication import CommunicationShare
@@ -21,8 +23,6 @@ from dtrain.training.feed import AHEAD, Rows
 from dtrain.training.job import Diverged, Position, TrainJob, checkpoints_of
 from dtrain.training.loss_log import LossLog
 from dtrain.training.monitor import Monitor
-from dtrain.training.optim import rate, scaled_to_batch
-from dtrain.training.speed import Clock, Speed
 
 LOG_EVERY = 20  # steps
 STOP_EVERY = 5  # steps after which a rank that trains its own models asks whether it is to stop
@@ -68,7 +68,7 @@ class TrainState:
         self._base = [group["lr"] for group in engine.optimizer.param_groups]
         found = self.checkpoints.newest(from_step) if from_step != 0 else None
         self._saved: int | None = found[0]["step"] if found else None  # the step of the last checkpoint
-        if engine.together:
+        if engine.data_parallel:
             self._compare_checkpoints()
         if found:
             state, tensors, self.best = found
@@ -97,11 +97,11 @@ class TrainState:
     def paused(self) -> bool:
         return self.job.pause is not None and self.position.epoch >= self.job.pause
 
-    def settle(self) -> None:
-        """Before the first step; see `Engine.settle`."""
+    def warm_up(self) -> None:
+        """Before the first step; see `Engine.warm_up`."""
         if not self.ended:
             row = self._batch[:1]
-            self.job.engine.settle(lambda: self.job.engine.model(self.job.feed.batch(row), self.progress)[0])
+            self.job.engine.warm_up(lambda: self.job.engine.model(self.job.feed.batch(row), self.progress)[0])
         self.clock.restart()
 
     # --- what a step is made of ------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class TrainState:
     def _evaluate(self, epoch_steps: int) -> bool:
         """Score the model as it is; whether it is the best so far. Sets `finished` when patience is over."""
         job, position, spec = self.job, self.position, self.job.spec
-        with job.engine.plain() as model:
+        with job.engine.full_model() as model:
             scores = job.evaluate(model)
         assert spec.metric is not None  # filled by the recipe
         score = -scores["loss"] if spec.metric == "loss" else scores[spec.metric]
@@ -271,7 +271,7 @@ class TrainState:
         return (due or self.paused) and not self.ended
 
     def checkpoint(self) -> None:
-        """Begin to write all that continuing needs (*together*); steps may follow while it is written.
+        """Begin to write all that continuing needs (a collective); steps may follow while it is written.
 
         Raises:
             Diverged: the loss or the weights are not finite; the same on every rank, and nothing is written.
@@ -308,7 +308,7 @@ class TrainState:
             if self.trouble is not None:
                 raise self.trouble
 
-        self.job.engine.world.main_first(look)  # and nobody leaves before the checkpoint is complete
+        self.job.engine.world.run_on_main(look)  # and nobody leaves before the checkpoint is complete
 
     def leave(self) -> None:
         """Stop on request, after a checkpoint. Raises Stopped."""

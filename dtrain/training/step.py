@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def train_step(state: TrainState) -> None:
     """Make one optimizer step on the global batch at the state's position."""
     engine = state.job.engine
-    watched = engine.together and is_watched(state.position.step)
+    watched = engine.data_parallel and is_watched(state.position.step)
     with state.communication.watch() if watched else contextlib.nullcontext():
         state.begin_step()  # rates; the masks of pre-training
         torch.manual_seed(state.random_seed())  # dropout follows from (seed, rank, step)

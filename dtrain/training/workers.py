@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dtrain.data import Part, inference_batches
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit, inference_batches
+from dtrain.runtime.distributed import World
 from dtrain.training.inference import BATCH_TOKENS, forward_outputs
 
 T = TypeVar("T")
@@ -40,7 +40,11 @@ class Workers:
         return cls(world.device, world.threads, precision, tokens, world if shared else None)
 
     def outputs(
-        self, model: nn.Module, part: Part, keep: Callable[[Any], tuple[Tensor, ...]], rows: np.ndarray | None = None
+        self,
+        model: nn.Module,
+        part: EncodedSplit,
+        keep: Callable[[Any], tuple[Tensor, ...]],
+        rows: np.ndarray | None = None,
     ) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
         """This worker's batches as row numbers [B], and what `keep` picks of the model's output for each.
 

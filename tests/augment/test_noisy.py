@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dtrain.augment.noisy import blank_tokens, confident, noisy_rows
-from dtrain.data import Part, PreparedData
+from dtrain.data import EncodedSplit, PreparedData
 from dtrain.data.batch import Batch
 from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
@@ -41,7 +41,7 @@ def test_balanced() -> None:
     assert confident(PROBABILITIES[:6], 0.7, True).tolist() == [0, 2, 3, 3]
 
 
-def blanked(rows: Part, share: float) -> Batch:
+def blanked(rows: EncodedSplit, share: float) -> Batch:
     """All rows in one batch, as a training step is given them."""
     batch = Classification(["a", "b", "c"], []).collate(rows, np.arange(len(rows)), {"logits"})
     return blank_tokens(batch, share=share, part=rows)
@@ -54,10 +54,10 @@ class Store:
         return (PROBABILITIES.clamp(min=1e-9))[ids - 100].log()
 
 
-def part() -> Part:
+def part() -> EncodedSplit:
     """Two labelled rows, then seven without; row n has n + 1 tokens, all n + 10."""
     lengths = np.arange(1, 10)
-    return Part(
+    return EncodedSplit(
         ids=np.concatenate([[0, 1], np.arange(100, 107)]),
         labels=np.array([1, 0] + [-1] * 7),
         tokens=np.repeat(np.arange(10, 19), lengths).astype(np.int32),
@@ -82,7 +82,7 @@ def test_rows_keep_what_is_theirs() -> None:
 
 
 def test_what_stands_around_texts_is_never_blanked() -> None:
-    whole = Part(
+    whole = EncodedSplit(
         ids=np.array([0, 100]),
         labels=np.array([1, -1]),
         tokens=np.array([2, 7, 8, 3, 9, 3, 2, 1, 4, 3], dtype=np.int32),  # [CLS] a b [SEP] c [SEP]; [UNK] [MASK]
@@ -112,7 +112,7 @@ def test_the_frame_of_prepared_rows(tmp_path: Path) -> None:
         vocabulary = load_tokenizer(prepared.tokenizer_path(name)).get_vocab()
         wanted = tuple(sorted({vocabulary["[CLS]"], vocabulary["[SEP]"]}))
         part = prepared.part("train", name)
-        assert part.frame == Part.concat([part, part]).frame == wanted
+        assert part.frame == EncodedSplit.concat([part, part]).frame == wanted
         around = 1 if name == "students" else 3  # a [SEP] b, or [CLS] a [SEP] b [SEP]
         assert np.isin(part.tokens, wanted).sum() == around * len(part)
 

@@ -1,4 +1,4 @@
-"""Made-up rows of a corpus: which rows, whose, in what order, and what becomes of them in `prepare`."""
+"""Synthetic rows of a corpus: which rows, whose, in what order, and what becomes of them in `prepare`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dtrain.augment import rows as augment_rows
-from dtrain.augment.rows import with_made_up_rows
+from dtrain.augment.rows import with_synthetic_rows
 from dtrain.data import PreparedData
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import MASK, Encoder
@@ -42,7 +42,7 @@ def section(folder: Path, count: int = 40, pairs: bool = False, **changes: Any) 
 
 
 def augmented(data: Data, seed: int = 3) -> Corpus:
-    return with_made_up_rows(read_corpus(data, 0), data, seed)
+    return with_synthetic_rows(read_corpus(data, 0), data, seed)
 
 
 def test_when_nothing_can_be_made_up(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_vocabularies_count_training_words_once(tmp_path: Path) -> None:
         found.append([load_tokenizer(prepared.tokenizer_path(name)).get_vocab() for name in ("students", "t")])
         assert prepared.info["made_up"] == (prepared.info["rows"]["transfer"] - 2 if augment else 0)
     assert found[0] == found[1]
-    assert MASK not in found[0][0] and "17" not in found[0][0]  # seen once; its made-up rows say it again
+    assert MASK not in found[0][0] and "17" not in found[0][0]  # seen once; its synthetic rows say it again
 
 
 @pytest.mark.parametrize("tokenizer", ["students", "t"])

@@ -19,9 +19,9 @@ import time
 import torch
 from torch.nn import functional
 
-from dtrain.allocator import keep_freed_memory
 from dtrain.models.masked_lm import MaskedLM
 from dtrain.models.nezha import NezhaConfig, NezhaForMaskedLM
+from dtrain.runtime.allocator import keep_freed_memory
 
 ROWS, LENGTH, VOCABULARY = 32, 64, 8000
 

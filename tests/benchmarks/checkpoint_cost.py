@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from dtrain.distributed import World, connect
+from dtrain.engines.choose import build_engine
+from dtrain.engines.engine import Engine
 from dtrain.models import build
 from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.training import Teacher
+from dtrain.runtime.distributed import World, connect
 from dtrain.training.checkpoint import Checkpoints
-from dtrain.training.engine import Engine
-from dtrain.training.engines import build_engine
 
 CLASSES, VOCABULARY = 15, 21128
 
@@ -40,7 +40,7 @@ def make_engine(world: World) -> Engine:
     spec = Teacher.model_validate(values)
     assert isinstance(spec.model, BertSpec)
     model = build(spec.model, vocabulary=VOCABULARY, labels=[str(c) for c in range(CLASSES)], pad_id=0)
-    return build_engine(world, model, spec, together=False, precision="bf16")
+    return build_engine(world, model, spec, data_parallel=False, precision="bf16")
 
 
 def step(engine: Engine, batch: int, length: int) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtrain.training.lamb import Lamb
+from dtrain.engines.lamb import Lamb
 
 
 class NaiveLamb(torch.optim.Optimizer):
@@ -106,7 +106,7 @@ def under_zero(stage: int, layers: int, hidden: int, steps: int) -> dict[str, An
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if not torch.cuda.is_available() else "cuda")
     import deepspeed
 
-    from dtrain.training.zero_internals import attach_zero
+    from dtrain.engines.zero_internals import attach_zero
 
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False)
     deepspeed.utils.logger.setLevel("ERROR")

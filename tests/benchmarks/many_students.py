@@ -2,7 +2,7 @@
 
     python tests/benchmarks/many_students.py [--quick] [--device cuda] [--members 1 2 4 8 16 32] [--output results.json]
 
-Made-up rows at the sizes of TNEWS (15 classes, 4,000 characters, 22 tokens a row): TextCNN 300 x 256 x (2, 3, 4) and
+Synthetic rows at the sizes of TNEWS (15 classes, 4,000 characters, 22 tokens a row): TextCNN 300 x 256 x (2, 3, 4) and
 BiLSTM 512 / 512, batches of 128 and 16. Every measurement runs in processes of its own, which begin together when all
 are ready, and reports its peak memory. Ways take turns, so that another user of the machine slows all of them. More than
 16 processes are not started.
@@ -39,25 +39,25 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
     import numpy as np
     import torch
 
-    from dtrain.data import Part
-    from dtrain.distributed import connect
+    from dtrain.data import EncodedSplit
+    from dtrain.engines.choose import build_engine
+    from dtrain.engines.precision import resolve_precision
     from dtrain.losses.objective import Objective, build_losses
     from dtrain.models import build
     from dtrain.recipe.training import LossSpec, Student
+    from dtrain.runtime.distributed import connect
     from dtrain.students.ways import Fused
     from dtrain.tasks.classification.task import Classification
-    from dtrain.training.engines import build_engine
     from dtrain.training.feed import Feed, Reading
     from dtrain.training.job import TrainJob
     from dtrain.training.loop import in_turn
-    from dtrain.training.precision import resolve_precision
     from dtrain.training.state import TrainState
 
     world = connect()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     random = np.random.default_rng(0)
     lengths = random.integers(12, TOKENS + 11, 40 * batch)
-    rows = Part(
+    rows = EncodedSplit(
         ids=np.arange(len(lengths)), labels=random.integers(0, CLASSES, len(lengths)),
         tokens=random.integers(4, VOCABULARY, lengths.sum()).astype(np.int32), types=None,
         offsets=np.concatenate([[0], lengths.cumsum()]), pad_id=0, load_rows=lambda: None,
@@ -82,7 +82,7 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
         model = build(spec.model, vocabulary=VOCABULARY, labels=task.labels, pad_id=0)
         losses = build_losses([LossSpec(type="cross_entropy")])
         objective = Objective(model, losses, task.outputs)
-        engine = build_engine(world, objective, spec, together=False, precision=precision)
+        engine = build_engine(world, objective, spec, data_parallel=False, precision=precision)
         collate = functools.partial(task.collate, rows, needs=losses.needs)
         feed = Feed(rows, collate, task.units(rows), device=world.device, reading=reading)
         return TrainState(TrainJob(

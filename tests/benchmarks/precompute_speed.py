@@ -48,13 +48,13 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from dtrain.data import Part
-from dtrain.distributed import World, connect, leave
+from dtrain.data import EncodedSplit
+from dtrain.engines.precision import autocast
 from dtrain.knowledge.format import Identity, new_layout
 from dtrain.knowledge.writer import StoreWriter
+from dtrain.runtime.distributed import World, connect, leave
 from dtrain.stages.filling import fill
 from dtrain.training.inference import BATCH_TOKENS, CPU_BATCH_TOKENS, cast_products, pack_products
-from dtrain.training.precision import autocast
 
 HIDDEN, LAYERS, CLASSES = 768, 12, 15
 MAX_LENGTH = 256
@@ -78,12 +78,12 @@ def read_texts(path: Path, rows: int) -> list[str]:
     return [json.loads(line)["sentence"] if line.startswith("{") else line.split("\t")[-1] for line in lines]
 
 
-def encode(texts: list[str]) -> Part:
+def encode(texts: list[str]) -> EncodedSplit:
     """[CLS] characters [SEP], as BERT's Chinese vocabulary cuts them; which ids they get does not matter."""
     encoded = [
         np.array([101, *(1000 + ord(c) % 20000 for c in text[: MAX_LENGTH - 2]), 102], np.int32) for text in texts
     ]
-    return Part(
+    return EncodedSplit(
         ids=np.arange(len(texts)),
         labels=np.full(len(texts), -1, dtype=np.int64),
         tokens=np.concatenate(encoded),
@@ -97,7 +97,7 @@ def encode(texts: list[str]) -> Part:
 # --- the ways ------------------------------------------------------------------------------------
 
 
-def plain(model: BertForSequenceClassification, part: Part, device: torch.device) -> float:
+def plain(model: BertForSequenceClassification, part: EncodedSplit, device: torch.device) -> float:
     begin = time.perf_counter()
     outputs = []
     with torch.no_grad():
@@ -109,7 +109,7 @@ def plain(model: BertForSequenceClassification, part: Part, device: torch.device
 
 
 def trainer(
-    model: BertForSequenceClassification, part: Part, device: torch.device, precision: str, ordered: bool
+    model: BertForSequenceClassification, part: EncodedSplit, device: torch.device, precision: str, ordered: bool
 ) -> float:
     order = np.argsort(part.lengths, kind="stable") if ordered else np.arange(len(part))
     rows = [{"row": row} for row in order.tolist()]
@@ -137,7 +137,7 @@ def trainer(
 
 
 def store(
-    model: BertForSequenceClassification, part: Part, world: World, precision: str, options: argparse.Namespace
+    model: BertForSequenceClassification, part: EncodedSplit, world: World, precision: str, options: argparse.Namespace
 ) -> float:
     layout = new_layout(
         Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32),

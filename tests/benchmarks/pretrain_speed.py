@@ -38,23 +38,23 @@ from transformers import (
 )
 
 from dtrain.data.vocabularies import trained_tokenizer
-from dtrain.distributed import World, connect
+from dtrain.engines.choose import build_engine
+from dtrain.engines.precision import autocast
 from dtrain.losses.objective import Objective
 from dtrain.models.masked_lm import MaskedLM
 from dtrain.models.transformer import build_masked_lm
-from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
-from dtrain.pretraining.packing import PackedRows, pack, write_rows
 from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.runtime.distributed import World, connect
+from dtrain.runtime.stop import StopRequest
+from dtrain.tasks.masked_lm.masking import MASKABLE, WORD_START, Masker
+from dtrain.tasks.masked_lm.packing import PackedRows, pack, write_rows
 from dtrain.tasks.masked_lm.rows import MaskedRows
 from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
-from dtrain.training.engines import build_engine
 from dtrain.training.feed import Feed
 from dtrain.training.job import TrainJob
 from dtrain.training.loop import fit
-from dtrain.training.precision import autocast
-from dtrain.training.stop import StopRequest
 
 CJK = 0x4E00
 WARM_UP = 3  # steps that are not counted
@@ -126,7 +126,7 @@ class Ours:
         )
         task = MaskedLanguageModel(self.masked.masker, separate=False)
         objective = Objective(MaskedLM(self.model), MaskedLosses(), task.outputs)  # type: ignore[arg-type]
-        engine = build_engine(self.world, objective, spec, together=True, precision=self.options.precision)
+        engine = build_engine(self.world, objective, spec, data_parallel=True, precision=self.options.precision)
         ticks: list[float] = []
 
         def draw(batch: np.ndarray, epoch: int, step: int) -> None:

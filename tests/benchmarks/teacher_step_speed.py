@@ -3,7 +3,7 @@
     python tests/benchmarks/teacher_step_speed.py [--precision bf16|fp16] [--size large] [--batch 64] [--length 128]
     accelerate launch --num_processes 8 tests/benchmarks/teacher_step_speed.py ...
 
-Both train the same BERT from scratch on the same made-up rows, all of one length, with AdamW, clipping at 1 and the
+Both train the same BERT from scratch on the same synthetic rows, all of one length, with AdamW, clipping at 1 and the
 same rows a step; timed are the steps after a warm-up, host and device together. Prints a line of JSON.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtrain.distributed import connect, leave
+from dtrain.engines.choose import build_engine
+from dtrain.engines.speed import peak_flops
 from dtrain.models import build
 from dtrain.recipe.architectures.transformers import BertSpec
 from dtrain.recipe.training import TrainSpec
-from dtrain.training.engines import build_engine
-from dtrain.training.speed import peak_flops
+from dtrain.runtime.distributed import connect, leave
 
 VOCABULARY, LABELS, WARMUP = 21128, ["a", "b", "c"], 10
 
@@ -40,7 +40,7 @@ def with_dtrain(asked: argparse.Namespace) -> tuple[float, float]:
     world = connect()
     values = {"name": "t", "model": {"type": "bert", "size": asked.size}, "batch_size": asked.batch * world.size}
     spec = TrainSpec.model_validate({**values, "optimizer": {"lr": 1e-5}})
-    engine = build_engine(world, make_model(asked.size), spec, together=True, precision=asked.precision)
+    engine = build_engine(world, make_model(asked.size), spec, data_parallel=True, precision=asked.precision)
     ids = torch.randint(1, VOCABULARY, (asked.batch, asked.length), device=world.device)
     labels = torch.zeros(asked.batch, dtype=torch.long, device=world.device)
     engine.model.train()

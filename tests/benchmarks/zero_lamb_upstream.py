@@ -79,8 +79,8 @@ def under_zero(stage: int, exact: bool) -> list[Tensor]:
         "zero_allow_untested_optimizer": True,
     }
     if exact:
-        from dtrain.training.lamb import Lamb
-        from dtrain.training.zero_internals import attach_zero
+        from dtrain.engines.lamb import Lamb
+        from dtrain.engines.zero_internals import attach_zero
 
         optimizer: torch.optim.Optimizer = Lamb(model.parameters(), lr=0.008)
     else:
@@ -106,7 +106,7 @@ def main() -> None:
     start, expected = one_process()
     moved = math.sqrt(sum(float((e - s).double().square().sum()) for e, s in zip(expected, start, strict=True)))
     try:
-        import dtrain.training.lamb  # noqa: F401
+        import dtrain.engines.lamb  # noqa: F401
 
         ways = (False, True)
     except ImportError:

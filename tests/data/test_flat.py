@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrain.data import Part, PreparedData
+from dtrain.data import EncodedSplit, PreparedData
 from dtrain.data.flat import FlatArray, flat_array, pieces_of
 from dtrain.runfolder import RunFolder
 
@@ -46,10 +46,10 @@ def test_parts_in_their_files_give_the_same_batches(
     prepare_run: Callable[..., RunFolder], corpus: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = PreparedData.open(prepare_run(corpus, teachers=({"name": "big", "model": {"type": "bert"}},)))
-    copied = Part.concat([data.part(name, "big") for name in ("train", "transfer")])
+    copied = EncodedSplit.concat([data.part(name, "big") for name in ("train", "transfer")])
     monkeypatch.setattr("dtrain.data.flat.COPIED_BYTES", 0)
     parts = [data.part(name, "big") for name in ("train", "transfer")]
-    mapped = Part.concat(parts)
+    mapped = EncodedSplit.concat(parts)
     assert isinstance(mapped.tokens, FlatArray)
     owners = [piece.base is not None and not piece.flags.owndata for piece in mapped.tokens.pieces]
     assert all(owners)  # views of the mapped files

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from dtrain.data import Normalizer, Part, PreparedData, encode_texts
+from dtrain.data import EncodedSplit, Normalizer, PreparedData, encode_texts
 from dtrain.errors import DtrainError, InputError
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder
@@ -67,7 +67,7 @@ def test_everything_written_reads_back(prepare_run: Prepare, corpus: dict[str, A
 def test_collate_against_a_plain_loop(prepare_run: Prepare, corpus: dict[str, Any]) -> None:
     data = PreparedData.open(prepare_run(corpus))
     parts = [data.part("train", "students"), data.part("transfer", "students")]
-    part = Part.concat(parts)
+    part = EncodedSplit.concat(parts)
     assert len(part) == 45
     assert part.ids.tolist() == [*range(40), *range(56, 61)]
     assert part.rows()["id"][:] == part.ids.tolist()

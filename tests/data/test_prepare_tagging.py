@@ -12,9 +12,8 @@ import pytest
 import torch
 from seqeval.scheme import IOBES, Tokens
 
-from dtrain.data import Part, PreparedData, encode_documents
+from dtrain.data import EncodedSplit, PreparedData, encode_documents
 from dtrain.data.normalize import CharacterNormalizer
-from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.plan import Plan
@@ -22,6 +21,7 @@ from dtrain.recipe.architectures.taggers import TaggerSpec
 from dtrain.recipe.data import Normalization
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
+from dtrain.runtime.distributed import World
 from dtrain.tasks.answers import Texts
 from dtrain.tasks.tagging.answers import Spans
 from dtrain.tasks.tagging.task import tag_part
@@ -118,7 +118,7 @@ def test_collate_tags_against_a_plain_loop(
     data = PreparedData.open(prepare_run(section, teachers=(NEZHA,), students=(TAGGER,)))
     for name in ("students", "big"):
         parts = [data.part(part, name) for part in data.parts]
-        for part in [*parts, Part.concat(parts)]:
+        for part in [*parts, EncodedSplit.concat(parts)]:
             rows = part.rows()
             assert part.documents is not None
             assert part.starts is not None

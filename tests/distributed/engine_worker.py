@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dtrain.distributed import World, connect, leave
+from dtrain.engines.choose import build_engine, build_model
+from dtrain.engines.engine import Engine
+from dtrain.engines.optim import build_optimizer
 from dtrain.models.folder import weights_fingerprint
 from dtrain.recipe.training import TrainSpec
-from dtrain.sharding import Sharding, read_deepspeed
+from dtrain.runtime.distributed import World, connect, leave
+from dtrain.runtime.sharding import Sharding, read_deepspeed
 from dtrain.training.checkpoint import Checkpoints
-from dtrain.training.engine import Engine
-from dtrain.training.engines import build_engine, build_model
-from dtrain.training.optim import build_optimizer
 
 ROWS = 12
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -92,9 +92,9 @@ def sharding(way: str, setting: dict[str, Any]) -> Sharding:
 
 def start(world: World, way: str, setting: dict[str, Any]) -> Engine:
     world.sharding = sharding(way, setting)  # what the launch would have said
-    model = build_model(world, Tiny, together=True)
+    model = build_model(world, Tiny, data_parallel=True)
     assert all(p.is_meta == (way == "fsdp2" and world.rank > 0) for p in model.parameters())
-    engine = build_engine(world, model, spec(setting), together=True, precision=setting.get("precision", "fp32"))
+    engine = build_engine(world, model, spec(setting), data_parallel=True, precision=setting.get("precision", "fp32"))
     if setting.get("mutation"):
         for buffer in engine._buffers:  # type: ignore[attr-defined]
             buffer.offsets = [max(0, offset - 1) for offset in buffer.offsets]
@@ -106,7 +106,7 @@ def train_step(engine: Engine, setting: dict[str, Any], step: int) -> tuple[floa
     rows, labels = batch(step)
     parts = setting.get("accumulation", 1)
     total = 0.0
-    engine.bare.poisoned = setting.get("overflow") == [engine.rank, step]  # type: ignore[assignment]
+    engine.module.poisoned = setting.get("overflow") == [engine.rank, step]  # type: ignore[assignment]
     shares = torch.arange(ROWS)[engine.rank :: engine.ranks].chunk(parts)
     for number, share in enumerate(shares):
         with engine.synchronise_when(number == len(shares) - 1), engine.autocast():
@@ -143,7 +143,7 @@ def run(world: World, setting: dict[str, Any]) -> dict[str, Any]:
             checkpoints = Checkpoints(folder / saved, "x")
             checkpoints.save(step, {}, state, {})
             checkpoints.wait()
-        with engine.plain() as model:
+        with engine.full_model() as model:
             evaluated = world.gather_objects(weights_fingerprint(model))
         if world.is_main:
             # Every rank evaluates what is published.

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from dtrain.distributed import World, connect, leave
 from dtrain.errors import DtrainError, Stopped
 from dtrain.models import build, in_own_memory
 from dtrain.recipe.architectures.taggers import TaggerSpec
 from dtrain.recipe.architectures.transformers import BertSpec
+from dtrain.runtime.distributed import World, connect, leave
 from dtrain.stages.filling import fill
-from dtrain.training.in_step import EVERY, InStep, load_in_step
 from dtrain.training.inference import cast_products, pack_products
+from dtrain.training.lockstep import EVERY, LockstepModel, load_lockstep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from conftest import FEATURES, VOCABULARY, Job, StoreWriter
@@ -56,7 +56,7 @@ class Calls:
 
     def __init__(self, model: nn.Module, at: int = -1, act: Callable[[], None] = lambda: None) -> None:
         self.made, self.at, self.act = 0, at, act
-        inner = model.model if isinstance(model, InStep) else model
+        inner = model.model if isinstance(model, LockstepModel) else model
         inner.register_forward_pre_hook(self._count)
 
     def _count(self, *_: object) -> None:
@@ -92,7 +92,7 @@ def one_rank(folder: Path) -> None:
         make = tagger if job.tagging else bert
         if world.size == 1:
             return pack_products(cast_products(make(), job.precision, world.device), world.device)
-        return load_in_step(make, job.precision, world)
+        return load_lockstep(make, job.precision, world)
 
     for name, settings in CASES.items():
         job = Job(**settings)
@@ -124,7 +124,7 @@ def troubles(folder: Path, world: World, teacher_of: Callable[[Job], nn.Module])
         for name in ("manifest.json", "shard-00001.arrow", "shard-00004.arrow"):
             (folder / "restarted" / name).unlink()
 
-    world.main_first(copy)
+    world.run_on_main(copy)
     teacher = teacher_of(job)
     calls = Calls(teacher)
     facts["restarted"] = {"outcome": attempt(store_in("restarted"), teacher, job, world), "passes": calls.made}
@@ -147,7 +147,7 @@ def troubles(folder: Path, world: World, teacher_of: Callable[[Job], nn.Module])
             model.get_parameter("bert.embeddings.word_embeddings.weight")[poison] = float("nan")
         return model
 
-    teacher = load_in_step(broken, "fp32", world)
+    teacher = load_lockstep(broken, "fp32", world)
     calls = Calls(teacher)
     facts["nan"] = {"outcome": attempt(store_in("nan"), teacher, job, world), "passes": calls.made}
     return facts

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dtrain.sharding import configs_folder
+from dtrain.runtime.sharding import configs_folder
 from tests.distributed.forty_rows import write
 from tests.processes import start
 

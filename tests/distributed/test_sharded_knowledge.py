@@ -10,7 +10,7 @@ import pytest
 
 from dtrain.knowledge.verify import verify
 from dtrain.runfolder import file_fingerprint
-from dtrain.training.in_step import EVERY
+from dtrain.training.lockstep import EVERY
 from tests.processes import ended, start_ranks
 
 pytestmark = pytest.mark.distributed

@@ -1,4 +1,4 @@
-"""Made-up rows and teachers, and ranks that are threads of this process."""
+"""Synthetic rows and teachers, and ranks that are threads of this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.errors import DtrainError
 from dtrain.knowledge.format import Identity, Layout, new_layout
 from dtrain.knowledge.writer import StoreWriter
@@ -89,7 +89,7 @@ class MadeUpTagger(MadeUpTeacher):
         return TaggerOutput(emissions, mask, emissions.log_softmax(-1) if marginals else None)
 
 
-def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: bool = False) -> Part:
+def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: bool = False) -> EncodedSplit:
     """Rows of 1 to 20 tokens (3 to 22, of which 2 are no characters), a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 21, rows) + 2 * tagging
@@ -104,7 +104,7 @@ def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: b
     def no_rows() -> Any:
         raise AssertionError("the text itself is not needed")
 
-    return Part(
+    return EncodedSplit(
         ids=ids,
         labels=np.full(rows, -1, dtype=np.int64),
         tokens=np.concatenate(texts),
@@ -127,7 +127,7 @@ class _Shared:
 
 
 class ThreadWorld:
-    """A rank that is a thread; the interface of `dtrain.distributed.World` as far as the store needs it."""
+    """A rank that is a thread; the interface of `dtrain.runtime.distributed.World` as far as the store needs it."""
 
     device = torch.device("cpu")
 
@@ -159,7 +159,7 @@ class ThreadWorld:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.gather_objects(tensor)).sum(0)
 
-    def main_first(self, work: Callable[[], Any]) -> Any:
+    def run_on_main(self, work: Callable[[], Any]) -> Any:
         outcome: Any = None
         if self.is_main:
             try:
@@ -205,7 +205,7 @@ class Job:
     gap_at: int | None = 250
     outputs: tuple[str, ...] = ("logits",)
     top_k: int | None = None
-    part: Part = field(init=False)
+    part: EncodedSplit = field(init=False)
     teacher: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.knowledge import kinds
 from dtrain.knowledge.kinds import OutputKind, find_kind, kind_names, register_kind
@@ -17,6 +16,7 @@ from dtrain.losses import registry as losses
 from dtrain.losses.registry import register
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, finetune, precompute, prepare
 
 RECIPE = """

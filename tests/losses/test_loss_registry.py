@@ -145,9 +145,9 @@ def test_a_student_learns_by_a_new_loss(tmp_path: Path) -> None:
     def squares(student_logits: Any, teacher_logits: Any) -> Any:
         return (student_logits - teacher_logits.mean(0)).square().sum(-1)
 
-    from dtrain.distributed import connect
     from dtrain.plan import Plan
     from dtrain.runfolder import read_json
+    from dtrain.runtime.distributed import connect
     from dtrain.stages import distill, finetune, precompute, prepare
 
     rows = [f'{{"text": "{text}", "label": "{text[0]}"}}\n' for text in ("ab", "ba", "aab", "bba") * 12]

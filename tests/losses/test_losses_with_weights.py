@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dtrain.engines.optim import parameter_groups
 from dtrain.errors import Stopped
 from dtrain.losses import registry
 from dtrain.losses.objective import Objective, build_losses
@@ -18,7 +19,6 @@ from dtrain.recipe.training import Student
 from dtrain.students.plan import why_not_stacked
 from dtrain.training.checkpoint import TENSORS
 from dtrain.training.loop import fit
-from dtrain.training.optim import parameter_groups
 from tests.students.conftest import job as job
 from tests.students.conftest import rows as rows
 from tests.students.conftest import student
@@ -50,7 +50,7 @@ def learner(**changes: Any) -> Student:
 
 def test_its_weights_are_trained_and_stay_out_of_the_model(job: Callable[..., Any]) -> None:
     one = job(learner(epochs=1), widths=WIDTHS)
-    objective = one.engine.bare
+    objective = one.engine.module
     before = objective.losses.stateful["regressed_hint"].map.weight.detach().clone()
     kept = one.engine.state()
     assert "weight/losses.stateful.regressed_hint.map.weight" in kept
@@ -65,9 +65,9 @@ def test_its_weights_are_trained_and_stay_out_of_the_model(job: Callable[..., An
 def test_modules_of_a_recipe_are_named_as_in_the_model_folder(job: Callable[..., Any]) -> None:
     section = {"lr": 0.01, "modules": {"classifier": 0.1, "losses.stateful.regressed_hint": 0.5}}
     one = job(learner(optimizer=section), widths=WIDTHS)
-    rates = {group["lr"] for group in parameter_groups(one.engine.bare, one.spec.optimizer)}
+    rates = {group["lr"] for group in parameter_groups(one.engine.module, one.spec.optimizer)}
     assert rates == {0.01, 0.1, 0.5}
-    assert set(Objective.folder_names(one.engine.bare).values()) >= {"classifier.weight", "embedding.weight"}
+    assert set(Objective.folder_names(one.engine.module).values()) >= {"classifier.weight", "embedding.weight"}
     one.close()
 
 

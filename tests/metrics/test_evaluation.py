@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, log_loss
 from torch import nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.errors import DtrainError
 from dtrain.metrics import scores
 from dtrain.tasks.classification.scoring import count_part, evaluate_part
@@ -60,7 +60,7 @@ MODEL = MeanOfEmbeddings()
 
 def part_of(lengths, labels):
     tokens = np.random.default_rng(len(lengths)).integers(1, 30, sum(lengths)).astype(np.int32)
-    return Part(
+    return EncodedSplit(
         ids=np.arange(len(lengths)) + 100,
         labels=np.array(labels, dtype=np.int64),
         tokens=tokens,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOBES
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.errors import DtrainError
 from dtrain.models import build
 from dtrain.recipe.architectures.taggers import TaggerSpec
@@ -62,7 +62,7 @@ def part_of(rows):
         random.integers(0, len(TAGS), n) if has else np.full(n, -1) for n, has in zip(lengths, labelled, strict=True)
     ]
     texts = ["".join(map(chr, random.integers(65, 90, n))) for n in lengths]
-    return Part(
+    return EncodedSplit(
         ids=np.arange(len(rows)) + 50,
         labels=np.where(labelled, 0, -1),
         tokens=random.integers(1, 12, sum(lengths)).astype(np.int32),

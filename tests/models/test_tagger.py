@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 import dtrain
 from dtrain.data.vocabularies import student_tokenizer
+from dtrain.engines.optim import build_optimizer
 from dtrain.errors import InputError
 from dtrain.models import TaggerOutput, build, embedding_of, load, save_model, weights_fingerprint
 from dtrain.models.fusion import DynamicFusion
@@ -23,7 +24,6 @@ from dtrain.models.tagger import Tagger
 from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.training import OptimizerSpec
-from dtrain.training.optim import build_optimizer
 
 TAGS = ["O", *(f"{part}-{kind}" for kind in ("NAME", "ORG") for part in "BIES")]
 SMALL = {"hidden": 16, "layers": 4, "heads": 2}

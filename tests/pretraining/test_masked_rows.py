@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 
 from dtrain.data import share_of
-from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
-from dtrain.pretraining.packing import PackedRows, write_rows
 from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.tasks.masked_lm.masking import MASKABLE, WORD_START, Masker
+from dtrain.tasks.masked_lm.packing import PackedRows, write_rows
 from dtrain.tasks.masked_lm.rows import MaskedRows
 from dtrain.tasks.masked_lm.task import evaluate
 from tests.pretraining.conftest import loss_of

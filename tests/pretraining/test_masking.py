@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dtrain.pretraining.masking import MASKABLE, PIECE_START, WORD_START, Masker
 from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.tasks.masked_lm.masking import MASKABLE, PIECE_START, WORD_START, Masker
 
 MASK, VOCABULARY = 4, 1000
 ORDINARY = np.arange(5, VOCABULARY)

@@ -23,14 +23,13 @@ from dtrain.models import save_model
 from dtrain.models.masked_lm import PairedLM
 from dtrain.models.transformer import build_classifier, build_masked_lm
 from dtrain.plan import Plan
-from dtrain.pretraining.masking import MASKABLE, WORD_START, Masker
-from dtrain.pretraining.pairs import PairedRows, write_pairs
-from dtrain.pretraining.words import SENTENCE, WORD
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 from dtrain.recipe.models import EncoderSpec
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.schema import Recipe
+from dtrain.tasks.masked_lm.masking import MASKABLE, SENTENCE, WORD, WORD_START, Masker
+from dtrain.tasks.masked_lm.pairs import PairedRows, write_pairs
 from dtrain.tasks.masked_lm.rows import HELD_OUT_EPOCH, MaskedRows, masked_batch, with_pairs
 from dtrain.tasks.masked_lm.task import evaluate
 from tests.pretraining.conftest import loss_of

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.errors import DtrainError
-from dtrain.pretraining.masking import MASKABLE, PIECE_START, WORD_START
-from dtrain.pretraining.packing import PackedRows, pack, write_rows
-from dtrain.pretraining.words import SENTENCE, WORD
+from dtrain.tasks.masked_lm.masking import MASKABLE, PIECE_START, SENTENCE, WORD, WORD_START
+from dtrain.tasks.masked_lm.packing import PackedRows, pack, write_rows
 
 CLS, SEP = 2, 3
 Document = list[tuple[int, int]]  # (token, flags)

@@ -14,13 +14,12 @@ from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare
-from dtrain.pretraining.masking import MASKABLE, OTHER, PIECE_START, SECOND, WORD_START, Masker
-from dtrain.pretraining.packing import Documents
-from dtrain.pretraining.pairs import PairedRows, write_pairs
-from dtrain.pretraining.words import SENTENCE, WORD
 from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
+from dtrain.tasks.masked_lm.masking import MASKABLE, OTHER, PIECE_START, SECOND, SENTENCE, WORD, WORD_START, Masker
+from dtrain.tasks.masked_lm.packing import Documents
+from dtrain.tasks.masked_lm.pairs import PairedRows, write_pairs
 
 CLS, SEP, FIRST = 2, 3, 10
 LENGTH = 24

@@ -18,12 +18,11 @@ from dtrain.errors import DtrainError, InputError, Stopped
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare
 from dtrain.pretraining.corpus import check_corpus, read_documents
-from dtrain.pretraining.masking import MASKABLE
-from dtrain.pretraining.packing import PackedRows
-from dtrain.pretraining.words import UNKNOWN
 from dtrain.recipe.pretraining import CorpusSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
+from dtrain.tasks.masked_lm.masking import MASKABLE, UNKNOWN
+from dtrain.tasks.masked_lm.packing import PackedRows
 
 Load = Callable[..., Recipe]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from dtrain.engines.optim import rate
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.models import encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import ScheduleSpec
-from dtrain.training.optim import rate
 
 Load = Callable[..., Recipe]
 TEACHER = {"name": "t", "model": {"type": "nezha", "pretrained": "pretrain"}}

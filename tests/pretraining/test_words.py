@@ -10,9 +10,10 @@ import pytest
 from dtrain.data.problems import Problems
 from dtrain.data.vocabularies import trained_tokenizer
 from dtrain.errors import InputError
-from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD, TokenFlagger, check_dictionary, sections, segmenter
+from dtrain.pretraining.words import TokenFlagger, check_dictionary, sections, segmenter
 from dtrain.recipe.architectures.transformers import NezhaSpec
 from dtrain.recipe.data import Normalization
+from dtrain.tasks.masked_lm.masking import SENTENCE, UNKNOWN, WORD
 
 TEXT = "使用语言模型来预测下一个词的概率。iphone8很好用!真的"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import dtrain
-from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.recipe import models as registry
 from dtrain.recipe.models import Architecture, architectures, register_architecture
 from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, evaluate, finetune, precompute, prepare
 
 SPEC = '''

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.report.latency import machine, measure
 
 
@@ -25,7 +25,7 @@ class Sleeper(nn.Module):
 
 
 def part(rows):
-    return Part(
+    return EncodedSplit(
         ids=np.arange(rows),
         labels=np.zeros(rows, dtype=np.int64),
         tokens=np.ones(2 * rows, dtype=np.int32),

@@ -84,7 +84,7 @@ def run(tmp_path_factory):
 class Alone:
     """A world of one rank."""
 
-    def main_first(self, work):
+    def run_on_main(self, work):
         return work()
 
 

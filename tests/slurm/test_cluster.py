@@ -15,7 +15,7 @@ from conftest import ROOT, Pipeline, results
 HELLO = """\
 import json, socket, sys
 import torch
-from dtrain.distributed import connect, leave
+from dtrain.runtime.distributed import connect, leave
 world = connect(timeout=60)
 told = world.gather_objects([world.rank, socket.gethostname()])
 total = int(world.sum(torch.tensor([world.rank]))[0])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dtrain.__main__ import main
-from dtrain.distributed import World
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
+from dtrain.runtime.distributed import World
 from dtrain.stages import prepare
 
 TOPICS = """\

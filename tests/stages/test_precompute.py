@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.distributed import World
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import file_fingerprint
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, finetune, precompute, prepare
 
 RECIPE = """

@@ -1,4 +1,4 @@
-"""Students on made-up rows, trained alone or side by side, without a run folder around them."""
+"""Students on synthetic rows, trained alone or side by side, without a run folder around them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.data import Part
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit
+from dtrain.engines.choose import build_engine
 from dtrain.losses.objective import Objective, build_losses, with_peers
 from dtrain.models import build
 from dtrain.recipe.training import LossSpec, Student
+from dtrain.runtime.distributed import World
 from dtrain.tasks.classification.scoring import evaluate_part
 from dtrain.tasks.classification.task import Classification
 from dtrain.teachers.sources import StoredTeacher
-from dtrain.training.engines import build_engine
 from dtrain.training.feed import Feed
 from dtrain.training.job import TrainJob
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
@@ -29,12 +29,12 @@ LABELS = ["even", "odd", "none"]
 
 
 @pytest.fixture
-def rows() -> Part:
+def rows() -> EncodedSplit:
     """90 rows of 0 to 9 tokens, a seventh of them without a label."""
     random = np.random.default_rng(0)
     texts = [random.integers(2, 30, random.integers(0, 10)) for _ in range(90)]
     labels = [int(text[0]) % 2 if len(text) else 2 for text in texts]
-    return Part(
+    return EncodedSplit(
         ids=np.arange(90) + 500,
         labels=np.array([-1 if i % 7 == 3 else label for i, label in enumerate(labels)]),
         tokens=np.concatenate(texts).astype(np.int32),
@@ -68,7 +68,7 @@ Train = Callable[..., dict[str, Ended]]
 
 
 @pytest.fixture
-def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., TrainJob]:
+def job(world: World, rows: EncodedSplit, tmp_path: Path) -> Callable[..., TrainJob]:
     def make(
         student: Student,
         folder: str = "run",
@@ -92,7 +92,7 @@ def job(world: World, rows: Part, tmp_path: Path) -> Callable[..., TrainJob]:
         root = tmp_path / folder / student.name
         return TrainJob(
             title=student.name, spec=student, feed=feed, headline=task.headline,
-            engine=build_engine(world, objective, student, together=False, precision="fp32"),
+            engine=build_engine(world, objective, student, data_parallel=False, precision="fp32"),
             identity=student.name, stop=stop or NeverStop(), order=3,
             evaluate=lambda m: evaluate_part(m, rows, Workers.of(world, "fp32", shared=False), 3),
             checkpoints=root / "checkpoints", tensorboard=root / "tb", **more,

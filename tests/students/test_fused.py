@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dtrain.distributed import World
 from dtrain.losses import find_loss, loss_names
 from dtrain.models import build
 from dtrain.recipe.training import Student
+from dtrain.runtime.distributed import World
 from dtrain.students.plan import why_not_stacked
 from dtrain.students.stacked_bilstm import forward_bilstm
 from dtrain.students.ways import Fused
@@ -177,7 +177,7 @@ def test_who_ends_early_leaves_and_the_rest_go_on_bit_for_bit(train: Train) -> N
 
 def held(jobs: list[Any]) -> int:
     """Bytes behind the weights, gradients and moments of all, those that a view keeps included."""
-    found = [p for job in jobs for p in job.engine.bare.parameters()]
+    found = [p for job in jobs for p in job.engine.module.parameters()]
     found += [t for job in jobs for state in job.engine.optimizer.state.values() for t in state.values()]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
 
@@ -186,7 +186,7 @@ def test_who_left_holds_no_memory(job: Any) -> None:
     """One ends, one fails, one waits for a comparison; a view into the stack that they left would keep all of it."""
     jobs = [job(student("ends", epochs=1)), job(student("bad", seed=4), loss=Spoiled(17, ValueError("too hot")))]
     jobs += [job(student("waits", seed=5), pause=2), job(student("last", seed=6))]
-    own = 3 * sum(p.numel() * p.element_size() for p in jobs[0].engine.bare.parameters())
+    own = 3 * sum(p.numel() * p.element_size() for p in jobs[0].engine.module.parameters())
     names = []
     for number, one in enumerate(fit_all(list(jobs), Fused()), 1):
         names.append(one.job.title)
@@ -211,7 +211,7 @@ def test_time_is_shared_and_only_training_counts(job: Any, monkeypatch: pytest.M
     def slow(own: Any) -> Any:
         return lambda *arguments: (spend(1.0), own(*arguments))[1]
 
-    monkeypatch.setattr("dtrain.training.speed.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("dtrain.engines.speed.time", SimpleNamespace(perf_counter=lambda: now))
     jobs = [job(student("a", epochs=1), loss=slow), job(student("b", seed=4), loss=slow)]
     jobs.append(job(student("c", seed=5, epochs=3), loss=slow))
     for one in jobs:

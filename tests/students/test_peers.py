@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.losses.outputs import mutual_divergence
 from dtrain.students.ways import Peers
 from dtrain.training.checkpoint import TENSORS
@@ -31,7 +31,7 @@ def test_divergence_by_scipy() -> None:
     assert np.allclose(found.numpy(), expected, atol=1e-12)
 
 
-def test_one_step_of_sgd_by_hand(job: Any, rows: Part) -> None:
+def test_one_step_of_sgd_by_hand(job: Any, rows: EncodedSplit) -> None:
     """W <- W - lr (grad CE_k + 1/(K-1) sum_l grad KL(p_l || p_k)) / B, others taken as given."""
     from dtrain.training.state import TrainState
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
+from dtrain.runtime.distributed import World
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.train import GroupTrainer
 from dtrain.students.ways import Fused, Streams
@@ -25,7 +25,7 @@ from dtrain.training.model_job import ModelJob, Trained
 from tests.students.conftest import LABELS, Opinions, Train, assert_same, student
 
 
-def test_a_batch_is_read_once(rows: Part, job: Callable[..., Any]) -> None:
+def test_a_batch_is_read_once(rows: EncodedSplit, job: Callable[..., Any]) -> None:
     """By two students of a group with the same rows; a teacher's outputs are read once, too."""
     reading = Reading(torch.device("cpu"), batches=2)
     terms = [{"type": "cross_entropy"}, {"type": "soft_targets"}]
@@ -44,7 +44,7 @@ def test_a_batch_is_read_once(rows: Part, job: Callable[..., Any]) -> None:
     reading.close()
 
 
-def test_what_is_read_ahead_is_not_read_again(rows: Part, job: Callable[..., Any]) -> None:
+def test_what_is_read_ahead_is_not_read_again(rows: EncodedSplit, job: Callable[..., Any]) -> None:
     feed = job(student("a")).feed
     feed.read_ahead([np.array([1, 2]), np.array([3])])
     assert feed._reading.reads == 2
@@ -64,7 +64,7 @@ class Beside(TeacherSource):
         return {kind: torch.ones(len(batch), len(LABELS)) * batch.inputs["attention_mask"].sum() for kind in kinds}
 
 
-def test_a_teacher_beside_the_student_sees_the_very_batch(rows: Part, world: World) -> None:
+def test_a_teacher_beside_the_student_sees_the_very_batch(rows: EncodedSplit, world: World) -> None:
     task, source = Classification(LABELS, []), Beside()
     stored = StoredTeacher(Opinions(0))  # type: ignore[arg-type]
     feed = Feed(

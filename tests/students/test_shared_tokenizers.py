@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from dtrain.data import PreparedData
-from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, prepare
 
 TINY = {"type": "bert", "size": "tiny", "hidden": 16, "heads": 2, "layers": 1}

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from dtrain.__main__ import main
-from dtrain.distributed import World
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import distill, evaluate, finetune, precompute, prepare, report
 from dtrain.tasks import registry, rules
 

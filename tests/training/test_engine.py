@@ -8,12 +8,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from dtrain.distributed import World
+from dtrain.engines.engine import Engine, blank
+from dtrain.engines.optim import build_optimizer
 from dtrain.models import build
 from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.training import OptimizerSpec
-from dtrain.training.engine import Engine, blank
-from dtrain.training.optim import build_optimizer
+from dtrain.runtime.distributed import World
 
 MODELS: dict[str, dict[str, Any]] = {
     "bilstm": {"type": "bilstm", "embedding": 6, "hidden": 5},
@@ -26,11 +26,11 @@ def test_a_model_to_publish_takes_no_memory_on_the_device(world: World, kind: st
     """The meta device stands for a GPU that is full: nothing of the model can be copied from it."""
     spec: Any = TypeAdapter(ModelSpec).validate_python(MODELS[kind])
     model = build(spec, vocabulary=20, labels=["a", "b"], pad_id=0, max_length=16)
-    engine = Engine(world, model, build_optimizer(model, OptimizerSpec()), together=False, precision="fp32")
+    engine = Engine(world, model, build_optimizer(model, OptimizerSpec()), data_parallel=False, precision="fp32")
     weights = {name: tensor + 1 for name, tensor in engine.weights().items()}
-    engine.bare = blank(engine.bare)
+    engine.module = blank(engine.module)
     published = engine.with_weights(weights)
-    assert published is not engine.bare and all(p.is_meta for p in engine.bare.parameters())
+    assert published is not engine.module and all(p.is_meta for p in engine.module.parameters())
     found = published.state_dict()
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)

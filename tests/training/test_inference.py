@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from dtrain.data import Part, inference_batches
+from dtrain.data import EncodedSplit, inference_batches
 from dtrain.errors import DtrainError
 from dtrain.models import ClassifierOutput, own
 from dtrain.training.inference import (
@@ -39,10 +39,10 @@ def forward_logits(model, part, indices, *, batch_tokens, **how):
 LABELS = ["a", "b", "c"]
 
 
-def made_up_part(rows: int = 120) -> Part:
+def made_up_part(rows: int = 120) -> EncodedSplit:
     random = np.random.default_rng(0)
     lengths = random.integers(1, 30, rows)
-    return Part(
+    return EncodedSplit(
         ids=np.arange(rows),
         labels=np.zeros(rows, dtype=np.int64),
         tokens=random.integers(1, 50, lengths.sum()).astype(np.int32),

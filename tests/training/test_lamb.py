@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dtrain.training.lamb import STREAMED, Lamb, _cpu_norm
-from dtrain.training.shard_layout import Layout, Part, ShardingError
+from dtrain.engines.lamb import STREAMED, Lamb, _cpu_norm
+from dtrain.engines.shard_layout import Layout, Part, ShardingError
 
 SHAPES = [(7, 5), (3, 11, 2), (13,), (1,), ()]
 
@@ -187,7 +187,7 @@ def distance(params: Sequence[Tensor], others: Sequence[Tensor], start: Sequence
 @pytest.mark.parametrize("streamed", [40, STREAMED], ids=["in batches", "together"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_multi_tensor_equals_per_tensor(monkeypatch, dtype, streamed):
-    monkeypatch.setattr("dtrain.training.lamb.STREAMED", streamed)
+    monkeypatch.setattr("dtrain.engines.lamb.STREAMED", streamed)
     fast, slow = parameters(dtype), parameters(dtype)
     a = Lamb([{"params": fast[:2]}, {"params": fast[2:], "weight_decay": 0.0}], lr=0.01)
     b = Lamb([{"params": slow[:2]}, {"params": slow[2:], "weight_decay": 0.0}], lr=0.01, foreach=False)
@@ -337,7 +337,7 @@ def flat_copy(params: list[nn.Parameter], padding: int = 3) -> tuple[Tensor, Lay
 
 @pytest.mark.parametrize("streamed", [1, STREAMED], ids=["part by part", "together"])
 def test_flat_buffer_with_a_layout_equals_the_parameters(monkeypatch, streamed):
-    monkeypatch.setattr("dtrain.training.lamb.STREAMED", streamed)
+    monkeypatch.setattr("dtrain.engines.lamb.STREAMED", streamed)
     params = parameters()
     start = [p.detach().clone() for p in params]
     plain = Lamb(params, lr=0.01)

@@ -21,23 +21,23 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from dtrain.data import Part
-from dtrain.distributed import World
+from dtrain.data import EncodedSplit
+from dtrain.engines.engine import Engine
+from dtrain.engines.optim import build_optimizer
 from dtrain.errors import DtrainError, Stopped
 from dtrain.losses.objective import Objective, build_losses
 from dtrain.models import build
 from dtrain.recipe.architectures.classifiers import BiLSTMSpec
 from dtrain.recipe.training import LossSpec, Student
+from dtrain.runtime.distributed import World
+from dtrain.runtime.stop import StopRequest
 from dtrain.tasks.classification.scoring import evaluate_part
 from dtrain.tasks.classification.task import Classification
 from dtrain.training.adversarial import Adversary
-from dtrain.training.engine import Engine
 from dtrain.training.feed import Feed
 from dtrain.training.job import Diverged, Position, TrainJob
 from dtrain.training.loop import fit
-from dtrain.training.optim import build_optimizer
 from dtrain.training.state import TrainState
-from dtrain.training.stop import StopRequest
 from dtrain.training.workers import Workers
 
 
@@ -75,12 +75,12 @@ class AskedAt(StopRequest):
 
 def train(
     world: World,
-    rows: Part,
+    rows: EncodedSplit,
     folder: Path,
     student: Student,
     stop_at: int | None = None,
     spoil_at: int | None = None,
-    together: StopRequest | None = None,
+    data_parallel: StopRequest | None = None,
 ) -> tuple[dict[str, torch.Tensor], Position]:
     torch.manual_seed(student.seed or 0)
     assert isinstance(student.model, BiLSTMSpec)
@@ -88,8 +88,10 @@ def train(
     task = Classification(["even", "odd"], [])
     losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
     objective = Objective(model, losses, task.outputs)
-    engine = Engine(world, objective, build_optimizer(objective, student.optimizer), together=False, precision="fp32")
-    engine.together = together is not None  # as a rank of several goes, alone
+    engine = Engine(
+        world, objective, build_optimizer(objective, student.optimizer), data_parallel=False, precision="fp32"
+    )
+    engine.data_parallel = data_parallel is not None  # as a rank of several goes, alone
     adversary = Adversary(student.adversarial, model) if student.adversarial else None
     calls = 0
     whole = objective.parts
@@ -106,7 +108,7 @@ def train(
         title="s", spec=student, engine=engine, feed=Feed(rows, collate, task.units(rows), device=world.device),
         headline=task.headline, adversary=adversary,
         evaluate=lambda m: evaluate_part(m, rows, Workers.of(world, "fp32", shared=False), 2),
-        checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=together or StopAt(stop_at),
+        checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=data_parallel or StopAt(stop_at),
     )  # fmt: skip
     best, position, monitor = fit(job)
     monitor.close()
@@ -130,7 +132,7 @@ def without_times(position: Position) -> dict[str, Any]:
     "changes", [{}, {"batch_size": None, "batch_tokens": 40}, {"evaluate_every": 4}, {"adversarial": {"type": "fgm"}}]
 )
 def test_stopped_and_continued_is_bit_for_bit_undisturbed(
-    world: World, rows: Part, tmp_path: Path, stops: list[int], changes: dict[str, Any]
+    world: World, rows: EncodedSplit, tmp_path: Path, stops: list[int], changes: dict[str, Any]
 ) -> None:
     """Dropout on; stopped in the middle of epochs and at their ends (every fifth step is asked)."""
     expected, position = train(world, rows, tmp_path / "undisturbed", spec(**changes))
@@ -142,21 +144,23 @@ def test_stopped_and_continued_is_bit_for_bit_undisturbed(
     assert without_times(continued) == without_times(position)
 
 
-def test_ranks_that_train_together_stop_one_step_after_they_are_asked(world: World, rows: Part, tmp_path: Path) -> None:
+def test_ranks_that_train_together_stop_one_step_after_they_are_asked(
+    world: World, rows: EncodedSplit, tmp_path: Path
+) -> None:
     """Steps are 52, 13 an epoch."""
-    expected, position = train(world, rows, tmp_path / "undisturbed", spec(), together=AskedAt(world, 99))
+    expected, position = train(world, rows, tmp_path / "undisturbed", spec(), data_parallel=AskedAt(world, 99))
     for begin, step in ((0, 1), (2, 12), (13, 50)):
         stop = AskedAt(world, step - begin)
         with pytest.raises(Stopped, match=rf"\(test\) at step {step + 1} of 52"):
-            train(world, rows, tmp_path / "stopped", spec(), together=stop)
+            train(world, rows, tmp_path / "stopped", spec(), data_parallel=stop)
         assert stop.questions == step + 1 - begin  # one a step
-    again, continued = train(world, rows, tmp_path / "stopped", spec(), together=AskedAt(world, 99))
+    again, continued = train(world, rows, tmp_path / "stopped", spec(), data_parallel=AskedAt(world, 99))
     assert_same(again, expected)
     assert without_times(continued) == without_times(position)
 
 
 def test_a_question_to_the_ranks_is_open_during_steps_only(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
 
@@ -174,12 +178,12 @@ def test_a_question_to_the_ranks_is_open_during_steps_only(
     for method in ("step", "weights", "state"):
         monkeypatch.setattr(Engine, method, noted(method, getattr(Engine, method)))
     monkeypatch.setattr(world, "begin_any", begin_any)
-    train(world, rows, tmp_path, spec(epochs=1, checkpoint_every=6), together=AskedAt(world, 99))
+    train(world, rows, tmp_path, spec(epochs=1, checkpoint_every=6), data_parallel=AskedAt(world, 99))
     assert done == [*["asked", "step", "answered"] * 6, "state"] * 2 + ["asked", "step", "answered", "weights"]
 
 
 def test_slow_steps_are_asked_after_each(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dtrain.training.loop.ASK_SECONDS", 0.0)
     with pytest.raises(Stopped, match="at step 3 of 52"):
@@ -187,24 +191,24 @@ def test_slow_steps_are_asked_after_each(
 
 
 def test_ranks_that_see_different_checkpoints_do_not_go_on(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stopped):
-        train(world, rows, tmp_path, spec(), together=AskedAt(world, 6))
+        train(world, rows, tmp_path, spec(), data_parallel=AskedAt(world, 6))
     with monkeypatch.context() as patch:
         patch.setattr(world, "gather_objects", lambda step: [step, None])
         with pytest.raises(DtrainError, match=r"see different checkpoints in .*\(by rank: step 7, none\); the same"):
-            train(world, rows, tmp_path, spec(), together=AskedAt(world, 99))
-    train(world, rows, tmp_path, spec(), together=AskedAt(world, 99))
+            train(world, rows, tmp_path, spec(), data_parallel=AskedAt(world, 99))
+    train(world, rows, tmp_path, spec(), data_parallel=AskedAt(world, 99))
 
 
-def test_it_learns(world: World, rows: Part, tmp_path: Path) -> None:
+def test_it_learns(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     _, position = train(world, rows, tmp_path, spec(epochs=25))
     valid = [h for h in position.history if h["split"] == "valid"]
     assert valid[-1]["accuracy"] > 0.95 > valid[0]["accuracy"]
 
 
-def test_micro_batches_change_nothing_but_rounding(world: World, rows: Part, tmp_path: Path) -> None:
+def test_micro_batches_change_nothing_but_rounding(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     """Including micro-batches without rows: the last batch has 6 rows, and 8 are cut."""
     plain = {"model": {"type": "bilstm", "embedding": 6, "hidden": 5}, "optimizer": {"type": "sgd", "lr": 0.1}}
     whole, _ = train(world, rows, tmp_path / "1", spec(**plain))
@@ -214,7 +218,7 @@ def test_micro_batches_change_nothing_but_rounding(world: World, rows: Part, tmp
 
 
 def test_rows_are_ordered_for_the_epochs_that_are_begun_alone(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of many epochs takes its first step as soon as one of few."""
     from dtrain.training import state
@@ -231,13 +235,13 @@ def test_rows_are_ordered_for_the_epochs_that_are_begun_alone(
     assert ordered == [0]
 
 
-def test_another_seed_is_another_run(world: World, rows: Part, tmp_path: Path) -> None:
+def test_another_seed_is_another_run(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     a, _ = train(world, rows, tmp_path / "a", spec())
     b, _ = train(world, rows, tmp_path / "b", spec(seed=4))
     assert not all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_patience_ends_it_and_the_best_is_kept(world: World, rows: Part, tmp_path: Path) -> None:
+def test_patience_ends_it_and_the_best_is_kept(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     best, position = train(world, rows, tmp_path, spec(epochs=60, patience=2, optimizer={"lr": 0.05}))
     valid = [h for h in position.history if h["split"] == "valid"]
     assert position.finished
@@ -258,7 +262,7 @@ def test_patience_ends_it_and_the_best_is_kept(world: World, rows: Part, tmp_pat
 )
 def test_of_equal_scores_the_one_with_the_lower_loss_is_kept(
     world: World,
-    rows: Part,
+    rows: EncodedSplit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     scores: list[tuple[float, float]],
@@ -280,13 +284,13 @@ def test_of_equal_scores_the_one_with_the_lower_loss_is_kept(
     assert_same(kept, seen[best - 1])
 
 
-def test_metric_loss_is_better_when_smaller(world: World, rows: Part, tmp_path: Path) -> None:
+def test_metric_loss_is_better_when_smaller(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     _, position = train(world, rows, tmp_path, spec(metric="loss", epochs=3))
     valid = [h for h in position.history if h["split"] == "valid"]
     assert -(position.best_score or 0.0) == min(h["loss"] for h in valid)
 
 
-def test_a_loss_that_is_no_number_ends_it(world: World, rows: Part, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_it(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="loss is nan at step 1"):
         train(world, rows, tmp_path, spec(), spoil_at=9)
 
@@ -298,7 +302,7 @@ def assert_finite_checkpoints(folder: Path, *steps: int) -> None:
         assert all(tensor.isfinite().all() for tensor in load_file(path / "tensors.safetensors").values())
 
 
-def test_weights_without_bounds_are_no_checkpoint(world: World, rows: Part, tmp_path: Path) -> None:
+def test_weights_without_bounds_are_no_checkpoint(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     student = spec(optimizer={"type": "sgd", "lr": 1e38}, checkpoint_every=1)
     with pytest.raises(Diverged, match=r"the norm of the weights is inf at step 1$"):
         train(world, rows, tmp_path, student)
@@ -307,7 +311,7 @@ def test_weights_without_bounds_are_no_checkpoint(world: World, rows: Part, tmp_
 
 @pytest.mark.parametrize("number", [math.inf, math.nan])
 def test_weights_that_are_no_numbers_are_no_checkpoint_whatever_the_loss(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float
 ) -> None:
     """The row of padding takes no part in any loss."""
     plain, steps = Engine.step, 0
@@ -318,7 +322,7 @@ def test_weights_that_are_no_numbers_are_no_checkpoint_whatever_the_loss(
         ended = plain(engine, clip)
         if steps == 9:
             with torch.no_grad():
-                next(engine.bare.parameters())[0] = number
+                next(engine.module.parameters())[0] = number
         return ended
 
     monkeypatch.setattr(Engine, "step", step)
@@ -329,7 +333,7 @@ def test_weights_that_are_no_numbers_are_no_checkpoint_whatever_the_loss(
 
 
 def test_overflow_without_end_ends_it_and_does_not_advance_the_schedule(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, steps, rates = Engine.step, 0, []
 
@@ -347,14 +351,14 @@ def test_overflow_without_end_ends_it_and_does_not_advance_the_schedule(
     assert rates[38] != rates[39] and len(rates[39:]) == 51 and len(set(rates[39:])) == 1
 
 
-def test_evaluated_once_even_when_asked_too_rarely(world: World, rows: Part, tmp_path: Path) -> None:
+def test_evaluated_once_even_when_asked_too_rarely(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
     best, position = train(world, rows, tmp_path, spec(evaluate_every=10_000))
     assert best
     assert position.best_step == position.step
 
 
 def test_a_write_that_failed_ends_the_training(
-    world: World, rows: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -366,7 +370,7 @@ def test_a_write_that_failed_ends_the_training(
 
 
 def test_a_damaged_checkpoint_is_skipped(
-    world: World, rows: Part, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, rows: EncodedSplit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, _ = train(world, rows, tmp_path / "undisturbed", spec())
     with pytest.raises(Stopped):
@@ -413,7 +417,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("changes", [{}, {"checkpoint_every": 9}, {"evaluate_every": 6, "checkpoint_every": 4}])
 def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
     world: World,
-    rows: Part,
+    rows: EncodedSplit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     event_files: None,

@@ -10,11 +10,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from dtrain.engines.optim import build_optimizer, parameter_groups, rate, scaled_to_batch, step_count
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.recipe.models import ModelSpec
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
-from dtrain.training.optim import build_optimizer, parameter_groups, rate, scaled_to_batch, step_count
 
 
 class Model(nn.Module):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.distributed import World
 from dtrain.metrics import Confusion, scores
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
 from dtrain.stages import finetune, prepare
 from dtrain.training.remarks import remarks
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
+from dtrain.engines.choose import check_engine
+from dtrain.engines.zero_config import fill_config
 from dtrain.errors import InputError
 from dtrain.recipe.training import TrainSpec
-from dtrain.sharding import Sharding, configs_folder, read_deepspeed, read_sharding, take_variables
-from dtrain.training.engines import check_engine
-from dtrain.training.zero_config import fill_config
+from dtrain.runtime.sharding import Sharding, configs_folder, read_deepspeed, read_sharding, take_variables
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json"}

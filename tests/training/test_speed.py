@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtrain.training.speed import Speed, listed_peak, matmul_rate, model_flops, peak_flops
+from dtrain.engines.speed import Speed, listed_peak, matmul_rate, model_flops, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def test_a_device_has_the_peak_of_its_own_data_sheet(name: str, tflops: int | No
 def test_the_rate_of_a_device_without_a_data_sheet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that ticks once in 10 ms, between whose looks a product is made."""
     ticks = itertools.count()
-    monkeypatch.setattr("dtrain.training.speed.time.perf_counter", lambda: next(ticks) * 0.01)
+    monkeypatch.setattr("dtrain.engines.speed.time.perf_counter", lambda: next(ticks) * 0.01)
     matmul_rate.cache_clear()
     assert peak_flops(CPU, "bf16") == pytest.approx(2 * 1024**3 / 0.01)
     assert next(ticks) < 100, "a fifth of a second"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dtrain.data import Normalizer, Part, encode_texts
+from dtrain.data import EncodedSplit, Normalizer, encode_texts
 from dtrain.data.dataset import PreparedData
 from dtrain.data.files import Source, resolve_path
 from dtrain.data.problems import Problems
@@ -31,13 +31,13 @@ class Labels(Answers):
     def __init__(self, texts: int = 1) -> None:
         self.texts = texts
 
-    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:
+    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         normalizer = Normalizer(normalize)
         text, text_b = ([normalizer(text) for text in column] for column in (texts.text, texts.text_b))
         with quiet_transformers():  # it warns of the package's own model types
             return encode_texts(model, text, text_b if texts.text_b else None, max_length)
 
-    def find(self, model: nn.Module, part: Part, texts: Texts, workers: Workers) -> Iterator[dict[str, Any]]:
+    def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterator[dict[str, Any]]:
         labels = model_labels(model)
         logits = torch.zeros(len(part), len(labels))
         for rows, (answer,) in workers.outputs(model, part, lambda output: (output.logits.float(),)):

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.errors import DtrainError
 from dtrain.metrics import Confusion, scores
 from dtrain.tasks.base import check_coverage
 from dtrain.training.workers import Workers
 
 
-def evaluate_part(model: nn.Module, part: Part, workers: Workers, classes: int) -> dict[str, float]:
+def evaluate_part(model: nn.Module, part: EncodedSplit, workers: Workers, classes: int) -> dict[str, float]:
     """The scores of `dtrain.metrics.scores` and `loss`, the mean cross-entropy of the labelled rows.
 
     Raises:
@@ -30,7 +30,7 @@ def evaluate_part(model: nn.Module, part: Part, workers: Workers, classes: int) 
     return {**scores(confusion), "loss": loss}
 
 
-def count_part(model: nn.Module, part: Part, workers: Workers, classes: int) -> tuple[Confusion, float]:
+def count_part(model: nn.Module, part: EncodedSplit, workers: Workers, classes: int) -> tuple[Confusion, float]:
     """The confusion matrix of a part's labelled rows and their mean cross-entropy; as `evaluate_part`."""
     labelled = np.flatnonzero(part.labels >= 0)
     done, predicted, losses = [labelled[:0]], [], []

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.knowledge.collect import model_options, pick
 from dtrain.knowledge.kinds import kind_names
@@ -26,7 +26,7 @@ class Classification(Task):
     name = "classification"
     card_tag = "text-classification"
 
-    def units(self, part: Part) -> np.ndarray:
+    def units(self, part: EncodedSplit) -> np.ndarray:
         return np.ones(len(part), dtype=np.int64)
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
@@ -39,7 +39,7 @@ class Classification(Task):
             terms.append({"type": "top_gap", "weight": spec.tolerance.weight, "k": spec.tolerance.k})
         return [LossSpec.model_validate(term) for term in terms]
 
-    def collate(self, rows: Part, index: np.ndarray, needs: set[str]) -> Batch:
+    def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
         labels = rows.collate_labels(index)
         return Batch(
             rows=index,
@@ -58,10 +58,10 @@ class Classification(Task):
             found["exits"] = output.exits
         return found
 
-    def scores(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, float]:
+    def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:
         return evaluate_part(model, part, workers, len(self.labels))
 
-    def record(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, Any]:
+    def record(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
         confusion, loss = count_part(model, part, workers, len(self.labels))
         return {
             "scores": {**scores(confusion), "loss": loss},

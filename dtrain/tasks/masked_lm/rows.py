@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dtrain.data import share_of
-from dtrain.distributed import World
-from dtrain.pretraining.masking import OTHER, PIECE_START, SECOND, Masker
-from dtrain.pretraining.packing import PackedRows
-from dtrain.pretraining.pairs import PairedRows
+from dtrain.runtime.distributed import World
+from dtrain.tasks.masked_lm.masking import OTHER, PIECE_START, SECOND, Masker
+from dtrain.tasks.masked_lm.packing import PackedRows
+from dtrain.tasks.masked_lm.pairs import PairedRows
 
 Rows = PackedRows | PairedRows
 HELD_OUT_EPOCH = 2**32  # beyond every epoch of training: held-out rows have the same masks at each evaluation
@@ -58,7 +58,7 @@ class MaskedRows:
         self.tokens_a_row = 1.0  # to be predicted in the batch under way, over all ranks
 
     def begin_step(self, batch: np.ndarray, epoch: int, step: int) -> None:
-        """Draw the masks of this rank's share of a global batch, and count with the others (*together*).
+        """Draw the masks of this rank's share of a global batch, and count with the others (a collective).
 
         The draw comes first: on a GPU it is done while the last step is still at work there.
         """

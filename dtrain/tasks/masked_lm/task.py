@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
+from dtrain.engines.precision import autocast
 from dtrain.losses.objective import Losses
-from dtrain.pretraining.masking import Masker
+from dtrain.runtime.distributed import World
+from dtrain.tasks.masked_lm.masking import Masker
 from dtrain.tasks.masked_lm.rows import HELD_OUT_EPOCH, MaskedRows, Rows, masked_batch, with_pairs
 from dtrain.training.inference import in_threads
-from dtrain.training.precision import autocast
 
 BATCH_TOKENS = 8192
 

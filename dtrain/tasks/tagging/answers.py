@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dtrain.data import Part, encode_documents
+from dtrain.data import EncodedSplit, encode_documents
 from dtrain.data.dataset import PreparedData
 from dtrain.data.schemes import Span, write_tags
 from dtrain.metrics.spans_text import answer_spans
@@ -33,11 +33,11 @@ class Spans(Answers):
     forms = ("jsonl", "tsv", "clue", "conll")
     formats = ("jsonl", "lines", "conll")
 
-    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> Part:
+    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         with quiet_transformers():  # it warns of the package's own model types
             return encode_documents(model, texts.text, normalize, max_length)
 
-    def find(self, model: nn.Module, part: Part, texts: Texts, workers: Workers) -> list[list[dict[str, Any]]]:
+    def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> list[list[dict[str, Any]]]:
         assert part.documents is not None
         types = [name.removeprefix("B-") for name in model_labels(model)[1::4]]
         mine: dict[int, TaggedPiece] = {}

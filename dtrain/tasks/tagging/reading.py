@@ -205,7 +205,7 @@ def _settle_spans(readers: list[SpanReader], wanted: str, problems: Problems) ->
     for reader in readers:
         for row, given in reader.given:
             finder.see(f"{reader.source.name}:{reader.rows.line[row]}", given, reader.rows.text[row])
-    span_end = finder.settle(wanted, problems)
+    span_end = finder.warm_up(wanted, problems)
     for reader in readers:
         name, entities = reader.source.name, Entities(span_end)
         for row, given in reader.given:

@@ -92,7 +92,7 @@ class EndFinder:
             self.counts[told] += 1
             self.places.setdefault(told, place)
 
-    def settle(self, wanted: str, problems: Problems) -> str:
+    def warm_up(self, wanted: str, problems: Problems) -> str:
         """What ends are: as the recipe says, else as most of the spans that tell say, else inclusive; with a remark
         where the user should look."""
         if wanted != "auto":

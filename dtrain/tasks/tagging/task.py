@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dtrain.data import Part
+from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
@@ -44,13 +44,13 @@ class Tagging(Task):
     name = "tagging"
     card_tag = "token-classification"
 
-    def units(self, part: Part) -> np.ndarray:
+    def units(self, part: EncodedSplit) -> np.ndarray:
         return part.characters
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
         return [LossSpec(type="tag_likelihood")]
 
-    def collate(self, rows: Part, index: np.ndarray, needs: set[str]) -> Batch:
+    def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
         return Batch(
             rows=index,
             ids=rows.ids[index],
@@ -81,10 +81,10 @@ class Tagging(Task):
                     )
         return found
 
-    def scores(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, float]:
+    def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:
         return self._scores(tag_part(model, part, workers, len(self.types)))
 
-    def record(self, model: nn.Module, part: Part, workers: Workers) -> dict[str, Any]:
+    def record(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
         tagged = tag_part(model, part, workers, len(self.types))
         return {
             "scores": self._scores(tagged),
@@ -105,7 +105,7 @@ class Tagging(Task):
             "loss": tagged.loss,
         }
 
-    def _example(self, part: Part, row: int, predicted: np.ndarray) -> dict[str, Any]:
+    def _example(self, part: EncodedSplit, row: int, predicted: np.ndarray) -> dict[str, Any]:
         text = part.rows()[row]["text"]
         return {"text": text, "gold": self._spans(gold_tags(part, row)), "predicted": self._spans(predicted)}
 
@@ -117,14 +117,14 @@ class Tagging(Task):
         ]
 
 
-def gold_tags(part: Part, row: int) -> np.ndarray:
+def gold_tags(part: EncodedSplit, row: int) -> np.ndarray:
     """int16 [characters of the row]."""
     assert part.tags is not None
     start, end = part.tag_offsets[row], part.tag_offsets[row + 1]
     return part.tags[start:end]
 
 
-def tag_part(model: nn.Module, part: Part, workers: Workers, types: int) -> Tagged:
+def tag_part(model: nn.Module, part: EncodedSplit, workers: Workers, types: int) -> Tagged:
     """Tag a part's labelled rows, each once over those who share them; equal for any number of ranks.
 
     Raises:
@@ -164,7 +164,7 @@ def tag_part(model: nn.Module, part: Part, workers: Workers, types: int) -> Tagg
     )
 
 
-def whole_entities(tags: Tensor, part: Part, rows: np.ndarray) -> Tensor:
+def whole_entities(tags: Tensor, part: EncodedSplit, rows: np.ndarray) -> Tensor:
     """Tags [B, N] of the pieces `rows`, what a cut left of an entity being an entity of its own.
 
     Documents that are scored are cut without a look at their entities, and a CRF that is constrained to valid paths
@@ -186,7 +186,7 @@ def whole_entities(tags: Tensor, part: Part, rows: np.ndarray) -> Tensor:
 
 
 def _count(
-    part: Part, predicted: dict[int, np.ndarray], types: int, workers: Workers
+    part: EncodedSplit, predicted: dict[int, np.ndarray], types: int, workers: Workers
 ) -> tuple[Tensor, list[tuple[int, np.ndarray]]]:
     """This rank's share of the entity counts, and examples over all ranks."""
     assert part.documents is not None
@@ -210,7 +210,7 @@ def _count(
     return counts, [(row, tags) for _, row, tags in _first(examples)]
 
 
-def _examples(part: Part, predicted: dict[int, np.ndarray]) -> list[tuple[bool, int, np.ndarray]]:
+def _examples(part: EncodedSplit, predicted: dict[int, np.ndarray]) -> list[tuple[bool, int, np.ndarray]]:
     """(right?, row, tags) of the first rows with a mistake, and of the first without one that hold an entity."""
     found = []
     for row, tags in predicted.items():

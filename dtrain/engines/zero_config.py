@@ -7,7 +7,7 @@ from typing import Any
 
 from dtrain.errors import InputError
 from dtrain.recipe.training import TrainSpec
-from dtrain.sharding import Sharding
+from dtrain.runtime.sharding import Sharding
 
 # Keys of DeepSpeed's that say what a key of the recipe says.
 KEYS = {

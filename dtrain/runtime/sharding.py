@@ -1,7 +1,7 @@
 """What a launch asks for: a copy of the model on every rank (DDP), or its training spread over them (FSDP2, ZeRO).
 
 `accelerate launch` says so in environment variables. dtrain reads and removes them, so that Accelerate connects the
-processes and does nothing else, and spreads the model itself (`dtrain.training.engines`). Left to itself Accelerate 1.15
+processes and does nothing else, and spreads the model itself (`dtrain.engines.choose`). Left to itself Accelerate 1.15
 silently ignores DeepSpeed and turns FSDP2 into DDP on CPUs, replaces the recipe's optimizer by DeepSpeed's Adam under
 offload, clips gradients to 1.0 unasked, and lets transformers cut up models that a rank needs whole (students, and
 teachers that only answer).

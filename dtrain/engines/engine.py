@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from dtrain.distributed import World
+from dtrain.engines.lamb import Lamb
+from dtrain.engines.optim import step_count
+from dtrain.engines.precision import autocast
+from dtrain.engines.shard_layout import is_dtensor
+from dtrain.engines.speed import model_flops
 from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
-from dtrain.training.lamb import Lamb
-from dtrain.training.optim import step_count
-from dtrain.training.precision import autocast
-from dtrain.training.shard_layout import is_dtensor
-from dtrain.training.speed import model_flops
+from dtrain.runtime.distributed import World
 
 
 class Engine:
     """A model with its losses and its optimizer, ready for steps: on this rank alone, or a copy on every rank (DDP).
 
-    Subclasses spread one model over the ranks. Methods marked *together* are collectives where `together` is set: every
+    Subclasses spread one model over the ranks. Methods marked *collective* are collectives where `together` is set: every
     rank calls them, in the same order.
 
     Attributes:
@@ -46,29 +46,29 @@ class Engine:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        together: bool,
+        data_parallel: bool,
         precision: str,
     ) -> None:
-        self._place(world, model, together, precision)
+        self._place(world, model, data_parallel, precision)
         self.optimizer = optimizer
-        self.bare = model.to(world.device)
-        self.model: nn.Module = self.bare
-        if self.together:
-            self.model = world.accelerator.prepare_model(self.bare)
+        self.module = model.to(world.device)
+        self.model: nn.Module = self.module
+        if self.data_parallel:
+            self.model = world.accelerator.prepare_model(self.module)
 
-    def _place(self, world: World, model: nn.Module, together: bool, precision: str) -> None:
+    def _place(self, world: World, model: nn.Module, data_parallel: bool, precision: str) -> None:
         self.world = world
         self.precision = precision
-        self.together = together and world.size > 1
-        self.ranks = world.size if self.together else 1
-        self.rank = world.rank if self.together else 0
+        self.data_parallel = data_parallel and world.size > 1
+        self.ranks = world.size if self.data_parallel else 1
+        self.rank = world.rank if self.data_parallel else 0
         self.flops = model_flops(Objective.inner(model))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
 
     @property
     def inner(self) -> nn.Module:
         """The model itself, without its losses; a subclass may have cut its parameters up."""
-        return Objective.inner(self.bare)
+        return Objective.inner(self.module)
 
     # --- a step --------------------------------------------------------------------------------------
 
@@ -77,15 +77,15 @@ class Engine:
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[Any]:
         """A region for the passes of one micro-batch: gradients are reduced over ranks with the `last` of a step only."""
-        return contextlib.nullcontext() if last or not self.together else self.model.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext() if last or not self.data_parallel else self.model.no_sync()  # type: ignore[operator]
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss`, a 0-d tensor: this rank's share of a sum over all ranks."""
         # DDP and FSDP2 average gradients over ranks, and the gradient of a sum is wanted.
         self.scaler.scale(loss * self.ranks).backward()
 
-    def settle(self, forward: Callable[[], torch.Tensor]) -> None:
-        """Before the first step: one forward and backward pass whose gradients are dropped (*together*).
+    def warm_up(self, forward: Callable[[], torch.Tensor]) -> None:
+        """Before the first step: one forward and backward pass whose gradients are dropped (a collective).
 
         DDP lays out its buckets anew after the first backward pass, in the order in which gradients came. Three or more
         ranks add the numbers of a bucket in an order that depends on their place in it. Without this pass the first step
@@ -94,21 +94,21 @@ class Engine:
         Args:
             forward: gives the loss of any row.
         """
-        if self.together:
+        if self.data_parallel:
             with self.autocast():
                 loss = forward()
             self.backward(loss * 0.0)
             self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, clip: float | None = None) -> tuple[torch.Tensor, bool]:
-        """Clip the gradients to a global norm of `clip` and apply them (*together*).
+        """Clip the gradients to a global norm of `clip` and apply them (a collective).
 
         Returns:
             The norm before clipping, a 0-d tensor on the device, so that nothing waits for it; and whether the step was
             applied: False where fp16 overflowed and every rank skipped it.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = whole(nn.utils.clip_grad_norm_(self.bare.parameters(), clip if clip is not None else float("inf")))
+        norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), clip if clip is not None else float("inf")))
         before = self.loss_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -120,12 +120,14 @@ class Engine:
         return self.scaler.get_scale() if self.precision == "fp16" else 1.0
 
     def parameter_norm(self) -> torch.Tensor:
-        """The Euclidean norm of all trained weights, a float64 0-d tensor on the device (*together*)."""
-        norms = [whole(n) for n in torch._foreach_norm([p.detach() for p in self.bare.parameters() if p.requires_grad])]
+        """The Euclidean norm of all trained weights, a float64 0-d tensor on the device (a collective)."""
+        norms = [
+            whole(n) for n in torch._foreach_norm([p.detach() for p in self.module.parameters() if p.requires_grad])
+        ]
         return torch.stack([norm.double() for norm in norms]).norm()
 
     def watched(self) -> dict[str, float]:
-        """Numbers of the last step for TensorBoard, besides its loss (*together*)."""
+        """Numbers of the last step for TensorBoard, besides its loss (a collective)."""
         found = {"parameter_norm": float(self.parameter_norm())}
         return found | {"loss_scale": self.loss_scale()} if self.precision == "fp16" else found
 
@@ -136,17 +138,17 @@ class Engine:
     # --- whole weights and state ---------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[nn.Module]:
-        """A region with the model for evaluation, all its weights on this rank (*together*)."""
+    def full_model(self) -> Iterator[nn.Module]:
+        """A region with the model for evaluation, all its weights on this rank (a collective)."""
         yield self.inner
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Whole copies of the model's weights and buffers on the CPU, by name; empty where `rank` is not 0 (*together*).
+        """Whole copies of the model's weights and buffers on the CPU, by name; empty where `rank` is not 0 (a collective).
 
         Weights of losses are left out.
         """
         weights = self._collected(self._weights())
-        if not isinstance(self.bare, Objective):
+        if not isinstance(self.module, Objective):
             return weights
         return {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
 
@@ -158,7 +160,7 @@ class Engine:
         return model
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that training continues from, besides its position (*together*).
+        """Everything that training continues from, besides its position (a collective).
 
         Returns:
             Whole tensors on the CPU, `weight/NAME` (float32 where trained), `optimizer/FIELD/NAME` and `scaler/FIELD`, NAME
@@ -173,7 +175,7 @@ class Engine:
         return self._collected(tensors)
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Continue from what `state` gave; every rank is handed all of it and takes its share (*together*).
+        """Continue from what `state` gave; every rank is handed all of it and takes its share (a collective).
 
         Raises:
             DtrainError: naming a weight that is missing or has another shape.
@@ -203,9 +205,9 @@ class Engine:
         were part of a stack keep the whole stack, and Accelerate keeps every model that it has prepared.
         """
         self.optimizer.state.clear()
-        for parameter in self.bare.parameters():
+        for parameter in self.module.parameters():
             parameter.grad, parameter.data = None, torch.empty(0, device=parameter.device)
-        if self.together:
+        if self.data_parallel:
             self.world.accelerator.free_memory()
 
     def _collected(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -217,24 +219,24 @@ class Engine:
         return kept
 
     def _shapes(self) -> Iterator[tuple[str, torch.Size]]:
-        for name, tensor in self.bare.state_dict().items():
+        for name, tensor in self.module.state_dict().items():
             yield name, tensor.shape
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self.bare.state_dict().items():
+        for name, tensor in self.module.state_dict().items():
             yield name, whole(tensor)
 
     def _optimizer_state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """(field, parameter name, tensor) of the parameter's shape, or 0-d for its step count."""
-        for name, p in self.bare.named_parameters():
+        for name, p in self.module.named_parameters():
             for field, tensor in self.optimizer.state.get(p, {}).items():
                 if isinstance(tensor, torch.Tensor):
                     yield field, name, whole(tensor)
 
     def _load(self, weights: dict[str, torch.Tensor], state: dict[str, dict[str, torch.Tensor]]) -> None:
-        for name, tensor in self.bare.state_dict().items():
+        for name, tensor in self.module.state_dict().items():
             tensor.copy_(self._placed(weights[name], tensor))
-        for name, p in self.bare.named_parameters():
+        for name, p in self.module.named_parameters():
             fields = {
                 field: step_count(tensor, self.optimizer, p)
                 if tensor.dim() == 0 < p.dim()

@@ -11,25 +11,25 @@ from typing import Any
 
 from torch import nn
 
-from dtrain.distributed import World
+from dtrain.engines.engine import Engine
+from dtrain.engines.optim import build_optimizer, scaled_to_batch
+from dtrain.engines.precision import resolve_precision
+from dtrain.engines.zero_config import fill_config
 from dtrain.errors import InputError
 from dtrain.recipe.training import TrainSpec
-from dtrain.training.engine import Engine
-from dtrain.training.optim import build_optimizer, scaled_to_batch
-from dtrain.training.precision import resolve_precision
-from dtrain.training.zero_config import fill_config
+from dtrain.runtime.distributed import World
 
 
-def build_model(world: World, make: Callable[[], nn.Module], *, together: bool) -> nn.Module:
+def build_model(world: World, make: Callable[[], nn.Module], *, data_parallel: bool) -> nn.Module:
     """What `make` gives, on the CPU; where FSDP2 cuts it up, ranks but the first get its structure only."""
-    if _kind(world, together) == "fsdp2":
-        from dtrain.training.engine_fsdp import built_once
+    if _kind(world, data_parallel) == "fsdp2":
+        from dtrain.engines.fsdp import built_once
 
         return built_once(world, make)
     return make()
 
 
-def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, together: bool, precision: str) -> Engine:
+def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, data_parallel: bool, precision: str) -> Engine:
     """The engine that the launch asks for, with the optimizer of `spec`; the model is that of `build_model`.
 
     What is held while it is built, P being the size of the float32 model: every rank holds P in host memory, under FSDP2
@@ -46,22 +46,22 @@ def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, together: b
     if spec.activation_checkpointing:
         _checkpoint_activations(model)
     optimizer, _ = scaled_to_batch(spec)
-    kind = _kind(world, together)
+    kind = _kind(world, data_parallel)
     if kind == "fsdp2":
-        from dtrain.training.engine_fsdp import FsdpEngine
+        from dtrain.engines.fsdp import FsdpEngine
 
         return FsdpEngine(world, model, optimizer, precision=precision, reshard=world.sharding.reshard)
     if kind == "zero":
-        from dtrain.training.engine_zero import ZeroEngine
+        from dtrain.engines.zero import ZeroEngine
 
         config = fill_config(world.sharding, spec, world.size, precision)
         return ZeroEngine(world, model, build_optimizer(model, optimizer), precision=precision, config=config)
-    return Engine(world, model, build_optimizer(model, optimizer), together=together, precision=precision)
+    return Engine(world, model, build_optimizer(model, optimizer), data_parallel=data_parallel, precision=precision)
 
 
 def spread_over_ranks(model: nn.Module, world: World) -> None:
     """Cut `model` up as FSDP2 does, in place: a slice of each parameter is left on every rank's device."""
-    from dtrain.training.engine_fsdp import mesh_of, spread
+    from dtrain.engines.fsdp import mesh_of, spread
 
     spread(model, mesh_of(world))
 
@@ -86,8 +86,8 @@ def check_sharding(world: World, spec: TrainSpec, precision: str) -> None:
         fill_config(world.sharding, spec, world.size, precision)
 
 
-def _kind(world: World, together: bool) -> str:
-    return world.sharding.kind if together and world.size > 1 else "ddp"
+def _kind(world: World, data_parallel: bool) -> str:
+    return world.sharding.kind if data_parallel and world.size > 1 else "ddp"
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -38,7 +38,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [path for path in model_files(folder) if path.name not in MODEL]
 
 
-def check_given(recipe: Recipe, labels: list[str] | None = None) -> list[str]:
+def check_external(recipe: Recipe, labels: list[str] | None = None) -> list[str]:
     """What does not fit of the teachers that are taken as they are, a line a problem.
 
     Args:

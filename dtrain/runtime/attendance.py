@@ -75,7 +75,7 @@ def _serves(environment: Mapping[str, str]) -> bool:
     return environment["RANK"] == "0" and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def roll_call(store: Store, who: str, index: int, count: int, seconds: float) -> None:
+def rendezvous(store: Store, who: str, index: int, count: int, seconds: float) -> None:
     """Return once all `count` processes have called this, each with its own `index`.
 
     Args:
@@ -115,7 +115,7 @@ def heard_within(timeout: float) -> float:
     return timeout + 4 * pulse_seconds(timeout)
 
 
-class Pulse(threading.Thread):
+class Heartbeat(threading.Thread):
     """A thread that gives signs of life of this rank, and ends the process when another rank gives none for `seconds`.
 
     The main thread cannot do it: it may be in a collective that waits for the very rank that is lost. A rank that
@@ -178,13 +178,13 @@ class Pulse(threading.Thread):
         os._exit(EXIT_FAILED)
 
 
-_pulse: Pulse | None = None
+_pulse: Heartbeat | None = None
 
 
 def start_pulse(store: TCPStore, rank: int, size: int, seconds: float) -> None:
     """Watch the other ranks from now on, and be watched by them; called once a process."""
     global _pulse
-    _pulse = Pulse(store, rank, size, seconds)
+    _pulse = Heartbeat(store, rank, size, seconds)
     _pulse.start()
 
 

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dtrain.training.lamb import Lamb
-from dtrain.training.shard_layout import Layout, Part, ShardingError
+from dtrain.engines.lamb import Lamb
+from dtrain.engines.shard_layout import Layout, Part, ShardingError
 
 CHECKED = ("0.19.8",)
 UNREADABLE = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)

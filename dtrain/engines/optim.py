@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from dtrain.engines.lamb import Lamb
 from dtrain.errors import InputError
 from dtrain.losses.objective import Objective
 from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
-from dtrain.training.lamb import Lamb
 
 
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:

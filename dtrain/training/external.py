@@ -6,14 +6,14 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from dtrain.data import PreparedData, resolve_path, tokenizer_name
-from dtrain.data.given import model_files
-from dtrain.distributed import World
+from dtrain.data.external import model_files
+from dtrain.engines.precision import resolve_precision
 from dtrain.log import say
 from dtrain.models import load, parameter_count
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
-from dtrain.training.precision import resolve_precision
+from dtrain.runtime.distributed import World
 from dtrain.training.remarks import remarks
 from dtrain.training.workers import Workers
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dtrain.tasks.base import Task
 
 
-def publish_given(
+def publish_external(
     teacher: Teacher, identity: str, recipe: Recipe, data: PreparedData, task: Task, world: World, folder: RunFolder
 ) -> None:
     """Publish a teacher that the recipe takes from a folder; every rank calls this.
@@ -50,7 +50,7 @@ def publish_given(
             write_json(aside / "history.json", [])
             mark_done(aside, identity)
 
-    world.main_first(publish)
+    world.run_on_main(publish)
     say(f"teacher {teacher.name}: from {source}: {task.headline(scores)} on valid -> {final}")
     for remark in found:
         say(f"teacher {teacher.name}: REMARK: {remark}")

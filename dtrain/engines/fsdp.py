@@ -17,23 +17,23 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dtrain.distributed import World
+from dtrain.engines.engine import Engine, blank
+from dtrain.engines.optim import build_optimizer
 from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
 from dtrain.recipe.training import OptimizerSpec
-from dtrain.training.engine import Engine, blank
-from dtrain.training.optim import build_optimizer
+from dtrain.runtime.distributed import World
 
 
 class ShardedEngine(Engine):
-    """What engines share whose `bare` has its parameters cut up: they fill a copy of it that has no weights."""
+    """What engines share whose `module` has its parameters cut up: they fill a copy of it that has no weights."""
 
     def _keep_blank(self, model: nn.Module) -> None:
         """Remember the module's structure; called before its parameters are cut up."""
         self._blank = blank(model)
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[nn.Module]:
+    def full_model(self) -> Iterator[nn.Module]:
         # Evaluation is then what it is everywhere: batches are dealt out to ranks, and scores have the same bits for any
         # number of them. The price is a whole float32 copy of the model on each rank while it lasts.
         weights = {name: tensor.detach().clone() for name, tensor in self._weights()}
@@ -63,11 +63,11 @@ class FsdpEngine(ShardedEngine):
         with torch.no_grad():
             for name, p in cut.named_parameters(remove_duplicate=False):
                 _scatter(values[name].detach(), p)
-        self.bare = self.model = cut
+        self.module = self.model = cut
         # `fully_shard` has put new parameters in place of the old ones: only now can an optimizer hold them.
         self.optimizer = build_optimizer(cut, optimizer)
 
-    def settle(self, forward: Callable[[], torch.Tensor]) -> None:
+    def warm_up(self, forward: Callable[[], torch.Tensor]) -> None:
         """Nothing to do: where a gradient is reduced does not change after the first pass."""
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[None]:
@@ -91,7 +91,7 @@ def mesh_of(world: World) -> DeviceMesh:
 
 
 def built_once(world: World, make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` gives on rank 0; on other ranks the same module with its parameters on the meta device (*together*).
+    """What `make` gives on rank 0; on other ranks the same module with its parameters on the meta device (a collective).
 
     Raises:
         DtrainError: what `make` raises on rank 0, on every rank.

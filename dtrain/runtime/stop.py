@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dtrain import signals
-from dtrain.distributed import World
 from dtrain.errors import DtrainError
+from dtrain.runtime import signals
+from dtrain.runtime.distributed import World
 
 FILE_SECONDS = 1.0
 _KEY = "dtrain/stop"

@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO-1, 2 and 3, told only what the recipe says, with whole weights and state read through its layout.
 
-DeepSpeed is called here and not through Accelerate (see `dtrain.sharding`). In bf16 and fp16 it rounds the model itself
+DeepSpeed is called here and not through Accelerate (see `dtrain.runtime.sharding`). In bf16 and fp16 it rounds the model itself
 to 16 bits and steps float32 copies: those are the weights that are kept.
 """
 
@@ -15,13 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dtrain.distributed import World
-from dtrain.errors import DtrainError
-from dtrain.training.engine_fsdp import ShardedEngine
-from dtrain.training.lamb import Lamb
-from dtrain.training.optim import step_count
-from dtrain.training.precision import DTYPES
-from dtrain.training.zero_internals import (
+from dtrain.engines.fsdp import ShardedEngine
+from dtrain.engines.lamb import Lamb
+from dtrain.engines.optim import step_count
+from dtrain.engines.precision import DTYPES
+from dtrain.engines.zero_internals import (
     Buffer,
     attach_zero,
     gathered,
@@ -32,6 +30,8 @@ from dtrain.training.zero_internals import (
     scaler_state,
     start_engine,
 )
+from dtrain.errors import DtrainError
+from dtrain.runtime.distributed import World
 
 
 class ZeroEngine(ShardedEngine):
@@ -62,7 +62,7 @@ class ZeroEngine(ShardedEngine):
             for p in model.parameters():
                 p.data = p.data.to(DTYPES.get(precision, p.dtype))
         self._engine = start_engine(model, optimizer, config, world.device.type)
-        self.model, self.bare = self._engine, model
+        self.model, self.module = self._engine, model
         if isinstance(optimizer, Lamb):
             attach_zero(optimizer, self._engine)
         self._buffers = read_buffers(self._engine)
@@ -75,7 +75,7 @@ class ZeroEngine(ShardedEngine):
     def autocast(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()  # the model itself is in 16 bits; losses are computed in float32
 
-    def settle(self, forward: Callable[[], torch.Tensor]) -> None:
+    def warm_up(self, forward: Callable[[], torch.Tensor]) -> None:
         """Nothing to do: where a gradient is reduced does not change after the first pass."""
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[Any]:
@@ -104,11 +104,11 @@ class ZeroEngine(ShardedEngine):
     # --- whole weights and state ---------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def plain(self) -> Iterator[nn.Module]:
+    def full_model(self) -> Iterator[nn.Module]:
         if self.stage < 3 and self.precision == "fp32":
             yield self.inner  # whole as it is
         else:
-            with super().plain() as model:
+            with super().full_model() as model:
                 yield model
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class ZeroEngine(ShardedEngine):
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         places = {name: (buffer, index) for buffer, index, name in self._trained()}
-        for name, tensor in self.bare.state_dict(keep_vars=True).items():
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
             own = self._names.get(id(tensor), name)  # a shared one has a second name
             if own in places:
                 buffer, index = places[own]
@@ -150,7 +150,7 @@ class ZeroEngine(ShardedEngine):
             fields = self._fields(buffer, [state.get(name, {}) for name in names])
             if fields:
                 self.optimizer.state[buffer.flat] = fields
-        for name, tensor in self.bare.state_dict(keep_vars=True).items():
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
             with gathered(tensor, write=True):
                 if self.rank == 0 or not is_cut(tensor):
                     tensor.data.copy_(weights[name])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dtrain.training.precision import DTYPES
+from dtrain.engines.precision import DTYPES
 
 if TYPE_CHECKING:
     from dtrain.training.job import Position

@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dtrain.errors import DtrainError
-from dtrain.pretraining.masking import MASKABLE, PIECE_START, WORD_START
-from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD
+from dtrain.tasks.masked_lm.masking import MASKABLE, PIECE_START, SENTENCE, UNKNOWN, WORD, WORD_START
 
 Documents = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat tokens, flat flags, offsets [documents + 1]
 

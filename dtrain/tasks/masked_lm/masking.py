@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from dtrain.pretraining.draws import ACTION, CROSSING, LENGTH, TOKEN, UNIT, draw, row_keys, uniform
 from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.tasks.masked_lm.draws import ACTION, CROSSING, LENGTH, TOKEN, UNIT, draw, row_keys, uniform
 
+# Flags of a document's tokens, as bits.
+WORD, SENTENCE = 1, 2  # a word, or a sentence, begins with it
+UNKNOWN = 4  # in a word with a token that stands for something else, as [UNK] does
 # Flags of a packed row's tokens, as bits.
 WORD_START = 1
 MASKABLE = 2  # no special token ([UNK] is one), and no part of a word that holds one or that a row's end has cut

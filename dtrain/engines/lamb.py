@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dtrain.training.shard_layout import Layout, ShardingError, dtensor_layout, is_dtensor, local, placed_like, whole
+from dtrain.engines.shard_layout import Layout, ShardingError, dtensor_layout, is_dtensor, local, placed_like, whole
 
 HALF = (torch.float16, torch.bfloat16)
 STREAMED = 2**20  # elements; beyond that a CPU takes the next tensors in another batch
@@ -207,11 +207,11 @@ class Lamb(Optimizer):
         batches = self._collect(masters)
         streamed = [[batch] for batch in batches if batch.streamed]
         ratios: dict[tuple[int, int], Tensor] = {}
-        for together in [*streamed, [batch for batch in batches if not batch.streamed]]:
-            for batch in together:
+        for data_parallel in [*streamed, [batch for batch in batches if not batch.streamed]]:
+            for batch in data_parallel:
                 batch.updates = _directions(batch)
-            ratios |= _trust_ratios([batch for batch in together if batch.adapted])
-            for batch in together:
+            ratios |= _trust_ratios([batch for batch in data_parallel if batch.adapted])
+            for batch in data_parallel:
                 _apply(batch, ratios.get(batch.owner) if batch.adapted else None)
                 batch.updates = []
         for p, master in masters:
@@ -284,7 +284,7 @@ class Lamb(Optimizer):
             raise ShardingError(
                 f"LAMB was handed a {p.dim()}-D tensor of {p.numel()} elements in place of the parameters "
                 "it was built with, and does not know which parameters lie in it. Under DeepSpeed ZeRO 1, 2 "
-                "or 3 call dtrain.training.zero_internals.attach_zero(optimizer, engine) after "
+                "or 3 call dtrain.engines.zero_internals.attach_zero(optimizer, engine) after "
                 "deepspeed.initialize or accelerator.prepare. DeepSpeed stage 0 in fp16 or bf16 is not "
                 "supported, since it steps on zero gradients when it is built: use ZeRO stage 1, or DDP "
                 "with autocast"

@@ -23,10 +23,19 @@ import numpy as np
 import pyarrow as pa
 
 from dtrain.errors import InputError
-from dtrain.pretraining.draws import CUT, PARTNER, SIDE, draw, row_keys
-from dtrain.pretraining.masking import MASKABLE, OTHER, PIECE_START, SECOND, SENTENCE_START, WORD_START
-from dtrain.pretraining.packing import Documents, PackedRows, goes_on, without_cut_words, write_rows
-from dtrain.pretraining.words import SENTENCE, UNKNOWN, WORD
+from dtrain.tasks.masked_lm.draws import CUT, PARTNER, SIDE, draw, row_keys
+from dtrain.tasks.masked_lm.masking import (
+    MASKABLE,
+    OTHER,
+    PIECE_START,
+    SECOND,
+    SENTENCE,
+    SENTENCE_START,
+    UNKNOWN,
+    WORD,
+    WORD_START,
+)
+from dtrain.tasks.masked_lm.packing import Documents, PackedRows, goes_on, without_cut_words, write_rows
 
 SPECIAL = 3  # [CLS] and two [SEP]
 SPANS = "documents.arrow"

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from dtrain.distributed import World
+from dtrain.engines.choose import spread_over_ranks
 from dtrain.models.multi_exit import MultiExit
-from dtrain.training.engines import spread_over_ranks
+from dtrain.runtime.distributed import World
 from dtrain.training.inference import cast_products
 
 EVERY = 8  # passes between two looks at whether all go on, each of which waits for the device
@@ -24,7 +24,7 @@ class AllStop(Exception):
     """Raised on every rank, by the same pass: one of them does not want to go on."""
 
 
-class InStep(nn.Module):
+class LockstepModel(nn.Module):
     """`model`, cut up over the ranks of `world`; called as often, and by one thread, on every rank.
 
     Its answers are those of the whole model, bit for bit: gathered weights lie where torch aligns tensors.
@@ -56,7 +56,7 @@ class InStep(nn.Module):
         return answer
 
 
-def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) -> InStep:
+def load_lockstep(load: Callable[[], nn.Module], precision: str, world: World) -> LockstepModel:
     """A model for inference that every rank holds a slice of. Every rank must call it.
 
     The ranks of a machine load one after another, so that its memory holds one whole model at a time; blocks go
@@ -75,4 +75,4 @@ def load_in_step(load: Callable[[], nn.Module], precision: str, world: World) ->
                 model.every_layer = True  # rows leave sooner on one rank than on another
             spread_over_ranks(model, world)
         world.wait_for_all("loading a model rank by rank")
-    return InStep(model.eval(), world)
+    return LockstepModel(model.eval(), world)

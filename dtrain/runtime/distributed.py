@@ -19,15 +19,23 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from dtrain.allocator import keep_freed_memory
-from dtrain.attendance import heard_within, leave_last, rank_store, roll_call, start_pulse, stop_pulse, wait_until
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError
-from dtrain.machines import usable_cores
-from dtrain.sharding import Sharding, read_sharding, take_variables
-from dtrain.world_check import check_devices, check_world, parent_command
+from dtrain.runtime.allocator import keep_freed_memory
+from dtrain.runtime.attendance import (
+    heard_within,
+    leave_last,
+    rank_store,
+    rendezvous,
+    start_pulse,
+    stop_pulse,
+    wait_until,
+)
+from dtrain.runtime.machines import usable_cores
+from dtrain.runtime.sharding import Sharding, read_sharding, take_variables
+from dtrain.runtime.world_check import check_devices, check_world, parent_command
 
 if TYPE_CHECKING:
-    from dtrain.training.stop import StopRequest
+    from dtrain.runtime.stop import StopRequest
 
 T = TypeVar("T")
 
@@ -142,7 +150,7 @@ class World:
             return lambda: next(numbers)
         return lambda: store.add(f"dtrain/counter/{name}", 1) - 1
 
-    def main_first(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 while the others wait, however long it takes; every rank gets its result.
 
         The result must be the same after a way through JSON. An error on rank 0 is raised on every rank, where it has
@@ -207,7 +215,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
     variables = take_variables(os.environ)
     if asked > 1:
         store = rank_store(os.environ, timeout)
-        roll_call(store, "rank", int(os.environ["RANK"]), asked, timeout)
+        rendezvous(store, "rank", int(os.environ["RANK"]), asked, timeout)
     handlers = [
         InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=heard_within(timeout)))
     ]

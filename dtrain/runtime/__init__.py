@@ -1,0 +1,1 @@
+"""Ranks and machines: how they meet, wait for each other, are asked to stop, and leave."""
