@@ -20,7 +20,8 @@ COMMON = ("vocab_size", "pad_token_id", "classes", "tags")  # arguments of const
 
 def model_types() -> list[str]:
     """Every `model_type` of config.json that `from_config` builds."""
-    return [PREFIX + name for name, spec in architectures().items() if spec.module is not None]
+    own = [(name, spec) for name, spec in architectures().items() if spec.module is not None]
+    return [PREFIX + name for name, _ in sorted(own, key=lambda item: item[1].__module__.endswith(".transformers"))]
 
 
 def module_of(model_type: str) -> type[nn.Module]:
