@@ -43,14 +43,14 @@ def answer(port: int, index: int, count: int, seconds: float) -> list[str] | Non
     return None
 
 
-def test_a_roll_call_ends_when_all_are_here() -> None:
+def test_a_rendezvous_ends_when_all_are_here() -> None:
     port = free_port()
     with ThreadPoolExecutor(3) as threads:
         answers = [threads.submit(answer, port, index, 3, 30.0) for index in range(3)]
         assert [one.result() for one in answers] == [None, None, None]
 
 
-def test_a_roll_call_names_who_is_missing_once() -> None:
+def test_a_rendezvous_names_who_is_missing_once() -> None:
     port = free_port()
     with ThreadPoolExecutor(2) as threads:
         begin = time.monotonic()
