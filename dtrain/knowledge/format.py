@@ -24,6 +24,7 @@ from dtrain.runfolder import file_fingerprint, fingerprint
 FORMAT: Final = 2
 IDENTITY_FILE = "identity.json"
 MANIFEST_FILE = "manifest.json"
+SHARDS = 64  # of a store, as far as `shard_rows` is left to be chosen: enough to share out among many ranks
 MAX_SHARD_BYTES = 64 * 2**20
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
@@ -308,3 +309,12 @@ def _contradictions(manifest: Manifest) -> list[str]:
             problems.append(f"{shard.file}: {shard.rows} rows do not fit ids {shard.first_id} to {shard.last_id}")
         last_id = shard.last_id
     return problems
+
+
+def rows_of_shards(asked: int | str, rows: int) -> int:
+    """Rows of a shard: what the recipe asks for, or with "auto" a share of all rows that is from 64 to 4096.
+
+    Ranks take shards from a queue, so a store of few shards leaves some of them idle: 800 rows in one shard of 4,096
+    made two ranks slower than one. The number depends on the rows alone, and so do the store's bytes.
+    """
+    return asked if isinstance(asked, int) else min(max(-(-rows // SHARDS), 64), 4096)

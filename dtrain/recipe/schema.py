@@ -80,7 +80,8 @@ class Knowledge(Closed):
     compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays for large runs
     unpadded: bool = False  # run BERT teachers without padding, by variable-length attention on a GPU
     sharded: bool = False  # shard the teacher over all ranks, for one that does not fit on a device
-    shard_rows: PositiveInt = 4096  # rows of one file of the store, of which a file also holds at most 64 MB
+    # rows of one file of the store, which holds at most 64 MB; auto: 1/64 of all rows, from 64 to 4096
+    shard_rows: PositiveInt | Literal["auto"] = "auto"
     # padded tokens in one call of the teacher; default: 512 where a CPU precomputes, else 4096
     batch_tokens: PositiveInt | None = None
 

@@ -16,7 +16,7 @@ from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.knowledge.collect import model_options, pick
-from dtrain.knowledge.format import Identity, StoreError, damage, new_layout
+from dtrain.knowledge.format import Identity, StoreError, damage, new_layout, rows_of_shards
 from dtrain.knowledge.verify import verify
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.log import say
@@ -130,7 +130,7 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
         compiled=settings.compile,
         unpadded=settings.unpadded,
         batch_tokens=settings.batch_tokens or (CPU_BATCH_TOKENS if world.device.type == "cpu" else BATCH_TOKENS),
-        shard_rows=settings.shard_rows,
+        shard_rows=rows_of_shards(settings.shard_rows, len(part)),
         top_k=settings.top_k,
         characters=part.characters,
     )
