@@ -94,7 +94,7 @@ def test_two_rounds_end_with_a_report(root: Path) -> None:
     assert types == {"big": "bilstm", "small": "textcnn", "first": "bert", "noisy": "bilstm", "cnn": "textcnn"}
     taught = {model["name"]: model["teachers"] for model in results["models"] if model["kind"] == "students"}
     assert taught == {name: ["big", "small", "first"] for name in ("noisy", "cnn")}
-    assert "s / epoch" in (plan.folder.report / "report.md").read_text()
+    assert "s / epoch" in (plan.folder.report / "report.md").read_text(encoding="utf-8")
     # round 1 had masks in its synthetic rows, and went on with them through a BERT and a store
     texts = PreparedData.open(Plan(round1(root)).folder).rows("transfer")["text"]
     assert any(MASK in text for text in texts)
@@ -169,7 +169,7 @@ def test_nothing_is_done_twice_and_all_follows_from_the_content(root: Path, tmp_
         (copied / name).write_bytes(text)
     assert Plan(moved).model("teachers", "small") == plan.model("teachers", "small")
     written = tmp_path / "resolved.yaml"
-    written.write_text(dump_recipe(recipe))
+    written.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(str(written)) == recipe
     again = Plan(load_recipe(str(written)))
     assert [again.model(k, m.name) for k, m in again.members()] == [plan.model(k, m.name) for k, m in plan.members()]
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused(changes: list[str], message: str, root: Pa
 )  # fmt: skip
 def test_what_a_recipe_may_say(teacher: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(f"name: r\ndata: {{train: a.jsonl}}\nteachers: [{teacher}]\nstudents: []\n")
+    path.write_text(f"name: r\ndata: {{train: a.jsonl}}\nteachers: [{teacher}]\nstudents: []\n", encoding="utf-8")
     with pytest.raises(InputError, match=message):
         check_inputs(load_recipe(str(path)))
 
@@ -238,11 +238,11 @@ def test_a_folder_that_cannot_be_read(root: Path, tmp_path: Path) -> None:
         ("preprocessing.json", "{", "Expecting property name"),
         ("preprocessing.json", "{}", "'normalize'"),
     ):
-        kept = (folder / name).read_text()
-        (folder / name).write_text(content)
+        kept = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(content, encoding="utf-8")
         (line,) = problems()
         assert line.startswith(f"teachers.t.from: {folder} cannot be read: ") and message in line
-        (folder / name).write_text(kept)
+        (folder / name).write_text(kept, encoding="utf-8")
 
 
 TAGGING = """

@@ -55,7 +55,7 @@ def test_the_local_script_starts_each_stage_of_the_recipe(tmp_path: Path, text: 
     (tmp_path / "accelerate_configs" / "ddp.yaml").touch()
     python = tmp_path / "python"
     python.write_text(
-        f'#!/usr/bin/env bash\n[[ $2 == dtrain ]] && exec {sys.executable} "$@"\n'
+        f'#!/usr/bin/env bash\n[[ $2 == dtrain ]] && exec "{sys.executable}" "$@"\n'
         f'while [[ $1 != dtrain ]]; do shift; done; echo "${{@:2}}" >>{started}\n'
     )
     python.chmod(0o755)

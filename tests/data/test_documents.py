@@ -277,7 +277,8 @@ def test_any_json_gives_spans_or_file_and_line(text: str, label: Any) -> None:
         path.write_text(
             line("张" * 9, {"x": {"张": [[n, n] for n in range(9)]}})
             + json.dumps({"text": text, "label": label})
-            + "\n"
+            + "\n",
+            encoding="utf-8",
         )
         try:
             corpus = read(train=str(path), labels=["x"])

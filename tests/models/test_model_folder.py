@@ -42,8 +42,8 @@ def make(kind: str) -> Any:
 def tokenizer(tmp_path: Path) -> Path:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}', encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -55,7 +55,7 @@ def test_round_trip(kind: str, tmp_path: Path, tokenizer: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
-    assert (folder / "README.md").read_text() == "# A model\n"
+    assert (folder / "README.md").read_text(encoding="utf-8") == "# A model\n"
     assert (folder / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -78,7 +78,7 @@ def test_same_weights_same_bytes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["textcnn", "bilstm"])
 def test_config_of_own_models(kind: str, tmp_path: Path) -> None:
     save_model(make(kind), tmp_path, None, "card")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == f"dtrain-{kind}"
     assert config["id2label"] == {"0": "财经", "1": "体育"} and config["label2id"] == {"财经": 0, "体育": 1}
     assert config["vocab_size"] == 30 and config["pad_token_id"] == 0
@@ -113,13 +113,13 @@ def test_gathered_weights_are_written_instead(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", SPECS)
 def test_other_files_stay_and_nothing_is_left_aside(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
     save_model(make(kind), tmp_path, None, "old")
     save_model(make(kind), tmp_path, None, "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md", "config.json", "metrics.json", "model.safetensors",
     ]  # fmt: skip
-    assert (tmp_path / "README.md").read_text() == "new"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "new"
 
 
 @pytest.mark.parametrize("kind", SPECS)
@@ -144,7 +144,7 @@ def refused(folder: Path) -> str:
 def test_absent_folder_and_files(tmp_path: Path) -> None:
     assert refused(tmp_path / "none") == f"{tmp_path / 'none'}: no such model folder"
     assert refused(tmp_path) == f"{tmp_path / 'config.json'}: is missing"
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     assert refused(tmp_path) == f"{tmp_path / 'model.safetensors'}: is missing"
 
 
@@ -161,13 +161,13 @@ def test_absent_folder_and_files(tmp_path: Path) -> None:
 )
 def test_bad_configs(text: str, message: str, tmp_path: Path) -> None:
     save_model(make("textcnn"), tmp_path, None, "card")
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
     assert message in refused(tmp_path)
 
 
 def test_config_with_bad_values(tmp_path: Path) -> None:
     save_model(make("bilstm"), tmp_path, None, "card")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     for key, value, message in [
         ("pooling", "sum", "pooling: unknown 'sum' (allowed: final, max, mean)"),
         ("hidden", "wide", "describes no dtrain-bilstm model"),
@@ -175,7 +175,7 @@ def test_config_with_bad_values(tmp_path: Path) -> None:
         ("id2label", ["a"], "describes no dtrain-bilstm model"),
         ("layers", 1, "lstm.bias_hh_l1: is no weight of the model that config.json describes"),
     ]:
-        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}), encoding="utf-8")
         assert message in refused(tmp_path)
 
 

@@ -263,7 +263,7 @@ def test_folder_round_trip(name: str, tmp_path: Path) -> None:
         ]  # fmt: skip
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config = json.loads((tmp_path / "a" / "config.json").read_text(encoding="utf-8"))
     kind = MODELS[name]["type"]
     assert config["model_type"] == f"dtrain-{kind}" and config["id2label"] == {str(i): t for i, t in enumerate(TAGS)}
     if "encoder" in MODELS[name]:
@@ -312,7 +312,7 @@ def test_pretrained_encoder_is_taken_over(pretrained: Path, tmp_path: Path, capf
     assert source.keys() == ours.keys() and all(torch.equal(ours[name], value) for name, value in source.items())
     assert model.training and model.encoder.training and model.encoder.config.hidden_dropout_prob == 0.25
     save_model(model, tmp_path / "m", None, "card")
-    assert str(pretrained) not in (tmp_path / "m" / "config.json").read_text()
+    assert str(pretrained) not in (tmp_path / "m" / "config.json").read_text(encoding="utf-8")
     loaded = load(tmp_path / "m")
     assert weights_fingerprint(loaded) == weights_fingerprint(model)
     torch.testing.assert_close(answer(loaded, TEXTS).logits, answer(model.eval(), TEXTS).logits, rtol=0, atol=0)
@@ -331,12 +331,16 @@ def test_pretrained_that_does_not_fit_is_refused(pretrained: Path, tmp_path: Pat
     line = problem(tagger(pretrained, fusion="concat"))
     assert line == "model.fusion: concat needs 4 layers, the encoder has 2"
     assert problem(tagger(tmp_path)).startswith(f"model.encoder.pretrained: {tmp_path}: has no config.json")
-    config = (pretrained / "config.json").read_text()
-    (pretrained / "config.json").write_text(config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    config = (pretrained / "config.json").read_text(encoding="utf-8")
+    (pretrained / "config.json").write_text(
+        config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'), encoding="utf-8"
+    )
     assert "lacks encoder.layer.2." in problem(tagger(pretrained))
-    (pretrained / "config.json").write_text(config.replace('"intermediate_size": 32', '"intermediate_size": 36'))
+    (pretrained / "config.json").write_text(
+        config.replace('"intermediate_size": 32', '"intermediate_size": 36'), encoding="utf-8"
+    )
     assert "encoder.layer.0.intermediate.dense.bias has another shape" in problem(tagger(pretrained))
-    (pretrained / "config.json").write_text(config)
+    (pretrained / "config.json").write_text(config, encoding="utf-8")
     (pretrained / "model.safetensors").write_bytes(b"nothing")
     assert "cannot be loaded" in problem(tagger(pretrained))
 
@@ -345,7 +349,7 @@ def test_pretrained_that_does_not_fit_is_refused(pretrained: Path, tmp_path: Pat
 def test_vectors_of_characters_to_begin_with(kind: str, tmp_path: Path) -> None:
     tokenizer = student_tokenizer(Vocabulary(unit="character", min_count=1), [["猫和狗"]])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "v.vec").write_text("2 3\n狗 1 2 3\n鸟 4 5 6\n")
+    (tmp_path / "v.vec").write_text("2 3\n狗 1 2 3\n鸟 4 5 6\n", encoding="utf-8")
     section = {"type": kind, "embedding": 3, "vectors": str(tmp_path / "v.vec")}
     spec: Any = TypeAdapter(ModelSpec).validate_python(section)
     model = build(spec, vocabulary=len(tokenizer), labels=["O", "B-X"], pad_id=0, tokenizer_path=tmp_path / "tokenizer")
@@ -369,7 +373,7 @@ def test_sections_that_make_no_sense_are_refused() -> None:
 
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     def problem(changes: dict[str, Any]) -> str:
-        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
         with pytest.raises(InputError) as caught:
             load(tmp_path)
         (line,) = caught.value.problems
@@ -377,7 +381,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         return line
 
     save_model(make(PUBLISHED["NEZHA-BiLSTM-CRF+DF"]), tmp_path, None, "card")
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     where = f"{tmp_path / 'config.json'}: describes no dtrain-tagger model: "
     assert problem({"encoder": {"model_type": "nonsense"}}).startswith(f"{where}encoder: ")
     assert problem({"encoder": ["bert"]}).startswith(f"{where}encoder: ")

@@ -88,7 +88,7 @@ def test_the_first_token_tells_the_width(name: str, content: bytes, tmp_path: Pa
 def test_check_looks_at_every_token_of_a_file_of_usual_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at those that no vocabulary has; what lies behind the first `CHECKED` bytes is read when it is used."""
     path = tmp_path / "v.txt"
-    path.write_text("a 0.1 0.2\n" * 9 + "行 0.761 oops\n")
+    path.write_text("a 0.1 0.2\n" * 9 + "行 0.761 oops\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"v\.txt:10: could not convert string to float: 'oops'"):
         check_vectors(path, 2)
     monkeypatch.setattr("dtrain.data.vectors.CHECKED", 50)

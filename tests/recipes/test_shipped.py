@@ -98,7 +98,7 @@ def test_reviews_recipe_prints_the_mean_over_domains(tmp_path):
         (place / "results.json").write_text(json.dumps({"groups": groups}))
     _, _, program = header_commands("reviews_distill").partition("done\npython -c ")
     done = subprocess.run(
-        ["bash", "-euc", f"{sys.executable} -c {program}"], cwd=tmp_path, check=True, capture_output=True, text=True
+        ["bash", "-euc", f"'{sys.executable}' -c {program}"], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == [
         "bilstm_scratch 0.625 over 2 domains",
