@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.engines.lamb import Lamb
-from dtrain.engines.shard_layout import EncodedSplit, Layout, ShardingError
+from dtrain.engines.shard_layout import Layout, Part, ShardingError
 from dtrain.engines.zero_internals import attach_zero
 
 STEPS, ROWS, CLIP = 10, 12, 0.05
@@ -125,7 +125,7 @@ def run_torch(setting: dict[str, Any], dtype: torch.dtype) -> Outcome:
 def whole_buffer(layout: Layout) -> Layout:
     """What an optimizer that knows no layout does: the partition is one tensor."""
     end = max(part.start + part.length for part in layout.parts)
-    return Layout((EncodedSplit(torch.Size((end, 1)), 0, end),), (), None)
+    return Layout((Part(torch.Size((end, 1)), 0, end),), (), None)
 
 
 def this_rank_only(layout: Layout) -> Layout:
@@ -139,8 +139,8 @@ def shifted(layout: Layout) -> Layout:
         a, b = parts[i], parts[i + 1]
         if a.length and b.length and b.start == a.start + a.length:
             move = b.length // 3
-            parts[i] = EncodedSplit(a.shape, a.start, a.length + move)
-            parts[i + 1] = EncodedSplit(b.shape, b.start + move, b.length - move)
+            parts[i] = Part(a.shape, a.start, a.length + move)
+            parts[i + 1] = Part(b.shape, b.start + move, b.length - move)
     return Layout(tuple(parts), layout.groups, layout.device)
 
 
