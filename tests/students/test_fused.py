@@ -300,3 +300,20 @@ def test_in_bf16_a_weight_is_rounded_once_and_its_gradients_are_added_in_float32
         found[way] = [logits, *torch.autograd.grad(logits.float().square().sum(), list(weights.values()))]
     for once, each in zip(found["once"], found["each step"], strict=True):
         assert torch.equal(once, each)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"type": "bilstm", "embedding": 11, "hidden": 9},
+        {"type": "bilstm", "embedding": 3, "hidden": 5, "layers": 2, "pooling": "max"},
+        {"type": "textcnn", "embedding": 7, "filters": 5, "widths": [2, 3]},
+    ],
+)
+def test_bits_do_not_depend_on_who_is_left(train: Train, shape: dict[str, Any]) -> None:
+    """One alone, of two and of three, in odd sizes for which products of one and of more round otherwise."""
+    three = [student(name, model={**shape, "dropout": 0.2}, seed=n, epochs=1) for n, name in enumerate("abc")]
+    expected = train(three, Fused(), folder="three")
+    for count in (2, 1):
+        found = train(three[:count], Fused(), folder=str(count))
+        assert_same(found, {name: expected[name] for name in found})
