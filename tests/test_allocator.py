@@ -34,11 +34,13 @@ def ran(how: str, **variables: str) -> list[str]:
 
 @pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="the C library is not glibc")
 def test_steps_take_no_new_pages() -> None:
-    taken, (kept, after) = int(ran("freed")[0]), ran("kept")
-    assert kept == "True"
+    taken, tries = int(ran("freed")[0]), [ran("kept") for _ in range(3)]
+    assert {kept for kept, _ in tries} == {"True"}
+    # The least of three: where memory is short the system takes pages away by itself, which adds faults to some tries.
+    after = min(int(faults) for _, faults in tries)
     # 655,360 were every one of the 40 times 8 blocks of 2,048 pages new; where pages are huge, 1,280.
     assert taken > 500
-    assert int(after) * 10 < taken
+    assert after * 10 < taken
 
 
 @pytest.mark.parametrize(
