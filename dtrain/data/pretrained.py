@@ -17,6 +17,8 @@ from dtrain.data.files import resolve_path
 from dtrain.recipe.models import EncoderSpec
 
 WEIGHTS = "model.safetensors"
+# Files of which one at least holds the vocabulary of a model's tokenizer.
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.codes", "*.vocab", "*.tiktoken")
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 CONVERT = "`dtrain convert {}` turns it into model.safetensors"
 # Pickled weights can run any code when they are opened, so they are converted once, by a reader that allows tensors alone.
@@ -103,13 +105,28 @@ def _unlike_config(folder: Path, config: dict[str, Any], shapes: dict[str, list[
         return
     if config.get("model_type") not in ("bert", "nezha"):
         return  # of other types the names are not known here; loading tells
-    layers, tokens = config.get("num_hidden_layers", 12), config.get("vocab_size")
-    encoder = {name.split("encoder.layer.", 1)[1] for name in shapes if "encoder.layer." in name}
-    if isinstance(layers, int) and not any(name.startswith(f"{layers - 1}.") for name in encoder):
+    layers = config.get("num_hidden_layers", 12)
+    found: dict[str, set[str]] = {}  # layer -> names of its weights
+    for name in shapes:
+        if "encoder.layer." in name:
+            layer, _, weight = name.split("encoder.layer.", 1)[1].partition(".")
+            found.setdefault(layer, set()).add(weight)
+    if isinstance(layers, int) and str(layers - 1) not in found:
         yield f"{folder}: config.json says {layers} layers, and {WEIGHTS} lacks the last one's weights"
-    for name, shape in shapes.items():
-        if name.endswith("embeddings.word_embeddings.weight") and tokens is not None and shape[0] != tokens:
-            yield f"{folder}: config.json says {tokens} tokens, and {WEIGHTS} has embeddings of {shape[0]}"
+    every = set[str]().union(*found.values())
+    lacking = [f"{layer}.{weight}" for layer, weights in found.items() for weight in every - weights]
+    if lacking:
+        more = f" and {len(lacking) - 1} more weight(s)" if len(lacking) > 1 else ""
+        yield f"{folder}: {WEIGHTS} lacks encoder.layer.{min(lacking)}{more}"
+    sizes = (
+        ("embeddings.word_embeddings.weight", 0, "vocab_size", "tokens, and {} has embeddings of {}"),
+        ("embeddings.word_embeddings.weight", 1, "hidden_size", "features, and {} has embeddings with {}"),
+        ("layer.0.intermediate.dense.weight", 0, "intermediate_size", "features between, and {} has {}"),
+    )
+    for ending, axis, key, what in sizes:
+        for name, shape in shapes.items():
+            if name.endswith(ending) and config.get(key) not in (None, shape[axis]):
+                yield f"{folder}: config.json says {config[key]} {what.format(WEIGHTS, shape[axis])}"
 
 
 def _unlike_recipe(folder: Path, config: dict[str, Any], max_length: int) -> Iterator[str]:
@@ -118,6 +135,8 @@ def _unlike_recipe(folder: Path, config: dict[str, Any], max_length: int) -> Ite
     known = config.get("model_type") == "nezha" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0
     if known and (hidden % heads or hidden // heads % 2):
         yield f"{folder}: config.json says hidden_size {hidden} and {heads} heads: a NEZHA's heads have an even size"
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+        yield f"{folder} holds no vocabulary (allowed: tokenizer.json, vocab.txt, ...); fetch it from where the model is from"
     vocabulary, embeddings = _vocabulary(folder), config.get("vocab_size")
     if vocabulary is not None and isinstance(embeddings, int) and vocabulary > embeddings:
         yield (

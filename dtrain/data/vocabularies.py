@@ -77,6 +77,12 @@ def given_tokenizer(
         raise InputError(f"{key}: {nowhere}no tokenizer can be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{key}: its tokenizer has no fast form ({type(tokenizer).__name__})")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Where the files of a vocabulary are missing, transformers makes a tokenizer that knows no word, without a word.
+        raise InputError(
+            f"{key}: its tokenizer knows special tokens alone: the vocabulary is missing, or it is of another type than "
+            f"config.json says ({type(tokenizer).__name__})"
+        )
     if tokenizer.pad_token_id is None:
         raise InputError(f"{key}: its tokenizer has no padding token")
     if max_length > tokenizer.model_max_length:
@@ -167,7 +173,12 @@ def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in `folder`, from its files alone."""
+    """The tokenizer saved in `folder`, from its files alone.
+
+    Raises InputError where they are missing: transformers would make a tokenizer that knows no word.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder}: holds no tokenizer.json")
     tokenizer = _auto_tokenizer(str(folder), local_files_only=True)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)  # prepare saves no other
     return tokenizer

@@ -236,7 +236,8 @@ def _check_encoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> 
     absent = [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler." not in key]
     misfit = [key for key, *_ in info["mismatched_keys"] if key.startswith(prefix)]
     if absent:
-        raise InputError(f"{where}: lacks {sorted(absent)[0]} and {len(absent) - 1} more weights of the encoder")
+        more = f" and {len(absent) - 1} more weights" if len(absent) > 1 else ""
+        raise InputError(f"{where}: lacks {sorted(absent)[0]}{more} of the encoder")
     if misfit:
         raise InputError(f"{where}: {sorted(misfit)[0]} has another shape than config.json says")
 

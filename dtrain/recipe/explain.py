@@ -96,12 +96,11 @@ def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tup
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         types = context.get("expected_tags", ", ".join(map(repr, sorted(architectures()))))
         tag = context.get("tag")
-        told = f"found {tag!r}{suggest(tag, architectures())}" if tag else "found nothing"
+        told = f"found {tag!r}{suggest(tag, _quoted(types))}" if tag else "found nothing"
         return (*key, "type"), f"allowed: {types}, {told}"
     if kind == "literal_error":
         expected = context.get("expected", "")
-        hint = suggest(found, re.findall("'([^']*)'", expected))
-        return key, f"allowed: {expected}{shown}{hint}"
+        return key, f"allowed: {expected}{shown}{suggest(found, _quoted(expected))}"
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
         # Validators of a whole section start their message with the key.
@@ -110,6 +109,11 @@ def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tup
             return (*key, *name.split(".")), rest
         return key, text
     return key, message[0].lower() + message[1:] + shown
+
+
+def _quoted(expected: str) -> list[str]:
+    """The names in pydantic's list of what is allowed."""
+    return re.findall("'([^']*)'", expected)
 
 
 def _spec_fields(values: Any, key: Key) -> list[str]:

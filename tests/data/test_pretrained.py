@@ -86,6 +86,36 @@ def test_weights_that_are_missing_damaged_or_another_models(folder: Path) -> Non
     assert "holds no model.safetensors" in problems(folder)[0]
 
 
+def test_a_weight_that_is_missing_within_a_layer_and_other_sizes(folder: Path) -> None:
+    """The header tells what finetune found after prepare."""
+    weights = load_file(folder / "model.safetensors")
+    dense = weights.pop("bert.encoder.layer.1.output.dense.weight")
+    save_file(weights, folder / "model.safetensors")
+    (problem,) = problems(folder)
+    assert problem.endswith("model.safetensors lacks encoder.layer.1.output.dense.weight")
+    del weights["bert.encoder.layer.0.output.dense.bias"]
+    save_file(weights, folder / "model.safetensors")
+    (problem,) = problems(folder)
+    assert problem.endswith("lacks encoder.layer.0.output.dense.bias and 1 more weight(s)")
+    weights |= {"bert.encoder.layer.1.output.dense.weight": dense, "bert.encoder.layer.0.output.dense.bias": torch.zeros(16)}
+    save_file(weights, folder / "model.safetensors")
+    assert problems(folder) == []
+    change(folder, intermediate_size=64, hidden_size=32)
+    assert sorted(problem.removeprefix(f"{KEY}: {folder}: config.json says ") for problem in problems(folder)) == [
+        "32 features, and model.safetensors has embeddings with 16",
+        "64 features between, and model.safetensors has 32",
+    ]
+
+
+def test_no_vocabulary(folder: Path) -> None:
+    """transformers makes a tokenizer without a word, and every text was read as unknown tokens."""
+    (folder / "vocab.txt").unlink()
+    (problem,) = problems(folder)
+    assert "holds no vocabulary (allowed: tokenizer.json, vocab.txt" in problem
+    (folder / "spiece.model").touch()
+    assert problems(folder) == []
+
+
 def test_shards_are_read_by_their_index(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

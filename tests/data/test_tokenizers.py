@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,18 @@ def test_bad_pretrained_folders(tmp_path: Path, bert_folder: Path) -> None:
     spec = BertSpec.model_validate({"type": "bert", "pretrained": str(bert_folder)})
     with pytest.raises(InputError, match=r"data\.max_length: 13 is more than t takes \(12\)"):
         given_tokenizer("t", spec, 13, lower=True)
+
+
+def test_a_tokenizer_without_a_word_is_refused(tmp_path: Path, bert_folder: Path) -> None:
+    """transformers makes one where the vocabulary's file is missing, or is that of another type of model."""
+    shutil.copytree(bert_folder, tmp_path / "m")
+    spec = BertSpec.model_validate({"type": "bert", "pretrained": str(tmp_path / "m")})
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "roberta"}', encoding="utf-8")
+    for file in tmp_path.glob("m/tokenizer*"):
+        file.unlink()
+    for file in tmp_path.glob("m/vocab.txt"):
+        file.rename(tmp_path / "vocab.txt")
+    with pytest.raises(InputError, match=r"t: model\.pretrained: .*m: its tokenizer knows special tokens alone"):
+        given_tokenizer("t", spec, 8, lower=True)
+    with pytest.raises(InputError, match=r"m: holds no tokenizer\.json"):
+        load_tokenizer(tmp_path / "m")

@@ -122,6 +122,13 @@ def test_a_problem_names_the_line_of_its_key(path: str) -> None:
         load_recipe(path)
 
 
+def test_only_what_is_allowed_is_suggested(path: str) -> None:
+    """An encoder of a tagger may not be what a student may: `did you mean 'bilstm'?` was said of 'bilstm'."""
+    change = "students.0.model={type: tagger, encoder: {type: bilstm}}"
+    with pytest.raises(InputError, match=r"encoder\.type: allowed: 'bert', 'nezha', found 'bilstm'$"):
+        load_recipe(path, ["data.task=tagging", change])
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipes_are_valid_and_described(name: str) -> None:
     recipe = load_recipe(name)
