@@ -139,7 +139,9 @@ def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> 
             if twice or missing:
                 # Every later row would repeat the mistake.
                 what = (
-                    f"the header names column {twice[0]!r} twice" if twice else str(missing_columns(missing, columns))
+                    f"the header names column {twice[0]!r} twice"
+                    if twice
+                    else str(missing_columns(missing, columns, ""))
                 )
                 add_misread(problems, source, row.line, what, line, remedy, "header")
                 return
@@ -174,11 +176,13 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"the number {value!r}")
 
 
-def missing_columns(names: Sequence[str | int], found: Collection[str | int]) -> RowError:
+def missing_columns(
+    names: Sequence[str | int], found: Collection[str | int], remedy: str = "; set data.columns to its names"
+) -> RowError:
     """The mistake of a record or table without the columns `names`."""
     if any(isinstance(name, int) for name in names):
         what = f"has no column {' and no column '.join(map(str, names))}"
         return RowError(what, f" ({len(found)} columns, counted from 0)")
     words = [str(column) for column in found]
     near = suggest(str(names[0]), words, 0.5) if len(names) == 1 else ""
-    return RowError(f"has no {' and no '.join(map(repr, names))}", f"{near} (found: {shown(words) or 'none'})")
+    return RowError(f"has no {' and no '.join(map(repr, names))}", f"{near} (found: {shown(words) or 'none'}){remedy}")

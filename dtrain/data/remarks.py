@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from dtrain.data.files import PARTS, TABLES, Source, resolve_path
 from dtrain.data.problems import Problems, shortened
 from dtrain.data.sources import Rows
 
+SHARED = 0.1  # share of a part's rows from which on texts that are in another part are told
 CONTRADICTED = 0.01  # share of the training rows from which on texts with several labels are told
 
 
@@ -24,11 +26,23 @@ def remark_on_sources(sources: list[Source], problems: Problems) -> None:
 
 
 def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
-    """Parts of different files with the same texts."""
+    """Parts of different files with the same texts, or with many of them, in any order."""
+    texts = {part: list(_texts(rows)) for part, rows in parts.items() if part != "transfer"}
     for part, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
-        rows, others = parts.get(part), parts.get(other)
-        if rows and others and rows.text == others.text and rows.text_b == others.text_b:
+        if not texts.get(part) or not texts.get(other):
+            continue
+        known = set(texts[part])
+        shared = sum(text in known for text in texts[other])
+        if known == set(texts[other]):
             problems.remark(f"data.{part} and data.{other} hold the same texts")
+        elif shared > SHARED * len(texts[other]):
+            problems.remark(
+                f"data.{other}: {shared:,} of {len(texts[other]):,} rows have a text that is in data.{part}, too"
+            )
+
+
+def _texts(rows: Rows) -> Iterator[tuple[str, ...]]:
+    return zip(rows.text, rows.text_b, strict=True) if rows.text_b else zip(rows.text, strict=True)
 
 
 def remark_on_labels(train: Rows, sources: list[Source], files: list[str], header: bool, problems: Problems) -> None:

@@ -95,7 +95,7 @@ def check_columns(data: Data, source: Source, problems: Problems) -> None:
                 f"{column!r} is a name, but {source.name} has no header (data.header is false): give a number from 0"
             )
         elif source.format in TABLES:
-            reason = f"{column} is a number, but {source.name} has a header: give a name, or set data.header to false"
+            reason = f"{column} is a number, but {source.name} has a header: give a name, or set data.header: false"
         else:
             reason = f"{column} is a number, but the columns of {source.name} have names: give a name"
         problems.add(f"data.columns.{name}: {reason}")

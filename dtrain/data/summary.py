@@ -46,7 +46,8 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
         lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
     found = info["label_counts"].get("train", {})
     names = shown([f"{name} {count:,}" for name, count in found.items()])
-    what = f"{len(found)} entity types, scheme {info['scheme']}" if "types" in info else f"{len(found)} labels"
+    plural = "s" if len(found) > 1 else ""
+    what = f"{len(found)} entity type{plural}, scheme {info['scheme']}" if "types" in info else f"{len(found)} labels"
     return [*lines, f"{what}: {names}"]
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from dtrain.data import EncodedSplit
 from dtrain.data.files import TABLES, Source, resolve_path, suffix_of
@@ -30,10 +33,26 @@ if TYPE_CHECKING:
 STDIN = Path("/dev/stdin")
 ROLES = ("text", "text_b", "id")  # of columns, of rows without labels
 HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+# What readers advise for a recipe's files, and the options of `predict` that do the same for the input. The recipe's own
+# keys are no way out there: with another data.quoting it asks for other models than those that were trained.
+ADVICE = (
+    (re.compile(r"set data\.(encoding|delimiter|quoting): "), r"give --\1 "),
+    (re.compile(r"set data\.header: false and data\.columns to numbers"), "give --columns text=0"),
+    (re.compile(r"; set data\.columns to its names"), "; give --columns text=NAME"),
+    (re.compile(r", or set data\.header: false"), ""),
+    (re.compile(r"data\.columns\."), "--columns: "),
+    (re.compile(r"data\.transfer: "), "--input: "),
+)
 COMPARED_ROWS = 100  # of a table, to tell whether its first row is a header
 
 
-def read_texts(data: Data, name: str, format: str | None = None, columns: Sequence[str] = ()) -> Texts:
+def read_texts(
+    data: Data,
+    name: str,
+    format: str | None = None,
+    columns: Sequence[str] = (),
+    as_written: Mapping[str, str | None] = MappingProxyType({}),
+) -> Texts:
     """The rows of a file, read as the recipe's unlabelled files are: labels are neither needed nor looked at.
 
     A row's id is the user's where the file has the recipe's id column, else its position from 0.
@@ -42,13 +61,14 @@ def read_texts(data: Data, name: str, format: str | None = None, columns: Sequen
         name: a path, or `-` for standard input, which is read to its end.
         format: one of `data.format`; default: by suffix, else the recipe's where the first line is of it, else plain lines.
         columns: `role=column` with a name, or a number from 0 where there is no header; default: the recipe's.
+        as_written: how the text is written, by the recipe's key: encoding, delimiter, quoting; default: the recipe's.
 
     Raises:
         InputError: naming file and line, or the option.
     """
     with _file(name) as path:
         try:
-            data = _with_columns(data, columns)
+            data = _written_so(_with_columns(data, columns), as_written)
             kind = format or _format(data, path, name)
             source = Source("transfer", path, kind, data.encoding, data.delimiter, data.quoting)
             if source.format in TABLES and not data.header and not columns:
@@ -72,7 +92,8 @@ def _file(name: str) -> Iterator[str]:
 
 
 def _in_terms_of_options(problem: str, path: str, name: str) -> str:
-    problem = problem.replace("data.transfer: ", "--input: ").replace("data.columns.", "--columns: ")
+    for advice, option in ADVICE:
+        problem = advice.sub(option, problem)
     return problem.replace(path, "-") if name == "-" else problem
 
 
@@ -90,6 +111,17 @@ def _has_column(data: Data, source: Source, column: Column) -> bool:
         return False
     first = next(iter(read_records(source, data.header, data.columns.text, Problems())), None)
     return first is not None and column in first[1]
+
+
+def _written_so(data: Data, keys: Mapping[str, str | None]) -> Data:
+    """The section with the keys that options of `predict` name."""
+    values = {key: value for key, value in keys.items() if value is not None}
+    try:
+        Data.model_validate({"train": ["-"], **values})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"--{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}") from None
+    return data.model_copy(update=values)
 
 
 # --- columns -----------------------------------------------------------------------------------------

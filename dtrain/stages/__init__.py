@@ -166,6 +166,17 @@ _STAGES = [
                 help="of the input, with text_b= and id=, comma-separated: names of a header, or numbers from 0 without one "
                 "(default: the recipe's)",
             ),
+            option("--encoding", help="of the input's text: utf-8, gb18030, ... (default: the recipe's)"),
+            option(
+                "--delimiter",
+                choices=("auto", ",", ";", "|", "tab"),
+                help="between columns of an input table (default: the recipe's)",
+            ),
+            option(
+                "--quoting",
+                choices=("auto", "quotes", "none"),
+                help="whether quotes around a column of an input table are no part of it (default: the recipe's)",
+            ),
             option("--output", help="where to write (default: stdout)"),
             option(
                 "--form",

@@ -37,6 +37,9 @@ def run(
     form: str,
     format: str | None = None,
     columns: Sequence[str] | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    quoting: str | None = None,
 ) -> None:
     """Write the answers to each row of `input`, in its order.
 
@@ -46,7 +49,7 @@ def run(
         output: a file; default (or `-`): stdout.
         form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
             (id, label, label_desc: a file to hand in); of taggers see `dtrain.tasks.tagging.answers`.
-        format: of the input; columns: `text=NAME` and so on: see `dtrain.predict.texts.read_texts`.
+        format, columns, encoding, delimiter, quoting: of the input: see `dtrain.predict.texts.read_texts`.
 
     Raises:
         InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
@@ -65,11 +68,14 @@ def run(
     data = PreparedData.open(folder)
     place = folder.model(kind, name)
     part = None
+    as_written = {"encoding": encoding, "delimiter": delimiter, "quoting": quoting}
     if input is not None:
-        texts = _share(world, functools.partial(read_texts, recipe.data, input, format, columns or ()))
+        texts = _share(world, functools.partial(read_texts, recipe.data, input, format, columns or (), as_written))
     else:
-        if format or columns:
-            raise InputError("--format and --columns: are of a file that --input names")
+        if format or columns or any(as_written.values()):
+            raise InputError(
+                "--format and --columns: are of a file that --input names, as are --encoding, --delimiter and --quoting"
+            )
         if "test" not in data.parts:
             raise InputError("--input: the recipe has no test rows; name a file, or - for stdin")
         part = data.part("test", tokenizer_name(member))

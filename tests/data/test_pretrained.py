@@ -97,7 +97,10 @@ def test_a_weight_that_is_missing_within_a_layer_and_other_sizes(folder: Path) -
     save_file(weights, folder / "model.safetensors")
     (problem,) = problems(folder)
     assert problem.endswith("lacks encoder.layer.0.output.dense.bias and 1 more weight(s)")
-    weights |= {"bert.encoder.layer.1.output.dense.weight": dense, "bert.encoder.layer.0.output.dense.bias": torch.zeros(16)}
+    weights |= {
+        "bert.encoder.layer.1.output.dense.weight": dense,
+        "bert.encoder.layer.0.output.dense.bias": torch.zeros(16),
+    }
     save_file(weights, folder / "model.safetensors")
     assert problems(folder) == []
     change(folder, intermediate_size=64, hidden_size=32)

@@ -309,7 +309,7 @@ def test_patterns_and_folders(write: Write, tmp_path: Path) -> None:
 
 ROW = '{"text": "第%d条", "label": "%s"}\n'
 MISTAKES: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
-    "wrong column": ("t.jsonl", "".join(ROW % (n, "ab"[n % 2]) for n in range(99)), {"columns": {"text": "txt"}}, ["t.jsonl:1: has no 'txt'; did you mean 'text'? (found: text, label) (98 more like it)"]),
+    "wrong column": ("t.jsonl", "".join(ROW % (n, "ab"[n % 2]) for n in range(99)), {"columns": {"text": "txt"}}, ["t.jsonl:1: has no 'txt'; did you mean 'text'? (found: text, label); set data.columns to its names (98 more like it)"]),
     "wrong column of a table": ("t.tsv", "title\tlabel\n" + TABLE, {}, ["t.tsv:1: has no 'text' (found: title, label)"]),
     "semicolons": ("t.csv", "text;label\n" + "一, 二;a\n三;b\n" * 30, {}, ["t.csv:1: has no 'text' and no 'label' (found: text;label)", "separated by ';': set data.delimiter: ';'"]),
     "semicolons by number": ("t.csv", "一, 二;a\n三;b\n" * 30, NUMBERED, ["t.csv:2: 1 column(s), but line 1 has 2; it seems to be separated by ';': set data.delimiter: ';' (29 more like it)"]),
@@ -403,6 +403,22 @@ def test_one_file_in_two_parts_is_told(write: Write, tmp_path: Path) -> None:
     copied = write("w.tsv", Path(valid).read_text(encoding="utf-8"))
     assert read(train, valid=valid, test=copied).remarks == ["data.valid and data.test hold the same texts"]
     assert read(train, transfer=train).remarks == []
+
+
+def test_texts_of_training_in_another_part_are_told_in_any_order(write: Write) -> None:
+    """A shuffled copy, or training rows that slipped into the test: `check` was silent."""
+    rows = [f"第{n}条\t{'ab'[n % 2]}\n" for n in range(20)]
+    train, copied = (
+        write("t.tsv", "text\tlabel\n" + "".join(rows)),
+        write("v.tsv", "text\tlabel\n" + "".join(rows[::-1])),
+    )
+    assert read(train, valid=copied).remarks == ["data.train and data.valid hold the same texts"]
+    other = "".join(f"另外{n}\ta\n" for n in range(7))
+    slipped = write("w.tsv", "text\tlabel\n" + other + "".join(rows[:3]))
+    assert read(train, test=slipped).remarks == ["data.test: 3 of 10 rows have a text that is in data.train, too"]
+    few = write("x.tsv", "text\tlabel\n" + other + "再\ta\n啊\ta\n" + rows[0])
+    assert read(train, test=few).remarks == []
+    assert read(train, transfer=copied).remarks == []
 
 
 def test_the_forgotten_header_of_the_cases(cases: Path) -> None:

@@ -19,9 +19,9 @@ TAGGING = {"task": "tagging", "train": "train.conll"}
 def read(tmp_path, monkeypatch):
     """Read a content as a file of this name, or as standard input."""
 
-    def work(section, name, content, **options):
+    def work(section, name, content, written_in="utf-8", **options):
         path = tmp_path / ("stdin" if name == "-" else name)
-        path.write_text(content, encoding="utf-8")
+        path.write_text(content, encoding=written_in)
         monkeypatch.setattr(module, "STDIN", path)
         train = tmp_path / section["train"]
         train.write_text("the training rows are not looked at")
@@ -152,6 +152,47 @@ def test_standard_input_that_cannot_be_read(read, section, content, options, mes
 def test_format_decides_over_the_suffix(read):
     assert read(JSON, "new.tsv", '{"text": "好"}\n', format="jsonl").text == ["好"]
     assert read(NAMED, "new.txt", TABLE).text == ["好"]
+
+
+# --- how the text is written ---------------------------------------------------------------------------
+
+CSV = {**NAMED, "train": "train.csv"}
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "encoding", "advice", "options", "texts"),
+    [
+        (CSV, "label;text\nx;好\ny;坏\n", "utf-8", "give --delimiter ';'", {"delimiter": ";"}, ["好", "坏"]),
+        (CSV, 'label,text\nx,"好\ny,坏\n', "utf-8", "give --quoting none", {"quoting": "none"}, ['"好', "坏"]),
+        (
+            CSV,
+            "label,text\nx,今天天气好\n",
+            "gb18030",
+            "give --encoding gb18030",
+            {"encoding": "gb18030"},
+            ["今天天气好"],
+        ),
+    ],
+)
+def test_what_is_advised_for_the_input_is_an_option(read, tmp_path, section, content, encoding, advice, options, texts):
+    """The recipe's own key was advised, and with it changed no model counts as trained."""
+    with pytest.raises(InputError) as refused:
+        read(section, "new.csv", content, written_in=encoding)
+    (problem,) = refused.value.problems
+    assert advice in problem and "data." not in problem
+    assert read(section, "new.csv", content, written_in=encoding, as_written=options).text == texts
+
+
+def test_an_encoding_that_nobody_knows(read):
+    with pytest.raises(InputError, match=r"^--encoding: no encoding has the name 'gbx'"):
+        read(CSV, "new.csv", "label,text\nx,a\n", as_written={"encoding": "gbx"})
+
+
+def test_advice_about_columns_names_the_option(read):
+    with pytest.raises(InputError, match=r"has no 'text' .*; give --columns text=NAME$"):
+        read(JSON, "new.jsonl", '{"sentence": "a"}\n')
+    with pytest.raises(InputError, match=r"has no 'text' .*; if the file has no header, give --columns text=0$"):
+        read(NAMED, "new.tsv", "好\tx\n")
 
 
 # --- lines -------------------------------------------------------------------------------------------
