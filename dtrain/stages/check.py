@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
-from dtrain.data.files import existing_file
+from dtrain.data.files import existing_file, resolve_path
 from dtrain.data.pretrained import check_pretrained
 from dtrain.data.problems import shown
 from dtrain.data.summary import cut_in_words, estimated_cuts, info_of, remarks_in_words, rows_in_words
@@ -144,11 +144,34 @@ def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved:
         for section in ("teachers", "students"):
             members = [f"{member.name} ({member.model.type})" for member in getattr(recipe, section)]
             say(f"{section}: {shown(members, 10) or 'none'}")
-    for remark in remarks_in_words(info):
+        hub = _hub_models(recipe)
+        if hub:
+            say(f"from the hub, and not looked at before prepare: {shown(hub, 10)}")
+    for remark in [*remarks_in_words(info), *_unsaid_norms(recipe)]:
         warn(remark)
     if not resolved:
         say("the recipe can be run; --resolved prints it with every default")
     return EXIT_DONE
+
+
+def _hub_models(recipe: Recipe) -> list[str]:
+    """Names of pretrained models that are no folder: whether they exist is not known here."""
+    encoders = [encoder_of(member.model) for member in (*recipe.teachers, *recipe.students)]
+    if recipe.pretrain:
+        encoders.append(encoder_of(recipe.pretrain.model))
+    names = [each.pretrained for each in encoders if each is not None and each.pretrained and not each.made_here]
+    return list(dict.fromkeys(name for name in names if not resolve_path(name).is_dir()))
+
+
+def _unsaid_norms(recipe: Recipe) -> list[str]:
+    """Sizes of adversarial training that are meant as shares, perhaps, and read as norms."""
+    return [
+        f"{section}.{member.name}.adversarial: epsilon {spec.epsilon:g} is a norm itself (norm: absolute), since norm is not "
+        "given; norm: relative reads it as a share of the norm of a row's embeddings"
+        for section in ("teachers", "students")
+        for member in getattr(recipe, section)
+        if (spec := member.adversarial) is not None and spec.norm == "absolute" and "norm" not in spec.model_fields_set
+    ]
 
 
 def _cut_rows(corpus: Corpus | None, plan: Plan, rows: int) -> str | None:

@@ -70,6 +70,22 @@ def test_rows_labels_and_models_in_a_few_lines(topics: Path, capsys: pytest.Capt
     assert not (folder / "runs").exists()
 
 
+def test_what_cannot_be_known_of_models_is_said(topics: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt folder passed for a hub model without a word."""
+    assert main(["check", str(topics), "teachers.bert.model={type: bert, pretrained: bert-base-chines}"]) == 0
+    assert "from the hub, and not looked at before prepare: bert-base-chines\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"), [("epsilon: 0.2", True), ("epsilon: 0.2, norm: relative", False), ("", False)]
+)
+def test_an_epsilon_without_its_norm_is_told(
+    topics: Path, capsys: pytest.CaptureFixture[str], sizes: str, told: bool
+) -> None:
+    assert main(["check", str(topics), f"teachers.bert.adversarial={{type: fgm, {sizes}}}"]) == 0
+    assert ("teachers.bert.adversarial: epsilon 0.2 is a norm itself" in capsys.readouterr().err) == told
+
+
 def test_of_prepared_rows_the_same_is_said_as_counted(
     topics: Path, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
