@@ -134,7 +134,9 @@ def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> 
         if spanning is None:
             first_line = row.line
             columns = [name.strip() for name in row.columns] if header else list(range(len(row.columns)))
-            twice = sorted({name for name in columns if columns.count(name) > 1})
+            twice = sorted(
+                {name for name in columns if name != "" and columns.count(name) > 1}
+            )  # "": a spreadsheet's margin
             missing = [column for column in wanted.needed if column not in columns]
             if twice or missing:
                 # Every later row would repeat the mistake.

@@ -405,6 +405,12 @@ def test_one_file_in_two_parts_is_told(write: Write, tmp_path: Path) -> None:
     assert read(train, transfer=train).remarks == []
 
 
+def test_empty_columns_at_the_margin_of_a_spreadsheet(write: Write) -> None:
+    rows = "".join(f"第{n}条,{'ab'[n % 2]},,\n" for n in range(20))
+    corpus = read(write("t.csv", "text,label,,\n" + rows))
+    assert (corpus.labels, sum(corpus.counts.values())) == (["a", "b"], 20)
+
+
 def test_texts_of_training_in_another_part_are_told_in_any_order(write: Write) -> None:
     """A shuffled copy, or training rows that slipped into the test: `check` was silent."""
     rows = [f"第{n}条\t{'ab'[n % 2]}\n" for n in range(20)]

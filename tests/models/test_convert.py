@@ -51,6 +51,7 @@ def source(kind: str, folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     model: Any = NezhaForMaskedLM(NezhaConfig(**SHAPE)) if kind == "nezha" else BertForMaskedLM(BertConfig(**SHAPE))
     model.save_pretrained(folder)
     (folder / "model.safetensors").unlink()
+    (folder / "vocab.txt").write_text("".join(f"token{n}\n" for n in range(SHAPE["vocab_size"])))
     return model, dict(model.state_dict())
 
 
