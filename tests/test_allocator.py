@@ -34,9 +34,12 @@ def ran(how: str, **variables: str) -> list[str]:
 
 @pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="the C library is not glibc")
 def test_steps_take_no_new_pages() -> None:
-    taken, tries = int(ran("freed")[0]), [ran("kept") for _ in range(3)]
+    # Both counts vary between processes: with the size of the pages that the system hands out (20,000 to 352,000 without
+    # the setting on one machine), and with where the heap lies, so that now and then a block or three are new (0 to
+    # 22,529 with it). So the most of three is held against the least of five.
+    taken = max(int(ran("freed")[0]) for _ in range(3))
+    tries = [ran("kept") for _ in range(5)]
     assert {kept for kept, _ in tries} == {"True"}
-    # The least of three: where memory is short the system takes pages away by itself, which adds faults to some tries.
     after = min(int(faults) for _, faults in tries)
     # 655,360 were every one of the 40 times 8 blocks of 2,048 pages new; where pages are huge, 1,280.
     assert taken > 500
