@@ -21,7 +21,7 @@ from dtrain.engines.engine import Engine, blank
 from dtrain.engines.optim import build_optimizer
 from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
-from dtrain.recipe.training import OptimizerSpec
+from dtrain.recipe.optimizers import OptimizerSpec
 from dtrain.runtime.distributed import World
 
 

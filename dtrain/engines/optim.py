@@ -11,7 +11,8 @@ from torch import nn
 from dtrain.engines.lamb import Lamb
 from dtrain.errors import InputError
 from dtrain.losses.objective import Objective
-from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
+from dtrain.recipe.training import TrainSpec
 
 
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:

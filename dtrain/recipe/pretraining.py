@@ -8,7 +8,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dtrain.recipe.context import Reporter
 from dtrain.recipe.models import PRETRAIN, EncoderModel
-from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
+from dtrain.recipe.training import TrainSpec
 from dtrain.recipe.values import Closed, Column, FilePath, Paths, Positive, Precision, TextEncoding
 
 

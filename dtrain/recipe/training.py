@@ -1,4 +1,4 @@
-"""Teachers and students: optimizers, schedules, losses, and what else decides a training."""
+"""Teachers and students: what decides a training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from dtrain.errors import suggest
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, ExternalSpec, ModelSpec, architectures
+from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
     OF_STUDENTS,
     PATTERN,
     Closed,
     NamedPath,
-    NonNegative,
     Positive,
     Precision,
-    Probability,
     Share,
     check_name,
 )
@@ -62,39 +61,6 @@ class AdversarialSpec(Closed):
             values |= {key: size for key, size in (("epsilon", 1.0), ("step_size", 0.3)) if key not in given}
         self.__dict__.update(values)  # still not given: a grid may go on to name one of them
         return self
-
-
-class OptimizerSpec(Closed):
-    """`modules` gives parameters whose name starts with a prefix a rate of their own."""
-
-    type: Literal["adamw", "lamb", "sgd"] = "adamw"  # AdamW, LAMB (You et al. 2019) for large batches, or SGD
-    lr: Positive = 1e-3  # the learning rate after warm-up
-    betas: tuple[Share, Share] = (0.9, 0.999)  # decay of the two moments (AdamW, LAMB)
-    eps: Positive | None = None  # added to the second moment's root; default: 1e-8, of LAMB 1e-6
-    weight_decay: NonNegative = 0.01  # decoupled; none on biases, norms and other vectors
-    momentum: Probability = 0.9  # momentum of SGD
-    # learning rates of parameters whose names begin with a prefix, as {encoder: 5.0e-5, crf: 1.0e-2}
-    modules: dict[str, Positive] = {}
-    # sqrt: all rates times sqrt(batch_size / reference_batch), and the warm-up with them
-    lr_scaling: Literal["sqrt"] | None = None
-    reference_batch: PositiveInt | None = None  # the batch size that the rates are meant for
-
-    @model_validator(mode="after")
-    def scaled_from_a_batch(self) -> OptimizerSpec:
-        if (self.lr_scaling is None) != (self.reference_batch is None):
-            raise ValueError("lr_scaling and reference_batch: one needs the other")
-        return self
-
-
-class ScheduleSpec(Closed):
-    """Warm-up (a share of all steps when under 1, else steps), then the named decay to `floor` x lr."""
-
-    # the shape of the decay after warm-up; constant: none
-    type: Literal["linear", "polynomial", "cosine", "constant", "exponential"] = "linear"
-    warmup: NonNegative = 0.1  # steps of linear rise: under 1 a share of all steps, else their number
-    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # for exponential: the factor of each epoch on the last
-    power: Positive = 1.0  # for polynomial: exponent of the share of steps that are left
-    floor: Probability = 0.0  # share of the rate that is left at the end
 
 
 class TrainSpec(Closed):

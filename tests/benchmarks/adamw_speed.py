@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from dtrain.engines.optim import build_optimizer, parameter_groups
 from dtrain.models import build, parameter_count
 from dtrain.recipe.models import ModelSpec
-from dtrain.recipe.training import OptimizerSpec
+from dtrain.recipe.optimizers import OptimizerSpec
 
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "bilstm 512/512": ({"type": "bilstm", "embedding": 512, "hidden": 512}, 4000),

@@ -23,7 +23,7 @@ from dtrain.models.idcnn import IDCNN
 from dtrain.models.tagger import Tagger
 from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import ModelSpec
-from dtrain.recipe.training import OptimizerSpec
+from dtrain.recipe.optimizers import OptimizerSpec
 
 TAGS = ["O", *(f"{part}-{kind}" for kind in ("NAME", "ORG") for part in "BIES")]
 SMALL = {"hidden": 16, "layers": 4, "heads": 2}

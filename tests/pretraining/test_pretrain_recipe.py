@@ -13,8 +13,8 @@ from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.models import encoder_of
+from dtrain.recipe.optimizers import ScheduleSpec
 from dtrain.recipe.schema import Recipe
-from dtrain.recipe.training import ScheduleSpec
 
 Load = Callable[..., Recipe]
 TEACHER = {"name": "t", "model": {"type": "nezha", "pretrained": "pretrain"}}

@@ -12,7 +12,7 @@ from dtrain.engines.engine import Engine, blank
 from dtrain.engines.optim import build_optimizer
 from dtrain.models import build
 from dtrain.recipe.models import ModelSpec
-from dtrain.recipe.training import OptimizerSpec
+from dtrain.recipe.optimizers import OptimizerSpec
 from dtrain.runtime.distributed import World
 
 MODELS: dict[str, dict[str, Any]] = {

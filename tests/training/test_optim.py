@@ -14,7 +14,8 @@ from dtrain.engines.optim import build_optimizer, parameter_groups, rate, scaled
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.recipe.models import ModelSpec
-from dtrain.recipe.training import OptimizerSpec, ScheduleSpec, TrainSpec
+from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
+from dtrain.recipe.training import TrainSpec
 
 
 class Model(nn.Module):
