@@ -5,12 +5,14 @@ outside the package is one call of `register_kind`, and the losses that read it:
 
     register_kind(OutputKind("confidence", "classification", lambda output: output.logits.amax(1, keepdim=True)))
 
+Each kind names the task that it was made for; another kind of task may use it, too, and says so (`TaskRules.outputs`).
+
 Recipes are checked with it, so this module imports nothing of the package and no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,7 @@ class OutputKind:
 
     Attributes:
         name: the word in a recipe, and of the store's column.
-        task: the task whose losses may ask for it, as `tasks/rules.py` names it.
+        task: the task whose losses may ask for it, as `tasks/rules.py` names it, beside those that share it.
         pick: the tensor in a model's output, of any float type; None where the model has none.
         per_token: a vector for each character of a row, [B, N, T]; else one for each row, [B, width].
         stored: whether the knowledge store may hold it (as float16 or float32; losses read float32).
@@ -59,9 +61,15 @@ def find_kind(name: str) -> OutputKind:
     return _KINDS[name]
 
 
-def kind_names(task: str | None = None, *, stored: bool = False) -> list[str]:
-    """Kinds of a task, or of all, in the order of their registration; the first of a task is its default."""
-    return [kind.name for kind in _KINDS.values() if task in (None, kind.task) and (kind.stored or not stored)]
+def kind_names(task: str | None = None, shared: Sequence[str] = (), *, stored: bool = False) -> list[str]:
+    """Kinds of a task, or of all, in the order of their registration; the first of a task is its default.
+
+    Args:
+        task: a task's name, as its rules give it.
+        shared: names of kinds that it shares with other tasks (`TaskRules.outputs`); they come first.
+    """
+    own = [kind.name for kind in _KINDS.values() if task in (None, kind.task) and kind.name not in shared]
+    return [name for name in [*shared, *own] if find_kind(name).stored or not stored]
 
 
 def _of_tagger(output: Any) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Losses = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 OF_PEERS = "peers."
-PEERS = Loss("peers", "classification", mutual_divergence, ("logits", "peers.logits"), None)  # type: ignore[arg-type]
+PEERS = Loss("peers", mutual_divergence, ("logits", "peers.logits"), None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

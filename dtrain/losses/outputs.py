@@ -41,7 +41,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Sm
     )
 
 
-@register("logits", "teachers.logits")
+@register("logits", "teachers.logits", logits=("classes",))
 def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 2.0) -> Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes (Hinton et al. 1503.02531, sec. 2).
 
@@ -83,7 +83,7 @@ def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (full_precision(student_logits) - teacher).square().sum(-1)
 
 
-@register("logits", "teachers.logits")
+@register("logits", "teachers.logits", logits=("classes",))
 def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 2.0) -> Tensor:
     """T^2 KL(softmax(z_s / T) || softmax(z_t / T)), summed over classes: the student keeps to its teacher's modes.
 
@@ -104,7 +104,7 @@ def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temp
     return (student.exp() * (student - teacher)).sum(-1) * temperature**2
 
 
-@register("logits", "teachers.logits")
+@register("logits", "teachers.logits", logits=("classes",))
 def cosine(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """1 - cos(z_t, z_s): the direction of the logits and not their size. Of several teachers, that of their mean.
 
@@ -159,7 +159,7 @@ def teacher_annealing(
     return -(target * student).sum(-1)
 
 
-@register("logits")
+@register("logits", logits=("classes",))
 def top_gap(student_logits: Tensor, *, k: Rank = 5) -> Tensor:
     """z_(1) - mean(z_(2), ..., z_(k)), the largest logit less the next ones (tolerant teacher, Yang et al. AAAI 2019).
 

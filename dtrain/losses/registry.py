@@ -8,7 +8,8 @@ A loss is a pure function, or a class of modules for a loss with weights of its 
         def __init__(self, ..., *, parameter: Annotation = default)
         def forward(self, <one tensor for each need>) -> values [B]
 
-registered by `@register(*needs)`. The keyword-only arguments of the function, or of the class's constructor, are its
+registered by `@register(*needs)`. Each kind of task says in `tasks/rules.py` what its losses may ask for; a loss is for
+every task that has all of its needs. The keyword-only arguments of the function, or of the class's constructor, are its
 keys in a recipe; their annotations (a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are
 allowed. Recipes are checked by this file, which knows nothing of recipes and does not import torch (1.3 s).
 """
@@ -26,25 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from dtrain.errors import suggest
 from dtrain.knowledge.kinds import kind_names
+from dtrain.tasks.rules import COMMON_NEEDS, loss_tasks
 
-# What a loss may ask for, by task, beside the kinds of output of `knowledge/kinds.py`: those of the student, float
-# [B, ...], and those of K teachers, float [K, B, ...], by `teachers.` and the kind.
-# N is the number of characters of the longest row, T that of tags; values beyond a row's end are undefined.
-NEEDS = {
-    "classification": (
-        "exits",  # float [E, B, C]: logits of every exit, the last one's are `logits`
-        "labels",  # int64 [B], in [0, C)
-        "labelled",  # bool [B]: whether the row has a label
-        "progress",  # a number in [0, 1): the share of all steps that are done
-    ),
-    "tagging": (
-        "nll",  # float [B]: -log p(gold tags), as the model decides: CRF or softmax
-        "mask",  # bool [B, N]: the characters of a row
-        "labelled",  # as above
-        "progress",  # as above
-    ),
-}
-GOLD = {"labels", "nll"}  # a row without a label lacks the terms that need one of these and not "labelled"
 OF_TEACHERS = "teachers."
 COMMON_KEYS = ("type", "weight", "teachers", "weighting")  # keys of every loss of a recipe
 
@@ -63,16 +47,22 @@ class Loss:
     Attributes:
         function: the function, or the class of modules.
         needs: the tensors that it is called with, in order.
+        logits: what it takes logits for, by the words of `TaskRules.logits`; none: it is for logits of any kind.
         parameters: the schema of its keys in a recipe.
         stateful: whether `function` is a class, an instance of which is trained with the student.
     """
 
     name: str
-    task: str
     function: Callable[..., Any]
     needs: tuple[str, ...]
     parameters: type[BaseModel]
     stateful: bool = False
+    logits: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that it is for, as `tasks/rules.py` names them."""
+        return _tasks_with(self.needs, self.logits)
 
     @property
     def teacher_output(self) -> str | None:
@@ -82,7 +72,8 @@ class Loss:
     @property
     def hard(self) -> bool:
         """Whether rows without a label are left out of it."""
-        return not GOLD.isdisjoint(self.needs) and "labelled" not in self.needs
+        gold = set().union(*(rules.gold for rules in loss_tasks().values()))
+        return not gold.isdisjoint(self.needs) and "labelled" not in self.needs
 
     def outputs_read(self, weighting: _Weighting | None) -> set[str]:
         """The stored outputs of teachers that it reads, including those that its teachers are weighted by."""
@@ -96,36 +87,44 @@ _LOSSES: dict[str, Loss] = {}
 
 
 def needs_of(task: str) -> list[str]:
-    """What losses of a task may ask for."""
-    kinds = kind_names(task)
-    return [*kinds, *NEEDS[task], *(OF_TEACHERS + kind for kind in kinds)]
+    """What losses of a task may ask for: its kinds of output, of the student, float [B, ...], and by `teachers.` and the
+    kind of K teachers, float [K, B, ...]; what its rules name; and what every task has."""
+    rules = loss_tasks()[task]
+    kinds = kind_names(task, rules.outputs)
+    return [*kinds, *rules.needs, *COMMON_NEEDS, *(OF_TEACHERS + kind for kind in kinds)]
 
 
-def register(*needs: str, name: str | None = None) -> Callable[[Registered], Registered]:
-    """Make a function, or a class of modules, a loss; `needs` are its inputs, all of one task.
+def _tasks_with(needs: tuple[str, ...], logits: tuple[str, ...]) -> list[str]:
+    fit = (task for task, rules in loss_tasks().items() if not logits or rules.logits in logits)
+    return [task for task in fit if set(needs) <= set(needs_of(task))]
+
+
+def register(*needs: str, name: str | None = None, logits: tuple[str, ...] = ()) -> Callable[[Registered], Registered]:
+    """Make a function, or a class of modules, a loss; `needs` are its inputs, which some task has all of.
 
     Args:
         name: its `type` in a recipe; by default that of the function or class.
+        logits: what it takes logits for (`TaskRules.logits`), where it is not for logits of any kind.
     """
-    task = next((task for task in NEEDS if set(needs) <= set(needs_of(task))), None)
+    tasks = _tasks_with(needs, logits)
 
     def add(registered: Registered) -> Registered:
         known_as = name or registered.__name__
         if known_as in _LOSSES:
             raise ValueError(f"loss {known_as!r} is registered twice")
-        if task is None:
-            allowed = "; ".join(f"{task}: {', '.join(needs_of(task))}" for task in NEEDS)
+        if not tasks:
+            allowed = "; ".join(f"{task}: {', '.join(needs_of(task))}" for task in loss_tasks())
             raise ValueError(f"loss {known_as!r} needs {', '.join(needs)} (allowed: {allowed})")
         schema = _parameter_schema(known_as, registered)
-        _LOSSES[known_as] = Loss(known_as, task, registered, needs, schema, isinstance(registered, type))
+        _LOSSES[known_as] = Loss(known_as, registered, needs, schema, isinstance(registered, type), logits)
         return registered
 
     return add
 
 
 def loss_names(task: str | None = None) -> list[str]:
-    """Names of the losses of a task ('classification' or 'tagging'), or of all."""
-    return sorted(name for name, loss in _LOSSES.items() if task in (None, loss.task))
+    """Names of the losses of a task, as its rules name it ('classification' or 'tagging'), or of all."""
+    return sorted(name for name, loss in _LOSSES.items() if task is None or task in loss.tasks)
 
 
 def find_loss(name: str) -> Loss:

@@ -20,11 +20,12 @@ from pydantic.fields import FieldInfo
 from dtrain import errors
 from dtrain.__main__ import parser
 from dtrain.losses import find_loss, loss_names
-from dtrain.losses.registry import NEEDS, Loss
+from dtrain.losses.registry import Loss
 from dtrain.manual.pages import FOLDER, KEYS
 from dtrain.manual.wording import comments_in, default_in_words, sentence_of, type_in_words
 from dtrain.recipe import Recipe
 from dtrain.recipe.models import Architecture, architectures
+from dtrain.tasks.rules import loss_tasks
 
 WIDTH = 80  # columns of a terminal
 MADE = "This page is made from the code: `python -m dtrain.manual.reference`."
@@ -159,15 +160,19 @@ def losses() -> str:
             "teachers, F of features, E of exits, N of characters, T of tags; in formulas also the temperature."
         ),
     ]
-    for task in NEEDS:
-        for name in filter(lambda name: _own(find_loss(name).function), loss_names(task)):
-            parts += [f"## {name}", *_loss(find_loss(name))]
+    own = [loss for loss in map(find_loss, loss_names()) if _own(loss.function)]
+    for task in loss_tasks():
+        for loss in own:
+            if loss.tasks[0] == task:
+                parts += [f"## {loss.name}", *_loss(loss)]
     return _page(parts)
 
 
 def _loss(loss: Loss) -> list[str]:
     text, arguments = split_docstring(inspect.getdoc(loss.function) or "")
-    parts = [f"For task {loss.task}. Reads: {', '.join(loss.needs)}."]
+    parts = [
+        f"For {'task' if len(loss.tasks) == 1 else 'tasks'} {', '.join(loss.tasks)}. Reads: {', '.join(loss.needs)}."
+    ]
     parts += text.split("\n\n")
     function = loss.function.forward if loss.stateful else loss.function  # type: ignore[attr-defined]
     signature = inspect.signature(function).parameters

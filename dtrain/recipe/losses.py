@@ -118,7 +118,7 @@ class LossSpec(BaseModel):
     def resolve(self, teachers: list[str], context: Context, report: Reporter) -> None:
         """Choose among the student's teachers, and check that the loss fits them and the task."""
         task = context.task.name
-        if self.loss.task != task:
+        if task not in self.loss.tasks:
             report("", f"is not for task {task!r} (allowed: {', '.join(loss_names(task))})")
         elif self.loss.teacher_output is None:
             if self.teachers or self.weighting:

@@ -93,7 +93,7 @@ class Knowledge(Closed):
 
     def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:
         """Store what the students' losses read; what the recipe lists must hold it."""
-        allowed = kind_names(context.task.name, stored=True)
+        allowed = kind_names(context.task.name, context.task.outputs, stored=True)
         read: dict[str, str] = {}  # output -> the student that reads it
         for student in students:
             if student.noisy:

@@ -52,8 +52,9 @@ class TaskKind:
 def register_task(name: str, kind: TaskKind) -> None:
     """Let `data.task` have another value.
 
-    Losses and kinds of output are chosen by `kind.rules.name`: a task whose models answer like those of another one,
-    `classification` for instance, shares them by that name.
+    Losses and kinds of output are known by `kind.rules.name`: a task whose models answer like those of another one,
+    `classification` for instance, shares them by that name. A task with a name of its own says in its rules which needs
+    its losses may have, and has those losses, of other tasks too, whose needs it has.
 
     Raises:
         ValueError: the name is taken.

@@ -5,7 +5,8 @@ Recipes are checked by these rules, so this module imports nothing of the packag
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,17 @@ class TaskRules:
         name: the task as losses know it; pairs of texts are classified.
         models: types of models that are for it, beside the architectures that say so themselves.
         losses: the default loss on labels, and the one on teachers' outputs.
+        needs: what its losses may ask for beside the kinds of output, each with what it is; see `COMMON_NEEDS`. What the
+            names stand for is given by its `Task.collate` and `Task.outputs`.
+        gold: the needs that come from the labels: a row without a label lacks the losses that read one of them, but for
+            those that read `labelled` as well.
+        outputs: kinds of output (`knowledge/kinds.py`) that it shares with the tasks they were registered for; the
+            first is what is stored where no loss reads any.
         weightings: the ways to weigh several teachers that its losses have.
         formats: of its files.
         excluded: keys of the recipe's sections that are not for it.
         two_texts: whether a row is a pair of texts.
+        logits: what its models' logits are, which some losses are particular about: `classes` of a softmax over them.
         tags: whether a row has a tag a character: then long texts are cut into pieces of `max_length`, so that the
             rows themselves depend on it, and `labels` are types of entities.
         split: the shares of validation and test rows that are cut off the training rows where no file is named.
@@ -30,12 +38,22 @@ class TaskRules:
     losses: tuple[str, str]
     weightings: tuple[str, ...]
     formats: tuple[str, ...]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    gold: frozenset[str] = frozenset()
+    outputs: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     excluded: frozenset[str] = frozenset()
     two_texts: bool = False
+    logits: str = ""
     tags: bool = False
     split: tuple[float, float] = (0.1, 0.0)
 
+
+# What the losses of every task may ask for; B is the number of rows.
+COMMON_NEEDS = {
+    "labelled": "bool [B]: whether the row has a label",
+    "progress": "a number in [0, 1): the share of all steps that are done",
+}
 
 _CLASSIFICATION = TaskRules(
     name="classification",
@@ -43,6 +61,12 @@ _CLASSIFICATION = TaskRules(
     losses=("cross_entropy", "soft_targets"),
     weightings=("average", "fixed", "confidence", "entropy", "gradient"),
     formats=("auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset"),
+    needs={
+        "exits": "float [E, B, C]: logits of every exit, the last one's are `logits`",
+        "labels": "int64 [B], in [0, C) also where there is no label",
+    },
+    gold=frozenset({"labels"}),
+    logits="classes",
 )
 _RULES = {
     "classification": _CLASSIFICATION,
@@ -53,6 +77,11 @@ _RULES = {
         losses=("tag_likelihood", "marginal_matching"),
         weightings=("average", "fixed"),
         formats=("auto", "conll", "jsonl", "lines"),
+        needs={
+            "nll": "float [B]: -log p(gold tags), as the model decides: CRF or softmax",
+            "mask": "bool [B, N]: the characters of a row, of which the longest has N",
+        },
+        gold=frozenset({"nll"}),
         excluded=frozenset({"augment", "label_smoothing", "tolerance", "noisy", "peers", "top_k"}),
         tags=True,
         split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut
@@ -68,6 +97,14 @@ def task_names() -> list[str]:
 def rules_of(task: str) -> TaskRules:
     """The rules for a value of `data.task`."""
     return _RULES[task]
+
+
+def loss_tasks() -> dict[str, TaskRules]:
+    """The tasks as losses know them: rules by their `name`, those of the first `data.task` that has it."""
+    found: dict[str, TaskRules] = {}
+    for rules in _RULES.values():
+        found.setdefault(rules.name, rules)
+    return found
 
 
 def register_rules(task: str, rules: TaskRules) -> None:

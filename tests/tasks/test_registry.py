@@ -11,6 +11,7 @@ import pytest
 
 from dtrain.__main__ import main
 from dtrain.errors import InputError
+from dtrain.losses import registry as losses
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runfolder import read_json
@@ -116,3 +117,92 @@ def test_names_and_metrics_are_checked(outside: Path) -> None:
         load_recipe(str(outside / "r.yaml"), ["students.0.metric=closenes"])
     with pytest.raises(ValueError, match="'grades' is registered twice"):
         registry.register_task("grades", sys.modules["outside_grades"].KIND)
+
+
+# Classes with an order again, learnt otherwise: the mean grade is to come near the row's own.
+OWN_NEEDS = """
+from dataclasses import replace
+
+import torch
+from outside_grades import KIND, Grades
+
+from dtrain.losses.registry import register
+from dtrain.recipe.training import LossSpec
+from dtrain.tasks.registry import register_task
+
+
+class Expected(Grades):
+    name = "expected"
+
+    def teacher_losses(self, spec):
+        return [LossSpec(type="mean_grade")]
+
+    def collate(self, rows, index, needs):
+        batch = super().collate(rows, index, needs)
+        assert "grade" in needs
+        return replace(batch, targets={"grade": batch.targets["labels"].double()})
+
+
+needs = {"grade": "float64 [B]: the row's grade"}
+rules = replace(
+    KIND.rules, name="expected", losses=("mean_grade", "logit_regression"), weightings=("average",),
+    needs=needs, gold=frozenset(needs), outputs=("logits", "features"), logits="grades",
+)
+register_task("expected", replace(KIND, rules=rules, task=Expected))
+
+
+@register("logits", "grade")
+def mean_grade(student_logits, grade, *, power: float = 2.0):
+    places = torch.arange(student_logits.shape[-1], dtype=torch.float64)
+    return ((student_logits.double().softmax(-1) * places).sum(-1) - grade).abs() ** power
+"""
+
+
+@pytest.fixture
+def own_needs(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(losses, "_LOSSES", dict(losses._LOSSES))
+    monkeypatch.delitem(sys.modules, "outside_expected", raising=False)
+    (outside / "outside_expected.py").write_text(OWN_NEEDS)
+    recipe = (outside / "r.yaml").read_text().replace("task: grades", "task: expected")
+    (outside / "r.yaml").write_text(recipe.replace("name: outside", "name: needs"))
+    __import__("outside_expected")
+    yield outside
+    sys.modules.pop("outside_expected", None)
+    tables = (registry.READINGS, registry.TASKS, registry.PREPARING, registry.ANSWERS, registry.VIEWS)
+    for table in (rules._RULES, *tables):
+        table.pop("expected", None)  # type: ignore[attr-defined]
+
+
+def test_a_kind_with_needs_of_its_own_shares_what_fits(own_needs: Path) -> None:
+    """Its own loss is for it alone; losses of other tasks are for it where it has their needs, and its logits fit."""
+    mine = set(losses.loss_names("expected"))
+    assert mine == {"mean_grade", "logit_regression", "feature_hint", "feature_cosine"}
+    assert losses.find_loss("mean_grade").tasks == ["expected"] and losses.find_loss("mean_grade").hard
+    assert losses.find_loss("logit_regression").tasks == ["classification", "expected"]
+    assert losses.find_loss("soft_targets").tasks == ["classification"]
+    path = str(own_needs / "r.yaml")
+    with pytest.raises(
+        InputError, match=r"knowledge\.outputs: 'marginals' is not for task 'expected' \(allowed: logits, "
+    ):
+        load_recipe(path, ["knowledge.outputs=[logits, marginals]"])
+    with pytest.raises(
+        InputError, match=r"losses\.0 \(cross_entropy\): is not for task 'expected' \(allowed: feature_"
+    ):
+        load_recipe(path, ["students.0.losses=[{type: cross_entropy}]"])
+
+
+def test_a_kind_with_needs_of_its_own_is_learnt(own_needs: Path, world: World) -> None:
+    recipe = load_recipe(
+        str(own_needs / "r.yaml"),
+        [
+            "teachers.0={name: big, model: {type: fasttext, embedding: 8, buckets: 16, dropout: 0}, epochs: 9, batch_size: 8, optimizer: {lr: 0.05}}"
+        ],
+    )
+    assert [loss.type for loss in recipe.students[0].losses or []] == ["mean_grade", "logit_regression"]
+    assert recipe.knowledge.outputs == ["logits"]
+    plan = Plan(recipe)
+    for stage in (prepare, finetune, precompute, distill):
+        stage.run(recipe, world, plan.folder)
+    history = read_json(plan.folder.model("teachers", "big") / "history.json")
+    seen = [each["mean_grade"] for each in history if each["split"] == "train"]
+    assert seen[-1] < 0.5 * seen[0]

@@ -51,7 +51,7 @@ class Classification(Task):
         )
 
     def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        asked = [name for name in kind_names(self.name) if name in needs and name != "logits"]
+        asked = [name for name in kind_names() if name in needs and name != "logits"]
         output = model(**batch.inputs, **model_options(model, asked))
         found = {"logits": output.logits} | {name: pick(name, output) for name in asked}
         if "exits" in needs:
