@@ -6,15 +6,16 @@ import argparse
 import dataclasses
 import os
 import pydoc
+import shutil
 import sys
 import time
 import traceback
 from typing import TYPE_CHECKING
 
 from dtrain import __version__
-from dtrain.errors import EXIT_DONE, EXIT_FAILED, DtrainError, InputError, suggest
+from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, DtrainError, InputError, suggest
 from dtrain.log import be_quiet, is_main_process
-from dtrain.manual import pages
+from dtrain.manual import pages, terminal
 from dtrain.runtime import signals
 from dtrain.runtime.machines import ONE_MACHINE, Machines, parse_machines
 from dtrain.stages import Option, Stage, find_stage, job_lines, of_run, option, run_names, stages
@@ -27,6 +28,23 @@ _RECIPE = (
     option("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped one"),
     option("overrides", nargs="*", metavar="key.path=value", help="change the recipe, as students.cnn.epochs=3"),
 )
+_WELCOME = f"""\
+dtrain {__version__} distils large text encoders into small, fast models.
+
+To try it, without data of your own:
+  dtrain run quickstart            train and compare small models (4 minutes)
+  dtrain recipes                   list the other recipes that come with it
+
+On your own data:
+  dtrain init train.jsonl          write a first recipe from a data file
+  dtrain check RECIPE              is everything there? nothing is trained
+  dtrain run RECIPE                every stage, from text to the report
+  dtrain predict RECIPE --input new.txt
+                                   ask the best student about new text
+
+To read on:
+  dtrain help first-steps          where to begin; `dtrain help` lists all pages
+  dtrain -h                        every command"""
 # Commands that are no stages: their help and their arguments.
 COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
     "run": (
@@ -125,6 +143,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (0 done, 2 bad input, 75 stopped on request, 1 anything else)."""
+    if not (sys.argv[1:] if argv is None else argv):
+        print(_WELCOME, file=sys.stderr)
+        return EXIT_BAD_INPUT  # as argparse has it: a script whose variable is empty must not go on
     arguments = _parse(argv)
     # The tokenizers' threads and processes forked after them do not mix: each fork would print a warning.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -159,18 +180,30 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _help(topic: str | None, word: str | None) -> int:
-    """Show a part of the manual: through a pager on a terminal."""
+    """Print a part of the manual: as it is into a pipe, filled and through a pager on a terminal.
+
+    Args:
+        word: to look for; the lines that hold it are shown in place of a topic.
+
+    Raises:
+        InputError: there is no such topic, or the word is nowhere.
+    """
     if word is not None:
         found = pages.search(word)
         if not found:
             raise InputError(f"help: {word!r} is on no page of the manual")
-        text = "\n".join(found)
+        text = "\n".join(f"- {line}" if sys.stdout.isatty() else line for line in found)
     else:
         text = pages.find(topic or pages.INDEX) or ""
         if not text:
             near = suggest(topic, pages.topics())
             raise InputError(f"help: no page, key or heading {topic!r}{near} (dtrain help --search WORD looks in all)")
-    pydoc.pager(text) if sys.stdout.isatty() else print(text.rstrip())
+    if sys.stdout.isatty():
+        os.environ.setdefault("LESS", "FRX")  # as git has it: less ends by itself where all fits on the screen
+        os.environ.setdefault("LESSCHARSET", "utf-8")
+        pydoc.pager(terminal.rendered(text, shutil.get_terminal_size().columns))
+    else:
+        print(text.rstrip())
     return EXIT_DONE
 
 

@@ -49,6 +49,11 @@ class Stopped(DtrainError):
     exit_code = EXIT_STOPPED
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def suggest(name: object, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """The end of a message about an unknown name: `; did you mean 'x'?`, or nothing where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), 1, cutoff)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import Any, TextIO
 
 _quiet = False
 
@@ -22,16 +24,32 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     """Print one line to stdout on the main rank."""
     if is_main_process():
-        print(text, flush=True)
+        _line(text, sys.stdout)
 
 
 def say_anywhere(text: str) -> None:
     """Print one line to stdout from whichever rank it happens on (a student that lives there)."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    _line(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """Print one warning line to stderr on the main rank."""
     if is_main_process():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        _line(f"warning: {text}", sys.stderr)
+
+
+_TO_BEGIN = "\r\x1b[K"  # to the line's begin, and the rest of it empty
+
+
+def _line(text: str, stream: TextIO) -> None:
+    """Print a line where progress bars may be: on a terminal it takes their place, and they come again below it.
+
+    Bars of this process are taken away and drawn again by tqdm. Of another rank's bar, which stands on the line that the
+    cursor is in, nothing is known here: that line is emptied first, and the rank draws its bar again by itself.
+    """
+    if not stream.isatty():
+        print(text, file=stream, flush=True)
+        return
+    tqdm: Any = sys.modules.get("tqdm")  # where nobody has loaded it, there is no bar of this process
+    with tqdm.tqdm.external_write_mode(stream) if tqdm else contextlib.nullcontext():
+        print(f"{_TO_BEGIN}{text}", file=stream, flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 from dtrain.data.corpus import Corpus
 from dtrain.data.problems import shown
 from dtrain.data.tokenizers import STUDENTS, tokenizer_specs
+from dtrain.errors import counted
 from dtrain.recipe.schema import Recipe
 
 MOST_FILES = 5  # of a part, that are named
@@ -46,8 +47,9 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
         lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
     found = info["label_counts"].get("train", {})
     names = shown([f"{name} {count:,}" for name, count in found.items()])
-    plural = "s" if len(found) > 1 else ""
-    what = f"{len(found)} entity type{plural}, scheme {info['scheme']}" if "types" in info else f"{len(found)} labels"
+    what = (
+        f"{counted(len(found), 'entity type')}, scheme {info['scheme']}" if "types" in info else f"{len(found)} labels"
+    )
     return [*lines, f"{what}: {names}"]
 
 
@@ -59,7 +61,7 @@ def remarks_in_words(info: Mapping[str, Any]) -> list[str]:
         lines.append(f"no training row has label {shown(map(repr, unseen))}")
     for part, count in info.get("empty_texts", {}).items():
         if count:
-            lines.append(f"{part}: {count:,} row(s) with an empty text; kept, as the unknown token")
+            lines.append(f"{part}: {counted(count, 'row')} with an empty text; kept, as the unknown token")
     return lines
 
 

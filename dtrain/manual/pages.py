@@ -66,7 +66,8 @@ def find_keys(path: str) -> str:
         for key, text in _items(section.text):
             matching = [".".join([*place, key]) for place in places or [[]] if _ends([*place, key], words)]
             if matching:
-                found.append("\n".join([*matching, f"(of {section.title})", "", text, ""]))
+                places_in_recipe = "  \n".join(f"`{path}`" for path in matching)
+                found.append(f"{places_in_recipe} (of {section.title})\n\n{text}\n")
     return "\n".join(found)
 
 

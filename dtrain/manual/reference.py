@@ -242,7 +242,8 @@ def exit_codes() -> str:
         raise Undocumented(f"exit codes without a comment: {', '.join(undocumented)}")
     items = [filled(f"- `{value}`: {comments[name]}", indent="  ") for value, name in names]
     end = (
-        "`dtrain run` ends with the code of its stages. Under a bare `accelerate launch` the launcher turns every code "
+        "`dtrain` without a command says where to begin and ends with 2, so that a script whose variable is empty does not "
+        "go on. `dtrain run` ends with the code of its stages. Under a bare `accelerate launch` the launcher turns every code "
         "but 0 into 1 and adds a report of its own."
     )
     return _page(["# Exit codes", MADE, "\n".join(items), filled(end)])

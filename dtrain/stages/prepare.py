@@ -19,7 +19,7 @@ from dtrain.data.summary import remarks_in_words
 from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vocabularies import frame_ids, given_tokenizer
 from dtrain.data.write import write_encoded
-from dtrain.errors import InputError, Stopped
+from dtrain.errors import InputError, Stopped, counted
 from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.recipe.models import ExternalSpec
@@ -182,7 +182,7 @@ def _rows_in_words(info: dict[str, Any]) -> str:
     if "types" not in info:
         return f"{parts} rows; {len(info['labels'])} labels"
     whole = sum(info["documents"].values())
-    return f"{parts} rows of {whole:,} documents; {len(info['types'])} entity types, scheme {info['scheme']}"
+    return f"{parts} rows of {counted(whole, 'document')}; {counted(len(info['types']), 'entity type')}, scheme {info['scheme']}"
 
 
 def _remark(info: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from dtrain.data.vocabularies import load_tokenizer
 from dtrain.engines.choose import check_sharding
 from dtrain.engines.optim import scaled_to_batch
 from dtrain.engines.precision import resolve_precision
-from dtrain.errors import InputError
+from dtrain.errors import InputError, counted
 from dtrain.log import say
 from dtrain.losses.objective import LossSum
 from dtrain.models import save_model
@@ -137,7 +137,7 @@ class Phase:
             headline=task.headline,
             metrics=metrics,
             save=lambda model, folder, found: self._save(model, folder, self._card(found, task.headline(found))),
-            rows=f"{len(rows):,} rows of {rows.length} tokens",
+            rows=f"{counted(len(rows), 'row')} of {rows.length} tokens",
             took=lambda found: f"{found['seconds']:.0f} s",
         )
 
@@ -173,7 +173,7 @@ class Phase:
             f"- masked: {spec.masking.share:.0%} of the tokens, n-grams of up to {spec.masking.ngram} words\n"
             f"- parameters: {metrics['parameters']:,}\n"
             f"- optimizer: {training.optimizer.type}, rate {training.optimizer.lr:g}, batches of "
-            f"{training.batch_size}, {training.epochs} epochs, seed {training.seed}\n"
+            f"{training.batch_size}, {counted(training.epochs, 'epoch')}, seed {training.seed}\n"
             f"- held-out text: {headline}\n\n"
             "A teacher of the same recipe starts from it with `pretrained: pretrain`, any other with this folder's "
             "path.\n"

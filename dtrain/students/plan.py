@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dtrain.data import tokenizer_name
+from dtrain.errors import counted
 from dtrain.losses import find_loss
 from dtrain.recipe.schema import Placement
 from dtrain.recipe.training import LossSpec, Student
@@ -110,8 +111,8 @@ def plan_groups(
 def describe(groups: Sequence[TrainingGroup], ranks: int) -> list[str]:
     """The plan in words: who trains where, with whom, and why not fused."""
     count = sum(len(group.students) for group in groups)
-    plural = "s" if ranks > 1 else ""
-    lines = [f"plan: {count} students in {len(groups)} groups on {ranks} rank{plural}, longest first"]
+    sizes = f"{counted(count, 'student')} in {counted(len(groups), 'group')} on {counted(ranks, 'rank')}"
+    lines = [f"plan: {sizes}{', longest first' if len(groups) > 1 else ''}"]
     load = [0.0] * ranks
     whole = sum(group.cost for group in groups) or 1.0
     for number, group in enumerate(groups):

@@ -12,6 +12,7 @@ from torch import nn
 
 from dtrain.augment.noisy import blank_tokens, noisy_rows
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.errors import counted
 from dtrain.losses.objective import LossSum, build_losses, with_peers
 from dtrain.models import build, save_model
 from dtrain.recipe.schema import Recipe
@@ -173,7 +174,7 @@ class Members:
             headline=task.headline,
             metrics=speed,
             save=save,
-            rows=f"{len(train):,} rows",
+            rows=counted(len(train), "row"),
             took=lambda metrics: f"{metrics['seconds_per_epoch']:.1f} s an epoch",
             remarks=lambda evaluations, kept: remarks(
                 evaluations, kept, valid.labels, [] if task.types else task.labels
@@ -189,11 +190,11 @@ class Members:
         shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
         return (
             f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"
-            f"A {spec.model.type} {kind[:-1]} trained by dtrain on {metrics['training_rows']:,} rows "
+            f"A {spec.model.type} {kind[:-1]} trained by dtrain on {counted(metrics['training_rows'], 'row')} "
             f"({time.strftime('%Y-%m-%d')}).\n\n"
             f"- {'entity types' if task.types else 'labels'}: {shown}\n- teachers: {', '.join(teachers) or 'none'}\n"
             f"- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
-            f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {spec.epochs} epochs, seed {spec.seed}\n"
+            f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
             f"- validation rows: {metrics['rows']:g}, {task.headline(metrics)} "
             f"(the best of the evaluations, on the same rows that chose it)\n\n"
             "Load it with `dtrain.load(folder)`.\n"

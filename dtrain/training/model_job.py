@@ -18,7 +18,7 @@ from torch import nn
 
 from dtrain.engines.choose import build_engine, build_model
 from dtrain.engines.precision import resolve_precision
-from dtrain.errors import InputError
+from dtrain.errors import InputError, counted
 from dtrain.log import say, say_anywhere
 from dtrain.losses.objective import LossSum, ModelOutputs, Objective
 from dtrain.models import parameter_count
@@ -210,8 +210,9 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         epoch: functools.partial(_publish_early, built, others) for epoch, others in job.early.items()
     }
     tell = say if job.data_parallel else say_anywhere
-    ranks = f"{engine.ranks} rank{'s' if engine.ranks > 1 else ''}"
-    tell(f"{job.title}: {spec.model.type}, {parameters:,} parameters, {prepared.rows}, {precision}, {ranks}")
+    tell(
+        f"{job.title}: {spec.model.type}, {parameters:,} parameters, {prepared.rows}, {precision}, {counted(engine.ranks, 'rank')}"
+    )
     return built
 
 

@@ -73,7 +73,6 @@ class Monitor:
             if name not in ("rows", "characters", "entities"):
                 self.writer.add_scalar(f"valid/{name}", value, step)
         self.writer.flush()
-        self.bar.clear()
         say_anywhere(f"{self.title}: epoch {epoch:g}, step {step}: {words}; {seconds:.0f} s")
 
     def flush(self) -> None:

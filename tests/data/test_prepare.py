@@ -175,7 +175,7 @@ def test_what_the_user_is_told(prepare_run: Prepare, jsonl: Write, capsys: pytes
     info = PreparedData.open(prepare_run(section)).info
     said = capsys.readouterr()
     assert "no training row has label 'c'" in said.err
-    assert "train: 1 row(s) with an empty text" in said.err
+    assert "train: 1 row with an empty text" in said.err
     assert "2 of 3 valid rows have a text that is in training" in said.out
     assert "(18.2% of rows cut at 5)" in said.out  # two of eleven
     assert info["label_counts"] == {"train": {"a": 4, "b": 4, "c": 0}, "valid": {"a": 2, "b": 1, "c": 0}}

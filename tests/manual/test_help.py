@@ -1,14 +1,14 @@
 """`dtrain help`: what it shows, how fast, and what it says where there is nothing."""
 
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 
-from dtrain.__main__ import main
-from dtrain.manual import pages
-from dtrain.manual.reference import WIDTH
+from dtrain.__main__ import _parse, main
+from dtrain.manual import pages, terminal
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -26,7 +26,7 @@ def test_lists_the_pages_and_shows_one(capsys) -> None:
 def test_key_is_shown_with_type_default_range_and_sentence(capsys, key: str) -> None:
     text = " ".join(shown(capsys, key).split())
     assert "`lr` (number over 0; default 0.001): the learning rate after warm-up" in text
-    assert f"{key.replace('0', 'N').replace('*', 'N')} (of Optimizer)" in text
+    assert f"`{key.replace('0', 'N').replace('*', 'N')}` (of Optimizer)" in text
     assert "batch_size" not in text
 
 
@@ -43,7 +43,7 @@ def test_section_heading_and_end_of_a_path_are_found(capsys) -> None:
     assert "`noisy` (section Noisy, or null" in noisy and "\n## Noisy\n" in noisy and "- `token_noise`" in noisy
     assert "T^2 KL" in shown(capsys, "soft_targets")
     seeds = shown(capsys, "seed")
-    assert "\nstudents.N.seed\n(of Teachers and students)" in seeds and seeds.startswith("seed\n(of Recipe)\n")
+    assert "\n`students.N.seed` (of Teachers and students)" in seeds and seeds.startswith("`seed` (of Recipe)\n")
     assert "--partition" in shown(capsys, "submit")
     assert "teachers.N.schedule.warmup" in shown(capsys, "schedule.warmup")
 
@@ -73,14 +73,29 @@ def test_is_fast_and_imports_nothing_heavy() -> None:
     assert float(seconds) < 0.3, f"{time.perf_counter() - begin:.2f} s on the clock"
 
 
-def test_is_paged_on_a_terminal(monkeypatch, capsys) -> None:
-    paged = []
+def test_is_paged_on_a_terminal_as_that_shows_it(monkeypatch, capsys) -> None:
+    paged: list[str] = []
     monkeypatch.setattr("pydoc.pager", paged.append)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
     assert main(["help", "exit-codes"]) == 0
-    assert paged == [pages.read("exit-codes")] and capsys.readouterr().out == ""
+    assert [terminal.rendered(pages.read("exit-codes"), 60)] == paged and capsys.readouterr().out == ""
+    assert main(["help", "--search", "fp16"]) == 0
+    assert all(len(line) <= 60 for line in plain(paged[1]).splitlines()) and "losses" not in paged[0]
 
 
-@pytest.mark.parametrize("name", [pages.INDEX, *pages.page_names()])
-def test_lines_fit_a_terminal(name: str) -> None:
-    assert [line for line in pages.read(name).splitlines() if len(line) > WIDTH] == []
+def test_without_a_command_says_where_to_begin(capsys) -> None:
+    """The exit code is that of a wrong command line: a script whose variable is empty must not go on."""
+    assert main([]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and all(len(line) <= 80 for line in told.err.splitlines())
+    said = re.findall(r"^  (dtrain .*?)(?:  |$)", told.err, re.MULTILINE)
+    for command in said:
+        words = command.split()[1:]
+        assert words == ["-h"] or _parse(words)
+    assert "dtrain help first-steps" in said and len(said) >= 6
+
+
+def plain(text: str) -> str:
+    """Without what makes letters bold or underlined."""
+    return re.sub(".\b", "", text)

@@ -66,7 +66,7 @@ def test_rows_labels_and_models_in_a_few_lines(topics: Path, capsys: pytest.Capt
         "students: cnn-seed1 (textcnn), cnn-seed2 (textcnn)",
         "the recipe can be run; --resolved prints it with every default",
     ]
-    assert "warning: transfer: 1 row(s) with an empty text; kept, as the unknown token\n" in told.err
+    assert "warning: transfer: 1 row with an empty text; kept, as the unknown token\n" in told.err
     assert not (folder / "runs").exists()
 
 

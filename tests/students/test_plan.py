@@ -147,6 +147,8 @@ def test_longest_first_and_all_ranks_before() -> None:
     groups = plan(students, "cpu", ranks=2)
     assert [group.names for group in groups] == [["all"], ["long"], ["short"]]
     told = describe(groups, 2)
+    assert told[0] == "plan: 3 students in 3 groups on 2 ranks, longest first"
+    assert describe(groups[1:2], 1)[0] == "plan: 1 student in 1 group on 1 rank"
     assert "1. all ranks: all: by all ranks" in told[1]
     assert "2. rank 0: long: alone (not fused: on a CPU" in told[2]
     assert "3. rank 1: short" in told[3]
