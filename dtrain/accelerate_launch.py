@@ -41,6 +41,18 @@ def meet(machines: Machines, seconds: float) -> TCPStore:
     return store
 
 
+def how_it_ended(number: int, gpus: bool) -> str:
+    """What to say of a rank that a signal ended.
+
+    NCCL raises nothing in Python: a thread of torch's ends the process by SIGABRT when a collective fails or takes too long.
+    """
+    again = "`dtrain run` again continues"
+    if gpus and number == signal.SIGABRT:
+        lost = "waited in a collective longer than launch.timeout for another rank, or lost the connection to it"
+        return f"{lost} (NCCL ended it by SIGABRT); {again}"
+    return f"was killed by {signal.Signals(number).name}; {again}"
+
+
 def accelerate_launch(
     config: Path, processes: int, arguments: list[str], machines: Machines, port: int, *, gpus: bool
 ) -> int:
@@ -82,8 +94,7 @@ def accelerate_launch(
             # The launcher itself sends SIGTERM, and SIGKILL 30 s later, to ranks that wait for the lost one or hang.
             own = failure.exitcode == -signal.SIGTERM or failure.timestamp > first.timestamp + 10
             if failure.exitcode < 0 and not own:
-                name = signal.Signals(-failure.exitcode).name
-                print(f"rank {rank} was killed by {name}; `dtrain run` again continues", file=sys.stderr, flush=True)
+                print(f"rank {rank} {how_it_ended(-failure.exitcode, gpus)}", file=sys.stderr, flush=True)
         return exit_code_of(codes)
     except (DistError, ConnectionError) as error:
         raise DtrainError(f"the launchers lost each other: {str(error).splitlines()[0]}") from None

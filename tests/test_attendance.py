@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from torch.distributed import HashStore
 
 from dtrain.errors import DtrainError, InputError
+from dtrain.runtime import attendance
 from dtrain.runtime.attendance import names, open_store, rendezvous
 from dtrain.runtime.machines import Machines, parse_machines
 
@@ -93,8 +96,57 @@ def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(frozen: bool) 
         assert "rank 2 of 3 gave no sign of life for 1.5 s" in told[0]
         assert told[1] == ""
     else:
-        assert codes == [0, 0]
+        assert codes == [0, 0], told
         assert told == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("happens", "raises", "busy", "ends"),
+    [
+        ("killed", False, False, True),
+        ("failed", False, False, True),
+        ("left", False, False, False),
+        ("nothing", False, False, False),
+        ("killed", True, False, False),  # gloo's collectives raise, and the main thread has its own way out
+        ("killed", False, True, False),  # the main thread is at work, as when ranks train students of their own
+    ],
+)
+def test_a_lost_rank_ends_those_that_wait_for_a_device(
+    monkeypatch: pytest.MonkeyPatch, happens: str, raises: bool, busy: bool, ends: bool
+) -> None:
+    """NCCL's collectives raise nothing: the main thread stands in a call that never returns."""
+    monkeypatch.setattr(attendance, "LAST_WORDS", 0.3)
+    ended = threading.Event()
+    monkeypatch.setattr(attendance.Heartbeat, "_exit", lambda self, line: (ended.set(), self._over.set()))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    store = HashStore()
+    pulse = attendance.Heartbeat(store, 0, 2, 60, raises=raises)
+    pulse.every = 0.02
+    process = 1 if happens == "nothing" else gone.pid  # a child that has ended and was not waited for is gone, too
+    store.set("dtrain/process/1", f"{attendance._machine()} {process}")
+    if happens in ("failed", "left"):
+        store.set(f"dtrain/{happens}/1", "")
+    time.sleep(0.2)
+    pulse.start()
+    deadline = time.monotonic() + (10 if ends else 0.8)
+    while busy and time.monotonic() < deadline:
+        for _ in range(3):  # at work in many places
+            time.sleep(0.003)
+            sum(range(1000))
+            time.sleep(0.005)
+        time.sleep(0.007)
+    assert ended.wait(max(0.0, deadline - time.monotonic())) is ends
+    pulse.leave()
+    gone.wait()
+
+
+def test_a_process_of_another_machine_is_not_looked_for() -> None:
+    store = HashStore()
+    pulse = attendance.Heartbeat(store, 0, 2, 60)
+    store.set("dtrain/process/1", "elsewhere 999999")
+    assert not pulse.is_lost(1)
+    store.set("dtrain/failed/1", "")
+    assert pulse.is_lost(1)
 
 
 def test_machines_of_the_command_line() -> None:

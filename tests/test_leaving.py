@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
+from dtrain.runtime import distributed
 from dtrain.runtime.distributed import World, leave, leave_together
 
 
@@ -61,6 +62,8 @@ def test_a_rank_that_fails_does_not_wait_for_kernels_that_wait_for_others(
         raise Ended
 
     destroyed: list[bool] = []
+    told: list[bool] = []
+    monkeypatch.setattr(distributed, "stop_pulse", told.append)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: destroyed.append(True))
@@ -69,6 +72,7 @@ def test_a_rank_that_fails_does_not_wait_for_kernels_that_wait_for_others(
         leave(code)
     fails = code in (EXIT_FAILED, EXIT_BAD_INPUT)
     assert bool(destroyed) == (backend == "gloo" or not fails)
+    assert told == [fails]  # the others' heartbeats end them, too
 
 
 def test_a_rank_that_finds_rank_0_gone_still_leaves_as_asked() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import signal
 
+import pytest
+import torch
+
+from dtrain.accelerate_launch import how_it_ended
 from dtrain.errors import InputError
+from dtrain.runtime import distributed
+from dtrain.runtime.distributed import backend_of
 from dtrain.runtime.world_check import check_devices, check_world
 
 TORCHRUN = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "RANK": "0"}
@@ -79,8 +85,11 @@ def test_it_is_told_once_a_step() -> None:
 def test_more_ranks_than_gpus_are_refused() -> None:
     """By one line of the first rank; a machine without GPUs, and ranks that each see their own, are right."""
     launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    with pytest.raises(InputError, match="2 processes were started on a machine with 1 GPU: NCCL needs one each"):
+    with pytest.raises(
+        InputError, match="2 processes were started on a machine with 1 GPU: NCCL needs one each"
+    ) as told:
         check_devices(launched, 1)
+    assert "launch.backend=gloo" in str(told.value)
     with pytest.raises(InputError) as caught:
         check_devices(launched | {"LOCAL_RANK": "1"}, 1)
     assert caught.value.problems == []
@@ -92,3 +101,38 @@ def test_more_ranks_than_gpus_are_refused() -> None:
         ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),  # srun gave each task a GPU
     ):
         check_devices(environment, gpus)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "backend"), [("auto", True, "nccl"), ("auto", False, "gloo"), ("gloo", True, "gloo")]
+)
+def test_what_ranks_talk_through(asked: str, gpus: bool, backend: str) -> None:
+    assert backend_of(asked, gpus) == backend
+
+
+def test_nccl_needs_gpus() -> None:
+    with pytest.raises(InputError, match=r"launch.backend: nccl needs GPUs \(found none; allowed here: gloo, auto\)"):
+        backend_of("nccl", False)
+
+
+def test_gloo_on_a_machine_with_fewer_gpus_than_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is asked with the GPUs only where NCCL is meant."""
+    asked: list[int] = []
+
+    def check(environment: object, gpus: int) -> None:
+        asked.append(gpus)
+        raise InputError([])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "check_devices", check)
+    for backend in ("gloo", "auto", "nccl"):
+        with pytest.raises(InputError):
+            distributed.connect(backend=backend)
+    assert asked == [0, 1, 1]
+
+
+def test_nccl_ends_a_rank_by_a_signal_of_its_own() -> None:
+    assert "waited in a collective longer than launch.timeout" in how_it_ended(signal.SIGABRT, gpus=True)
+    assert how_it_ended(signal.SIGABRT, gpus=False).startswith("was killed by SIGABRT")
+    assert how_it_ended(signal.SIGKILL, gpus=True).startswith("was killed by SIGKILL")

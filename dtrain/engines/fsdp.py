@@ -125,9 +125,18 @@ def spread(model: nn.Module, mesh: DeviceMesh, reshard: bool = True) -> None:
     Args:
         reshard: free a gathered block after its forward pass, and gather it again for its backward pass.
     """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            # torch moves a recurrent module's weights into one piece of memory when it is called or moved on a GPU. What
+            # FSDP2 gathers later would not reach that piece: the model would go on with the weights of its first step.
+            module.flatten_parameters = _leave_apart  # type: ignore[method-assign]
     for block in _blocks(Objective.inner(model)):
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
+
+
+def _leave_apart() -> None:
+    """Takes the place of `nn.RNNBase.flatten_parameters`."""
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -7,13 +7,14 @@ at its ends.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 POOLINGS = ("final", "max", "mean")
 
@@ -30,12 +31,13 @@ def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
         [B, L, 2 H], zero behind a text's end.
     """
     lengths = lengths.long()
-    longest = int(lengths.max())
     if inputs.device.type == "cpu":
+        longest = int(lengths.max())
         states = _padded(lstm, inputs[:, :longest], lengths)
     else:
-        packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True)
+        on_host = lengths.cpu()  # the one wait for the device: packing needs each length there
+        longest = int(on_host.max())
+        states = _packed(lstm, inputs, on_host)
     return functional.pad(states, (0, 0, 0, inputs.shape[1] - longest))
 
 
@@ -52,6 +54,49 @@ def pooled(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
         beyond = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
         return states.masked_fill(beyond[..., None], -torch.inf).amax(1)
     return states.sum(1) / lengths[:, None]
+
+
+def _packed(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """[B, longest, 2 H] from packed sequences, by cuDNN's kernel; `lengths` [B] are on the CPU.
+
+    Neither `lstm.forward` nor autocast is used. The former has cuDNN move the weights into one piece of memory: those that
+    FSDP2 gathers would from then on be stale copies, and the model would train on wrong weights without a word. Autocast
+    would compute in float16 where bfloat16 was asked for (`aten/src/ATen/cudnn/AutocastRNN.cpp`), without the loss scale
+    that float16 needs. cuDNN's LSTMs know no bfloat16, so those are computed in float32; the states are rounded to what
+    was asked for.
+    """
+    device, asked = inputs.device.type, inputs.dtype
+    if torch.is_autocast_enabled(device) and asked != torch.float64:
+        asked = torch.get_autocast_dtype(device)
+    dtype = torch.float32 if asked == torch.bfloat16 else asked
+    weights = [getattr(lstm, name) for name in weight_names(lstm)]
+    with torch.autocast(device, enabled=False):
+        packed = pack_padded_sequence(inputs.to(dtype), lengths, batch_first=True, enforce_sorted=False)
+        start = inputs.new_zeros(2 * lstm.num_layers, len(lengths), lstm.hidden_size, dtype=dtype)
+        with warnings.catch_warnings():
+            # Weights that are not in one piece are copied at each call: FSDP2 gathers them anew each time, too.
+            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+            # has_biases, num_layers, dropout, train, bidirectional
+            states = torch.lstm(
+                packed.data,
+                packed.batch_sizes,
+                (start, start),
+                [weight.to(dtype) for weight in weights],
+                True,
+                lstm.num_layers,
+                0.0,
+                lstm.training,
+                True,
+            )[0]
+        whole = PackedSequence(states, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        return pad_packed_sequence(whole, batch_first=True)[0].to(asked)
+
+
+def weight_names(lstm: nn.LSTM) -> list[str]:
+    """Attributes of a bidirectional LSTM's weights, in the order in which torch's kernels take them."""
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    ways = ("", "_reverse")
+    return [f"{kind}_l{layer}{way}" for layer in range(lstm.num_layers) for way in ways for kind in kinds]
 
 
 def _padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:

@@ -136,6 +136,8 @@ class Launch(Closed):
     # processes on each machine; auto: one a GPU, without GPUs two on the CPU
     processes: PositiveInt | Literal["auto"] = "auto"
     accelerate_config: FilePath = "ddp"  # a file of accelerate_configs/ by name (ddp, fsdp2, zero2, ...), or a path
+    # what ranks talk through; auto: nccl on GPUs, gloo on CPUs. Over gloo several ranks may share a GPU, for trials
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
     # seconds for ranks to arrive, for a collective to end, and that a rank may go without a sign of life
     timeout: PositiveInt = 600
     # seconds after which the run stops as if asked to; a SLURM job's own limit is known without it

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
+import psutil
 from torch.distributed import DistError, Store, TCPStore
 
 from dtrain.errors import EXIT_FAILED, DtrainError
@@ -118,25 +119,35 @@ def heard_within(timeout: float) -> float:
 class Heartbeat(threading.Thread):
     """A thread that gives signs of life of this rank, and ends the process when another rank gives none for `seconds`.
 
-    The main thread cannot do it: it may be in a collective that waits for the very rank that is lost. A rank that
-    *fails* is not found here: its launcher ends the others at once, and their collectives raise.
+    The main thread cannot do it: it may be in a collective that waits for the very rank that is lost. Under gloo a rank
+    that *fails* is not found here: its launcher ends the others at once, and their collectives raise. Under NCCL they
+    raise nothing: the main thread waits for the device, and hears no signal. So there, when a rank has failed or was
+    killed and the main thread stands still for `LAST_WORDS`, the process ends without a word: that rank, or the
+    launcher, tells why.
     """
 
-    def __init__(self, store: TCPStore, rank: int, size: int, seconds: float) -> None:
+    def __init__(self, store: Store, rank: int, size: int, seconds: float, *, raises: bool = True) -> None:
+        """`raises`: whether a collective raises when another rank is gone, as gloo's do."""
         super().__init__(name="pulse", daemon=True)
         self.store, self.rank, self.size, self.seconds = store, rank, size, seconds
         self.every = pulse_seconds(seconds)
+        self._raises = raises
+        self._failed = [f"dtrain/failed/{number}" for number in range(size)]
+        self._here = [f"dtrain/process/{number}" for number in range(size)]
+        store.set(self._here[rank], f"{_machine()} {os.getpid()}")
         self._keys = [f"dtrain/pulse/{number}" for number in range(size)]
         self._left = [f"dtrain/left/{number}" for number in range(size)]
         self._over = threading.Event()
         for key in self._keys:
             store.add(key, 0)  # reading a key that is not there would wait for it
 
-    def leave(self) -> None:
-        """Say that this rank ends on purpose, and stop watching."""
+    def leave(self, failed: bool = False) -> None:
+        """Say that this rank ends on purpose, or that it has `failed`, and stop watching."""
         self._over.set()
         self.join(timeout=1)
         try:
+            if failed:
+                self.store.set(self._failed[self.rank], "")
             if not self.is_alive():
                 self.store.set(self._left[self.rank], "")
         except (DistError, RuntimeError):
@@ -149,6 +160,7 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         heard = [time.monotonic()] * self.size
         counts: list[bytes] = [b""] * self.size
+        still = _StandsStill()
         try:
             while not self._over.wait(self.every):
                 self.store.add(self._keys[self.rank], 1)
@@ -160,9 +172,21 @@ class Heartbeat(threading.Thread):
                 silent = [n for n in range(self.size) if now - heard[n] > self.seconds and not self._has_left(n)]
                 if silent:
                     self._end(silent)
+                stands = still.seconds() > LAST_WORDS
+                if stands and not self._raises and any(self.is_lost(n) for n in range(self.size) if n != self.rank):
+                    self._exit("")
         except (DistError, RuntimeError) as error:
             if not self._over.wait(LAST_WORDS):
                 self._exit(f"rank {self.rank} lost the connection to the first machine ({_first_line(error)})")
+
+    def is_lost(self, number: int) -> bool:
+        """Whether a rank has failed; or its process is gone, if it runs on this machine, without having left."""
+        if self.store.check([self._failed[number]]):
+            return True
+        if not self.store.check([self._here[number]]):
+            return False  # it has not begun
+        machine, _, process = self.store.get(self._here[number]).decode().rpartition(" ")
+        return machine == _machine() and not _runs(int(process)) and not self._has_left(number)
 
     def _has_left(self, number: int) -> bool:
         return self.store.check([self._left[number]])
@@ -178,20 +202,52 @@ class Heartbeat(threading.Thread):
         os._exit(EXIT_FAILED)
 
 
+class _StandsStill:
+    """For how long the main thread has been at one instruction: waiting for a device, it is inside a call of torch's."""
+
+    def __init__(self) -> None:
+        self._place: tuple[int, int] | None = None
+        self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        """Since it was first seen where it is now."""
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        place = (id(frame), frame.f_lasti) if frame else None
+        if place != self._place:
+            self._place, self._since = place, time.monotonic()
+        return time.monotonic() - self._since
+
+
+def _machine() -> str:
+    """A name for this machine, and for the container where process ids are counted anew."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine is alive; one that has ended and not been waited for is not."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 _pulse: Heartbeat | None = None
 
 
-def start_pulse(store: TCPStore, rank: int, size: int, seconds: float) -> None:
-    """Watch the other ranks from now on, and be watched by them; called once a process."""
+def start_pulse(store: Store, rank: int, size: int, seconds: float, *, raises: bool = True) -> None:
+    """Watch the other ranks from now on, and be watched by them; called once a process. `raises`: see `Heartbeat`."""
     global _pulse
-    _pulse = Heartbeat(store, rank, size, seconds)
+    _pulse = Heartbeat(store, rank, size, seconds, raises=raises)
     _pulse.start()
 
 
-def stop_pulse() -> None:
-    """Tell the other ranks that this one is about to end on purpose."""
+def stop_pulse(failed: bool = False) -> None:
+    """Tell the other ranks that this one is about to end: on purpose, or because it has `failed`."""
     if _pulse is not None:
-        _pulse.leave()
+        _pulse.leave(failed)
 
 
 def leave_last() -> None:

@@ -1,6 +1,6 @@
 """The processes (ranks) of a launch: which one this is, sums and flags over all of them, long waits, and leaving.
 
-It works the same for one process and many, on GPUs (NCCL) and CPUs (gloo).
+It works the same for one process and many, on GPUs (NCCL, or gloo where a recipe asks for it) and CPUs (gloo).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError
+from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError, InputError
 from dtrain.runtime.allocator import keep_freed_memory
 from dtrain.runtime.attendance import (
     heard_within,
@@ -194,31 +194,46 @@ class World:
         return all_came
 
 
-def connect(precision: str = "no", timeout: float = 600) -> World:
+def backend_of(asked: str, gpus: bool) -> str:
+    """'nccl' or 'gloo' for `launch.backend`, where there are GPUs or none.
+
+    Raises:
+        InputError: NCCL without GPUs.
+    """
+    if asked == "nccl" and not gpus:
+        raise InputError("launch.backend: nccl needs GPUs (found none; allowed here: gloo, auto)")
+    if asked == "auto":
+        return "nccl" if gpus else "gloo"
+    return asked
+
+
+def connect(precision: str = "no", timeout: float = 600, backend: str = "auto") -> World:
     """Join the launch that this process belongs to; without a launcher it is a world of its own.
 
     Args:
         precision: the launch's mixed precision, as Accelerate names it: 'no', 'bf16' or 'fp16'.
         timeout: seconds in which all ranks must arrive, a collective must end, and a rank must give a sign of life.
+        backend: what ranks talk through: 'nccl', 'gloo', or 'auto' for NCCL on GPUs and gloo on CPUs.
 
     Raises:
-        InputError: other processes connected than were asked for, or there are more on a machine than GPUs.
+        InputError: other processes connected than were asked for, there are more on a machine than GPUs, or NCCL was asked
+            for without GPUs.
         DtrainError: naming ranks that did not arrive.
     """
     cpu = not torch.cuda.is_available()
+    backend = backend_of(backend, not cpu)
     if cpu:
         keep_freed_memory()
         # transformers imports DeepSpeed when it saves, which otherwise warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    check_devices(os.environ, 0 if cpu else torch.cuda.device_count())
+    # Over gloo several ranks may share a GPU.
+    check_devices(os.environ, torch.cuda.device_count() if backend == "nccl" else 0)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     variables = take_variables(os.environ)
     if asked > 1:
         store = rank_store(os.environ, timeout)
         rendezvous(store, "rank", int(os.environ["RANK"]), asked, timeout)
-    handlers = [
-        InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timedelta(seconds=heard_within(timeout)))
-    ]
+    handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=heard_within(timeout)))]
     # Without cpu=True Accelerate does not connect CPU ranks, and each takes itself for the only one.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers if asked > 1 else None)
     world = World(accelerator, variables)
@@ -226,7 +241,7 @@ def connect(precision: str = "no", timeout: float = 600) -> World:
     if world.size > 1:
         if not dist.is_initialized():
             raise DtrainError(f"{world.size} processes were started, but they are not connected")
-        start_pulse(store, world.rank, world.size, timeout)
+        start_pulse(store, world.rank, world.size, timeout, raises=backend == "gloo")
     torch.set_num_threads(world.threads)
     # By default torch rounds the inputs of convolutions and LSTMs to 10 bits (TF32), but not those of matrix products.
     torch.backends.cudnn.allow_tf32 = False
@@ -240,9 +255,10 @@ def leave(code: int) -> None:
     fails under NCCL does not end the process group first: that waits for the kernels it has queued, which wait for the
     other ranks, while these wait for it until `launch.timeout` is over. Without it the launcher ends the others at once.
     """
-    stop_pulse()
+    failed = code not in (EXIT_DONE, EXIT_STOPPED)
+    stop_pulse(failed)
     connected = dist.is_available() and dist.is_initialized()
-    if connected and (code in (EXIT_DONE, EXIT_STOPPED) or dist.get_backend() != "nccl"):
+    if connected and not (failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
     leave_last()
     sys.stdout.flush()

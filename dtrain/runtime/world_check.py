@@ -49,7 +49,7 @@ def check_devices(environment: Mapping[str, str], gpus: int) -> None:
 
     Args:
         environment: of this process, as the launcher set it.
-        gpus: how many this process sees; 0 where ranks compute on CPUs.
+        gpus: how many this process sees; 0 where ranks compute on CPUs, or may share a GPU.
 
     Raises:
         InputError: how many there are, and what to set.
@@ -61,7 +61,8 @@ def check_devices(environment: Mapping[str, str], gpus: int) -> None:
             raise InputError([])
         raise InputError(
             f"{ranks} processes were started on a machine with {gpus} GPU{'s' if gpus > 1 else ''}: NCCL needs one each. "
-            f"Ask for {gpus} (--num_processes), or hide them (CUDA_VISIBLE_DEVICES=) to compute on CPUs"
+            f"Ask for {gpus} (--num_processes), share them over gloo (launch.backend=gloo), or hide them "
+            "(CUDA_VISIBLE_DEVICES=) to compute on CPUs"
         )
 
 

@@ -42,7 +42,7 @@ def run_stages(
         checked: whether the process that started this one has checked the files that the recipe names.
         options: the stage's own from the command line, where a single one was asked for.
     """
-    world = connect(timeout=recipe.launch.timeout)
+    world = connect(timeout=recipe.launch.timeout, backend=recipe.launch.backend)
     folder = Plan(recipe).folder
     whole, recipe = recipe, group.own(recipe) if group else recipe
     stages = [find_stage(name) for name in names]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,7 +44,9 @@ class CommunicationShare:
             if self._cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - begin
-        device, name = (DeviceType.CUDA, "nccl") if self._cuda else (DeviceType.CPU, "gloo:")
+        # gloo's records are the CPU's where it serves GPUs, too.
+        nccl = self._cuda and dist.is_initialized() and dist.get_backend() == "nccl"
+        device, name = (DeviceType.CUDA, "nccl") if nccl else (DeviceType.CPU, "gloo:")
         found = [
             (event.time_range.start, event.time_range.end)
             for event in watched.events() or ()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from dtrain.models import recurrent
 from dtrain.models.recurrent import pooled, read_both_ways
 
 
@@ -66,6 +67,70 @@ def test_pooling_final_is_tanh_of_the_final_states() -> None:
     torch.testing.assert_close(pooled(states, lengths, "final"), final.tanh())
     torch.testing.assert_close(pooled(states, lengths, "mean")[1], states[1, :5].mean(0))
     torch.testing.assert_close(pooled(states, lengths, "max")[1], states[1, :5].amax(0))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Texts are packed, as they are on a GPU; the dtypes that the kernel is asked for."""
+    monkeypatch.setattr(recurrent, "_padded", recurrent._packed)
+    kernel, dtypes = torch.lstm, []
+
+    def counted(
+        data: Tensor, sizes: Tensor, start: tuple[Tensor, Tensor], weights: list[Tensor], *rest: object
+    ) -> object:
+        assert {data.dtype} == {tensor.dtype for tensor in (*start, *weights)}
+        assert not torch.is_autocast_enabled("cpu")
+        dtypes.append(data.dtype)
+        return kernel(data, sizes, start, weights, *rest)
+
+    monkeypatch.setattr(torch, "lstm", counted)
+    return dtypes
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_packed_texts_have_the_states_and_gradients_of_padded_ones(as_on_a_gpu: list[torch.dtype], layers: int) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(4, 3, layers, batch_first=True, bidirectional=True, dtype=torch.float64)
+    inputs, lengths = torch.randn(4, 8, 4, dtype=torch.float64, requires_grad=True), torch.tensor([2, 7, 1, 4])
+    weights = [inputs, *lstm.parameters()]
+    states = read_both_ways(lstm, inputs, lengths)
+    assert states.shape == (4, 8, 6)
+    expected, _ = packed(lstm, inputs, lengths)
+    torch.testing.assert_close(states, expected)
+    factor = torch.randn_like(states)
+    mine, theirs = (torch.autograd.grad((found * factor).sum(), weights) for found in (states, expected))
+    torch.testing.assert_close(mine, theirs)
+    assert as_on_a_gpu[0] == torch.float64
+
+
+@pytest.mark.parametrize(("asked", "computed"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float16)])
+@pytest.mark.parametrize("by", ["autocast", "weights"])
+def test_bfloat16_is_not_computed_in_float16_on_a_gpu(
+    as_on_a_gpu: list[torch.dtype], asked: torch.dtype, computed: torch.dtype, by: str
+) -> None:
+    """cuDNN has no bfloat16 for LSTMs, and autocast there takes float16 for it, which needs a loss scale."""
+    lstm = nn.LSTM(4, 3, batch_first=True, bidirectional=True)
+    inputs, lengths = torch.randn(2, 5, 4), torch.tensor([5, 2])
+    if by == "weights":  # a model that ZeRO keeps in 16 bits
+        lstm, inputs = lstm.to(asked), inputs.to(asked)
+    with torch.autocast("cpu", asked, enabled=by == "autocast"):
+        states = read_both_ways(lstm, inputs, lengths)
+    assert as_on_a_gpu == [computed]
+    assert states.dtype == asked
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16])
+def test_autocast_on_a_gpu_computes_near_float32(asked: torch.dtype) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True).cuda()
+    inputs, lengths = torch.randn(5, 9, 8, device="cuda"), torch.tensor([9, 1, 4, 7, 9], device="cuda")
+    exact = read_both_ways(lstm, inputs, lengths)
+    with torch.autocast("cuda", asked):
+        states = read_both_ways(lstm, inputs, lengths)
+    assert states.dtype == asked
+    # One rounding of the result where the recurrence is float32; float16 rounds at each step, to 11 bits.
+    torch.testing.assert_close(states.float(), exact, rtol=2**-8, atol=2**-8)
 
 
 @pytest.mark.gpu
