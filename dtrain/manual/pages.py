@@ -14,6 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent.parent / "docs"
 INDEX = "index"
 KEYS = "recipe-keys"  # the page of reference.py whose items are keys
+RESULTS = "results"  # folder of what was measured: a link to tests/benchmarks/results, so that a wheel holds a copy
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,22 @@ def page_names() -> list[str]:
     return [*dict.fromkeys(listed)]
 
 
+def result_names() -> list[str]:
+    """What was measured, a file a subject, as `results/tnews`. They are records, and may be wider than a page."""
+    return sorted(f"{RESULTS}/{path.stem}" for path in (FOLDER / RESULTS).glob("*.md"))
+
+
 def read(page: str) -> str:
     return (FOLDER / f"{page}.md").read_text(encoding="utf-8")
 
 
 def find(topic: str) -> str | None:
-    """The text to show for a topic: a page's name, a key's path, or a heading; None where there is no such thing."""
+    """The text to show for a topic: a page's name, `results/NAME`, a key's path, or a heading; None where there is no such thing."""
     name = topic.removesuffix(".md").replace("_", "-").lower()
     if name in (INDEX, *page_names()):
         return read(name)
+    if topic.removesuffix(".md") in result_names():
+        return read(topic.removesuffix(".md"))
     keys = find_keys(topic)
     if keys and "." in topic:
         return keys
@@ -95,8 +103,8 @@ def sections(page: str, text: str) -> Iterator[Section]:
 
 
 def topics() -> list[str]:
-    """What `dtrain help` knows by name: pages and headings."""
-    return [*page_names(), *(_plain(section.title) for section in _all_sections())]
+    """What `dtrain help` knows by name: pages, results and headings."""
+    return [*page_names(), *result_names(), *(_plain(section.title) for section in _all_sections())]
 
 
 def _headings(lines: list[str]) -> Iterator[tuple[int, str]]:

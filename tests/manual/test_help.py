@@ -48,6 +48,13 @@ def test_section_heading_and_end_of_a_path_are_found(capsys) -> None:
     assert "teachers.N.schedule.warmup" in shown(capsys, "schedule.warmup")
 
 
+def test_measured_results_are_shown(capsys) -> None:
+    assert shown(capsys, "results/store_read") == shown(capsys, "results/store_read.md")
+    assert shown(capsys, "results/store_read").startswith("# ")
+    assert main(["help", "results/store_reads"]) == 2
+    assert "did you mean 'results/store_read'?" in capsys.readouterr().err
+
+
 def test_search_names_page_and_section(capsys) -> None:
     lines = shown(capsys, "--search", "SMOOTHL1").splitlines()
     assert lines and all(line.startswith("losses: feature_hint: ") for line in lines)
