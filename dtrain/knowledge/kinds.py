@@ -27,21 +27,29 @@ class OutputKind:
 
     Attributes:
         name: the word in a recipe, and of the store's column.
-        task: the task whose losses may ask for it, as `tasks/rules.py` names it, beside those that share it.
+        task: the task whose losses may ask for it, as `tasks/rules.py` names it, beside those that share it; None: those
+            of every task.
         pick: the tensor in a model's output, of any float type; None where the model has none.
         per_token: a vector for each character of a row, [B, N, T]; else one for each row, [B, width].
         stored: whether the knowledge store may hold it (as float16 or float32; losses read float32).
         top_k: whether the store may keep the k largest numbers of each row alone (`knowledge.top_k`).
         options: the arguments that make a model return it.
+        inside: it is taken inside a model's transformer by `models/inside.py`, and not picked from what the model
+            returns. Such an output is asked for by `at_layer`, layer by layer, and is of one teacher at a time.
+        first_layer: for those inside: the first layer that has it; layer 0 is the embeddings' output.
+        last_layer: for those inside: the last layer that has it; None: the model's last.
     """
 
     name: str
-    task: str
+    task: str | None
     pick: Callable[[Any], Any]
     per_token: bool = False
     stored: bool = True
     top_k: bool = False
     options: Callable[[Any], Mapping[str, Any]] = field(default=_no_options)
+    inside: bool = False
+    first_layer: int = 1
+    last_layer: int | None = None
 
 
 _KINDS: dict[str, OutputKind] = {}
@@ -68,8 +76,28 @@ def kind_names(task: str | None = None, shared: Sequence[str] = (), *, stored: b
         task: a task's name, as its rules give it.
         shared: names of kinds that it shares with other tasks (`TaskRules.outputs`); they come first.
     """
-    own = [kind.name for kind in _KINDS.values() if task in (None, kind.task) and kind.name not in shared]
+    own = [kind.name for kind in _KINDS.values() if _is_of(kind, task) and kind.name not in shared]
     return [name for name in [*shared, *own] if find_kind(name).stored or not stored]
+
+
+def _is_of(kind: OutputKind, task: str | None) -> bool:
+    return task is None or kind.task in (None, task)
+
+
+def is_inside(name: str) -> bool:
+    """Whether this is the name of a kind that is taken inside a model."""
+    return name in _KINDS and _KINDS[name].inside
+
+
+def at_layer(kind: str, layer: int) -> str:
+    """By which name a kind from inside a model is asked for, and handed on: `hidden_states/3`."""
+    return f"{kind}/{layer}"
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """The kind and the layer of a name that `at_layer` gave; None for any other name."""
+    kind, slash, layer = name.partition("/")
+    return (kind, int(layer)) if slash else None
 
 
 def _of_tagger(output: Any) -> bool:
@@ -111,3 +139,33 @@ register_kind(
         options=lambda model: {"marginals": True},
     )
 )
+
+
+# --- inside a transformer, computed beside the student and never stored ------------------------------
+# [B, N, ...] of the N tokens of the longest row; what stands at padded positions is finite and means nothing.
+
+
+def _register_inside(name: str, first_layer: int = 1, last_layer: int | None = None) -> None:
+    register_kind(
+        OutputKind(
+            name,
+            None,
+            lambda output: None,
+            stored=False,
+            inside=True,
+            first_layer=first_layer,
+            last_layer=last_layer,
+        )
+    )
+
+
+# float [B, N, H]: the output of the embeddings, normalised, which goes into the first layer
+_register_inside("embeddings", first_layer=0, last_layer=0)
+# float [B, N, H]: the output of a layer; of layer 0 the embeddings
+_register_inside("hidden_states", first_layer=0)
+# float [B, heads, N, H / heads]: what a layer's attention reads
+_register_inside("queries")
+_register_inside("keys")
+_register_inside("values")
+# float [B, heads, N, N]: q_i . k_j / sqrt(H / heads), before the softmax; NEZHA's with their relative term
+_register_inside("attention_scores")

@@ -12,6 +12,7 @@ NO_LOSSES = {
     "objective",
     "ramp",
     "weighting",
+    "width_maps",
 }  # these compute with losses, and import torch at module level
 
 for _module in pkgutil.iter_modules(__path__):

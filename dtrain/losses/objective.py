@@ -9,16 +9,19 @@ regressor, a variance, a discriminator) is trained and resumed like any other we
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dtrain.errors import InputError
+from dtrain.knowledge.kinds import at_layer, is_inside
 from dtrain.losses import weighting
+from dtrain.losses.layers import EncoderShape, Pairs, layer_pairs
 from dtrain.losses.outputs import full_precision, mutual_divergence
-from dtrain.losses.registry import OF_TEACHERS, Loss, find_loss
+from dtrain.losses.registry import EXTRA_KEYS, OF_TEACHERS, Loss, find_loss
+from dtrain.losses.width_maps import WidthMaps
 
 if TYPE_CHECKING:
     from dtrain.data.batch import Batch
@@ -39,6 +42,7 @@ class Term:
         teachers: names of the teachers that it compares with; None: all that a batch has outputs of.
         weighting: how several teachers are weighed; the value is then sum_k w_k loss(student, teacher k). Without it
             the loss gets all teachers at once, and combines them as its own documentation says.
+        pairs: the layers of the student and of its teacher that it compares, of a loss on what is inside them.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Term:
     parameters: dict[str, Any]
     teachers: list[str] | None = None
     weighting: Weighting | None = None
+    pairs: Pairs = ()
 
     def weight_at(self, progress: float) -> float:
         """Its weight when the share `progress` of all steps is done."""
@@ -55,6 +60,26 @@ class Term:
     def teachers_among(self, teachers: Iterable[str]) -> list[str]:
         """Names of its teachers, of those that are given."""
         return list(teachers) if self.teachers is None else self.teachers
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The parameters that its function is called with; the others say what it is called for."""
+        return {key: value for key, value in self.parameters.items() if key not in EXTRA_KEYS}
+
+    def asked(self, need: str) -> list[str]:
+        """The names by which a need is asked for, of the student or of teachers: one for each layer, in order."""
+        kind = need.removeprefix(OF_TEACHERS)
+        if not is_inside(kind):
+            return [kind]
+        return [at_layer(kind, pair[need.startswith(OF_TEACHERS)]) for pair in self.pairs]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The transformers of a student and, by name, of its teachers; None, or absent, where there is none."""
+
+    student: EncoderShape | None = None
+    teachers: Mapping[str, EncoderShape] = field(default_factory=dict)
 
 
 class LossSum(nn.Module):
@@ -68,19 +93,23 @@ class LossSum(nn.Module):
         terms: the losses.
         widths: last dimensions by need, as `{"features": 512, "teachers.features": 768}`; what losses with weights
             of their own are built from.
+        shapes: of the transformers, for losses on what is inside them.
+
+    Raises:
+        InputError: a loss compares layers that are not there, or what one of both has not.
     """
 
-    def __init__(self, terms: list[Term], widths: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, terms: list[Term], widths: Mapping[str, int] | None = None, shapes: Shapes | None = None
+    ) -> None:
         super().__init__()
-        self.terms = terms
+        self.terms = [_with_pairs(term, shapes or Shapes()) for term in terms]
         # Losses with weights; a dot is not allowed in a module's name, and a repeated loss is called `type.2`.
-        self.stateful = nn.ModuleDict(
-            {
-                _module_name(term): term.loss.function(widths or {}, **term.parameters)
-                for term in terms
-                if getattr(term.loss, "stateful", False)
-            }
-        )
+        self.stateful = nn.ModuleDict()
+        for term in self.terms:
+            weights = _weights_of(term, _all_widths(term, widths or {}, shapes or Shapes()))
+            if weights is not None:
+                self.stateful[_module_name(term)] = weights
 
     @property
     def names(self) -> list[str]:
@@ -93,15 +122,22 @@ class LossSum(nn.Module):
 
     @property
     def needs(self) -> set[str]:
-        """All inputs that some term needs, teachers' and peers' outputs left out."""
-        return {need for term in self.terms for need in term.loss.needs if not need.startswith((OF_TEACHERS, OF_PEERS))}
+        """All inputs that some term needs, by the names they are asked for; teachers' and peers' outputs left out."""
+        return {
+            name
+            for term in self.terms
+            for need in term.loss.needs
+            if not need.startswith((OF_TEACHERS, OF_PEERS))
+            for name in term.asked(need)
+        }
 
     @property
     def teacher_outputs(self) -> dict[str, set[str] | None]:
         """The teacher outputs that are read, each with the teachers it is read of (None: all)."""
         found: dict[str, set[str] | None] = {}
         for term in self.terms:
-            for output in sorted(term.loss.outputs_read(term.weighting)):
+            read = term.loss.outputs_read(term.weighting)
+            for output in [name for kind in sorted(read) for name in term.asked(OF_TEACHERS + kind)]:
                 known = found.get(output, set())
                 found[output] = None if known is None or term.teachers is None else known | set(term.teachers)
         return found
@@ -143,6 +179,8 @@ class LossSum(nn.Module):
             if term.loss is PEERS and not peers:
                 continue  # the last one that is left has nobody to learn from
             values = self._values(term, known, teachers, peers or {})
+            if term.loss.inside:  # means over a row's tokens, as much of the global mean as the row is
+                values = values * units
             valid = labelled if term.loss.hard else torch.ones_like(labelled)
             term_sum = torch.where(valid, values, 0.0).sum()
             sums[term.name], counts[term.name] = term_sum.detach(), torch.where(valid, units, 0).sum()
@@ -165,10 +203,14 @@ class LossSum(nn.Module):
         """A term's values [B]."""
         name = _module_name(term)
         needs, function = term.loss.needs, term.loss.function
-        parameters = term.parameters
-        if name in self.stateful:
-            function, parameters = self.stateful[name], {}
+        parameters = term.arguments
         given = [_input(term, need, known, teachers, peers) for need in needs]
+        if term.loss.mapped and name in self.stateful:
+            given[0] = self.stateful[name](given[0])
+        elif name in self.stateful and term.loss.weights is not None:
+            given.insert(0, self.stateful[name])
+        elif name in self.stateful:
+            function, parameters = self.stateful[name], {}
         if term.weighting is None:
             return function(*given, **parameters)
         count = len(next(values for need, values in zip(needs, given, strict=True) if need.startswith(OF_TEACHERS)))
@@ -239,11 +281,14 @@ class Objective(nn.Module):
         return {name: name.removeprefix(wrapped) for name, _ in module.named_parameters()}
 
 
-def build_losses(specs: Iterable[LossSpec], widths: Mapping[str, int] | None = None) -> LossSum:
+def build_losses(
+    specs: Iterable[LossSpec], widths: Mapping[str, int] | None = None, shapes: Shapes | None = None
+) -> LossSum:
     """The losses of a recipe; a type that comes again is named `type.2`, `type.3`, ...
 
     Raises:
         ValueError: an unknown loss, a bad parameter, or no loss at all.
+        InputError: as `LossSum`.
     """
     terms: list[Term] = []
     for spec in specs:
@@ -252,13 +297,66 @@ def build_losses(specs: Iterable[LossSpec], widths: Mapping[str, int] | None = N
         terms.append(Term(name, find_loss(spec.type), spec.weight, spec.parameters(), spec.teachers, spec.weighting))
     if not terms:
         raise ValueError("losses: none given")
-    return LossSum(terms, widths)
+    return LossSum(terms, widths, shapes)
 
 
 def with_peers(losses: LossSum) -> LossSum:
     """The same losses and, last, that of deep mutual learning (Zhang et al. 2018, 1706.00384, equations 3 to 5)."""
     losses.terms = [*losses.terms, Term(PEERS.name, PEERS, 1.0, {})]
     return losses
+
+
+def _with_pairs(term: Term, shapes: Shapes) -> Term:
+    """The term with the layers that it compares, once both models are known."""
+    if not term.loss.inside or term.pairs:
+        return term
+    names = term.teachers_among(shapes.teachers)
+    if len(names) != 1:
+        raise InputError(f"losses.{term.name}.teachers: compares with the layers of one teacher, found {len(names)}")
+    teacher = shapes.teachers.get(names[0])
+    if shapes.student is None or teacher is None:
+        whose = "the student" if shapes.student is None else f"its teacher {names[0]}"
+        raise InputError(f"losses.{term.name}: {whose} has no transformer whose layers could be compared")
+    if term.loss.equal_heads and shapes.student.heads != teacher.heads:
+        raise InputError(
+            f"losses.{term.name}: the student has {shapes.student.heads} attention heads and its teacher {names[0]} "
+            f"{teacher.heads}; it compares head by head"
+        )
+    if not term.loss.layered:
+        return replace(term, pairs=((0, 0),))
+    try:
+        pairs = layer_pairs(term.parameters["layers"], shapes.student.layers, teacher.layers, term.loss.first_layer)
+    except ValueError as error:
+        raise InputError(f"losses.{term.name}.layers: {error}") from None
+    return replace(term, pairs=pairs)
+
+
+def _all_widths(term: Term, widths: Mapping[str, int], shapes: Shapes) -> dict[str, int]:
+    """What a loss with weights is built from: widths by need, and of transformers the numbers of layers and heads."""
+    found = dict(widths)
+    if term.loss.inside and shapes.student is not None:
+        (teacher,) = term.teachers_among(shapes.teachers)
+        for of, shape in (("", shapes.student), (OF_TEACHERS, shapes.teachers[teacher])):
+            found |= {f"{of}embeddings": shape.width, f"{of}hidden_states": shape.width}
+            found |= {f"{of}{kind}": shape.width // shape.heads for kind in ("queries", "keys", "values")}
+            found |= {f"{of}layers": shape.layers, f"{of}heads": shape.heads}
+        found["pairs"] = len(term.pairs)
+    return found
+
+
+def _weights_of(term: Term, widths: Mapping[str, int]) -> nn.Module | None:
+    """The module of a term's weights; None where it has none."""
+    loss = term.loss
+    if isinstance(loss.function, type):
+        made: nn.Module = loss.function(widths, **term.parameters)
+        return made
+    if loss.weights is not None:
+        made = loss.weights(widths, **term.arguments)
+        return made
+    if not loss.mapped:
+        return None
+    own, theirs = widths[loss.needs[0]], widths[OF_TEACHERS + loss.needs[0]]
+    return WidthMaps(own, theirs, len(term.pairs)) if own != theirs or term.parameters["map"] == "always" else None
 
 
 def _module_name(term: Term) -> str:
@@ -272,11 +370,27 @@ def _input(
     teachers: Mapping[str, Mapping[str, Tensor]],
     peers: Mapping[str, Mapping[str, Tensor]],
 ) -> Any:
+    if is_inside(need.removeprefix(OF_TEACHERS)):
+        return _of_layers(term, need, known, teachers)
     if need.startswith(OF_TEACHERS):
         return _of_teachers(term, need.removeprefix(OF_TEACHERS), teachers)
     if need.startswith(OF_PEERS):
         return torch.stack([outputs[need.removeprefix(OF_PEERS)] for outputs in peers.values()])
     return known[need]
+
+
+def _of_layers(
+    term: Term, need: str, known: Mapping[str, Any], teachers: Mapping[str, Mapping[str, Tensor]]
+) -> list[Tensor]:
+    """One tensor for each pair of layers, of the student or of the term's teacher."""
+    found = known
+    if need.startswith(OF_TEACHERS):
+        (teacher,) = term.teachers_among(teachers)
+        found = teachers.get(teacher, {})
+    missing = [name for name in term.asked(need) if name not in found]
+    if missing:
+        raise KeyError(f"{term.name}: no {missing[0]} is given")
+    return [found[name] for name in term.asked(need)]
 
 
 def _of_teachers(term: Term, output: str, teachers: Mapping[str, Mapping[str, Tensor]]) -> Tensor:

@@ -9,9 +9,15 @@ A loss is a pure function, or a class of modules for a loss with weights of its 
         def forward(self, <one tensor for each need>) -> values [B]
 
 registered by `@register(*needs)`. Each kind of task says in `tasks/rules.py` what its losses may ask for; a loss is for
-every task that has all of its needs. The keyword-only arguments of the function, or of the class's constructor, are its
+every task that has all of its needs. A function may have weights of its own as well, which `weights=` makes: then it is
+called with that module first. The keyword-only arguments of the function, or of the class's constructor, are its
 keys in a recipe; their annotations (a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are
 allowed. Recipes are checked by this file, which knows nothing of recipes and does not import torch (1.3 s).
+
+A loss on what is inside a transformer needs kinds with `inside=True` (knowledge/kinds.py), of the student and of one
+teacher. It gets *lists*: one tensor for each pair of layers, the student's and the teacher's in the same order. Which
+pairs those are says its key `layers`, which every such loss has; for `embeddings` it is one pair, and no such key.
+Its values are means over the tokens of a row, `token_mask`.
 """
 
 from __future__ import annotations
@@ -19,18 +25,26 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from dtrain.errors import suggest
-from dtrain.knowledge.kinds import kind_names
+from dtrain.knowledge.kinds import find_kind, is_inside, kind_names
+from dtrain.losses.layers import Layers
 from dtrain.tasks.rules import COMMON_NEEDS, loss_tasks
 
 OF_TEACHERS = "teachers."
 COMMON_KEYS = ("type", "weight", "teachers", "weighting")  # keys of every loss of a recipe
+# keys that come with what a loss is registered with
+EXTRA_KEYS = {
+    "layers": "the pairs of layers that are compared: `uniform` (l, l n_t / n_s), `skip` (l, k l with k = "
+    "floor(n_t / n_s)), `last` (the last of each), or pairs [student's, teacher's]; layer 0 is the embeddings.",
+    "map": "whether a trained linear map brings the student's vectors, layer by layer, to the teacher's width: where the "
+    "widths differ (`auto`), or also where they do not (`always`).",
+}
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
@@ -49,7 +63,10 @@ class Loss:
         needs: the tensors that it is called with, in order.
         logits: what it takes logits for, by the words of `TaskRules.logits`; none: it is for logits of any kind.
         parameters: the schema of its keys in a recipe.
-        stateful: whether `function` is a class, an instance of which is trained with the student.
+        stateful: whether it has weights, or may have, that are trained with the student.
+        weights: makes the module of its weights, of (widths, **parameters), which it is then called with first.
+        mapped: its first input goes through a trained linear map where student and teacher differ in width.
+        equal_heads: student and teacher must have the same number of attention heads.
     """
 
     name: str
@@ -58,6 +75,9 @@ class Loss:
     parameters: type[BaseModel]
     stateful: bool = False
     logits: tuple[str, ...] = ()
+    weights: Callable[..., Any] | None = None
+    mapped: bool = False
+    equal_heads: bool = False
 
     @property
     def tasks(self) -> list[str]:
@@ -66,8 +86,33 @@ class Loss:
 
     @property
     def teacher_output(self) -> str | None:
-        """The stored output of teachers that it compares with; None where it needs no teacher."""
-        return next((need.removeprefix(OF_TEACHERS) for need in self.needs if need.startswith(OF_TEACHERS)), None)
+        """An output of teachers that it compares with; None where it needs no teacher."""
+        return next(iter(self.teacher_outputs), None)
+
+    @property
+    def teacher_outputs(self) -> list[str]:
+        """The outputs of teachers that it compares with."""
+        return [need.removeprefix(OF_TEACHERS) for need in self.needs if need.startswith(OF_TEACHERS)]
+
+    @property
+    def kinds_inside(self) -> list[str]:
+        """The kinds from inside a transformer that it compares, of student or teacher."""
+        return list(dict.fromkeys(filter(is_inside, (need.removeprefix(OF_TEACHERS) for need in self.needs))))
+
+    @property
+    def inside(self) -> bool:
+        """Whether it compares what is inside transformers."""
+        return bool(self.kinds_inside)
+
+    @property
+    def layered(self) -> bool:
+        """Whether it has the key `layers`."""
+        return any(find_kind(kind).last_layer is None for kind in self.kinds_inside)
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that has all that it compares."""
+        return max((find_kind(kind).first_layer for kind in self.kinds_inside), default=0)
 
     @property
     def hard(self) -> bool:
@@ -76,11 +121,9 @@ class Loss:
         return not gold.isdisjoint(self.needs) and "labelled" not in self.needs
 
     def outputs_read(self, weighting: _Weighting | None) -> set[str]:
-        """The stored outputs of teachers that it reads, including those that its teachers are weighted by."""
-        if self.teacher_output is None:
-            return set()
+        """The outputs of teachers that it reads, including those that its teachers are weighted by."""
         by_logits = weighting is not None and weighting.type in ("confidence", "entropy")
-        return {self.teacher_output} | ({"logits"} if by_logits else set())
+        return set(self.teacher_outputs) | ({"logits"} if by_logits and self.teacher_outputs else set())
 
 
 _LOSSES: dict[str, Loss] = {}
@@ -99,12 +142,26 @@ def _tasks_with(needs: tuple[str, ...], logits: tuple[str, ...]) -> list[str]:
     return [task for task in fit if set(needs) <= set(needs_of(task))]
 
 
-def register(*needs: str, name: str | None = None, logits: tuple[str, ...] = ()) -> Callable[[Registered], Registered]:
+def register(
+    *needs: str,
+    name: str | None = None,
+    logits: tuple[str, ...] = (),
+    layers: Any = "uniform",
+    mapped: bool = False,
+    weights: Callable[..., Any] | None = None,
+    equal_heads: bool = False,
+) -> Callable[[Registered], Registered]:
     """Make a function, or a class of modules, a loss; `needs` are its inputs, which some task has all of.
 
     Args:
         name: its `type` in a recipe; by default that of the function or class.
         logits: what it takes logits for (`TaskRules.logits`), where it is not for logits of any kind.
+        layers: the default of its key `layers`, where it has one.
+        mapped: give it the key `map`; its first input then has the width of the teacher's when it is called.
+        weights: makes the module of its weights, of (widths, **parameters), which it is then called with first. `widths`
+            holds last dimensions by need, and the numbers `layers`, `heads`, `teachers.layers`, `teachers.heads` and
+            `pairs`.
+        equal_heads: student and teacher must have the same number of attention heads.
     """
     tasks = _tasks_with(needs, logits)
 
@@ -115,8 +172,12 @@ def register(*needs: str, name: str | None = None, logits: tuple[str, ...] = ())
         if not tasks:
             allowed = "; ".join(f"{task}: {', '.join(needs_of(task))}" for task in loss_tasks())
             raise ValueError(f"loss {known_as!r} needs {', '.join(needs)} (allowed: {allowed})")
-        schema = _parameter_schema(known_as, registered)
-        _LOSSES[known_as] = Loss(known_as, registered, needs, schema, isinstance(registered, type), logits)
+        stateful = isinstance(registered, type) or weights is not None or mapped
+        loss = Loss(known_as, registered, needs, BaseModel, stateful, logits, weights, mapped, equal_heads)
+        extra: dict[str, Any] = {"layers": (Layers, layers)} if loss.layered else {}
+        if mapped:
+            extra["map"] = (Literal["auto", "always"], "auto")
+        _LOSSES[known_as] = replace(loss, parameters=_parameter_schema(known_as, registered, extra))
         return registered
 
     return add
@@ -154,15 +215,15 @@ def coerce_parameters(type: str, parameters: Mapping[str, Any]) -> dict[str, Any
     return {name: getattr(checked, name) for name in loss.parameters.model_fields}
 
 
-def _parameter_schema(name: str, registered: Callable[..., Any]) -> type[BaseModel]:
-    """The keyword-only arguments of a function, or of a class's constructor, as a schema."""
+def _parameter_schema(name: str, registered: Callable[..., Any], extra: dict[str, Any]) -> type[BaseModel]:
+    """The keyword-only arguments of a function, or of a class's constructor, and `extra` fields, as a schema."""
     function: Any = registered.__init__ if isinstance(registered, type) else registered  # type: ignore[misc]
     keyword_only = {
         key: parameter
         for key, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    if taken := [key for key in keyword_only if key in COMMON_KEYS]:
+    if taken := [key for key in keyword_only if key in (*COMMON_KEYS, *extra)]:
         raise ValueError(f"loss {name!r}: {taken[0]!r} is a key of every loss")
     # The other annotations name torch's types, which are not imported when this runs: resolve only these.
     annotated = SimpleNamespace(__annotations__={key: p.annotation for key, p in keyword_only.items()})
@@ -171,7 +232,7 @@ def _parameter_schema(name: str, registered: Callable[..., Any]) -> type[BaseMod
     fields: dict[str, Any] = {
         key: (hints[key], ... if parameter.default is inspect.Parameter.empty else parameter.default)
         for key, parameter in keyword_only.items()
-    }
+    } | extra
     return create_model(f"{name}_parameters", __config__=ConfigDict(extra="forbid"), **fields)
 
 
@@ -179,5 +240,5 @@ def _explain(problem: Any, keys: list[str]) -> str:
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f"{name}: unknown key{suggest(name, keys, cutoff=0.5)} (allowed: {', '.join(keys)})"
-    message = problem["msg"]
+    message = problem["msg"].removeprefix("Value error, ")
     return f"{name}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from dtrain import errors
 from dtrain.__main__ import parser
 from dtrain.losses import find_loss, loss_names
-from dtrain.losses.registry import Loss
+from dtrain.losses.registry import EXTRA_KEYS, Loss
 from dtrain.manual.pages import FOLDER, KEYS
 from dtrain.manual.wording import comments_in, default_in_words, sentence_of, type_in_words
 from dtrain.recipe import Recipe
@@ -170,11 +170,12 @@ def losses() -> str:
 
 def _loss(loss: Loss) -> list[str]:
     text, arguments = split_docstring(inspect.getdoc(loss.function) or "")
+    arguments = EXTRA_KEYS | arguments
     parts = [
         f"For {'task' if len(loss.tasks) == 1 else 'tasks'} {', '.join(loss.tasks)}. Reads: {', '.join(loss.needs)}."
     ]
     parts += text.split("\n\n")
-    function = loss.function.forward if loss.stateful else loss.function  # type: ignore[attr-defined]
+    function = loss.function.forward if isinstance(loss.function, type) else loss.function  # type: ignore[attr-defined]
     signature = inspect.signature(function).parameters
     shapes = [name for name in signature if name in arguments and name not in loss.parameters.model_fields]
     lines = [filled(f"- `{name}`: {arguments[name]}", indent="  ") for name in shapes]

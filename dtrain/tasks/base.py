@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
+from dtrain.knowledge.kinds import layer_of
+from dtrain.models.inside import taking
 
 if TYPE_CHECKING:
     from dtrain.recipe.training import LossSpec, Teacher
@@ -47,7 +50,17 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        """Call the model once for a batch, and name what the losses need of it."""
+        """Call the model once for a batch, and name what the losses need of what it returns."""
+
+    def ask(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
+        """`outputs`, and what losses need of the inside of the model."""
+        inside = {name for name in needs if layer_of(name)}
+        with taking(model, inside) as taken:
+            found = self.outputs(model, batch, needs - inside)
+        if "token_mask" in needs:
+            ids = batch.inputs["input_ids"]
+            found["token_mask"] = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        return found | taken()
 
     @abstractmethod
     def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:

@@ -168,7 +168,7 @@ class Members:
         return Prepared(
             make=make,
             losses=losses,
-            outputs=task.outputs,
+            outputs=task.ask,
             feed=feed,
             evaluate=evaluate,
             headline=task.headline,

@@ -83,7 +83,7 @@ def job(world: World, rows: EncodedSplit, tmp_path: Path) -> Callable[..., Train
         task = Classification(LABELS, [])
         losses = build_losses(student.losses or [LossSpec(type="cross_entropy")], widths)
         stores: Any = {name: Opinions(number) for number, name in enumerate(student.teachers or [])}
-        objective = Objective(model, with_peers(losses) if more.get("peers") else losses, task.outputs)
+        objective = Objective(model, with_peers(losses) if more.get("peers") else losses, task.ask)
         if loss:
             objective.parts = loss(objective.parts)  # type: ignore[method-assign]
         sources = {name: (StoredTeacher(store), losses.outputs_of(name)) for name, store in stores.items()}

@@ -41,8 +41,9 @@ def assert_close(fused: dict[str, Ended], alone: dict[str, Ended], limit: float 
 
 
 def classification_losses() -> list[str]:
-    """All but those of exits, which only a transformer has."""
-    return [name for name in loss_names("classification") if "exits" not in find_loss(name).needs]
+    """All but those of exits and of what is inside a transformer."""
+    losses = map(find_loss, loss_names("classification"))
+    return [loss.name for loss in losses if "exits" not in loss.needs and not loss.inside]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

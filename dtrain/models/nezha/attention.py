@@ -117,17 +117,28 @@ def eager_attention(
     Returns:
         the output [B, heads, L, d] and the attention weights after dropout [B, heads, L, L].
     """
-    table, reach = positions.table.to(query.dtype), positions.max_distance
-    places = torch.arange(query.size(2), device=query.device)
-    distances = (places[None, :] - places[:, None]).clamp(-reach, reach) + reach
-    distances = distances.expand(*query.shape[:2], -1, -1)
-    by_distance = query @ table.T  # q_i . R[m] for each of the 2M + 1 distances
-    scores = (query @ key.transpose(-1, -2) + by_distance.gather(-1, distances)) / math.sqrt(query.size(-1))
+    table = positions.table.to(query.dtype)
+    distances = _distances(query, positions)
+    scores = relative_scores(query, key, positions)
     if keep is not None:
         scores = scores + additive_mask(keep, scores.dtype)
     weights = F.dropout(scores.softmax(-1), dropout)
-    weight_by_distance = torch.zeros_like(by_distance).scatter_add(-1, distances, weights)
+    weight_by_distance = query.new_zeros(*query.shape[:3], len(table)).scatter_add(-1, distances, weights)
     return weights @ value + weight_by_distance @ table, weights
+
+
+def relative_scores(query: Tensor, key: Tensor, positions: RelativePositions) -> Tensor:
+    """e_ij of the formula at the head of this file, [B, heads, L, L], any length, before mask and softmax."""
+    by_distance = query @ positions.table.to(query.dtype).T  # q_i . R[m] for each of the 2M + 1 distances
+    relative = by_distance.gather(-1, _distances(query, positions))
+    return (query @ key.transpose(-1, -2) + relative) / math.sqrt(query.size(-1))
+
+
+def _distances(query: Tensor, positions: RelativePositions) -> Tensor:
+    """clip(j - i) + M for query i and key j, int64 [B, heads, L, L]."""
+    places, reach = torch.arange(query.size(2), device=query.device), positions.max_distance
+    distances = (places[None, :] - places[:, None]).clamp(-reach, reach) + reach
+    return distances.expand(*query.shape[:2], -1, -1)
 
 
 def doubled_head_attention(

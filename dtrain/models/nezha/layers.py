@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from dtrain.models.nezha.attention import RelativePositions, eager_attention, relative_attention
+from dtrain.models.nezha.attention import RelativePositions, eager_attention, relative_attention, relative_scores
 from dtrain.models.nezha.configuration import NezhaConfig
 
 
@@ -42,6 +42,7 @@ class NezhaSelfAttention(nn.Module):
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
         self.head_size = config.head_size
+        self.max_distance = config.max_relative_position
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -62,6 +63,17 @@ class NezhaSelfAttention(nn.Module):
         else:
             output = relative_attention(query, key, value, positions, keep, dropout)
         return output.transpose(1, 2).flatten(-2), weights
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """[B, heads, L, d] twice -> [B, heads, L, L]: the scores, relative term included, before mask and softmax."""
+        positions = RelativePositions.build(
+            query.size(2),
+            head_size=self.head_size,
+            max_distance=self.max_distance,
+            device=query.device,
+            dtype=query.dtype,
+        )
+        return relative_scores(query, key, positions)
 
 
 class NezhaResidual(nn.Module):

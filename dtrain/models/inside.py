@@ -1,0 +1,124 @@
+"""What passes inside a transformer while it is called: states, queries, keys and values of its layers, by forward hooks.
+
+    with taking(model, ["hidden_states/3", "queries/6"]) as taken:
+        output = model(**inputs)
+    taken()  # {"hidden_states/3": [B, N, H], "queries/6": [B, heads, N, d]}
+
+Attention itself stays as it is, fused where it was; only scores are computed again, of the layers that are asked for.
+Hooks are there for one call: what activation checkpointing computes again in the backward pass is not taken a second time.
+They sit on the modules inside, so the model may be a part of DDP's, FSDP2's or ZeRO's wrapper.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dtrain.data.batch import ByName
+from dtrain.knowledge.kinds import layer_of
+from dtrain.losses.layers import EncoderShape
+
+PROJECTIONS = {"queries": ("query",), "keys": ("key",), "values": ("value",), "attention_scores": ("query", "key")}
+
+
+def trunk_of(model: nn.Module) -> Any:
+    """The transformer in a model: embeddings and a stack of layers as BERT and NEZHA have them; None where there is none."""
+    for module in model.modules():
+        layers = getattr(getattr(module, "encoder", None), "layer", None)
+        if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(module, "embeddings", None), nn.Module):
+            continue
+        if all(hasattr(getattr(getattr(layer, "attention", None), "self", None), "query") for layer in layers):
+            return module
+    return None
+
+
+def shape_of(model: nn.Module) -> EncoderShape | None:
+    """The shape of the transformer in a model; None where there is none."""
+    trunk = trunk_of(model)
+    if trunk is None:
+        return None
+    return EncoderShape(trunk.config.hidden_size, len(trunk.encoder.layer), trunk.config.num_attention_heads)
+
+
+@contextlib.contextmanager
+def taking(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[], ByName]]:
+    """A region for one call of `model`; then what it gives has the asked outputs by name (`at_layer`).
+
+    Raises:
+        ValueError: the model has no transformer, or no such layer; or, by what it gives, a layer was not called or was
+            called more than once.
+    """
+    asked = {name: layer_of(name) for name in sorted(names)}
+    trunk = trunk_of(model) if asked else None
+    places: dict[tuple[int, str], nn.Module] = {}
+    for name, found in asked.items():
+        try:
+            places |= _places(trunk, found)
+        except LookupError:
+            raise ValueError(f"{type(model).__name__}: has no {name}") from None
+    taken: dict[tuple[int, str], list[Tensor]] = {}
+
+    def keeper(place: tuple[int, str]) -> Callable[..., None]:
+        def keep(_: nn.Module, args: Any, output: Any) -> None:
+            taken.setdefault(place, []).append(output if isinstance(output, Tensor) else output[0])
+
+        return keep
+
+    def outputs() -> ByName:
+        for layer, part in places:
+            times = len(taken.get((layer, part), []))
+            if times != 1:
+                raise ValueError(f"{type(model).__name__}: layer {layer} was called {times} times in one pass")
+        return {name: _output(trunk, taken, *found) for name, found in asked.items() if found is not None}
+
+    handles = [module.register_forward_hook(keeper(place)) for place, module in places.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _places(trunk: Any, asked: tuple[str, int] | None) -> dict[tuple[int, str], nn.Module]:
+    """Where to take what, by layer and part; LookupError where there is no such thing."""
+    if trunk is None or asked is None:
+        raise LookupError
+    kind, layer = asked
+    if kind in PROJECTIONS and layer:
+        attention = trunk.encoder.layer[layer - 1].attention.self
+        return {(layer, part): getattr(attention, part) for part in PROJECTIONS[kind]}
+    if kind not in ("embeddings", "hidden_states"):
+        raise LookupError
+    return {(layer, "state"): trunk.encoder.layer[layer - 1] if layer else trunk.embeddings}
+
+
+def _output(trunk: Any, taken: dict[tuple[int, str], list[Tensor]], kind: str, layer: int) -> Tensor:
+    if kind not in PROJECTIONS:
+        return taken[layer, "state"][0]
+    by_head = [_by_head(taken[layer, part][0], trunk.config.num_attention_heads) for part in PROJECTIONS[kind]]
+    if kind != "attention_scores":
+        return by_head[0]
+    query, key = by_head
+    attention = trunk.encoder.layer[layer - 1].attention.self
+    own: Callable[[Tensor, Tensor], Tensor] = getattr(attention, "scores", _scores)
+    with torch.autocast(query.device.type, enabled=False):
+        return own(_at_least_float32(query), _at_least_float32(key))
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """[B, heads, N, d] twice -> [B, heads, N, N], scaled, before mask and softmax."""
+    return query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))
+
+
+def _by_head(projected: Tensor, heads: int) -> Tensor:
+    """[B, N, H] -> [B, heads, N, H / heads]."""
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
