@@ -15,7 +15,8 @@ from dtrain.recipe.data import Data
 class Corpus:
     """Raw rows by part (in the order train, valid, test, transfer), and their labels as int64 [N], -1 for none.
 
-    For tagging a row is a whole document, its number says whether it has spans (0), and `labels` are names of tags.
+    For tagging a row is a whole document, its number says whether it has spans (0), and `labels` are names of tags. For
+    regression and for several labels a row, too, the number only says whether a row is labelled.
     """
 
     parts: dict[str, Rows]
@@ -42,6 +43,10 @@ class Corpus:
                 if any(spans is not None for spans in rows.spans):
                     types = Counter(span.type for spans in rows.spans for span in spans or ())
                     found[part] = {name: types[name] for name in self.types}
+                continue
+            if any(several is not None for several in rows.several):
+                labels = Counter(label for several in rows.several for label in several or ())
+                found[part] = {name: labels[name] for name in self.labels}
                 continue
             numbers = self.numbers[part]
             counts = np.bincount(numbers[numbers >= 0], minlength=len(self.labels))

@@ -43,6 +43,10 @@ class EncodedSplit:
     pad_id: int
     load_rows: Callable[[], Dataset] = field(repr=False)
     frame: tuple[int, ...] = ()  # ids of the tokens that stand around texts: [CLS], [SEP]
+    # What rows are to come to, where that is no single label: values[value_offsets[i] : value_offsets[i + 1]] are a row's
+    # number (float64), or the numbers of its labels (int32); none in a row without a label.
+    values: np.ndarray | FlatArray | None = None
+    value_offsets: np.ndarray | None = None
     # What follows is for tagging.
     tags: np.ndarray | FlatArray | None = (
         None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
@@ -85,6 +89,19 @@ class EncodedSplit:
         """Labels of the rows at `index`, int64 [B], -1 for none."""
         return torch.from_numpy(self.labels[index])
 
+    def collate_values(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values of the rows at `index` [B] one after another, and the places in `index`, int64, whose they are.
+
+        Raises ValueError where the part has none.
+        """
+        if self.values is None or self.value_offsets is None:
+            raise ValueError("these rows have no values")
+        starts = self.value_offsets[index]
+        counts = self.value_offsets[index + 1] - starts
+        owner = np.repeat(np.arange(len(index)), counts)
+        first = np.cumsum(counts) - counts  # of a row, among all that are returned
+        return self.values[np.arange(len(owner)) + np.repeat(starts - first, counts)], owner
+
     def collate_tags(self, index: np.ndarray) -> torch.Tensor:
         """Tags of the rows at `index` [B], int64 [B, most characters], -1 beyond a row's end.
 
@@ -104,7 +121,8 @@ class EncodedSplit:
         if len(parts) == 1:
             return parts[0]
         first = parts[0]
-        if len({(p.pad_id, p.types is None, p.specials, p.tags is None, p.documents is None) for p in parts}) != 1:
+        kinds = {(p.pad_id, p.types is None, p.specials, p.tags is None, p.values is None) for p in parts}
+        if len(kinds) != 1 or len({p.documents is None for p in parts}) != 1:
             raise ValueError("parts of different tokenizers")
 
         def joined(name: str) -> np.ndarray | None:
@@ -115,15 +133,21 @@ class EncodedSplit:
             found = [getattr(part, name) for part in parts]
             return None if found[0] is None else flat_array([piece for values in found for piece in pieces_of(values)])
 
+        def counted(name: str) -> Any:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else np.concatenate([[0], *map(np.diff, found)]).cumsum(dtype=np.int64)
+
         return cls(
             ids=np.concatenate([part.ids for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
             tokens=viewed("tokens"),
             types=viewed("types"),
-            offsets=np.concatenate([[0], *(np.diff(part.offsets) for part in parts)]).cumsum(dtype=np.int64),
+            offsets=counted("offsets"),
             pad_id=first.pad_id,
             load_rows=lambda: concatenate_datasets([part.rows() for part in parts]),
             frame=first.frame,
+            values=viewed("values"),
+            value_offsets=counted("value_offsets"),
             tags=viewed("tags"),
             specials=first.specials,
             documents=joined("documents"),
@@ -210,6 +234,7 @@ class PreparedData:
         tagged = "tags" in rows.column_names
         specials = encoding.get("specials", 0)
         tags = _lists(rows, "tags")[0] if tagged else None
+        values, value_offsets = _lists(rows, "values") if "values" in rows.column_names else (None, None)
         if tags is not None and len(tags) != len(tokens) - specials * len(ids):
             raise DtrainError(f"{self.folder / 'encoded' / tokenizer / part}: other characters than those of the rows")
         return EncodedSplit(
@@ -221,6 +246,8 @@ class PreparedData:
             pad_id=encoding["pad_id"],
             load_rows=lambda: self.rows(part),
             frame=self._frame(tokenizer),
+            values=values,
+            value_offsets=value_offsets,
             tags=tags,
             specials=specials,
             documents=_column(rows, "document") if tagged else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +19,16 @@ from dtrain.recipe.values import Column
 class Rows:
     """The rows of one part, a list a column. `label` is None where a row has none; `key` is the user's id.
 
-    For tagging a row is a document with `spans` (None where it has none) in place of a label.
+    For tagging a row is a document with `spans` (None where it has none) in place of a label; for regression a row has a
+    `number`, for several labels a row `several`.
     """
 
     text: list[str] = field(default_factory=list)
     text_b: list[str] = field(default_factory=list)  # pairs only, else empty
     label: list[str | None] = field(default_factory=list)
     spans: list[list[Span] | None] = field(default_factory=list)  # tagging only, else empty
+    number: list[float | None] = field(default_factory=list)  # regression only, else empty
+    several: list[list[str] | None] = field(default_factory=list)  # multi_label only, else empty
     key: list[str] = field(default_factory=list)
     file: array[int] = field(default_factory=lambda: array("i"))
     line: array[int] = field(default_factory=lambda: array("i"))
@@ -33,7 +37,7 @@ class Rows:
         return len(self.text)
 
     def append(self, text: str, key: str, file: int, line: int, *, text_b: str | None = None, **target: Any) -> None:
-        """Add a row; `target` is its `label`, or for tagging its `spans`."""
+        """Add a row; `target` is its `label`, or what its kind of task has in place of one."""
         self.text.append(text)
         if text_b is not None:
             self.text_b.append(text_b)
@@ -50,13 +54,48 @@ class Rows:
             text_b=[self.text_b[i] for i in index] if self.text_b else [],
             label=[self.label[i] for i in index] if self.label else [],
             spans=[self.spans[i] for i in index] if self.spans else [],
+            number=[self.number[i] for i in index] if self.number else [],
+            several=[self.several[i] for i in index] if self.several else [],
             key=[self.key[i] for i in index],
             file=array("i", [self.file[i] for i in index]),
             line=array("i", [self.line[i] for i in index]),
         )
 
 
-def read_rows(data: Data, sources: list[Source], files: list[str], problems: Problems) -> dict[str, Rows]:
+@dataclass(frozen=True)
+class Target:
+    """What rows are labelled with.
+
+    Attributes:
+        name: the column of `Rows`.
+        read: what stands in a record's column (the value, the column's name): the target, None where there is none;
+            raises RowError for anything else.
+        needed: the parts in which a row without one is a mistake.
+        words: it, in the user's words.
+    """
+
+    name: str
+    read: Callable[[Any, Column], Any]
+    needed: tuple[str, ...] = ("train", "valid")
+    words: str = "a label"
+
+
+def one_label(value: Any, column: Column) -> str | None:
+    """A label: a text or a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        several = " (a row has one label here; give each its own row, or choose)" if type(value) is list else ""
+        raise RowError(f"{column!r} must be a text or a whole number", f", found {kind_of(value)}{several}")
+    return (value.strip() or None) if value else None
+
+
+ONE_LABEL = Target("label", one_label)
+
+
+def read_rows(
+    data: Data, sources: list[Source], files: list[str], problems: Problems, target: Target = ONE_LABEL
+) -> dict[str, Rows]:
     """Every source's rows by part; `file` counts in `files`. Problems with rows are collected.
 
     Raises:
@@ -70,7 +109,8 @@ def read_rows(data: Data, sources: list[Source], files: list[str], problems: Pro
     has_id = False
     for source in sources:
         rows = parts.setdefault(source.part, Rows())
-        reader = RecordReader(data, source, files.index(source.name), rows, seen.setdefault(source.part, {}), problems)
+        keys = seen.setdefault(source.part, {})
+        reader = RecordReader(data, source, files.index(source.name), rows, keys, problems, target)
         reader.read()
         has_id |= bool(reader.has_id)
     if data.columns.id is not None and not has_id and not problems:
@@ -105,19 +145,27 @@ class RecordReader:
     """Reads one source of records into `rows`."""
 
     def __init__(
-        self, data: Data, source: Source, number: int, rows: Rows, seen: dict[str, str], problems: Problems
+        self,
+        data: Data,
+        source: Source,
+        number: int,
+        rows: Rows,
+        seen: dict[str, str],
+        problems: Problems,
+        target: Target = ONE_LABEL,
     ) -> None:
         self.data, self.source, self.number, self.rows, self.seen = data, source, number, rows, seen
         self.problems = problems
+        self.target = target
         columns = data.columns
-        self.label_needed = source.part in ("train", "valid")
+        self.label_needed = source.part in target.needed
         self.label_allowed = source.part != "transfer"
         self.text, self.text_b, self.label, self.id = columns.text, columns.text_b, columns.label, columns.id
         self.has_id: bool | None = None  # settled by the first row: all rows of a file have an id, or none
 
     def read(self) -> None:
         before = len(self.rows)
-        needed = [self.text, self.text_b] + [self.label] * self.label_needed
+        needed = [self.text, self.text_b] + [self.label] * (self.source.part in ("train", "valid"))
         labels = self.data.labels if isinstance(self.data.labels, list) else ()
         wanted = Wanted([column for column in needed if column is not None], self.label, labels)
         for line, record in read_records(self.source, self.data.header, self.text, self.problems, wanted):
@@ -132,26 +180,20 @@ class RecordReader:
         """Append one record as a row; raises ValueError, in the user's words, where it is none."""
         text = text_of(record, self.text)
         text_b = text_of(record, self.text_b) if self.text_b is not None else None
-        label = self._label(record) if self.label_allowed else None
+        target = self._target(record) if self.label_allowed else None
         key = self.key_of(line, record) if self.id is not None else None
         key = key if key is not None else f"{self.number}:{line}"
-        self.rows.append(text, key, self.number, line, text_b=text_b, label=label)
+        self.rows.append(text, key, self.number, line, text_b=text_b, **{self.target.name: target})
 
-    def _label(self, record: Record) -> str | None:
+    def _target(self, record: Record) -> Any:
         if self.label not in record:
             if self.label_needed:
                 raise missing_columns([self.label], record)
             return None
-        value = record[self.label]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if value is not None and not isinstance(value, str):
-            several = " (a row has one label here; give each its own row, or choose)" if type(value) is list else ""
-            raise RowError(f"{self.label!r} must be a text or a whole number", f", found {kind_of(value)}{several}")
-        label = value.strip() if value else None
-        if not label and self.label_needed:
-            raise RowError(f"{self.label!r} is empty: a row for training or validation needs a label")
-        return label or None
+        target = self.target.read(record[self.label], self.label)
+        if target is None and self.label_needed:
+            raise RowError(f"{self.label!r} is empty: a row for training or validation needs {self.target.words}")
+        return target
 
     def key_of(self, line: int, record: Record) -> str | None:
         """The user's id. Files without the column are let be: often only a test file has ids."""

@@ -16,7 +16,7 @@ from dtrain.data.files import resolve_path
 from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import own
-from dtrain.models.folder import in_own_memory, load, parameter_count, save_model, weights_fingerprint
+from dtrain.models.folder import describe, in_own_memory, load, parameter_count, save_model, weights_fingerprint
 from dtrain.models.output import ClassifierOutput, TaggerOutput
 from dtrain.models.word_vectors import fill_embedding
 from dtrain.recipe.models import EncoderSpec, ModelSpec
@@ -28,6 +28,7 @@ __all__ = [
     "ClassifierOutput",
     "TaggerOutput",
     "build",
+    "describe",
     "embedding_of",
     "load",
     "parameter_count",

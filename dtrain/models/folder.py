@@ -62,6 +62,21 @@ def save_model(
         _save_pretrained(model, folder, state_dict)
 
 
+def describe(model: nn.Module, values: Mapping[str, Any]) -> None:
+    """Add entries to what a model's `config.json` will say."""
+    config: Any = model.config
+    if isinstance(config, dict):
+        config.update(values)
+    else:
+        config.update(dict(values))  # of transformers: entries are attributes
+
+
+def described(model: nn.Module, name: str, default: Any) -> Any:
+    """An entry of a model's `config.json`; `default` where there is none."""
+    config: Any = model.config
+    return config.get(name, default) if isinstance(config, dict) else getattr(config, name, default)
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The model of a folder, in eval mode, with its `.config` (a dict for the package's own models).
 

@@ -37,6 +37,7 @@ class Predictor:
         except OSError:
             raise InputError(f"{path}: is missing; how the texts were prepared is not known") from None
         self.task: str = prepared.get("task", "classification")
+        self.texts: int = ANSWERS[self.task].texts or prepared.get("texts", 1)
         self.normalize = Normalization.model_validate(prepared["normalize"])
         self.max_length: int = prepared["max_length"]
 
@@ -52,8 +53,8 @@ class Predictor:
             InputError: one text a row for a model of pairs, or two for another.
         """
         answers, places = ANSWERS[self.task], range(len(texts))
-        if (texts_b is None) != (answers.texts == 1):
-            needed = "one text" if answers.texts == 1 else "two texts"
+        if (texts_b is None) != (self.texts == 1):
+            needed = "one text" if self.texts == 1 else "two texts"
             raise InputError(f"{self.folder}: is a model for task {self.task!r}; give {needed} a row")
         rows = Texts(list(places), texts, texts_b or [], list(places))
         part = answers.encode(self.folder, rows, self.normalize, self.max_length)

@@ -31,7 +31,7 @@ class Answers(ABC):
 
     forms: tuple[str, ...]  # what `dtrain predict --form` can write
     formats: tuple[str, ...]  # what `dtrain predict --format` can read
-    texts: int = 1  # of a row
+    texts: int = 1  # of a row; 0: one or two, as the recipe, and a model's folder, say
 
     @abstractmethod
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:

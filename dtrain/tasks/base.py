@@ -17,6 +17,7 @@ from dtrain.knowledge.kinds import layer_of
 from dtrain.models.inside import taking
 
 if TYPE_CHECKING:
+    from dtrain.data import PreparedData
     from dtrain.recipe.training import LossSpec, Teacher
     from dtrain.training.workers import Workers
 
@@ -35,6 +36,23 @@ class Task(ABC):
     def __init__(self, labels: list[str], types: list[str]) -> None:
         self.labels = labels
         self.types = types
+
+    @classmethod
+    def of(cls, data: PreparedData) -> Task:
+        """The task of prepared data."""
+        return cls(data.labels, data.info.get("types", []))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the `config.json` of its models says beside their shape and labels."""
+        return {}
+
+    @property
+    def answer_in_words(self) -> str:
+        """What its models answer with, as a model card says it."""
+        names = self.types or self.labels
+        shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
+        return f"{'entity types' if self.types else 'labels'}: {shown}"
 
     @abstractmethod
     def units(self, rows: EncodedSplit) -> np.ndarray:

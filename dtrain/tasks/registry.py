@@ -25,7 +25,7 @@ from dtrain.tasks.view import View
 TASKS: dict[str, type[Task]] = {"classification": Classification, "pairs": Classification, "tagging": Tagging}
 PREPARING: dict[str, Preparing] = {
     "classification": TextPreparing(),
-    "pairs": TextPreparing(pairs=True),
+    "pairs": TextPreparing(),
     "tagging": DocumentPreparing(),
 }
 ANSWERS: dict[str, Answers] = {"classification": Labels(), "pairs": Labels(texts=2), "tagging": Spans()}
@@ -34,7 +34,7 @@ VIEWS: dict[str, View] = {"classification": CLASSIFICATION, "pairs": CLASSIFICAT
 
 def task_of(data: PreparedData) -> Task:
     """The task of prepared data, for its labels."""
-    return TASKS[data.info["task"]](data.labels, data.info.get("types", []))
+    return TASKS[data.info["task"]].of(data)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ class TaskRules:
         weightings: the ways to weigh several teachers that its losses have.
         formats: of its files.
         excluded: keys of the recipe's sections that are not for it.
-        two_texts: whether a row is a pair of texts.
+        keys: keys of `data` that are for it and no other task, but for those that name them, too.
+        two_texts: whether a row is a pair of texts; None: where `data.columns.text_b` names the second one.
+        least_labels: how many labels there are at least; 0: a row has none, and the recipe names none.
         logits: what its models' logits are, which some losses are particular about: `classes` of a softmax over them.
         tags: whether a row has a tag a character: then long texts are cut into pieces of `max_length`, so that the
             rows themselves depend on it, and `labels` are types of entities.
@@ -43,7 +45,9 @@ class TaskRules:
     outputs: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     excluded: frozenset[str] = frozenset()
-    two_texts: bool = False
+    keys: frozenset[str] = frozenset()
+    two_texts: bool | None = False
+    least_labels: int = 2
     logits: str = ""
     tags: bool = False
     split: tuple[float, float] = (0.1, 0.0)
@@ -83,6 +87,7 @@ _RULES = {
             "mask": "bool [B, N]: the characters of a row, of which the longest has N",
         },
         gold=frozenset({"nll"}),
+        least_labels=1,
         excluded=frozenset({"augment", "label_smoothing", "tolerance", "noisy", "peers", "top_k"}),
         tags=True,
         split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut
@@ -98,6 +103,11 @@ def task_names() -> list[str]:
 def rules_of(task: str) -> TaskRules:
     """The rules for a value of `data.task`."""
     return _RULES[task]
+
+
+def keys_of_others(task: str) -> set[str]:
+    """Keys of `data` that are for other tasks."""
+    return {key for rules in _RULES.values() for key in rules.keys} - rules_of(task).keys
 
 
 def loss_tasks() -> dict[str, TaskRules]:

@@ -14,11 +14,12 @@ from dtrain.augment.noisy import blank_tokens, noisy_rows
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.errors import counted
 from dtrain.losses.objective import LossSum, build_losses, with_peers
-from dtrain.models import build, save_model
+from dtrain.models import build, describe, save_model
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder, write_json
 from dtrain.runtime.distributed import World
+from dtrain.tasks.rules import rules_of
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
@@ -122,7 +123,7 @@ class Members:
         with_others = isinstance(spec, Student) and spec.peers is not None
 
         def make() -> nn.Module:
-            return build(
+            model = build(
                 spec.model,
                 vocabulary=data.vocabulary(tokenizer),
                 labels=data.labels,
@@ -130,6 +131,8 @@ class Members:
                 tokenizer_path=data.tokenizer_path(tokenizer),
                 max_length=self.recipe.data.max_length,
             )
+            describe(model, task.config)
+            return model
 
         def losses(model: nn.Module) -> LossSum:
             found = build_losses(self.terms(spec), _widths(model, teachers, data))
@@ -163,6 +166,8 @@ class Members:
             # With it the folder labels new text anywhere (`dtrain.Predictor`).
             normalize = section.normalize.model_dump(mode="json")
             prepared = {"task": section.task, "normalize": normalize, "max_length": section.max_length}
+            if rules_of(section.task).two_texts is None:
+                prepared["texts"] = 1 if section.columns.text_b is None else 2
             write_json(folder / "preprocessing.json", prepared)
 
         return Prepared(
@@ -186,13 +191,11 @@ class Members:
         """The model card: what it is, how it was made, what it scores."""
         task = self.task
         losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in self.terms(spec))
-        names = task.types or task.labels
-        shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
         return (
             f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"
             f"A {spec.model.type} {kind[:-1]} trained by dtrain on {counted(metrics['training_rows'], 'row')} "
             f"({time.strftime('%Y-%m-%d')}).\n\n"
-            f"- {'entity types' if task.types else 'labels'}: {shown}\n- teachers: {', '.join(teachers) or 'none'}\n"
+            f"- {task.answer_in_words}\n- teachers: {', '.join(teachers) or 'none'}\n"
             f"- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
             f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
             f"- validation rows: {metrics['rows']:g}, {task.headline(metrics)} "

@@ -22,14 +22,26 @@ from dtrain.tasks.answers import Answers, Texts, model_labels
 from dtrain.training.workers import Workers
 
 
-class Labels(Answers):
-    """Of tasks `classification` and `pairs`: an answer is the label, its probability `score`, and all `scores`."""
+class TextAnswers(Answers):
+    """Of tasks with one vector of logits a text, or a pair: how texts are encoded, and answers written.
 
-    forms = ("jsonl", "tsv", "clue")
+    A kind of task says how logits are an answer, and which columns of a table it has.
+    """
+
+    forms: tuple[str, ...] = ("jsonl", "tsv")
     formats = ("jsonl", "tsv", "csv", "parquet", "lines", "dataset")
+    columns: tuple[str, ...] = ()  # of a table, of the answer
 
     def __init__(self, texts: int = 1) -> None:
         self.texts = texts
+
+    def answers(self, logits: torch.Tensor, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """The answers to float32 [N, C]."""
+        raise NotImplementedError
+
+    def cells(self, answer: dict[str, Any]) -> list[str]:
+        """An answer in a table, a text for each of `columns`."""
+        raise NotImplementedError
 
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         normalizer = Normalizer(normalize)
@@ -38,36 +50,49 @@ class Labels(Answers):
             return encode_texts(model, text, text_b if texts.text_b else None, max_length)
 
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterator[dict[str, Any]]:
-        labels = model_labels(model)
-        logits = torch.zeros(len(part), len(labels))
+        logits = torch.zeros(len(part), len(model_labels(model)))
         for rows, (answer,) in workers.outputs(model, part, lambda output: (output.logits.float(),)):
             logits[torch.from_numpy(rows)] = answer.cpu()
-        return _answers(workers.sum(logits), labels)  # every other rank adds an exact zero
+        return self.answers(workers.sum(logits), model)  # every other rank adds an exact zero
 
     def lines(
         self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
     ) -> Iterator[str]:
-        if form == "clue":
-            yield from _clue_lines(texts, answers, label_descriptions(section))
-            return
         pairs = bool(texts.text_b)
         if form == "tsv":
-            yield "\t".join(["id", "label", "score", "text", *(["text_b"] if pairs else []), "line"])
+            yield "\t".join(["id", *self.columns, "text", *(["text_b"] if pairs else []), "line"])
         for number, (key, line, answer) in enumerate(zip(texts.ids, texts.lines, answers, strict=True)):
             row = {"text": texts.text[number]} | ({"text_b": texts.text_b[number]} if pairs else {})
             if form == "tsv":
-                cells = [str(key), answer["label"], f"{answer['score']:.6f}", *row.values(), str(line)]
+                cells = [str(key), *self.cells(answer), *row.values(), str(line)]
                 # A tab inside a text would shift the columns.
                 yield "\t".join(" ".join(cell.split()) for cell in cells)
             else:
                 yield json.dumps({"id": key, "line": line, **row, **answer}, ensure_ascii=False)
 
 
-def _answers(logits: torch.Tensor, labels: list[str]) -> Iterator[dict[str, Any]]:
-    for shares in torch.softmax(logits.double(), dim=1).numpy():
-        best = int(np.argmax(shares))
-        scores = {label: round(float(share), 6) for label, share in zip(labels, shares, strict=True)}
-        yield {"label": labels[best], "score": scores[labels[best]], "scores": scores}
+class Labels(TextAnswers):
+    """Of tasks `classification` and `pairs`: an answer is the label, its probability `score`, and all `scores`."""
+
+    forms = ("jsonl", "tsv", "clue")
+    columns = ("label", "score")
+
+    def answers(self, logits: torch.Tensor, model: nn.Module) -> Iterator[dict[str, Any]]:
+        labels = model_labels(model)
+        for shares in torch.softmax(logits.double(), dim=1).numpy():
+            best = int(np.argmax(shares))
+            scores = {label: round(float(share), 6) for label, share in zip(labels, shares, strict=True)}
+            yield {"label": labels[best], "score": scores[labels[best]], "scores": scores}
+
+    def cells(self, answer: dict[str, Any]) -> list[str]:
+        return [answer["label"], f"{answer['score']:.6f}"]
+
+    def lines(
+        self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
+    ) -> Iterator[str]:
+        if form == "clue":
+            return _clue_lines(texts, answers, label_descriptions(section))
+        return super().lines(texts, answers, form, section, data)
 
 
 def _clue_lines(texts: Texts, answers: Iterable[Any], descriptions: dict[str, str]) -> Iterator[str]:

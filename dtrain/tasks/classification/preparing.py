@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
+from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
 from dtrain.data.write import Batch, RowSummary, map_rows
 from dtrain.recipe.data import Data
@@ -26,15 +27,26 @@ if TYPE_CHECKING:
 
 
 class TextPreparing(Preparing):
-    """Of tasks `classification` and `pairs`."""
+    """Of tasks `classification` and `pairs`; of other tasks of texts what they say of the values of rows.
 
-    def __init__(self, pairs: bool = False) -> None:
-        self.pairs = pairs
+    Attributes:
+        values: type of the values that a row has beside its number, where it has a list of them.
+    """
+
+    values: Value | None = None
+
+    def values_of(self, rows: Rows, corpus: Corpus) -> list[list[Any]]:
+        """A list for each row, empty where it has no label."""
+        raise NotImplementedError
+
+    def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
+        """What `data.json` says beside what it says of every task."""
+        return {}
 
     def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
         """As the base class; texts are normalised."""
-        columns = ["text", "text_b"] if self.pairs else ["text"]
-        summary = RowSummary(columns, [data.task, corpus.labels])
+        columns = ["text"] if data.columns.text_b is None else ["text", "text_b"]
+        summary = RowSummary(columns, [data.task, corpus.labels], [] if self.values is None else ["values"])
         first_id = 0
         for part, rows in corpus.parts.items():
             table = {
@@ -42,12 +54,13 @@ class TextPreparing(Preparing):
                 "key": rows.key,
                 **{column: getattr(rows, column) for column in columns},
                 "label": corpus.numbers[part],
+                **({} if self.values is None else {"values": self.values_of(rows, corpus)}),
                 "file": np.asarray(rows.file),
                 "line": np.asarray(rows.line),
             }
             first_id += len(rows)
             # Dataset.from_dict would look at every value once more.
-            raw = Dataset(pa.table(table, schema=_row_features(columns).arrow_schema))
+            raw = Dataset(pa.table(table, schema=_row_features(columns, self.values).arrow_schema))
             normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
             dataset = map_rows(raw, normalize, raw.features, data, folder / "scratch")
             dataset.save_to_disk(folder / part)
@@ -66,6 +79,7 @@ class TextPreparing(Preparing):
             "remarks": corpus.remarks,
             "normalize": data.normalize.model_dump(mode="json"),
             "fingerprint": summary.digest.hexdigest()[:32],
+            **self.info(corpus, data),
         }
         write_json(folder / "data.json", info)
 
@@ -75,7 +89,7 @@ class TextPreparing(Preparing):
         return trained_tokenizer(spec, texts, data.normalize.lower)
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeBatch:
-        return _EncodeBatch(Encoder(tokenizer, data.max_length, self.pairs))
+        return _EncodeBatch(Encoder(tokenizer, data.max_length, data.columns.text_b is not None))
 
     def specials(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> int:
         return 0
@@ -99,7 +113,8 @@ class _EncodeBatch:
         return columns if encoded.types is None else {**columns, "token_type_ids": encoded.types}
 
 
-def _row_features(columns: list[str]) -> Features:
+def _row_features(columns: list[str], values: Value | None) -> Features:
     texts = {column: Value("string") for column in columns}
-    numbers = {"label": Value("int64"), "file": Value("int32"), "line": Value("int32")}
-    return Features({"id": Value("int64"), "key": Value("string"), **texts, **numbers})
+    lists = {} if values is None else {"values": List(values)}
+    places = {"file": Value("int32"), "line": Value("int32")}
+    return Features({"id": Value("int64"), "key": Value("string"), **texts, "label": Value("int64"), **lists, **places})

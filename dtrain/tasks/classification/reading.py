@@ -13,14 +13,25 @@ from dtrain.data.labels import check_all_or_none, outside, read_label_file
 from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, shortened, shown
 from dtrain.data.remarks import remark_on_labels
-from dtrain.data.sources import Rows, read_rows
+from dtrain.data.sources import ONE_LABEL, Rows, Target, read_rows
 from dtrain.errors import InputError, suggest
 from dtrain.recipe.data import Data
 from dtrain.tasks.reading import Reading
 
 
 class TextReading(Reading):
-    """Of tasks `classification` and `pairs`: JSON lines, tables, parquet files, folders and hub data sets of `datasets`."""
+    """Of tasks `classification` and `pairs`: JSON lines, tables, parquet files, folders and hub data sets of `datasets`.
+
+    Other tasks of texts read the same files, and say what a row is labelled with.
+    """
+
+    def target(self, data: Data) -> Target:
+        """What a row is labelled with."""
+        return ONE_LABEL
+
+    def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
+        """Remark on signs of a slip in the training rows."""
+        remark_on_labels(train, sources, files, data.header, problems)
 
     def suffixes(self, data: Data) -> set[str]:
         """A .txt is among them where the recipe says how it is read."""
@@ -69,9 +80,9 @@ class TextReading(Reading):
         self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
     ) -> Corpus:
         """Empty texts are rows like others."""
-        parts = read_rows(data, sources, files, problems)
+        parts = read_rows(data, sources, files, problems, self.target(data))
         if not problems and "train" in parts:
-            remark_on_labels(parts["train"], sources, files, data.header, problems)
+            self.remark(parts["train"], data, sources, files, problems)
         return Corpus(parts, files)
 
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:

@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dtrain.data import EncodedSplit
 from dtrain.errors import DtrainError
 from dtrain.metrics import Confusion, scores
-from dtrain.tasks.base import check_coverage
+from dtrain.tasks.texts import by_row
 from dtrain.training.workers import Workers
 
 
@@ -32,25 +32,21 @@ def evaluate_part(model: nn.Module, part: EncodedSplit, workers: Workers, classe
 
 def count_part(model: nn.Module, part: EncodedSplit, workers: Workers, classes: int) -> tuple[Confusion, float]:
     """The confusion matrix of a part's labelled rows and their mean cross-entropy; as `evaluate_part`."""
-    labelled = np.flatnonzero(part.labels >= 0)
-    done, predicted, losses = [labelled[:0]], [], []
-    for rows, (logits,) in workers.outputs(model, part, lambda output: (output.logits.float(),), labelled):
+    pairs: list[tuple[np.ndarray, Tensor]] = []
+
+    def losses(logits: Tensor, rows: np.ndarray) -> Tensor:
         gold = torch.from_numpy(part.labels[rows]).to(logits.device, non_blocking=True)
-        done.append(rows)
-        predicted.append(logits.argmax(dim=1))
-        losses.append(functional.cross_entropy(logits.double(), gold, reduction="none"))
+        pairs.append((part.labels[rows], logits.argmax(dim=1)))
+        return functional.cross_entropy(logits.double(), gold, reduction="none")[:, None]
 
-    mine = np.concatenate(done)
+    by_loss = by_row(model, part, workers, losses)
     confusion = Confusion.empty(classes)
-    by_row = torch.zeros(len(part), 2, dtype=torch.float64)  # loss, and how often the row was scored
-    if len(mine):
-        confusion = Confusion.of(torch.from_numpy(part.labels[mine]), torch.cat(predicted), classes)
-        scored = torch.stack([torch.cat(losses).cpu(), torch.ones(len(mine), dtype=torch.float64)], dim=1)
-        by_row.index_add_(0, torch.from_numpy(mine), scored)
-    confusion, by_row = Confusion(workers.sum(confusion.counts)), workers.sum(by_row)
-
-    check_coverage(part, by_row[:, 1])
-    if confusion.rows != len(labelled):
-        raise DtrainError(f"{confusion.rows} rows were counted, but {len(labelled)} are labelled")
+    if pairs:
+        gold = torch.from_numpy(np.concatenate([gold for gold, _ in pairs]))
+        confusion = Confusion.of(gold, torch.cat([predicted for _, predicted in pairs]), classes)
+    confusion = Confusion(workers.sum(confusion.counts))
+    labelled = int((part.labels >= 0).sum())
+    if confusion.rows != labelled:
+        raise DtrainError(f"{confusion.rows} rows were counted, but {labelled} are labelled")
     # fsum rounds once, whatever the order: the mean has the same last digit for any number of ranks.
-    return confusion, math.fsum(by_row[:, 0].tolist()) / max(len(labelled), 1)
+    return confusion, math.fsum(by_loss[:, 0].tolist()) / max(labelled, 1)

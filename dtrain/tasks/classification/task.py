@@ -6,28 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dtrain.data import EncodedSplit
-from dtrain.data.batch import Batch
-from dtrain.knowledge.collect import model_options, pick
-from dtrain.knowledge.kinds import kind_names
+from dtrain.data.batch import ByName
 from dtrain.metrics import per_class, scores
 from dtrain.recipe.training import LossSpec, Teacher
-from dtrain.tasks.base import Task
 from dtrain.tasks.classification.scoring import count_part, evaluate_part
+from dtrain.tasks.texts import TextTask
 from dtrain.training.workers import Workers
 
 
-class Classification(Task):
+class Classification(TextTask):
     """Tasks `classification` and `pairs`: one label a row."""
 
     name = "classification"
-    card_tag = "text-classification"
-
-    def units(self, part: EncodedSplit) -> np.ndarray:
-        return np.ones(len(part), dtype=np.int64)
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
         smoothing = {"label_smoothing": spec.label_smoothing}
@@ -39,24 +32,8 @@ class Classification(Task):
             terms.append({"type": "top_gap", "weight": spec.tolerance.weight, "k": spec.tolerance.k})
         return [LossSpec.model_validate(term) for term in terms]
 
-    def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
-        labels = rows.collate_labels(index)
-        return Batch(
-            rows=index,
-            ids=rows.ids[index],
-            inputs=rows.collate(index),
-            targets={"labels": labels.clamp(min=0)},  # a class that exists also where there is no label
-            labelled=labels >= 0,
-            units=torch.ones_like(labels),
-        )
-
-    def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        asked = [name for name in kind_names() if name in needs and name != "logits"]
-        output = model(**batch.inputs, **model_options(model, asked))
-        found = {"logits": output.logits} | {name: pick(name, output) for name in asked}
-        if "exits" in needs:
-            found["exits"] = output.exits
-        return found
+    def targets(self, rows: EncodedSplit, index: np.ndarray) -> ByName:
+        return {"labels": rows.collate_labels(index).clamp(min=0)}  # a class that exists also where there is no label
 
     def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:
         return evaluate_part(model, part, workers, len(self.labels))
