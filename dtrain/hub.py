@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 SECONDS = 10.0  # to answer
+
+
+def not_cached(names: Iterable[str]) -> list[str]:
+    """Those models of the hub that this machine has no copy of. Nothing is asked of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return [name for name in names if not isinstance(try_to_load_from_cache(name, "config.json"), str)]
 
 
 @functools.cache

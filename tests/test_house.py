@@ -18,7 +18,7 @@ LONGEST = 500  # lines of a file
 # The doors, with the imports inside functions that each has.
 DOORS = {
     "dtrain.data.records": 1,  # `datasets`, where a file needs it: `check` takes no second for it
-    "dtrain.hub": 1,  # huggingface_hub, where a recipe names something of the hub
+    "dtrain.hub": 2,  # huggingface_hub, where a recipe names something of the hub
     "dtrain": 2,  # `dtrain.load` and `dtrain.Predictor`, without torch for everybody else
     "dtrain.__main__": 10,  # the command line
     "dtrain.launch": 1,  # the launcher, with torch, which a run of one process does without

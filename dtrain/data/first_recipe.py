@@ -25,6 +25,7 @@ LABELS = ("label", "labels", "category", "class", "target", "sentiment", "intent
 IDS = ("id", "idx", "guid", "index")
 SPANS = ("spans", "entities", "label", "labels", "ner")
 BESIDE = {"valid": ("valid", "dev", "val", "validation"), "test": ("test",), "transfer": ("transfer", "unlabelled")}
+EVALUATED = 2000  # validation rows from which on a comment says what they cost
 TAG = re.compile("O|[A-Z]-.+")
 
 
@@ -71,6 +72,10 @@ def recipe_for(path: Path) -> str:
         f"  train: {_quoted(str(path))}",
     ]
     for part, found in parts.items():
+        rows = _count_lines(found) if part == "valid" and guess.format != "conll" else 0
+        if rows > EVALUATED:
+            lines.append(f"  # each model is scored on all {rows:,} rows of this file after every epoch, which takes its time on")
+            lines.append("  # a CPU: a file with a thousand of them is enough to choose by (head -n 1000)")
         lines.append(f"  {part}: {_quoted(str(found))} # found beside it")
     if "valid" not in parts:
         lines.append("  split: {valid: 0.1} # no file for validation was found: cut from the training rows")
@@ -231,6 +236,11 @@ def _beside(path: Path, part: str) -> Path | None:
     return next((other for other in found if other.is_file()), None)
 
 
+def _count_lines(path: Path) -> int:
+    with open_bytes(path) as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
 def _name(path: Path) -> str:
     """A run's name: that of the data's folder where the file is only called train."""
     stem = path.name.split(".")[0]
@@ -265,7 +275,6 @@ def _quoted(value: str | int) -> str:
 
 def _models(task: str, chinese: bool) -> list[str]:
     pretrained = "bert-base-chinese" if chinese else "bert-base-uncased"
-    why = "a hub name, or a folder with its safetensors; without one: size: mini (from scratch, weaker)"
     if task == "tagging":
         teacher = f"{{type: tagger, encoder: {{type: bert, pretrained: {pretrained}}}, lstm: 128}}"
         rates, student = "{type: adamw, lr: 5.0e-4, modules: {encoder: 5.0e-5}}", "{type: idcnn}"
@@ -277,7 +286,10 @@ def _models(task: str, chinese: bool) -> list[str]:
         "# learns from the labels; its outputs on every row become the knowledge that students learn from",
         "teachers:",
         "  - name: bert",
-        f"    # {'the texts are Chinese' if chinese else 'the texts are not Chinese'}; {why}",
+        f"    # a pretrained BERT, as the texts are {'Chinese' if chinese else 'not Chinese'}; the first run downloads it. Without a network,",
+        f"    # write one of these in place of `pretrained: {pretrained}`:",
+        "    #   pretrained: FOLDER   a folder with its config.json, model.safetensors and vocab.txt, copied from elsewhere",
+        "    #   size: mini           a small one from random weights, which needs no download and learns less",
         f"    model: {teacher}",
         "    epochs: 3",
         f"    optimizer: {rates}",

@@ -14,7 +14,7 @@ from typing import Any
 from dtrain.data.files import TABLES, Source
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, RowError, shown
-from dtrain.data.tables import MEND, SpanningRows, add_misread, table_rows
+from dtrain.data.tables import MEND, SpanningRows, add_misread, mended_row, table_rows
 from dtrain.errors import suggest
 
 Record = Mapping[str | int, Any]
@@ -156,7 +156,10 @@ def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> 
             found = f"{len(row.columns)} column(s), but {like} has {len(columns)}"
             if row.lines:
                 found += f"; a quote opens in this row, which goes on over {len(row.lines) - 1} more line(s); {MEND}"
-            add_misread(problems, source, row.line, found, line, kind="quotes" if row.lines else "columns")
+                add_misread(problems, source, row.line, found, line, kind="quotes")
+            else:
+                kind = "columns" if len(row.columns) > len(columns) else "too few columns"
+                add_misread(problems, source, row.line, found, line, f"; {mended_row(source, row, len(columns))}", kind)
             continue
         spanning.see(row)
         yield row.line, dict(zip(columns, row.columns, strict=True))

@@ -139,6 +139,16 @@ class SpanningRows:
             problems.remark(f"{name}:{self.first}: {self.count:,} row(s) span several lines, the first begins here")
 
 
+def mended_row(source: Source, row: TableRow, width: int) -> str:
+    """What to do about a row with more or fewer columns than the table's `width`."""
+    if len(row.columns) < width:
+        return "a column is missing, or a text goes on in the next line: mend the row, or delete it"
+    name = SEPARATORS.get(source.separator, source.separator)
+    held = f"a text may hold a {name}" if name == "tab" else f"a text may hold {name!r}"
+    instead = "put that text in quotes" if source.quoted else "write a space in its place"
+    return f"{held}: {instead}, or delete the row"
+
+
 def add_misread(
     problems: Problems, source: Source, number: int, what: str, line: str, remedy: str = "", kind: str = "columns"
 ) -> bool:

@@ -73,8 +73,12 @@ def given_tokenizer(
     except Exception as error:
         # transformers raises errors of many types for a missing folder, a damaged file or a hub that cannot be reached.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        nowhere = "" if Path(source).exists() else "no such folder here, and from the hub "
-        raise InputError(f"{key}: {nowhere}no tokenizer can be loaded: {reason}") from error
+        if Path(source).exists():
+            raise InputError(f"{key}: no tokenizer can be loaded: {reason}") from error
+        raise InputError(
+            f"{key}: no such folder here, and from the hub no tokenizer can be loaded: {reason.rstrip('.')}; without a "
+            "network, name a model's folder, or give `size: mini` in place of `pretrained` for one from random weights"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{key}: its tokenizer has no fast form ({type(tokenizer).__name__})")
     if len(tokenizer) <= len(tokenizer.all_special_ids):

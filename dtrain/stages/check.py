@@ -16,6 +16,7 @@ from dtrain.data.summary import cut_in_words, estimated_cuts, info_of, remarks_i
 from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
+from dtrain.hub import not_cached
 from dtrain.launch import launch_spec
 from dtrain.log import say, warn
 from dtrain.plan import Plan
@@ -145,8 +146,11 @@ def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved:
             members = [f"{member.name} ({member.model.type})" for member in getattr(recipe, section)]
             say(f"{section}: {shown(members, 10) or 'none'}")
         hub = _hub_models(recipe)
-        if hub:
-            say(f"from the hub, and not looked at before prepare: {shown(hub, 10)}")
+        if hub and (missing := not_cached(hub)):
+            say(
+                f"no folder here, so downloaded by the first run from the Hugging Face hub: {shown(missing, 10)} (without a "
+                "network: name a model's folder, or give `size: mini` in place of `pretrained` for one from random weights)"
+            )
     for remark in [*remarks_in_words(info), *_unsaid_norms(recipe)]:
         warn(remark)
     if not resolved:
@@ -155,7 +159,7 @@ def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved:
 
 
 def _hub_models(recipe: Recipe) -> list[str]:
-    """Names of pretrained models that are no folder: whether they exist is not known here."""
+    """Names of pretrained models that are no folder: whether the hub has them is not known here."""
     encoders = [encoder_of(member.model) for member in (*recipe.teachers, *recipe.students)]
     if recipe.pretrain:
         encoders.append(encoder_of(recipe.pretrain.model))

@@ -43,6 +43,16 @@ if TYPE_CHECKING:
     from dtrain.runtime.stop import StopRequest
 
 
+def check(recipe: Recipe, world: World) -> None:
+    """Load the given tokenizers: what is no model of the hub, either, is told before anything is written."""
+    if not Plan(recipe).stage_done("prepare"):
+        world.run_on_main(lambda: _check_given(recipe))
+
+
+def _check_given(recipe: Recipe) -> None:
+    _given_tokenizers(recipe, [*tokenizer_specs(recipe)])
+
+
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Prepare the recipe's data unless it is there; only what changed is done again.
 

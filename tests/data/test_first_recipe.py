@@ -122,3 +122,14 @@ def test_shipped_recipe_is_copied_with_its_comments(capsys) -> None:
     assert main(["recipes", "copy", "quickstar"]) == 2
     assert "did you mean 'quickstart'?" in capsys.readouterr().err
     assert main(["recipes", "copy"]) == 2
+
+
+def test_says_what_a_large_file_for_validation_costs_and_what_works_without_a_network() -> None:
+    Path("dev.txt").write_text("0\t不好\n" * 2500, encoding="utf-8")
+    recipe, text = first("train.txt", "".join(f"{label}\t{words}\n" for label, words in rows()))
+    assert "scored on all 2,500 rows" in text and recipe.data.valid == ["dev.txt"]
+    assert max(map(len, text.splitlines())) <= 120
+    offline = text.replace("{type: bert, pretrained: bert-base-chinese}", "{type: bert, size: mini}")
+    assert offline != text and "write one of these in place of `pretrained: bert-base-chinese`" in text
+    Path("offline.yaml").write_text(offline, encoding="utf-8")
+    assert main(["check", "offline.yaml"]) == 0

@@ -158,6 +158,7 @@ def test_a_hub_out_of_reach_is_asked_once(tmp_path: Path, changes: list[str]) ->
     assert done.returncode == 2, done.stderr
     assert [line.startswith("dtrain: ") for line in done.stderr.splitlines()] == [True], done.stderr
     assert "nobody/x" in done.stderr and "Retrying" not in done.stderr
+    assert not (tmp_path / "runs").exists()
     assert time.monotonic() - begin < 26
 
 

@@ -73,7 +73,8 @@ def test_rows_labels_and_models_in_a_few_lines(topics: Path, capsys: pytest.Capt
 def test_what_cannot_be_known_of_models_is_said(topics: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A misspelt folder passed for a hub model without a word."""
     assert main(["check", str(topics), "teachers.bert.model={type: bert, pretrained: bert-base-chines}"]) == 0
-    assert "from the hub, and not looked at before prepare: bert-base-chines\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "by the first run from the Hugging Face hub: bert-base-chines (without a network: name a model's folder" in told
 
 
 @pytest.mark.parametrize(
