@@ -24,7 +24,7 @@ from dtrain.manual.reference import WIDTH, filled
 from dtrain.predict import texts as predict_texts
 
 PAGE = FOLDER / "problems.md"
-SHOWN = 260  # characters of a line
+SHOWN = 320  # characters of a line
 
 TEXTS = {"sport": "球赛进攻队员", "money": "股票银行基金"}
 ROWS = [{"text": TEXTS[label] + str(n), "label": label} for n in range(30) for label in TEXTS]
@@ -70,47 +70,49 @@ PREDICT = "predict RECIPE --model cnn --input"
 CASES = [
     Case("a key is misspelt", command="check RECIPE launch.proceses=2"),
     Case("a file is not there", "train: trian.jsonl"),
-    Case("the column has another name, in every row", "train: train.jsonl, columns: {text: sentence}"),
-    Case("a JSON array in place of JSON lines", files={"train.jsonl": json.dumps(ROWS, indent=1)}),
-    Case("`;` between the columns of a CSV", "train: t.csv", {"t.csv": "text;label\n" + TSV.replace("\t", ";")}),
-    Case("text in another encoding", "train: t.tsv", {"t.tsv": ("text\tlabel\n" + TSV).encode("gb18030")}),
-    Case("a stray quote makes one row of several", "train: t.csv", {"t.csv": stray_quotes()}),
-    Case("`header: false`, and there is one", NUMBERED, {"train.tsv": "text\tlabel\n" + TSV}),
+    Case("every row lacks the column that the recipe names", "train: train.jsonl, columns: {text: sentence}"),
+    Case("a file holds one JSON array instead of JSON lines", files={"train.jsonl": json.dumps(ROWS, indent=1)}),
+    Case("a text holds a tab, in a file whose columns are separated by tabs", NUMBERED,
+         {"train.tsv": TSV.replace("3\t", "3\tx\t", 1)}),
+    Case("the columns of a CSV file are separated by `;`", "train: t.csv", {"t.csv": "text;label\n" + TSV.replace("\t", ";")}),
+    Case("a file is in another encoding", "train: t.tsv", {"t.tsv": ("text\tlabel\n" + TSV).encode("gb18030")}),
+    Case("a stray quotation mark joins several rows", "train: t.csv", {"t.csv": stray_quotes()}),
+    Case("`header: false`, but the file has a header", NUMBERED, {"train.tsv": "text\tlabel\n" + TSV}),
     Case(
-        "every text has two labels",
+        "texts occur with two labels",
         NUMBERED,
         {"train.tsv": TSV + TSV.replace("sport", "x").replace("money", "sport").replace("x", "money")},
     ),
-    Case("validation and test are one file", "train: train.jsonl, valid: v.jsonl, test: v.jsonl",
+    Case("one file is used for validation and test", "train: train.jsonl, valid: v.jsonl, test: v.jsonl",
          {"train.jsonl": JSON, "v.jsonl": JSON.replace('"text": "', '"text": "再')}),
-    Case("training rows are in the test", "train: train.jsonl, test: t.jsonl",
+    Case("training rows are also in the test set", "train: train.jsonl, test: t.jsonl",
          {"train.jsonl": JSON, "t.jsonl": JSON.replace("球", "足")}),
-    Case("a label that no training row has", "train: train.jsonl, test: v.jsonl",
+    Case("a label does not occur in training", "train: train.jsonl, test: v.jsonl",
          {"train.jsonl": JSON, "v.jsonl": JSON.replace("sport", "film", 1)}),
-    Case("one stray tag of another scheme", f"{TAGGING}.bio", {"train.bio": BIO + "李 B-PER\n四 E-PER\n\n"}, model=IDCNN),
-    Case("a BIOES file among BIO ones", f"{TAGGING}.bio, test: test.bio",
+    Case("one tag belongs to another scheme", f"{TAGGING}.bio", {"train.bio": BIO + "李 B-PER\n四 E-PER\n\n"}, model=IDCNN),
+    Case("one file is BIOES, another is BIO", f"{TAGGING}.bio, test: test.bio",
          {"train.bio": BIO, "test.bio": BIO.replace("三 I", "三 E").replace("京 I", "京 E")}, model=IDCNN),
-    Case("span ends are exclusive, and nothing says so", f"{TAGGING}.jsonl", {"train.jsonl": spans(1)}, model=IDCNN),
-    Case("span ends are inclusive, and one is beyond its text", f"{TAGGING}.jsonl, columns: {{span_end: inclusive}}",
+    Case("the ends of spans are exclusive, and the recipe does not say so", f"{TAGGING}.jsonl", {"train.jsonl": spans(1)}, model=IDCNN),
+    Case("a span ends beyond its text", f"{TAGGING}.jsonl, columns: {{span_end: inclusive}}",
          {"train.jsonl": spans(1)}, model=IDCNN),
-    Case("word vectors with a line that holds no number",
+    Case("a file of word vectors holds something that is no number",
          files={"train.jsonl": JSON, "vec.txt": "球 1 2\n赛 1 oops\n"},
          model="{type: textcnn, filters: 4, widths: [2], embedding: 2, vectors: vec.txt}"),
-    Case("a pretrained folder that is empty", files={"train.jsonl": JSON, "bert/README": ""},
+    Case("the folder of a pretrained model lacks its files", files={"train.jsonl": JSON, "bert/README": ""},
          model="{type: bert, pretrained: ./bert}"),
     Case("`output_dir` is a file", command="check RECIPE output_dir=train.jsonl"),
-    Case("a stage before its inputs are there", command="finetune RECIPE"),
-    Case("a table with a header, a model trained on numbered columns", NUMBERED,
+    Case("a stage is run before its inputs exist", command="finetune RECIPE"),
+    Case("new text has a header, but the model was trained on numbered columns", NUMBERED,
          {"new.tsv": "qid\ttext_a\n0\t球赛进攻\n1\t股票\n"}, f"{PREDICT} new.tsv"),
-    Case("pairs of texts are asked of a model for one", NUMBERED, {}, f"{PREDICT} new.tsv --columns text=a,text_b=b"),
-    Case("answers into a folder", NUMBERED, {"out/x": ""}, f"{PREDICT} train.tsv --output out"),
-    Case("a model that the recipe has not", NUMBERED, {}, "predict RECIPE --model cnm --input train.tsv"),
-    Case("nothing on stdin", NUMBERED, {}, f"{PREDICT} -"),
+    Case("pairs of texts are given to a model for single texts", NUMBERED, {}, f"{PREDICT} new.tsv --columns text=a,text_b=b"),
+    Case("the output of predict is a folder", NUMBERED, {"out/x": ""}, f"{PREDICT} train.tsv --output out"),
+    Case("predict names a model that is not in the recipe", NUMBERED, {}, "predict RECIPE --model cnm --input train.tsv"),
+    Case("there is nothing on stdin", NUMBERED, {}, f"{PREDICT} -"),
 ]  # fmt: skip
 
 
 def run(case: Case, trained: Path) -> tuple[str, int]:
-    """What a case says on stderr, its lines joined, and its exit code. `trained` is the folder of a finished run."""
+    """What a case says on stderr, and its exit code. `trained` is the folder of a finished run."""
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(trained if case.command.startswith("predict") else folder),
@@ -127,7 +129,7 @@ def run(case: Case, trained: Path) -> tuple[str, int]:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), stdin:
             code = main(words)
     here = os.path.realpath(folder) + os.sep
-    return "; ".join(line.replace(here, "") for line in told.getvalue().strip().splitlines()), code
+    return told.getvalue().strip().replace(here, ""), code
 
 
 def write_recipe(case: Case) -> None:
@@ -159,20 +161,24 @@ def trained_run() -> Iterator[Path]:
 def page() -> str:
     """The page in Markdown."""
     parts = [
-        "# What is said of wrong input",
+        "# Messages about wrong input",
         "This page is made by running each case: `python -m tests.problem_table`.",
         filled(
-            "A line is said of each kind of problem, with the first place, how many more there are, and what to set. What "
-            "may be meant is a warning (on stderr, and for the data in the report), and the exit code is 0."
+            "dtrain reports each kind of problem in one line on stderr: the file and line, or the recipe's key, where it was "
+            "found first, what to change, and how many more there are. Exit code 2 means that nothing was written. Where the "
+            "input may be right as it is, the line is a warning and the exit code is 0; warnings about data are also in the "
+            "report."
         ),
     ]
     with trained_run() as trained:
         for case in CASES:
             said, code = run(case, trained)
             said = said.replace("dtrain: ", "").replace("`", "'")
-            said = said if len(said) <= SHOWN else f"{said[: SHOWN - 4]} ..."
-            said = textwrap.fill(said, WIDTH, break_long_words=False, break_on_hyphens=False)
-            parts += [f"## {case.problem}", f"Exit code {code}.", f"```text\n{said}\n```"]
+            lines = [line if len(line) <= SHOWN else f"{line[: SHOWN - 4]} ..." for line in said.splitlines()]
+            filled_lines = (
+                textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in lines
+            )
+            parts += [f"## {case.problem}", f"Exit code {code}.", "```text\n" + "\n".join(filled_lines) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -186,7 +186,7 @@ FILES: list[tuple[str, str, bytes, list[str]]] = [
     ("a row lacks its label", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b"}\n', ["train.jsonl:2", "label"]),
     ("half a surrogate pair", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": "\\ud800", "label": "b"}\n', ["train.jsonl:2", "surrogate"]),
     ("train has one label", "train.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b", "label": "a"}\n', ["label", "at least 2"]),
-    ("valid has an unseen label", "valid.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b", "label": "z"}\n', ["valid.jsonl:2", "'z'", "never seen in training"]),
+    ("valid has an unseen label", "valid.jsonl", b'{"text": "a", "label": "a"}\n{"text": "b", "label": "z"}\n', ["valid.jsonl:2", "'z'", "does not occur in training"]),
 ]  # fmt: skip
 
 

@@ -74,7 +74,9 @@ def recipe_for(path: Path) -> str:
     for part, found in parts.items():
         rows = _count_lines(found) if part == "valid" and guess.format != "conll" else 0
         if rows > EVALUATED:
-            lines.append(f"  # each model is scored on all {rows:,} rows of this file after every epoch, which takes its time on")
+            lines.append(
+                f"  # each model is scored on all {rows:,} rows of this file after every epoch, which takes its time on"
+            )
             lines.append("  # a CPU: a file with a thousand of them is enough to choose by (head -n 1000)")
         lines.append(f"  {part}: {_quoted(str(found))} # found beside it")
     if "valid" not in parts:

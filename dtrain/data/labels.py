@@ -18,7 +18,7 @@ def outside(data: Data) -> tuple[str, str]:
     """Why a label or type is none of those allowed, and what to do about it."""
     if data.labels is not None:
         return "is not in data.labels", ""
-    return "is never seen in training", "; where it is meant, list every one in data.labels"
+    return "does not occur in training", "; if it is right, list all of them in data.labels"
 
 
 def check_all_or_none(part: str, bare: np.ndarray, rows: Rows, files: list[str], problems: Problems) -> None:

@@ -80,9 +80,7 @@ def _layout(line: str) -> str:
     if begins[0] != "[" and begins != "{":
         return ""
     found, query = ("one array", ".[]") if begins[0] == "[" else ("objects over several lines", ".")
-    return (
-        f"the file seems to hold {found}, and one object a line is read: jq -c '{query}' FILE > FILE.jsonl writes it so"
-    )
+    return f"the file seems to hold {found}, but each line must be one object; convert it by: jq -c '{query}' FILE > FILE.jsonl"
 
 
 def _json_object(line: str) -> Record:
@@ -155,7 +153,7 @@ def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> 
             like = "the header" if header else f"line {first_line}"
             found = f"{len(row.columns)} column(s), but {like} has {len(columns)}"
             if row.lines:
-                found += f"; a quote opens in this row, which goes on over {len(row.lines) - 1} more line(s); {MEND}"
+                found += f"; a quotation mark opens in this row, which continues over {len(row.lines) - 1} more line(s); {MEND}"
                 add_misread(problems, source, row.line, found, line, kind="quotes")
             else:
                 kind = "columns" if len(row.columns) > len(columns) else "too few columns"

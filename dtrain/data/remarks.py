@@ -22,7 +22,7 @@ def remark_on_sources(sources: list[Source], problems: Problems) -> None:
     for source in sources:
         used = parts.pop(str(resolve_path(source.name).resolve()), [])
         if len(set(used)) > 1 and set(used) != {"train", "transfer"}:
-            problems.remark(f"{source.name}: is the file of {' and of '.join(f'data.{part}' for part in used)}")
+            problems.remark(f"{source.name}: is used for both {' and '.join(f'data.{part}' for part in used)}")
 
 
 def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
@@ -37,7 +37,7 @@ def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
             problems.remark(f"data.{part} and data.{other} hold the same texts")
         elif shared > SHARED * len(texts[other]):
             problems.remark(
-                f"data.{other}: {shared:,} of {len(texts[other]):,} rows have a text that is in data.{part}, too"
+                f"data.{other}: {shared:,} of {len(texts[other]):,} rows have a text that is also in data.{part}"
             )
 
 
@@ -73,6 +73,6 @@ def remark_on_labels(train: Rows, sources: list[Source], files: list[str], heade
     if told > CONTRADICTED * len(train):
         key, row = next(iter(contradictions.items()))
         problems.remark(
-            f"{files[train.file[row]]}:{train.line[row]}: {told:,} of {len(train):,} training rows have a text that is there "
-            f"with another label, too; here {shortened(key[0])!r} is {train.label[row]!r}, before {labels[key]!r}"
+            f"{files[train.file[row]]}:{train.line[row]}: {told:,} of {len(train):,} training rows have a text that also occurs "
+            f"with another label; here {shortened(key[0])!r} has the label {train.label[row]!r}, earlier {labels[key]!r}"
         )

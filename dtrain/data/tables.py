@@ -14,7 +14,7 @@ FIELD_CHARACTERS = 1 << 30  # of a quoted column; the csv module's own bound, 13
 SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ","}  # by the recipe's word for them
 
 
-MEND = "mend the quotes, or set data.quoting: none to read them as text"
+MEND = "correct the quotation marks, or set data.quoting: none if they are part of the text"
 
 
 class TableRow(NamedTuple):
@@ -130,9 +130,9 @@ class SpanningRows:
             begins, line, label, _ = swallowed[0]
             rows = len({suspect[0] for suspect in swallowed})
             problems.add(
-                f"{name}:{begins}: a quote opens here and makes one row of several: line {line} is a row by itself, with "
-                f"the label {shortened(label)!r}{f' ({rows:,} rows of this kind)' if rows > 1 else ''}; {MEND} (quotes, if "
-                "they are meant)",
+                f"{name}:{begins}: a quotation mark opens here and joins several lines into one row, but line {line} looks "
+                f"like a row of its own with the label {shortened(label)!r}{f' ({rows:,} such rows)' if rows > 1 else ''}; "
+                f"{MEND} (data.quoting: quotes if such rows are right as they are)",
                 f"{name}: quotes",
             )
         elif self.count:
@@ -142,7 +142,7 @@ class SpanningRows:
 def mended_row(source: Source, row: TableRow, width: int) -> str:
     """What to do about a row with more or fewer columns than the table's `width`."""
     if len(row.columns) < width:
-        return "a column is missing, or a text goes on in the next line: mend the row, or delete it"
+        return "a column is missing, or a text continues on the next line: correct the row, or delete it"
     name = SEPARATORS.get(source.separator, source.separator)
     held = f"a text may hold a {name}" if name == "tab" else f"a text may hold {name!r}"
     instead = "put that text in quotes" if source.quoted else "write a space in its place"

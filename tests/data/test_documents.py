@@ -117,14 +117,14 @@ def test_tags_that_make_no_entity_are_counted(write: Write) -> None:
     with pytest.raises(InputError) as caught:
         read(train=[first, second])
     assert caught.value.problems == [
-        f"data.scheme: {second} is in scheme bio, but {first} in iob1, where {second}:1: 'B-X' makes no whole entity; one "
-        "scheme is read: convert a file"
+        f"data.scheme: {second} is in scheme bio, but {first} is in iob1, in which {second}:1: 'B-X' is part of no "
+        "complete entity; convert one of the files"
     ]
     corpus = read(train=[first, second], scheme="bio")
     assert corpus.scheme == "bio"
     assert corpus.parts["train"].spans == [[], [(1, 2, "X")], [(0, 1, "X"), (1, 2, "Y")]]
     assert corpus.remarks == [
-        f"{first}: 3 tag(s) make no whole entity in scheme bio: read as O ({first}:2: 'I-X')",
+        f"{first}: 3 tag(s) are part of no complete entity in scheme bio and are read as O ({first}:2: 'I-X')",
     ]
     assert read(train=[first, second], scheme="iob1").parts["train"].spans[0] == [(1, 2, "X")]
 
@@ -156,7 +156,7 @@ def test_wrong_tag_files(write: Write, content: str, keys: dict[str, Any], probl
 
 def test_types_and_labels_over_parts(write: Write) -> None:
     train = write("a.conll", "a B-X\n\n" * 4)
-    with pytest.raises(InputError, match=r"v.conll:3: entity 'b': type 'Y' is never seen in training .allowed: X"):
+    with pytest.raises(InputError, match=r"v.conll:3: entity 'b': type 'Y' does not occur in training .allowed: X"):
         read(train=train, valid=write("v.conll", "a B-X\n\nb B-Y\n"), labels=None)
     mixed = write("t.json", line("a", {}) + '{"text": "b"}\n')
     with pytest.raises(InputError, match=r"t.json:2: has no label, but other test rows have one"):

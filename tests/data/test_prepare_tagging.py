@@ -175,7 +175,7 @@ def test_every_piece_has_whole_entities(prepare_run: Prepare, tmp_path: Path) ->
         entities = Tokens([data.labels[tag] for tag in tags], IOBES).entities
         found[document] += [(start + e.start, start + e.end, e.tag) for e in entities]
     assert found == wanted
-    with pytest.raises(InputError, match="raise data.max_length, or mend the entity"):
+    with pytest.raises(InputError, match="raise data.max_length, or correct the entity"):
         prepare_run({**section, "max_length": 15}, students=(TAGGER,), identities={"rows": "rows-2"})
 
 

@@ -71,8 +71,8 @@ def test_a_stray_tag_is_named_and_costs_its_entity_alone(write: Write) -> None:
     assert corpus.remarks == [
         f"{train}:602: 'E-PER'".join(
             [
-                f"{train}: 1 tag(s) are not in scheme bio, which fits most (",
-                "): read as O, as are what they touch and what makes no whole entity, 2 tag(s) in all",
+                f"{train}: 1 tag(s) do not belong to scheme bio, which fits the others (first: ",
+                "); they and the incomplete entities around them, 2 tag(s) in all, are read as O",
             ]
         )
     ]
@@ -83,27 +83,32 @@ def test_a_type_that_only_another_file_has_is_offered_data_labels(write: Write) 
     train = write("t.bio", tagged(TEXT, ENTITIES, "bio") * 9)
     test = write("v.bio", tagged("李四去", [Span(0, 2, "NAME")], "bio") * 3)
     problem = refused(train, test=test)
-    assert "v.bio:1: entity '李四': type 'NAME' is never seen in training (allowed: LOC, PER)" in problem
-    assert problem.endswith("list every one in data.labels (2 more like it)")
+    assert "v.bio:1: entity '李四': type 'NAME' does not occur in training (allowed: LOC, PER)" in problem
+    assert problem.endswith("list all of them in data.labels (2 more like it)")
     assert read(train, test=test, labels=["LOC", "NAME", "PER"]).types == ["LOC", "NAME", "PER"]
 
 
 def test_files_of_two_schemes_are_refused_with_both(write: Write) -> None:
     train, test = write("t.bio", tagged(TEXT, ENTITIES, "bio") * 9), write("v.bio", tagged(TEXT, ENTITIES, "bioes") * 9)
     assert refused(train, test=test) == (
-        f"data.scheme: {test} is in scheme bioes, but {train} in bio, where {test}:2: 'E-PER' makes no whole entity; one "
-        "scheme is read: convert a file"
+        f"data.scheme: {test} is in scheme bioes, but {train} is in bio, in which {test}:2: 'E-PER' is part of no "
+        "complete entity; convert one of the files"
     )
     more = write("w.bio", tagged(TEXT, ENTITIES, "bioes") * 99)
     problem = refused(train, test=more)
-    assert problem.startswith(f"data.scheme: {train} is in scheme bio, but {more} in bioes, where {train}:1: 'B-PER'")
+    assert problem.startswith(
+        f"data.scheme: {train} is in scheme bio, but {more} is in bioes, in which {train}:1: 'B-PER'"
+    )
 
 
 def test_a_file_of_two_schemes_is_refused(write: Write) -> None:
     mixed = write("t.bio", tagged(TEXT, ENTITIES, "bio") * 9 + tagged(TEXT, ENTITIES, "bioes") * 2)
     problem = refused(mixed)
-    assert "8 of 44 tags make no whole entity in bio, the scheme that fits most, and would be read as O" in problem
-    assert f"({mixed}:56: 'E-PER'); mend the tags, or set data.scheme" in problem
+    assert (
+        "8 of 44 tags are part of no complete entity in bio, the scheme that fits best, and would be read as O"
+        in problem
+    )
+    assert f"({mixed}:56: 'E-PER'); correct the tags, or set data.scheme" in problem
 
 
 def test_the_stray_tags_of_the_cases(cases: Path) -> None:

@@ -79,7 +79,9 @@ def stray(rows: int = 30, opens: int = 3, closes: int = 8) -> str:
 def test_rows_that_a_stray_quote_swallowed_are_refused(write: Write) -> None:
     train = write("t.csv", stray())
     problem = refused(train)
-    assert problem.startswith(f"{train}:5: a quote opens here and makes one row of several: line 5 is a row by itself")
+    assert problem.startswith(
+        f"{train}:5: a quotation mark opens here and joins several lines into one row, but line 5 looks like a row"
+    )
     assert "'体育'" in problem
     assert "set data.quoting: none" in problem
     corpus = read(train, quoting="none")
@@ -93,7 +95,7 @@ def test_rows_that_a_stray_quote_swallowed_are_refused(write: Write) -> None:
 
 def test_swallowed_rows_of_unlabelled_files_are_refused(write: Write) -> None:
     train = write("t.csv", "text,label\n一,体育\n二,财经\n")
-    assert ":5: a quote opens here" in refused(train, transfer=write("more.csv", stray()))
+    assert ":5: a quotation mark opens here" in refused(train, transfer=write("more.csv", stray()))
 
 
 @pytest.mark.parametrize("label_first", [False, True])
@@ -132,10 +134,10 @@ def test_check_and_prepare_tell_remarks(write: Write, tmp_path: Path, capsys: py
 
 def test_the_stray_quotes_of_the_cases(cases: Path) -> None:
     train = str(cases / "csv-stray-quote" / "train.csv")
-    assert ":12: a quote opens here" in refused(train)
+    assert ":12: a quotation mark opens here" in refused(train)
     assert len(read(train, quoting="none").parts["train"]) == 60
     whole = str(cases / "header-forgotten" / "train.tsv")
-    assert ":5: a quote opens here" in refused(whole, transfer=train.replace("train.csv", "predict.csv"))
+    assert ":5: a quotation mark opens here" in refused(whole, transfer=train.replace("train.csv", "predict.csv"))
 
 
 def test_quotes_of_a_spreadsheet_in_a_tab_separated_file_are_told(write: Write) -> None:
@@ -337,9 +339,9 @@ def test_labels_that_only_another_part_has(write: Write) -> None:
     train = write("t.tsv", "text\tlabel\n一\ta\n二\tb\n")
     problem = refused(train, test=write("v.tsv", "text\tlabel\n一\ta\n二\tc\n三\td\n四\tc\n"))
     assert (
-        "v.tsv:3: label 'c' is never seen in training (allowed: a, b); 2 more row(s) have this label or 'd'" in problem
+        "v.tsv:3: label 'c' does not occur in training (allowed: a, b); 2 more row(s) have this label or 'd'" in problem
     )
-    assert "list every one in data.labels" in problem
+    assert "list all of them in data.labels" in problem
     first = write("h.tsv", "text\tlabel\n一\ta\n")
     assert "if the file has a header, set data.header: true" in refused(
         write("n.tsv", "一\ta\n二\tb\n"), test=first, **NUMBERED
@@ -392,14 +394,14 @@ def test_a_header_that_is_read_as_a_row_is_told(write: Write) -> None:
 def test_texts_with_opposite_labels_are_told(write: Write) -> None:
     train = write("t.tsv", "text\tlabel\n" + "".join(f"{n}\ta\n{n}\tb\n" for n in range(10)) + "一\ta\n" * 5)
     (remark,) = read(train).remarks
-    assert remark.startswith(f"{train}:3: 20 of 25 training rows have a text that is there with another label, too")
-    assert "here '0' is 'b', before 'a'" in remark
+    assert remark.startswith(f"{train}:3: 20 of 25 training rows have a text that also occurs with another label")
+    assert "here '0' has the label 'b', earlier 'a'" in remark
 
 
 def test_one_file_in_two_parts_is_told(write: Write, tmp_path: Path) -> None:
     train, valid = write("t.tsv", "text\tlabel\n一\ta\n二\tb\n"), write("v.tsv", "text\tlabel\n三\ta\n四\tb\n")
     remarks = read(train, valid=valid, test=f"{tmp_path}/./v.tsv").remarks
-    assert remarks[0] == f"{valid}: is the file of data.valid and of data.test"
+    assert remarks[0] == f"{valid}: is used for both data.valid and data.test"
     copied = write("w.tsv", Path(valid).read_text(encoding="utf-8"))
     assert read(train, valid=valid, test=copied).remarks == ["data.valid and data.test hold the same texts"]
     assert read(train, transfer=train).remarks == []
@@ -421,7 +423,7 @@ def test_texts_of_training_in_another_part_are_told_in_any_order(write: Write) -
     assert read(train, valid=copied).remarks == ["data.train and data.valid hold the same texts"]
     other = "".join(f"另外{n}\ta\n" for n in range(7))
     slipped = write("w.tsv", "text\tlabel\n" + other + "".join(rows[:3]))
-    assert read(train, test=slipped).remarks == ["data.test: 3 of 10 rows have a text that is in data.train, too"]
+    assert read(train, test=slipped).remarks == ["data.test: 3 of 10 rows have a text that is also in data.train"]
     few = write("x.tsv", "text\tlabel\n" + other + "再\ta\n啊\ta\n" + rows[0])
     assert read(train, test=few).remarks == []
     assert read(train, transfer=copied).remarks == []

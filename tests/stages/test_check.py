@@ -74,7 +74,9 @@ def test_what_cannot_be_known_of_models_is_said(topics: Path, capsys: pytest.Cap
     """A misspelt folder passed for a hub model without a word."""
     assert main(["check", str(topics), "teachers.bert.model={type: bert, pretrained: bert-base-chines}"]) == 0
     told = capsys.readouterr().out
-    assert "by the first run from the Hugging Face hub: bert-base-chines (without a network: name a model's folder" in told
+    assert (
+        "by the first run from the Hugging Face hub: bert-base-chines (without a network: name a model's folder" in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,8 +118,8 @@ def test_tags_that_are_read_as_o_are_told(tmp_path: Path, capsys: pytest.Capture
         f"valid     31 documents  {tmp_path}/train.bio",
         "2 entity types, scheme bio: LOC 1, PER 30",
     ]
-    assert f"{tmp_path}/train.bio: 1 tag(s) make no whole entity in scheme bio: read as O" in told.err
-    assert f"{tmp_path}/train.bio: is the file of data.train and of data.valid" in told.err
+    assert f"{tmp_path}/train.bio: 1 tag(s) are part of no complete entity in scheme bio and are read as O" in told.err
+    assert f"{tmp_path}/train.bio: is used for both data.train and data.valid" in told.err
 
 
 def test_the_resolved_recipe_is_printed_alone(topics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

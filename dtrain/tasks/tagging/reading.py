@@ -144,11 +144,11 @@ class SentenceReader:
             rows.append(text, f"{self.file}:{sentence.line}", self.file, sentence.line, spans=spans)
         if strays:
             self.problems.remark(
-                f"{name}: {strays:,} tag(s) are not in scheme {self.scheme}, which fits most ({first_stray}): read as O, as "
-                f"are what they touch and what makes no whole entity, {lost:,} tag(s) in all"
+                f"{name}: {strays:,} tag(s) do not belong to scheme {self.scheme}, which fits the others (first: {first_stray}); "
+                f"they and the incomplete entities around them, {lost:,} tag(s) in all, are read as O"
             )
         elif lost:
-            what = f"{lost:,} tag(s) make no whole entity in scheme {self.scheme}: read as O ({first_lost})"
+            what = f"{lost:,} tag(s) are part of no complete entity in scheme {self.scheme} and are read as O ({first_lost})"
             self.problems.remark(f"{name}: {what}")
 
     def _entities(self, tags: list[str]) -> tuple[list[Span], list[int]]:
@@ -261,5 +261,5 @@ def _check_entities(data: Data, corpus: Corpus, problems: Problems) -> dict[str,
                     problems.add(f"{place}: {found} {allowed}{remedy}", f"{part}: type {span.type}")
                 elif span.end - span.start > most:
                     found = f"{span.end - span.start} characters, and data.max_length leaves {most} a piece"
-                    problems.add(f"{place}: has {found}; raise data.max_length, or mend the entity", "too long")
+                    problems.add(f"{place}: has {found}; raise data.max_length, or correct the entity", "too long")
     return columns

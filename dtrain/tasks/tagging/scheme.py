@@ -98,8 +98,8 @@ def find_scheme(files: Sequence[TagFile]) -> str:
                     other.name: other.count_lost(scheme) / max(n, 1) for other, n in zip(files, totals, strict=True)
                 }
                 raise InputError(
-                    f"data.scheme: {file.name} is in scheme {own}, but {min(shares, key=lambda name: shares[name])} in "
-                    f"{scheme}, where {file.first_lost(scheme)} makes no whole entity; one scheme is read: convert a file"
+                    f"data.scheme: {file.name} is in scheme {own}, but {min(shares, key=lambda name: shares[name])} is in "
+                    f"{scheme}, in which {file.first_lost(scheme)} is part of no complete entity; convert one of the files"
                 )
     lost = sum(file.count_lost(scheme) for file in files)
     if lost <= LOST * sum(totals):
@@ -111,8 +111,8 @@ def find_scheme(files: Sequence[TagFile]) -> str:
         raise InputError(f"data.scheme: the tags are of no one scheme: found {places} (allowed: {schemes})")
     first = next(file for file in files if file.count_lost(scheme)).first_lost(scheme)
     raise InputError(
-        f"data.scheme: {lost:,} of {sum(totals):,} tags make no whole entity in {scheme}, the scheme that fits most, and "
-        f"would be read as O ({first}); mend the tags, or set data.scheme to read them so"
+        f"data.scheme: {lost:,} of {sum(totals):,} tags are part of no complete entity in {scheme}, the scheme that fits best, and "
+        f"would be read as O ({first}); correct the tags, or set data.scheme to read them so"
     )
 
 

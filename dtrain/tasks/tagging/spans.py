@@ -99,8 +99,8 @@ class EndFinder:
             return wanted
         if self.counts[EXCLUSIVE] > self.counts[INCLUSIVE]:
             problems.remark(
-                f"{self.places[EXCLUSIVE]}: span ends are read as exclusive, the place after the last character: "
-                f"{self.counts[EXCLUSIVE]:,} span(s) tell so (data.columns.span_end: inclusive says otherwise)"
+                f"{self.places[EXCLUSIVE]}: span ends are read as exclusive (one beyond the last character), as "
+                f"{self.counts[EXCLUSIVE]:,} span(s) show; if that is wrong, set data.columns.span_end: inclusive"
             )
             return EXCLUSIVE
         if self.any is not None and not self.counts[INCLUSIVE]:
