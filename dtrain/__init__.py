@@ -1,30 +1,40 @@
 """dtrain: distil a large text encoder, fine-tuned over many GPUs, into small fast models.
 
-`dtrain.load(folder)` gives any model that dtrain wrote, and `dtrain.Predictor(folder)(texts)` its answers. Everything else
-is the command line (`dtrain -h`).
+What this module promises to keep is in `__all__`. `dtrain help prediction` shows it in use; everything else is the command
+line (`dtrain -h`).
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dtrain.errors import DtrainError, InputError
 from dtrain.version import __version__
 
 if TYPE_CHECKING:
+    from dtrain.api import check, run
+    from dtrain.knowledge.reader import StoreReader
     from dtrain.models import load
     from dtrain.predict.predictor import Predictor
 
-__all__ = ["Predictor", "__version__", "load"]
+__all__ = ["DtrainError", "InputError", "Predictor", "StoreReader", "__version__", "check", "load", "run"]
+
+# torch takes over a second to import: only who asks for something that needs it pays for it.
+_HOMES = {
+    "Predictor": "dtrain.predict.predictor",
+    "StoreReader": "dtrain.knowledge.reader",
+    "check": "dtrain.api",
+    "load": "dtrain.models",
+    "run": "dtrain.api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes over a second to import: only who loads a model pays for it.
-    if name == "load":
-        from dtrain.models import load
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dtrain' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-        return load
-    if name == "Predictor":
-        from dtrain.predict.predictor import Predictor
 
-        return Predictor
-    raise AttributeError(f"module 'dtrain' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -10,7 +10,8 @@ import shutil
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dtrain import __version__
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, DtrainError, InputError, suggest
@@ -233,18 +234,24 @@ def _without_recipe(arguments: argparse.Namespace) -> int:
 def _command(arguments: argparse.Namespace) -> int:
     if not hasattr(arguments, "recipe"):
         return _without_recipe(arguments)
-    from dtrain.recipe import load_recipe
-
     name = arguments.command
+    stage = None if name in COMMANDS else find_stage(name)
     here = "LOCAL_RANK" in os.environ or getattr(arguments, "here", False)
     try:
+        place = _model_folder(stage, arguments)
+        if stage is not None and place is not None:
+            from dtrain.stages.runner import run_on_folder
+
+            return run_on_folder(stage, place, _options(stage, arguments))
         machines, group = _places(arguments)
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        recipe = _recipe(stage, arguments)
         if name == "stages":  # for launch/local.sh and launch/slurm/pipeline.sh
             print("\n".join(job_lines(recipe) if arguments.jobs else [stage.name for stage in of_run(recipe)]))
             return EXIT_DONE
         names, corpus = _stages(arguments, recipe), None
-        if name == "check" or not here:  # the ranks of a launch let the main one do it, once they are connected
+        if name == "check" or not (
+            here or recipe.kept
+        ):  # the ranks of a launch let the main one do it, once they are connected
             from dtrain.stages import check
 
             corpus = check.check_inputs(recipe)
@@ -261,7 +268,6 @@ def _command(arguments: argparse.Namespace) -> int:
 
         asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Cluster)}
         return submit(recipe, Cluster(**asked), dry_run=arguments.dry_run, local=arguments.local)
-    stage = None if name == "run" else find_stage(name)
     if stage is not None:
         for each in stage.options:
             if each.instead and getattr(arguments, each.name):
@@ -284,10 +290,34 @@ def _run_here(
 
     if stage is None or stage.job is not None:
         signals.listen()
-    options = {each.name: getattr(arguments, each.name) for each in stage.options if not each.instead} if stage else {}
+    options = _options(stage, arguments) if stage else {}
     # Who was started by `dtrain run`, or by hand in one process, was checked before.
     checked = "LOCAL_RANK" not in os.environ or getattr(arguments, "here", False)
     return run_stages(recipe, names, group=group, checked=checked, options=options)
+
+
+def _options(stage: Stage, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The stage's own options, as its page takes them."""
+    return {each.name: getattr(arguments, each.name) for each in stage.options if not each.instead}
+
+
+def _model_folder(stage: Stage | None, arguments: argparse.Namespace) -> Path | None:
+    """The model folder that stands in place of a recipe, if one does."""
+    place = Path(arguments.recipe)
+    if stage is None or not stage.folders or not (place / "config.json").is_file():
+        return None
+    if arguments.overrides:
+        raise InputError(f"{arguments.overrides[0]}: changes a recipe, and {place} is a model folder")
+    return place
+
+
+def _recipe(stage: Stage | None, arguments: argparse.Namespace) -> Recipe:
+    """The recipe, with its overrides; that of a run folder, where the stage reads no more than this."""
+    from dtrain import kept
+
+    if stage is None or not stage.kept:
+        return kept.load_recipe(arguments.recipe, arguments.overrides)
+    return kept.load_kept(arguments.recipe, arguments.overrides, models=stage.folders)
 
 
 def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:

@@ -38,6 +38,12 @@ def warn(text: str) -> None:
         _line(f"warning: {text}", sys.stderr)
 
 
+def tell(text: str) -> None:
+    """Print one line to stderr on the main rank, where stdout holds answers."""
+    if is_main_process():
+        _line(text, sys.stderr)
+
+
 _TO_BEGIN = "\r\x1b[K"  # to the line's begin, and the rest of it empty
 
 

@@ -23,7 +23,7 @@ from dtrain.pretraining.excluded import excluded_sources
 from dtrain.recipe.models import ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
-from dtrain.runfolder import RunFolder, file_fingerprint, fingerprint, is_done, read_json
+from dtrain.runfolder import DONE, RunFolder, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
 from dtrain.tasks.corpus import source_files
 from dtrain.tasks.rules import rules_of
@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def folder(self) -> RunFolder:
-        return RunFolder(Path(self.recipe.output_dir) / self.recipe.name)
+        return RunFolder(self.recipe.kept or Path(self.recipe.output_dir) / self.recipe.name)
 
     @cached_property
     def corpus(self) -> str:
@@ -285,6 +285,50 @@ class Plan:
 
     def _contents(self, files: list[Path]) -> list[str]:
         return [f"{path.name}:{self._file(path)}" for path in files]
+
+
+class KeptPlan(Plan):
+    """Of a run that is taken as it is: what its folders say they are complete for, whatever became of the sources."""
+
+    @cached_property
+    def corpus(self) -> str:
+        return _recorded(self.folder.data / "corpus")
+
+    def pretraining(self, phase: int) -> str:
+        return _recorded(self.folder.pretrained(phase))
+
+    @cached_property
+    def data(self) -> str:
+        return _recorded(self.folder.data / "rows")
+
+    def tokenizer(self, name: str) -> str:
+        return _recorded(self.folder.data / "encoded" / name)
+
+    def model(self, kind: str, name: str) -> str:
+        return _recorded(self.folder.model(kind, name))
+
+    def knowledge(self, teacher: str) -> str:
+        return _recorded(self.folder.knowledge(teacher))
+
+    def evaluation(self, kind: str, name: str) -> str:
+        record = _read(self.folder.model(kind, name) / "evaluation.json")
+        return str(record["fingerprint"]) if record else ""
+
+    @property
+    def search(self) -> str | None:
+        record = _read(self.folder.root / "search.json") if self.recipe.search else None
+        return str(record["fingerprint"]) if record else None
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """The plan of a recipe, or of a run that is taken as it is."""
+    return Plan(recipe) if recipe.kept is None else KeptPlan(recipe)
+
+
+def _recorded(folder: Path) -> str:
+    """What a folder says it is complete for, or that its model failed for; nothing where it says nothing."""
+    record = _read(folder / DONE) or _read(folder / "failed.json")
+    return str(record["fingerprint"]) if record else ""
 
 
 def _read(path: Path) -> Any:

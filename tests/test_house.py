@@ -19,8 +19,7 @@ LONGEST = 500  # lines of a file
 DOORS = {
     "dtrain.data.records": 1,  # `datasets`, where a file needs it: `check` takes no second for it
     "dtrain.hub": 2,  # huggingface_hub, where a recipe names something of the hub
-    "dtrain": 2,  # `dtrain.load` and `dtrain.Predictor`, without torch for everybody else
-    "dtrain.__main__": 10,  # the command line
+    "dtrain.__main__": 11,  # the command line
     "dtrain.launch": 1,  # the launcher, with torch, which a run of one process does without
     "dtrain.engines.choose": 4,  # FSDP2, half a second that other engines do without; deepspeed
     "dtrain.recipe.drawing": 1,  # optuna

@@ -18,9 +18,7 @@ from dtrain.data.encode import Encoder
 from dtrain.data.files import PARTS
 from dtrain.data.flat import FlatArray, flat_array, padded, pieces_of
 from dtrain.data.pieces import cut
-from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import DtrainError
-from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder, read_json
 
 
@@ -268,13 +266,13 @@ class PreparedData:
         return encoding
 
 
-def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, max_length: int) -> EncodedSplit:
+def encode_texts(encoder: Encoder, pad_id: int, texts: list[str], texts_b: list[str] | None) -> EncodedSplit:
     """An EncodedSplit of new, already normalised texts, with ids 0..N-1 and no labels, for prediction.
 
-    `tokenizer` is any saved tokenizer folder, a model's own included.
+    Args:
+        encoder: of a model's tokenizer; pad_id: its padding token.
     """
-    loaded = load_tokenizer(tokenizer)
-    encoded = Encoder(loaded, max_length, pairs=texts_b is not None)(texts, texts_b)
+    encoded = encoder(texts, texts_b)
     columns: dict[str, list[Any]] = {"text": texts} if texts_b is None else {"text": texts, "text_b": texts_b}
 
     def load_rows() -> Dataset:
@@ -286,24 +284,22 @@ def encode_texts(tokenizer: Path, texts: list[str], texts_b: list[str] | None, m
         tokens=np.fromiter(chain.from_iterable(encoded.ids), dtype=np.int32),
         types=None if encoded.types is None else np.fromiter(chain.from_iterable(encoded.types), dtype=np.int8),
         offsets=np.cumsum([0, *map(len, encoded.ids)]),
-        pad_id=loaded.pad_token_id,
+        pad_id=pad_id,
         load_rows=load_rows,
     )
 
 
-def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization, max_length: int) -> EncodedSplit:
+def encode_documents(encoder: CharacterEncoder, pad_id: int, texts: list[str], max_length: int) -> EncodedSplit:
     """An EncodedSplit of new documents without tags, for prediction: cut into pieces, as `prepare` does without knowing tags.
 
     Args:
-        tokenizer: any saved tokenizer folder of a tagger.
+        encoder: of a tagger's tokenizer; pad_id: its padding token.
         texts: as the user has them; row i is normalised here, character by character.
 
     Returns:
         Pieces with ids 0..N-1; `documents` are positions in `texts`, of which an empty one has a piece of one
         unknown character. Its rows are text, document and start.
     """
-    loaded = load_tokenizer(tokenizer)
-    encoder = CharacterEncoder(loaded, normalize)
     places = [(i, *piece) for i, text in enumerate(texts) for piece in cut(text, max_length - 2) or [(0, 0)]]
     pieces = [texts[i][start:end] for i, start, end in places]
     documents = np.array([i for i, _, _ in places], dtype=np.int64)
@@ -319,7 +315,7 @@ def encode_documents(tokenizer: Path, texts: list[str], normalize: Normalization
         tokens=np.fromiter(chain.from_iterable(ids), dtype=np.int32),
         types=None,
         offsets=np.cumsum([0, *map(len, ids)]),
-        pad_id=loaded.pad_token_id,
+        pad_id=pad_id,
         load_rows=load_rows,
         specials=encoder.specials,
         documents=documents,

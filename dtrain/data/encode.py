@@ -41,10 +41,13 @@ class Encoder:
         self.blank: int | None = self.backend.token_to_id(MASK)
         self.mask: int = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.unknown
         self.types = pairs and "token_type_ids" in tokenizer.model_input_names
+        self.backend.encode_special_tokens = True
 
     def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> Encoded:
-        # Set at every call, because pickling for a worker process loses it.
-        self.backend.encode_special_tokens = True
+        # Looked at in every call, because pickling for a worker process loses it; set once, because no other thread may
+        # be encoding then.
+        if not self.backend.encode_special_tokens:
+            self.backend.encode_special_tokens = True
         batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
         encodings = self.backend.encode_batch(batch)
         return Encoded(

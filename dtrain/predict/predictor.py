@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +10,45 @@ import torch
 
 from dtrain.errors import InputError
 from dtrain.models import load
-from dtrain.recipe.data import Normalization
-from dtrain.runfolder import read_json
-from dtrain.tasks.answers import Texts
-from dtrain.tasks.registry import ANSWERS
+from dtrain.predict.blocks import blocks, find_answers
+from dtrain.predict.folder import read_folder
+from dtrain.training.inference import BATCH_TOKENS
 from dtrain.training.workers import Workers
 
 
 class Predictor:
-    """Calls as `predictor(texts)`, for pairs `predictor(texts, texts_b)`.
+    """Answers as `dtrain predict` does: `predictor(texts)`, for pairs `predictor(texts, texts_b)`.
+
+    Several threads may call one predictor at a time. A CPU computes a batch on one core and several batches at a time, so
+    that an answer does not depend on the number of cores.
 
     Args:
         folder: of a model that dtrain wrote; it says how texts are prepared.
         device: where the model computes.
+        batch_tokens: padded tokens in one call of the model.
 
     Raises:
         InputError: the folder is no model folder, or does not say how its texts were prepared.
     """
 
-    def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, folder: str | Path, device: str | torch.device = "cpu", batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
         self.folder = Path(folder)
         self.device = torch.device(device)
+        self.batch_tokens = batch_tokens
         self.model = load(self.folder, self.device)
-        path = self.folder / "preprocessing.json"
-        try:
-            prepared = read_json(path)
-        except OSError:
-            raise InputError(f"{path}: is missing; how the texts were prepared is not known") from None
-        self.task: str = prepared.get("task", "classification")
-        self.texts: int = ANSWERS[self.task].texts or prepared.get("texts", 1)
-        self.normalize = Normalization.model_validate(prepared["normalize"])
-        self.max_length: int = prepared["max_length"]
+        known = read_folder(self.folder)
+        self.task, self.texts, self.normalize, self.max_length = (
+            known.task,
+            known.texts,
+            known.normalize,
+            known.max_length,
+        )
+        self._answers = known.answers
+        self._read = self._answers.reader(self.folder, self.normalize, self.max_length)
 
     def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> list[Any]:
         """The answer to each text.
@@ -50,12 +59,28 @@ class Predictor:
             character's tag in it.
 
         Raises:
-            InputError: one text a row for a model of pairs, or two for another.
+            InputError: one text a row for a model of pairs, or two for another; or something that is no text.
         """
-        answers, places = ANSWERS[self.task], range(len(texts))
+        return list(self.stream(texts, texts_b))
+
+    def stream(self, texts: Iterable[str], texts_b: Iterable[str] | None = None) -> Iterator[Any]:
+        """The same for any number of texts, as from a generator; memory holds a few thousand rows at a time.
+
+        Raises:
+            InputError: as `__call__`; the first rows may have been answered then.
+        """
         if (texts_b is None) != (self.texts == 1):
             needed = "one text" if self.texts == 1 else "two texts"
             raise InputError(f"{self.folder}: is a model for task {self.task!r}; give {needed} a row")
-        rows = Texts(list(places), texts, texts_b or [], list(places))
-        part = answers.encode(self.folder, rows, self.normalize, self.max_length)
-        return list(answers.find(self.model, part, rows, Workers(self.device, torch.get_num_threads())))
+        if isinstance(texts, str) or isinstance(texts_b, str):
+            raise InputError("give a list of texts, not one text")
+        rows = blocks(_checked(texts), None if texts_b is None else _checked(texts_b))
+        workers = Workers(self.device, torch.get_num_threads(), batch_tokens=self.batch_tokens)
+        return find_answers(self._answers, self.model, self._read, rows, workers)
+
+
+def _checked(texts: Iterable[str]) -> Iterator[str]:
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"row {place}: must be a text, found {type(text).__name__}")
+        yield text

@@ -43,6 +43,8 @@ ADVICE = (
     (re.compile(r"data\.columns\."), "--columns: "),
     (re.compile(r"data\.transfer: "), "--input: "),
 )
+# What standard input begins with where it is no text, and the suffix of such a file.
+PACKED = {b"\x1f\x8b": ".txt.gz", b"PAR1": ".parquet"}
 COMPARED_ROWS = 100  # of a table, to tell whether its first row is a header
 
 
@@ -85,8 +87,11 @@ def _file(name: str) -> Iterator[str]:
     if name != "-":
         yield name
         return
-    with tempfile.NamedTemporaryFile(suffix=".txt") as copy:
-        copy.write(STDIN.read_bytes())
+    content = STDIN.read_bytes()
+    with tempfile.NamedTemporaryFile(
+        suffix=next((s for begin, s in PACKED.items() if content.startswith(begin)), ".txt")
+    ) as copy:
+        copy.write(content)
         copy.flush()
         yield copy.name
 
@@ -206,7 +211,8 @@ def _own_format(data: Data) -> str:
     try:
         return find_sources(data.model_copy(update={"valid": [], "test": [], "transfer": []}))[0].format
     except InputError:
-        return "lines"  # the files may have gone since the model was trained
+        # The files may have gone since the model was trained, or a model folder tells their format alone.
+        return "lines" if data.format == "auto" else data.format
 
 
 def _is_object(line: str) -> bool:

@@ -6,12 +6,14 @@ losses are checked against the functions that implement them, without importing 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
     PositiveInt,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -174,8 +176,18 @@ class Recipe(Closed):
     search: Search | None = None  # stop the worst students before their end; left out: all train to their end
     launch: Launch = Launch()  # how `dtrain run` starts processes
     report: Report = Report()  # what the report holds
+    _kept: Path | None = PrivateAttr(None)
 
     _name = field_validator("name")(check_name)
+
+    @property
+    def kept(self) -> Path | None:
+        """The run folder that is taken as it is: the files that it was made from may be gone. None: it is made by them."""
+        return self._kept
+
+    def keep(self, folder: Path) -> None:
+        """Take the run in `folder` as it is."""
+        self._kept = folder
 
     @field_validator("output_dir")
     @classmethod

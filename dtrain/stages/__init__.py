@@ -66,6 +66,9 @@ class Stage:
         needs: the stages whose output it reads, complete for this recipe.
         section: the section of the recipe without which the recipe has no such stage.
         options: its own on the command line, passed to the page's `run` by name.
+        kept: whether it reads the run folder alone, so that this folder may stand in place of a recipe, and the files that
+            the recipe names may be gone.
+        folders: whether a model folder may stand in place of a recipe: its page has `run_folder(place, world, **options)`.
         page: the module; by default the one of the stage's name in this package.
     """
 
@@ -77,6 +80,8 @@ class Stage:
     needs: tuple[str, ...] = ()
     section: str | None = None
     options: tuple[Option, ...] = ()
+    kept: bool = False
+    folders: bool = False
     page: str | None = None
 
     def load(self) -> Any:
@@ -139,6 +144,7 @@ _STAGES = [
         "score every model, each row once over all ranks",
         done=lambda plan: plan.all_evaluated(),
         job=Job("report"),
+        kept=True,
         needs=("prepare",),  # and the models, of which it names those that are missing
     ),
     Stage(
@@ -146,11 +152,14 @@ _STAGES = [
         "tables, plots and one page that compares teachers and students",
         done=lambda plan: plan.reported(),
         job=Job("report"),
+        kept=True,
         needs=("prepare",),  # and the models, likewise
     ),
     Stage(
         "predict",
         "label or tag new text with a trained model",
+        kept=True,
+        folders=True,
         options=(
             option("--model", help="a teacher's or student's name (default: the best student)"),
             option("--input", help="a file; - is stdin (default: the test rows)"),

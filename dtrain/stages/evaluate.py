@@ -15,7 +15,7 @@ from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
 from dtrain.models.multi_exit import MultiExit
-from dtrain.plan import Plan
+from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, is_done, write_json
 from dtrain.runtime.distributed import World
@@ -33,7 +33,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         InputError: a model is not trained yet, or no part to be reported has labels.
         Stopped: asked to, between two models.
     """
-    plan = Plan(recipe)
+    plan = plan_of(recipe)
     data = PreparedData.open(folder)
     task = task_of(data)
     parts = _labelled_parts(recipe, data)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dtrain.errors import InputError
 from dtrain.log import say, warn
-from dtrain.plan import Plan
+from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots
 from dtrain.report.results import collect, evaluated_parts, trained_members
@@ -28,7 +28,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def _write(recipe: Recipe, folder: RunFolder) -> None:
-    plan = Plan(recipe)
+    plan = plan_of(recipe)
     members = trained_members(plan)
     _check_complete(plan)
     speed = None

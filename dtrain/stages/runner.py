@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from dtrain.errors import EXIT_DONE, DtrainError, EveryStudentFailed, InputError, Stopped
 from dtrain.log import say
-from dtrain.plan import Plan
+from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.runfolder import RunFolder, atomic_write, read_json, remove_leftovers, write_json
 from dtrain.runtime.distributed import connect, leave_together
@@ -43,11 +43,11 @@ def run_stages(
         options: the stage's own from the command line, where a single one was asked for.
     """
     world = connect(timeout=recipe.launch.timeout, backend=recipe.launch.backend)
-    folder = Plan(recipe).folder
+    folder = plan_of(recipe).folder
     whole, recipe = recipe, group.own(recipe) if group else recipe
     stages = [find_stage(name) for name in names]
     with leave_together(world):
-        if not checked:
+        if not checked and not recipe.kept:
             world.run_on_main(lambda: _check_inputs(recipe))
         pages = {stage.name: stage.load() for stage in stages}
         for page in pages.values():
@@ -64,7 +64,7 @@ def run_stages(
                 reason = f"stopped on request ({world.stop.reason}) before {stage.name}"
                 raise Stopped(f"{reason}; the same command continues")
             begin = time.perf_counter()
-            if world.run_on_main(functools.partial(Plan(recipe).complete, stage.name)):
+            if world.run_on_main(functools.partial(plan_of(recipe).complete, stage.name)):
                 if stage.name == "distill" and not group:
                     world.run_on_main(Plan(recipe).require_a_student)
                 say(f"{stage.name}: complete, nothing to do")
@@ -76,6 +76,14 @@ def run_stages(
     return EXIT_DONE
 
 
+def run_on_folder(stage: Stage, place: Path, options: dict[str, Any]) -> int:
+    """Run a stage on a model folder in place of a recipe; the exit code."""
+    world = connect()
+    with leave_together(world):
+        stage.load().run_folder(place, world, **options)
+    return EXIT_DONE
+
+
 def _check_inputs(recipe: Recipe) -> None:
     """For what it refuses alone: the rows that it has read stay on the rank that read them."""
     check_inputs(recipe)
@@ -83,7 +91,7 @@ def _check_inputs(recipe: Recipe) -> None:
 
 def _require_earlier(recipe: Recipe, stages: list[Stage]) -> None:
     """A stage reads what earlier ones wrote for exactly this recipe and these files, and nothing older."""
-    plan = Plan(recipe)
+    plan = plan_of(recipe)
     names = [stage.name for stage in stages]
     for stage in stages:
         for earlier in stage.needs:
@@ -102,6 +110,8 @@ def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None
     if group:
         _lock(folder, f".lock-group-{group.number}-of-{group.count}", fcntl.LOCK_EX)
         return
+    if recipe.kept:
+        return  # what it was made with stays as it is written there
     remove_leftovers(folder.root)
     _tell_of_older_formats(folder.root / "versions.json")
     with atomic_write(folder.root / "recipe.yaml") as file:

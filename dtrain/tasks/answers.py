@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ class Texts:
     text_b: list[str]  # pairs only, else empty
     lines: list[int]  # where each row began in its file, from 1
 
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, rows: slice) -> Texts:
+        """Some of the rows."""
+        return Texts(self.ids[rows], self.text[rows], self.text_b[rows], self.lines[rows])
+
 
 class Answers(ABC):
     """How models of one kind of task answer."""
@@ -34,8 +41,12 @@ class Answers(ABC):
     texts: int = 1  # of a row; 0: one or two, as the recipe, and a model's folder, say
 
     @abstractmethod
+    def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
+        """What makes of texts what the model in this folder reads; several threads may call it at a time."""
+
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         """Texts as the model in this folder reads them."""
+        return self.reader(model, normalize, max_length)(texts)
 
     @abstractmethod
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterable[Any]:

@@ -12,14 +12,14 @@ from torch import nn
 
 from dtrain.augment.noisy import blank_tokens, noisy_rows
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.data.preprocessing import write_preprocessing
 from dtrain.errors import counted
 from dtrain.losses.objective import LossSum, build_losses, with_peers
 from dtrain.models import build, describe, save_model
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import LossSpec, Student, Teacher
-from dtrain.runfolder import RunFolder, write_json
+from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
-from dtrain.tasks.rules import rules_of
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
@@ -162,13 +162,7 @@ class Members:
 
         def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
             save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, list(teachers), metrics))
-            section = self.recipe.data
-            # With it the folder labels new text anywhere (`dtrain.Predictor`).
-            normalize = section.normalize.model_dump(mode="json")
-            prepared = {"task": section.task, "normalize": normalize, "max_length": section.max_length}
-            if rules_of(section.task).two_texts is None:
-                prepared["texts"] = 1 if section.columns.text_b is None else 2
-            write_json(folder / "preprocessing.json", prepared)
+            write_preprocessing(folder, self.recipe.data, data.info)  # with it the folder answers anywhere
 
         return Prepared(
             make=make,

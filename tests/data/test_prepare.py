@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from dtrain.data import EncodedSplit, Normalizer, PreparedData, encode_texts
+from dtrain.data.encode import Encoder
 from dtrain.errors import DtrainError, InputError
 from dtrain.recipe.data import Normalization
 from dtrain.runfolder import RunFolder
@@ -100,7 +101,7 @@ def test_pairs(prepare_run: Prepare, jsonl: Write) -> None:
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
     for name, values in batch.items():
         assert torch.equal(values, wanted[name])
-    new = encode_texts(data.tokenizer_path("big"), texts, texts_b, max_length=10)
+    new = encode_texts(Encoder(loaded, 10, pairs=True), loaded.pad_token_id, texts, texts_b)
     assert all(torch.equal(values, wanted[name]) for name, values in new.collate(np.arange(12)).items())
     assert "token_type_ids" not in data.part("train", "students").collate(np.arange(3))
     assert data.info["empty_texts"] == {"train": 3}

@@ -13,7 +13,9 @@ import torch
 from seqeval.scheme import IOBES, Tokens
 
 from dtrain.data import EncodedSplit, PreparedData, encode_documents
+from dtrain.data.characters import CharacterEncoder
 from dtrain.data.normalize import CharacterNormalizer
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.plan import Plan
@@ -134,11 +136,16 @@ def test_collate_tags_against_a_plain_loop(
         assert parts[0].collate_tags(np.array([], dtype=np.int64)).shape == (0, 0)
 
 
+def encoded_alone(tokenizer: Path, texts: list[str]) -> EncodedSplit:
+    loaded = load_tokenizer(tokenizer)
+    return encode_documents(CharacterEncoder(loaded, Normalization()), loaded.pad_token_id, texts, max_length=12)
+
+
 def test_new_documents_are_cut_and_encoded_alike(prepare_run: Prepare, section: dict[str, Any]) -> None:
     data = PreparedData.open(prepare_run(section, teachers=(NEZHA,), students=(TAGGER,)))
     texts = ["", "一二三", "四五六七八九十。一二三四五", LONG]
     for name in ("students", "big"):
-        part = encode_documents(data.tokenizer_path(name), texts, Normalization(), max_length=12)
+        part = encoded_alone(data.tokenizer_path(name), texts)
         stored = data.part("transfer", name)
         specials = stored.specials
         assert (part.specials, part.pad_id, part.tags) == (specials, stored.pad_id, None)
@@ -196,7 +203,7 @@ def test_scores_are_those_of_the_answers_that_a_user_gets(prepare_run: Prepare, 
     section = {"task": "tagging", **files, "vocabulary": {"min_count": 1}, "max_length": 12}
     data = PreparedData.open(prepare_run(section, students=(TAGGER,)))
     texts = [row["text"] for row in rows]
-    new = encode_documents(data.tokenizer_path("students"), texts, Normalization(), max_length=12)
+    new = encoded_alone(data.tokenizer_path("students"), texts)
     torch.manual_seed(1)
     for constrain in (False, True):
         spec = TaggerSpec(type="tagger", embedding=6, lstm=4, dropout=0.0, constrain=constrain)

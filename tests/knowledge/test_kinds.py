@@ -67,7 +67,9 @@ def test_one_from_outside_is_stored_and_learnt_from(recipe: str, world: World) -
 def test_names_are_given_once(recipe: str) -> None:
     with pytest.raises(ValueError, match="'logits' is registered twice"):
         register_kind(find_kind("logits"))
-    with pytest.raises(ValueError, match=r"unknown output 'logit' \(known: logits, features, emissions, marginals, emb"):
+    with pytest.raises(
+        ValueError, match=r"unknown output 'logit' \(known: logits, features, emissions, marginals, emb"
+    ):
         find_kind("logit")
 
 

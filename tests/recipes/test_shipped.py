@@ -186,4 +186,4 @@ def test_source_archive_and_wheel_hold_what_is_read_at_run_time(tmp_path):
     expected = [name for name in expected if "/__pycache__/" not in name]
     assert sorted(set(expected) - names) == []
     links = {"dtrain/accelerate_configs/ddp.yaml", "dtrain/docs/results/tnews.md"}
-    assert links | {"dtrain/recipes/samples/train.jsonl"} <= names
+    assert links | {"dtrain/py.typed", "dtrain/recipes/samples/train.jsonl"} <= names

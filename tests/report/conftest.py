@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dtrain.data import PreparedData, tokenizer_name
+from dtrain.data.preprocessing import write_preprocessing
 from dtrain.models import build, parameter_count, save_model
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, load_recipe
@@ -91,6 +92,7 @@ def write_model(run, kind, member):
     )
     place = run.folder.model(kind, member.name)
     save_model(model, place, run.data.tokenizer_path(name), "a card")
+    write_preprocessing(place, run.recipe.data, run.data.info)
     metrics = {
         "accuracy": 0.3 + member.seed / 100,
         "f1": 0.3,

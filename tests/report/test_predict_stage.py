@@ -1,8 +1,12 @@
 """predict: rows in, labels out, by the same path as training."""
 
+import gzip
 import io
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import datasets
 import pytest
 import torch
 
@@ -10,8 +14,8 @@ from dtrain import Predictor
 from dtrain.data import tokenizer_name
 from dtrain.errors import InputError
 from dtrain.models import load
+from dtrain.predict import blocks
 from dtrain.predict import texts as predict_texts
-from dtrain.runfolder import write_json
 from dtrain.stages import predict
 
 
@@ -87,24 +91,115 @@ def test_stdout_holds_the_lines_alone(run, world, tmp_path, monkeypatch):
     assert len([json.loads(line) for line in stdout.getvalue().splitlines()]) == 12
 
 
-def test_a_model_folder_is_enough(run, world, tmp_path):
-    folder = run.folder.model("students", "cnn-seed1")
+def folder_answers(place, world, tmp_path, **options):
+    output = tmp_path / "of-the-folder"
+    predict.run_folder(place, world, **{"model": None, "input": None, "form": "jsonl", **options}, output=str(output))
+    return output.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_model_folder_is_enough(run, world, tmp_path, monkeypatch):
+    """One that was copied elsewhere reads files laid out as the recipe's, and answers as the recipe does."""
+    place, test = tmp_path / "copied", run.recipe.data.test[0]
+    shutil.copytree(run.folder.model("students", "cnn-seed1"), place)
+    wanted = predicted(run, world, tmp_path, model="cnn-seed1", input=test)
+    assert folder_answers(place, world, tmp_path, input=test) == wanted
+    with open(test, encoding="utf-8") as file:
+        texts = [json.loads(line)["sentence"] for line in file]
+    predictor = Predictor(place)
+    assert [json.loads(line)["scores"] for line in wanted] == [answer["scores"] for answer in predictor(texts)]
+    with pytest.raises(InputError, match="is a model for task 'classification'; give one text a row"):
+        predictor(texts, texts)
+    with pytest.raises(InputError, match="give a list of texts, not one text"):
+        predictor("text")
+    with pytest.raises(InputError, match="row 1: must be a text, found int"):
+        predictor(["text", 3])
+    (place / "preprocessing.json").unlink()
     with pytest.raises(InputError, match="preprocessing.json: is missing"):
-        Predictor(folder)
-    data = run.recipe.data
-    write_json(
-        folder / "preprocessing.json",
-        {"normalize": data.normalize.model_dump(mode="json"), "max_length": data.max_length},
-    )
-    try:
-        with open(run.recipe.data.test[0], encoding="utf-8") as file:
-            texts = [json.loads(line)["sentence"] for line in file]
-        lines = [json.loads(line) for line in predicted(run, world, tmp_path, model="cnn-seed1")]
-        assert [line["scores"] for line in lines] == [answer["scores"] for answer in Predictor(folder)(texts)]
-        with pytest.raises(InputError, match="is a model for task 'classification'; give one text a row"):
-            Predictor(folder)(texts, texts)
-    finally:
-        (folder / "preprocessing.json").unlink()
+        Predictor(place)
+
+
+def test_files_of_all_kinds_for_a_model_folder(run, world, tmp_path, monkeypatch):
+    place = run.folder.model("students", "cnn-seed1")
+    texts = ["电影演员", "股票", ""]
+    rows = [json.dumps({"title": text, "n": 3}) for text in texts]
+    (tmp_path / "new.jsonl").write_text("\n".join(rows))
+    with gzip.open(tmp_path / "new.jsonl.gz", "wt") as file:
+        file.write("\n".join(rows))
+    datasets.Dataset.from_dict({"title": texts}).to_parquet(tmp_path / "new.parquet")
+    (tmp_path / "new.csv").write_text("title;n\n" + "".join(f"{text};3\n" for text in texts), encoding="gb18030")
+    answers = [answer["scores"] for answer in Predictor(place)(texts)]
+    for name, options in {
+        "new.jsonl": {},
+        "new.jsonl.gz": {},
+        "new.parquet": {},
+        "new.csv": {"encoding": "gb18030", "delimiter": ";"},
+    }.items():
+        # The same bytes as a file, and as standard input.
+        monkeypatch.setattr(predict_texts, "STDIN", tmp_path / name)
+        for source in (str(tmp_path / name), "-"):
+            found = folder_answers(
+                place,
+                world,
+                tmp_path,
+                input=source,
+                columns=["text=title"],
+                **options,
+                **({"format": "csv"} if source == "-" and name.endswith("csv") else {}),
+            )
+            assert [json.loads(line)["scores"] for line in found] == answers, (name, source)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--input: a model folder has no rows; name a file, or - for stdin"),
+        ({"model": "bert", "input": "x"}, "--model: chooses among the models of a recipe"),
+        ({"input": "other.jsonl"}, r"other.jsonl:1: has no 'sentence' .*; give --columns text=NAME"),
+    ],
+)
+def test_what_a_model_folder_refuses(run, world, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(InputError, match=message):
+        folder_answers(run.folder.model("students", "cnn-seed1"), world, tmp_path, **options)
+    assert not (tmp_path / "of-the-folder").exists()
+
+
+def test_which_model_answers_is_said_on_stderr(run, world, tmp_path, capsys):
+    predicted(run, world, tmp_path)
+    assert capsys.readouterr().err == f"predict: student cnn-seed3 ({run.folder.model('students', 'cnn-seed3')})\n"
+    place = run.folder.model("teachers", "bert")
+    folder_answers(place, world, tmp_path, input=run.recipe.data.test[0])
+    assert capsys.readouterr().err == f"predict: {place}\n"
+
+
+def test_rows_of_a_generator_are_answered_as_they_come(run, monkeypatch):
+    """Blocks are small here, so that a generator that is asked for everything at once would be seen."""
+    monkeypatch.setattr(blocks, "ROWS", 5)
+    predictor = Predictor(run.folder.model("students", "cnn-seed1"), batch_tokens=32)
+    texts = [("球赛股票电影" * 3)[: n % 17] for n in range(23)]
+    asked = []
+
+    def rows():
+        for text in texts:
+            asked.append(text)
+            yield text
+
+    found = predictor.stream(rows())
+    first = next(found)
+    assert len(asked) <= 6
+    answers = [first, *found]
+    assert answers == predictor(texts) and len(answers) == 23
+    monkeypatch.setattr(blocks, "CHARACTERS", 20)
+    assert [len(block) for block in blocks.blocks(["a" * 15, "b" * 15, "c" * 50, "d", "e"])] == [1, 1, 1, 2]
+
+
+def test_several_threads_share_a_predictor(run):
+    predictor = Predictor(run.folder.model("teachers", "bert"))
+    texts = [("电影球赛股票的了在"[n % 5 :] + "x" * (n % 3)) for n in range(40)]
+    wanted = predictor(texts)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == wanted for found in pool.map(predictor, [texts] * 12))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 
 from dtrain.data import EncodedSplit, Normalizer, encode_texts
 from dtrain.data.dataset import PreparedData
+from dtrain.data.encode import Encoder
 from dtrain.data.files import Source, resolve_path
 from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
 from dtrain.tasks.answers import Answers, Texts, model_labels
@@ -43,11 +45,18 @@ class TextAnswers(Answers):
         """An answer in a table, a text for each of `columns`."""
         raise NotImplementedError
 
-    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
+    def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
         normalizer = Normalizer(normalize)
-        text, text_b = ([normalizer(text) for text in column] for column in (texts.text, texts.text_b))
         with quiet_transformers():  # it warns of the package's own model types
-            return encode_texts(model, text, text_b if texts.text_b else None, max_length)
+            tokenizer = load_tokenizer(model)
+        encoders = [Encoder(tokenizer, max_length, pairs=pairs) for pairs in (False, True)]
+
+        def read(texts: Texts) -> EncodedSplit:
+            text, text_b = ([normalizer(text) for text in column] for column in (texts.text, texts.text_b))
+            pairs = bool(text_b)
+            return encode_texts(encoders[pairs], tokenizer.pad_token_id, text, text_b if pairs else None)
+
+        return read
 
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterator[dict[str, Any]]:
         logits = torch.zeros(len(part), len(model_labels(model)))

@@ -6,7 +6,7 @@ pieces of texts -> fixed batches over ranks -> best tags and their probabilities
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from dtrain.data import EncodedSplit, encode_documents
+from dtrain.data.characters import CharacterEncoder
 from dtrain.data.dataset import PreparedData
 from dtrain.data.schemes import Span, write_tags
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.metrics.spans_text import answer_spans
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
@@ -33,9 +35,11 @@ class Spans(Answers):
     forms = ("jsonl", "tsv", "clue", "conll")
     formats = ("jsonl", "lines", "conll")
 
-    def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
+    def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
         with quiet_transformers():  # it warns of the package's own model types
-            return encode_documents(model, texts.text, normalize, max_length)
+            tokenizer = load_tokenizer(model)
+        encoder = CharacterEncoder(tokenizer, normalize)
+        return lambda texts: encode_documents(encoder, tokenizer.pad_token_id, texts.text, max_length)
 
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> list[list[dict[str, Any]]]:
         assert part.documents is not None

@@ -1,0 +1,64 @@
+"""A recipe checked and run from Python, as the command line does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, DtrainError, InputError, Stopped
+from dtrain.launch import run_everything
+from dtrain.plan import Plan
+from dtrain.recipe import Recipe, load_recipe
+from dtrain.stages import of_run
+from dtrain.stages.check import check_inputs
+
+_ENDS: dict[int, type[DtrainError]] = {EXIT_BAD_INPUT: InputError, EXIT_STOPPED: Stopped}
+
+
+def check(recipe: str | Path, **overrides: Any) -> Recipe:
+    """What `dtrain check` refuses, as an exception; nothing is trained or written.
+
+    Args:
+        recipe: a file, or the name of a shipped recipe.
+        overrides: keys of the recipe and their new values; a key with dots as `**{"students.small.epochs": 3}`.
+
+    Returns:
+        The recipe with every default filled in; its fields are the recipe's keys.
+
+    Raises:
+        InputError: `error.problems` holds a line a problem.
+    """
+    found = load_recipe(str(recipe), _words(overrides))
+    check_inputs(found)
+    return found
+
+
+def run(recipe: str | Path, **overrides: Any) -> Path:
+    """What `dtrain run` does: every stage that is not complete, in order, in processes of their own.
+
+    To be called from the main thread: signals are passed on to those processes while they run.
+
+    Args:
+        recipe, overrides: as of `check`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: as `check`.
+        Stopped: asked to stop, after a complete checkpoint; the same call continues.
+        DtrainError: the run failed; the reason stands on stderr.
+    """
+    found = check(recipe, **overrides)
+    stages = [stage.name for stage in of_run(found)]
+    code = run_everything(found, stages, [str(recipe), *_words(overrides)])
+    folder = Plan(found).folder.root
+    if code != EXIT_DONE:
+        raise _ENDS.get(code, DtrainError)(f"{folder}: the run ended with exit code {code}; its reason is on stderr")
+    return folder
+
+
+def _words(overrides: dict[str, Any]) -> list[str]:
+    """As the command line has them; values are JSON, which is YAML, too."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]

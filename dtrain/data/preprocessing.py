@@ -1,0 +1,45 @@
+"""`preprocessing.json` of a model folder: with it, model and tokenizer answer from text anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dtrain.data.files import SUFFIXES, suffix_of
+from dtrain.recipe.data import Data
+from dtrain.runfolder import write_json
+from dtrain.tasks.rules import rules_of
+
+FILE = "preprocessing.json"
+# Of the recipe's section `data`: how a row is laid out in a file. New files are read so unless their own suffix or an
+# option says otherwise.
+LAYOUT = {"columns", "header", "encoding", "delimiter", "quoting", "scheme"}
+WRITTEN = ("scheme", "span_end")  # of what was prepared: how answers are written like the files that were read
+
+
+def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any]) -> None:
+    """Write how texts are prepared, and how the files were laid out that the model learnt from.
+
+    Args:
+        section: the recipe's; info: of what was prepared from it (`data.json`).
+    """
+    layout = section.model_dump(mode="json", include=LAYOUT)
+    values = {
+        "task": section.task,
+        "normalize": section.normalize.model_dump(mode="json"),
+        "max_length": section.max_length,
+        "layout": {**layout, "format": _format(section)},
+        "written": {key: info[key] for key in WRITTEN if key in info},
+    }
+    if rules_of(section.task).two_texts is None:
+        values["texts"] = 1 if section.columns.text_b is None else 2
+    write_json(folder / FILE, values)
+
+
+def _format(section: Data) -> str:
+    """The format of the training files, as far as it follows from their names."""
+    if section.format != "auto":
+        return section.format
+    found = SUFFIXES.get(suffix_of(Path(section.train[0])))
+    return found or ("conll" if "conll" in rules_of(section.task).formats else "auto")

@@ -1,0 +1,63 @@
+"""Answers to any number of rows, block by block: the same blocks, so the same answers, for a file and for an iterator.
+
+A block is sorted by length and cut into batches, as all rows that are scored are. What a block holds follows from the
+rows alone, and memory holds a block at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from dtrain.data import EncodedSplit
+from dtrain.tasks.answers import Answers, Texts
+from dtrain.training.workers import Workers
+
+ROWS = 4096  # of a block at most: enough to sort by length well, few enough to keep
+CHARACTERS = 1 << 21  # of a block's texts at most, or one row
+
+
+def blocks(texts: Iterable[str], texts_b: Iterable[str] | None = None) -> Iterator[Texts]:
+    """Texts, or pairs of texts, as blocks of rows whose ids are their positions."""
+    rows = zip(texts, strict=True) if texts_b is None else zip(texts, texts_b, strict=True)
+    start = 0
+    for block in _cut(rows):
+        places = list(range(start, start + len(block)))
+        yield Texts(list(places), *_columns(block), places)
+        start += len(block)
+
+
+def blocks_of(texts: Texts) -> Iterator[Texts]:
+    """The same blocks of rows that are in memory."""
+    start = 0
+    for block in _cut(zip(texts.text, texts.text_b, strict=True) if texts.text_b else zip(texts.text, strict=True)):
+        yield texts[start : start + len(block)]
+        start += len(block)
+
+
+def _cut(rows: Iterable[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    block: list[tuple[str, ...]] = []
+    size = 0
+    for row in rows:
+        more = sum(map(len, row))
+        if block and (len(block) == ROWS or size + more > CHARACTERS):
+            yield block
+            block, size = [], 0
+        size += more
+        block.append(row)
+    if block:
+        yield block
+
+
+def _columns(block: list[tuple[str, ...]]) -> tuple[list[str], list[str]]:
+    return [row[0] for row in block], [row[1] for row in block if len(row) > 1]
+
+
+def find_answers(
+    answers: Answers, model: nn.Module, read: Callable[[Texts], EncodedSplit], found: Iterable[Texts], workers: Workers
+) -> Iterator[Any]:
+    """The model's answer to each row of the blocks, in their order, on every rank."""
+    for block in found:
+        yield from answers.find(model, read(block), block, workers)

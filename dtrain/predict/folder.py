@@ -1,0 +1,83 @@
+"""What a model folder says of its texts: how they are prepared, and how the files were laid out that it learnt from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dtrain.data.dataset import PreparedData
+from dtrain.data.preprocessing import FILE
+from dtrain.errors import InputError
+from dtrain.recipe.data import Data, Normalization
+from dtrain.runfolder import read_json
+from dtrain.tasks.answers import Answers
+from dtrain.tasks.registry import ANSWERS
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that answers from text.
+
+    Attributes:
+        task: as `data.task`.
+        texts: of a row, 1 or 2.
+        normalize, max_length: how a text becomes tokens; more of them are cut off, or for tagging are further pieces.
+        layout: keys of the section `data` about files, and `format`, that of the files that were trained on.
+        written: what forms of answers depend on.
+    """
+
+    folder: Path
+    task: str
+    texts: int
+    normalize: Normalization
+    max_length: int
+    layout: dict[str, Any]
+    written: dict[str, Any]
+
+    @property
+    def answers(self) -> Answers:
+        return ANSWERS[self.task]
+
+    @property
+    def section(self) -> Data:
+        """As a recipe's section `data` with no file that is there."""
+        return Data.model_validate({"train": ["-"], "task": self.task, **self.layout})
+
+    @property
+    def prepared(self) -> PreparedData:
+        """As much of prepared data as answers are written by."""
+        return PreparedData(self.folder, self.written)
+
+
+def read_folder(folder: Path) -> ModelFolder:
+    """What `dtrain.data.preprocessing` wrote.
+
+    Raises:
+        InputError: the folder does not say how its texts were prepared, or for a kind of task that is not known here.
+    """
+    path = folder / FILE
+    try:
+        found = read_json(path)
+    except OSError:
+        raise InputError(f"{path}: is missing; how the texts were prepared is not known") from None
+    try:
+        task = found.get("task", "classification")
+        if task not in ANSWERS:
+            raise InputError(f"{path}: task {task!r} is not known (allowed: {', '.join(ANSWERS)})")
+        made = ModelFolder(
+            folder,
+            task,
+            ANSWERS[task].texts or found.get("texts", 1),
+            Normalization.model_validate(found["normalize"]),
+            int(found["max_length"]),
+            found.get("layout", {}),
+            found.get("written", {}),
+        )
+        _ = made.section
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: does not say how texts are prepared: {reason}") from None
+    return made
