@@ -57,6 +57,27 @@ def test_commands_are_ones_that_the_command_line_takes(script: str) -> None:
             assert (ROOT / words[1]).is_file(), words
 
 
+def test_changes_on_the_command_line_fit_the_recipe_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dtrain run hotel.yaml KEY=VALUE`, where the page has a recipe of the name hotel."""
+    monkeypatch.chdir(tmp_path)
+    recipes = {
+        f"{values['name']}.yaml": text
+        for (text,) in (block.values for block in blocks("yaml"))
+        if "name" in (values := parse(text))
+    }
+    for name, text in recipes.items():
+        Path(name).write_text(text, encoding="utf-8")
+    loaded = 0
+    for block in blocks("bash"):
+        for words in commands(block.values[0]):
+            if words[0] == "dtrain" and words[2:3] and (words[2] in recipes or words[2] == "quickstart"):
+                load_recipe(words[2], [word for word in words[3:] if re.match(r"[a-z_*.0-9]+=", word)])
+                loaded += 1
+    assert loaded >= 6
+
+
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_recipes_fit_the_schema(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -133,6 +154,11 @@ def test_structure(name: str) -> None:
     for number, line in enumerate(lines, 1):
         where = f"{name}:{number}: {line}"
         assert line == line.rstrip(), where
+        assert (
+            fenced
+            or not line.startswith(("    ", "\t", "~~~"))
+            and not line.lstrip().startswith("```") ^ line.startswith("```")
+        ), f"{where}: a block that no test would see"
         if line.startswith("```"):
             assert line == "```" if fenced else line[3:] in LANGUAGES, where
             fenced = not fenced
