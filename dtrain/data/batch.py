@@ -24,6 +24,8 @@ class Batch:
         units: what a row counts in a mean, int64 [B]: 1, or its characters.
         teachers: outputs by teacher and kind.
         peers: outputs, by student and kind, of students that train beside this one.
+        counted: whether its rows belong to the global batch; a rank without rows takes part with one of another rank's.
+        room: at most how many rows a rank has of the global batch; None: as many as there are here.
     """
 
     rows: np.ndarray
@@ -34,6 +36,8 @@ class Batch:
     units: Tensor
     teachers: dict[str, ByName] = field(default_factory=dict)
     peers: dict[str, ByName] = field(default_factory=dict)
+    counted: bool = True
+    room: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -11,6 +11,7 @@ NO_LOSSES = {
     "min_norm",
     "objective",
     "ramp",
+    "variational",
     "weighting",
     "width_maps",
 }  # these compute with losses, and import torch at module level

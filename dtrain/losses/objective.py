@@ -8,6 +8,7 @@ regressor, a variance, a discriminator) is trained and resumed like any other we
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,8 +21,10 @@ from dtrain.knowledge.kinds import at_layer, is_inside
 from dtrain.losses import weighting
 from dtrain.losses.layers import EncoderShape, Pairs, layer_pairs
 from dtrain.losses.outputs import full_precision, mutual_divergence
+from dtrain.losses.over_rows import AllRows
 from dtrain.losses.registry import EXTRA_KEYS, OF_TEACHERS, Loss, find_loss
 from dtrain.losses.width_maps import WidthMaps
+from dtrain.runtime.gather import gather_rows
 
 if TYPE_CHECKING:
     from dtrain.data.batch import Batch
@@ -240,13 +243,15 @@ class Objective(nn.Module):
         model: what is published in the end.
         losses: called with (outputs and targets by name, teachers, labelled, units, progress=, peers=).
         ask: calls the model for a batch, and names what came out of it.
+        together: whether all ranks train it, each on its share of a batch.
     """
 
-    def __init__(self, model: nn.Module, losses: LossSum, ask: ModelOutputs) -> None:
+    def __init__(self, model: nn.Module, losses: LossSum, ask: ModelOutputs, *, together: bool = False) -> None:
         super().__init__()
         self.model = model
         self.losses = losses
         self._ask = ask
+        self._together = together
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Losses:
         """The losses of a batch; an engine calls this, so that sharded and replicated models see one call a pass."""
@@ -258,14 +263,22 @@ class Objective(nn.Module):
 
     def parts(self, outputs: Mapping[str, Tensor], batch: Batch, progress: float = 0.0) -> Losses:
         """Each term's sum and count, and their weighted total, of outputs that are already there."""
+        known: dict[str, Any] = {**batch.targets, **outputs}
+        if "all_rows" in self.losses.needs:
+            known["all_rows"] = self._all_rows(batch)
         return self.losses(
-            {**batch.targets, **outputs},
+            known,
             batch.teachers,
             batch.labelled,
             batch.units,
             progress=progress,
             peers=batch.peers,
         )
+
+    def _all_rows(self, batch: Batch) -> AllRows:
+        counted = torch.full_like(batch.labelled, batch.counted)
+        room = len(batch) if batch.room is None else batch.room
+        return AllRows(counted, functools.partial(gather_rows, room=room) if self._together else lambda rows: rows)
 
     @staticmethod
     def inner(module: nn.Module) -> nn.Module:
@@ -328,6 +341,9 @@ def _with_pairs(term: Term, shapes: Shapes) -> Term:
         pairs = layer_pairs(term.parameters["layers"], shapes.student.layers, teacher.layers, term.loss.first_layer)
     except ValueError as error:
         raise InputError(f"losses.{term.name}.layers: {error}") from None
+    why = term.loss.fits(shapes.student, teacher, pairs, term.arguments) if term.loss.fits else ""
+    if why:
+        raise InputError(f"losses.{term.name}.{why}")
     return replace(term, pairs=pairs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dtrain.losses.over_tokens import computed_in_full, without_padding
@@ -11,8 +12,19 @@ from dtrain.losses.torch_later import functional
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows [B, F] of this rank -> those of all ranks [S, F], in an order of its own, with the gradient of a gather.
-Gather = Callable[["Tensor"], "Tensor"]
+
+@dataclass(frozen=True)
+class AllRows:
+    """The rows of the global batch, of which this rank has some.
+
+    Attributes:
+        counted: bool [B]: whether a row belongs to the batch; a rank without a row takes part with a foreign one.
+        gather: rows [B, F] of this rank -> those of all ranks that train together, [S, F] in some order, zeros among
+            them maybe, with the gradient of what every rank does with them (a collective).
+    """
+
+    counted: Tensor
+    gather: Callable[[Tensor], Tensor]
 
 
 @computed_in_full
@@ -22,22 +34,21 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 
 
 @computed_in_full
-def similarity_difference(student: Tensor, teacher: Tensor, counted: Tensor, gather: Gather) -> Tensor:
+def similarity_difference(student: Tensor, teacher: Tensor, all_rows: AllRows) -> Tensor:
     """1/S sum_j (G_t,ij - G_s,ij)^2, G the rows of A A^T divided by their norms, j over the S rows of the global batch.
 
     Summed over all rows i and divided by their number this is ||G_t - G_s||_F^2 / S^2.
 
     Args:
         student, teacher: float [B, F] and [B, F'], A of each: a vector a row.
-        counted: bool [B]: whether a row belongs to the global batch; a rank without a row takes part with a foreign one.
-        gather: of all ranks.
+        all_rows: of the global batch.
     """
     # A row of zeros is similar to no row, and changes no other row's norm.
-    kept = counted.to(student.dtype)[:, None]
-    rows = gather(kept).sum().clamp(min=1)
+    kept = all_rows.counted.to(student.dtype)[:, None]
+    rows = all_rows.gather(kept).sum().clamp(min=1)
 
     def similarities(own: Tensor) -> Tensor:
         own = own * kept
-        return functional.normalize(own @ gather(own).T, dim=1)
+        return functional.normalize(own @ all_rows.gather(own).T, dim=1)
 
     return (similarities(student) - similarities(teacher)).square().sum(1) / rows

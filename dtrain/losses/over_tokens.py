@@ -7,7 +7,7 @@ batch sum over ranks and micro-batches, and a row's value is the same however fa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from dtrain.losses.outputs import full_precision
@@ -34,6 +34,11 @@ def computed_in_full(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
             return function(*whole, **options)
 
     return computed
+
+
+def mean_over_layers(values: Iterable[Tensor]) -> Tensor:
+    """The mean over pairs of layers of their values a row, [B] each."""
+    return torch.stack(list(values)).mean(0)
 
 
 def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from dtrain.errors import suggest
 from dtrain.knowledge.kinds import find_kind, is_inside, kind_names
-from dtrain.losses.layers import Layers
+from dtrain.losses.layers import EncoderShape, Layers, Pairs
 from dtrain.tasks.rules import COMMON_NEEDS, loss_tasks
 
 OF_TEACHERS = "teachers."
@@ -45,6 +45,9 @@ EXTRA_KEYS = {
     "map": "whether a trained linear map brings the student's vectors, layer by layer, to the teacher's width: where the "
     "widths differ (`auto`), or also where they do not (`always`).",
 }
+
+# (student's shape, teacher's, pairs of layers, parameters) -> why they do not fit, with the key and a remedy; or nothing
+Fits = Callable[[EncoderShape, EncoderShape, Pairs, Mapping[str, Any]], str]
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
@@ -67,6 +70,8 @@ class Loss:
         weights: makes the module of its weights, of (widths, **parameters), which it is then called with first.
         mapped: its first input goes through a trained linear map where student and teacher differ in width.
         equal_heads: student and teacher must have the same number of attention heads.
+        fits: says what else two transformers must have in common.
+        twice: it differentiates the student once itself, so that training differentiates it twice.
     """
 
     name: str
@@ -78,6 +83,8 @@ class Loss:
     weights: Callable[..., Any] | None = None
     mapped: bool = False
     equal_heads: bool = False
+    fits: Fits | None = None
+    twice: bool = False
 
     @property
     def tasks(self) -> list[str]:
@@ -115,6 +122,11 @@ class Loss:
         return max((find_kind(kind).first_layer for kind in self.kinds_inside), default=0)
 
     @property
+    def over_pairs_of_rows(self) -> bool:
+        """Whether it compares every row of the global batch with every other."""
+        return "all_rows" in self.needs
+
+    @property
     def hard(self) -> bool:
         """Whether rows without a label are left out of it."""
         gold = set().union(*(rules.gold for rules in loss_tasks().values()))
@@ -150,6 +162,8 @@ def register(
     mapped: bool = False,
     weights: Callable[..., Any] | None = None,
     equal_heads: bool = False,
+    fits: Fits | None = None,
+    twice: bool = False,
 ) -> Callable[[Registered], Registered]:
     """Make a function, or a class of modules, a loss; `needs` are its inputs, which some task has all of.
 
@@ -162,6 +176,8 @@ def register(
             holds last dimensions by need, and the numbers `layers`, `heads`, `teachers.layers`, `teachers.heads` and
             `pairs`.
         equal_heads: student and teacher must have the same number of attention heads.
+        fits: gives the reason why two transformers do not fit it, "key: reason"; empty where they do.
+        twice: it differentiates the student once itself, so that training differentiates it twice.
     """
     tasks = _tasks_with(needs, logits)
 
@@ -173,7 +189,7 @@ def register(
             allowed = "; ".join(f"{task}: {', '.join(needs_of(task))}" for task in loss_tasks())
             raise ValueError(f"loss {known_as!r} needs {', '.join(needs)} (allowed: {allowed})")
         stateful = isinstance(registered, type) or weights is not None or mapped
-        loss = Loss(known_as, registered, needs, BaseModel, stateful, logits, weights, mapped, equal_heads)
+        loss = Loss(known_as, registered, needs, BaseModel, stateful, logits, weights, mapped, equal_heads, fits, twice)
         extra: dict[str, Any] = {"layers": (Layers, layers)} if loss.layered else {}
         if mapped:
             extra["map"] = (Literal["auto", "always"], "auto")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch as torch
     from torch.nn import functional as functional
+
+    from dtrain.losses import variational as variational
 else:
 
     class _Later:
@@ -23,3 +25,4 @@ else:
             return getattr(importlib.import_module(self._name), name)
 
     torch, functional = _Later("torch"), _Later("torch.nn.functional")
+    variational = _Later("dtrain.losses.variational")  # modules of weights, whose classes torch makes

@@ -57,6 +57,7 @@ class TaskRules:
 COMMON_NEEDS = {
     "labelled": "bool [B]: whether the row has a label",
     "progress": "a number in [0, 1): the share of all steps that are done",
+    "all_rows": "which of these rows count, and a function that puts rows of all ranks together (losses/over_rows.py)",
     "token_mask": "bool [B, N]: the tokens of a row as the model reads it, [CLS] and [SEP] included",
 }
 

@@ -183,7 +183,8 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
     model = build_model(world, prepared.make, data_parallel=job.data_parallel)
     parameters = parameter_count(model)
     losses = prepared.losses(model)
-    objective = Objective(model, losses, prepared.outputs)
+    together = job.data_parallel and world.size > 1
+    objective = Objective(model, losses, prepared.outputs, together=together)
     try:
         engine = build_engine(world, objective, spec, data_parallel=job.data_parallel, precision=precision)
     except InputError as error:

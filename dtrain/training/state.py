@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -146,8 +146,9 @@ class TrainState:
     def micro_batches(self) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the step; while one is computed, the next are read."""
         shares = self.shares()
+        room = -(-len(self._batch) // self.job.engine.ranks)
         for number, (rows, scale) in enumerate(shares):
-            batch = self.job.feed.batch(rows)
+            batch = replace(self.job.feed.batch(rows), counted=scale > 0, room=room)
             self.read_ahead(number)
             yield MicroBatch(batch, scale, number == len(shares) - 1)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dtrain.losses.over_rows import similarity_difference
+from dtrain.losses.over_rows import AllRows, similarity_difference
 from dtrain.runtime.gather import gather_rows
 
 ROWS = 5
@@ -29,9 +29,8 @@ def gradients(rank: int, ranks: int) -> dict[str, Tensor]:
     counted = torch.ones(max(1, len(mine)), dtype=torch.bool)
     if not len(mine):
         mine, counted = torch.tensor([0]), torch.tensor([False])
-    values = similarity_difference(
-        model(rows[mine]), taught[mine], counted, lambda own: gather_rows(own, -(-ROWS // ranks))
-    )
+    everyone = AllRows(counted, lambda own: gather_rows(own, -(-ROWS // ranks)))
+    values = similarity_difference(model(rows[mine]), taught[mine], everyone)
     loss = values.sum() * float(counted.any()) / ROWS
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -31,7 +31,7 @@ def test_names_and_needs() -> None:
     ("name", "parameters", "message"),
     [
         ("soft_target", {}, r"^type: unknown loss 'soft_target'; did you mean 'soft_targets'\? \(allowed: "),
-        ("xyzzy", {}, r"^type: unknown loss 'xyzzy' \(allowed: cosine, cross_entropy, "),
+        ("xyzzy", {}, r"^type: unknown loss 'xyzzy' \(allowed: attention_kl, attention_mse, "),
         ("soft_targets", {"temprature": 2}, r"^temprature: unknown key; did you mean 'temperature'\?"),
         ("soft_targets", {"nil": 2}, r"^nil: unknown key \(allowed: type, weight, teachers, weighting, temperature\)$"),
         ("cross_entropy", {"wieght": 2}, r"did you mean 'weight'"),

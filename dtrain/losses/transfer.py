@@ -1,0 +1,102 @@
+"""Losses on where a layer is active, how one layer follows from another, and which rows are alike.
+
+Each gets lists, one tensor for each pair of layers (losses/layers.py), and gives values a row [B]. Recipes are checked
+against their signatures, for which torch is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from dtrain.losses.layers import EncoderShape, Pairs
+from dtrain.losses.over_rows import AllRows, pooled, similarity_difference
+from dtrain.losses.over_tokens import mean_over_layers
+from dtrain.losses.registry import register
+from dtrain.losses.relations import activation_maps, flow_difference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@register("hidden_states", "teachers.hidden_states", "token_mask")
+def attention_transfer(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    token_mask: Tensor,
+    *,
+    power: Positive = 2.0,
+    beta: Positive = 1.0,
+) -> Tensor:
+    """mean_(l, g(l)) beta/2 || Q_s / ||Q_s|| - Q_t / ||Q_t|| ||_2, Q_i = sum_c |h_ic|^p at a row's tokens i (1612.03928, eq. 2).
+
+    Where a layer is active, whatever its width: neither widths nor heads have to agree. Layers of BERT and NEZHA end
+    with a normalisation that gives every token the same sum of squares, but for its trained scales and shifts: p = 2 says
+    little there, and p = 4 how much a token stands out. It is the activation form.
+
+    Args:
+        student: for each pair, float [B, N, Hs] of the student's layer.
+        teacher: for each pair, float [B, N, Ht] of the teacher's layer.
+        token_mask: bool [B, N].
+        power: p.
+        beta: the factor; the paper takes 1000 over the number of positions of a batch.
+
+    Returns:
+        float [B].
+    """
+    pairs = zip(student, teacher, strict=True)
+    return beta / 2 * mean_over_layers(activation_maps(s, t, token_mask, power) for s, t in pairs)
+
+
+def _two_at_least(student: EncoderShape, teacher: EncoderShape, pairs: Pairs, parameters: Mapping[str, Any]) -> str:
+    if len(pairs) > 1:
+        return ""
+    return f"layers: a flow leads from one layer to another: two pairs at least, found {len(pairs)}"
+
+
+@register("hidden_states", "teachers.hidden_states", "token_mask", mapped=True, fits=_two_at_least)
+def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
+    """mean over neighbours in `layers` of 1/H^2 ||G_t - G_s||_F^2, G = F1^T F2 / L of a row's L tokens (Yim et al. 2017, eq. 1 and 2).
+
+    The flow of solution procedure: how the later of two layers follows from the earlier. Two pairs of layers give one
+    flow, three two.
+
+    Args:
+        student: for each pair, float [B, N, H] of the student's layer, H its teacher's width.
+        teacher: for each pair, float [B, N, H] of the teacher's layer.
+        token_mask: bool [B, N].
+
+    Returns:
+        float [B].
+    """
+    flows = zip(pairwise(student), pairwise(teacher), strict=True)
+    return mean_over_layers(flow_difference(*own, *theirs, token_mask) for own, theirs in flows)
+
+
+@register("hidden_states", "teachers.hidden_states", "token_mask", "all_rows", layers="last")
+def similarity_preserving(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor, all_rows: AllRows
+) -> Tensor:
+    """mean_(l, g(l)) 1/B sum_j (G_t - G_s)_ij^2 of row i, G = rownorm(A A^T), A [B, H] the means of states over a row's tokens (1907.09682, eq. 1 to 4).
+
+    Which rows of the *global* batch are alike, over all ranks: summed over rows and divided by their number B this is
+    ||G_t - G_s||_F^2 / B^2. So a batch cannot be cut into several micro-batches (`accumulation: 1`).
+
+    Args:
+        student: for each pair, float [B, N, Hs] of the student's layer.
+        teacher: for each pair, float [B, N, Ht] of the teacher's layer.
+        token_mask: bool [B, N].
+        all_rows: gives the rows of all ranks, and which of the own ones count.
+
+    Returns:
+        float [B].
+    """
+    pairs = zip(student, teacher, strict=True)
+    return mean_over_layers(
+        similarity_difference(pooled(s, token_mask), pooled(t, token_mask), all_rows) for s, t in pairs
+    )
