@@ -248,13 +248,13 @@ def _command(arguments: argparse.Namespace) -> int:
         if name == "stages":  # for launch/local.sh and launch/slurm/pipeline.sh
             print("\n".join(job_lines(recipe) if arguments.jobs else [stage.name for stage in of_run(recipe)]))
             return EXIT_DONE
-        names, corpus = _stages(arguments, recipe), None
+        names, corpora = _stages(arguments, recipe), {}
         if name == "check" or not (
             here or recipe.kept
         ):  # the ranks of a launch let the main one do it, once they are connected
             from dtrain.stages import check
 
-            corpus = check.check_inputs(recipe)
+            corpora = check.check_inputs(recipe)
     except InputError as error:
         # Every rank finds the same; the launcher ends the others when the first one leaves.
         if not is_main_process():
@@ -262,7 +262,7 @@ def _command(arguments: argparse.Namespace) -> int:
             time.sleep(5)
         raise
     if name == "check":
-        return check.run(recipe, corpus, store=arguments.store, resolved=arguments.resolved)
+        return check.run(recipe, corpora, store=arguments.store, resolved=arguments.resolved)
     if name == "submit":
         from dtrain.submit import Cluster, submit
 

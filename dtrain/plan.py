@@ -15,7 +15,7 @@ from typing import Any
 from dtrain.data.corpus import parts_to_cut
 from dtrain.data.external import model_files, tokenizer_files
 from dtrain.data.files import resolve_path
-from dtrain.data.tokenizers import tokenizer_name
+from dtrain.data.tokenizers import tasks_reading, tokenizer_name
 from dtrain.errors import EveryStudentFailed
 from dtrain.knowledge.format import damage
 from dtrain.pretraining.corpus import corpus_files
@@ -29,19 +29,38 @@ from dtrain.tasks.corpus import source_files
 from dtrain.tasks.rules import rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
-_NO_EFFECT = {"name", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
+_NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
 class Plan:
-    """Fingerprints of one recipe's outputs."""
+    """Fingerprints of one recipe's outputs.
 
-    def __init__(self, recipe: Recipe) -> None:
+    A recipe of several tasks is planned as one recipe for each (`tasks`): what depends on rows is asked of these.
+    """
+
+    def __init__(self, recipe: Recipe, files: dict[Path, str] | None = None) -> None:
         self.recipe = recipe
-        self._files: dict[Path, str] = {}
+        self._files: dict[Path, str] = {} if files is None else files  # fingerprints of those that were read
 
     @property
     def folder(self) -> RunFolder:
-        return RunFolder(self.recipe.kept or Path(self.recipe.output_dir) / self.recipe.name)
+        return RunFolder(self.recipe.kept or Path(self.recipe.output_dir) / self.recipe.name, self.recipe.task)
+
+    @cached_property
+    def tasks(self) -> dict[str, Plan]:
+        """The plan of each task by its name; of an only task this one."""
+        if not self.recipe.several:
+            return {self.recipe.task: self}
+        return {name: type(self)(self.recipe.of_task(name), self._files) for name in self.recipe.task_names}
+
+    @cached_property
+    def whole(self) -> Plan:
+        """The plan of the recipe that this is one task of, or this one."""
+        return type(self)(self.recipe.whole, self._files) if self.recipe.task else self
+
+    def of(self, member: Teacher | Student) -> list[Plan]:
+        """The plans of the tasks that a model is for."""
+        return [self.whole.tasks[name] for name in self.recipe.tasks_of(member)]
 
     @cached_property
     def corpus(self) -> str:
@@ -60,10 +79,10 @@ class Plan:
             section,
             [self._file(path) for path in inside],
             sorted([s.format, *([s.name] if s.format == "hub" else map(self._file, s.files))] for s in out),
-            self.recipe.data.normalize.model_dump(mode="json"),
+            next(iter(self.tasks.values())).recipe.data.normalize.model_dump(mode="json"),
             [*model, self._outside(spec.model)],
             spec.seed,
-            self.data if parts_to_cut(self.recipe.data) else None,
+            *(plan.data if parts_to_cut(plan.recipe.data) else None for plan in self.tasks.values()),
         )
 
     def pretraining(self, phase: int) -> str:
@@ -88,6 +107,8 @@ class Plan:
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
         data = self.recipe.data
+        # A vocabulary is counted on the rows of every task that it reads.
+        others = [self.whole.tasks[task].data for task in tasks_reading(self.recipe, name) if task != self.recipe.task]
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
             file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
@@ -101,14 +122,15 @@ class Plan:
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
         if rules_of(data.task).tags:
             parts.append(data.vocabulary.min_count)
-        return fingerprint("tokenizer", self.data, data.max_length, parts)
+        return fingerprint("tokenizer", self.data, data.max_length, parts, *others)
 
     def model(self, kind: str, name: str) -> str:
         """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
         if isinstance(member.model, ExternalSpec):
             files = model_files(resolve_path(member.model.folder))
-            return fingerprint(kind, FORMAT, self.tokenizer(name), "given", self._contents(files))
+            (of,) = self.of(member)
+            return fingerprint(kind, FORMAT, of.tokenizer(name), "given", self._contents(files))
         section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})
         return self._trained(kind, member, section)
 
@@ -124,7 +146,7 @@ class Plan:
         return fingerprint(
             kind,
             FORMAT,
-            self.tokenizer(tokenizer_name(member)),
+            *(of.tokenizer(tokenizer_name(member)) for of in self.of(member)),
             section,
             self._outside(member.model),
             teachers,
@@ -162,7 +184,8 @@ class Plan:
         They depend on the token budget, since the shape of a matrix product decides how it rounds, and on the weights
         that are there now: a teacher trained again may have slightly different ones.
         """
-        section = self.recipe.knowledge.model_dump(mode="json")
+        (of,) = self.of(next(member for member in self.recipe.teachers if member.name == teacher))
+        section = of.recipe.knowledge.model_dump(mode="json")
         weights = self.folder.model("teachers", teacher) / "model.safetensors"
         made = self._file(weights) if weights.is_file() else None
         return fingerprint("knowledge", FORMAT, self.model("teachers", teacher), made, section)
@@ -206,6 +229,8 @@ class Plan:
 
     def prepared(self) -> bool:
         """Whether the rows are there, as each tokenizer encodes them."""
+        if self.recipe.several:
+            return all(plan.prepared() for plan in self.tasks.values())
         data, names = self.folder.data, {tokenizer_name(member) for _, member in self.members()}
         return is_done(data / "rows", self.data) and all(
             is_done(data / "encoded" / name, self.tokenizer(name)) for name in names
@@ -264,7 +289,8 @@ class Plan:
         return [file_fingerprint(file) for file in files if file.is_file()]
 
     def _member(self, name: str) -> Teacher | Student:
-        return next(member for _, member in self.members() if member.name == name)
+        members: list[Teacher | Student] = [*self.recipe.whole.teachers, *self.recipe.whole.students]
+        return next(member for member in members if member.name == name)
 
     def _file(self, path: Path) -> str:
         if path not in self._files:

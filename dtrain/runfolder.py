@@ -26,13 +26,22 @@ DONE = "done.json"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run (`<output_dir>/<name>/`)."""
+    """Paths of one run (`<output_dir>/<name>/`).
+
+    Attributes:
+        task: whose data `data` is, in a run of several tasks; empty: the only task's.
+    """
 
     root: Path
+    task: str = ""
 
     @property
     def data(self) -> Path:
-        return self.root / "data"
+        return self.root / "data" / self.task
+
+    def of_task(self, task: str) -> RunFolder:
+        """The same run with the data of one of its tasks; empty: of the only one."""
+        return RunFolder(self.root, task)
 
     @property
     def report(self) -> Path:

@@ -42,6 +42,7 @@ def check_external(recipe: Recipe, labels: list[str] | None = None) -> list[str]
     """What does not fit of the teachers that are taken as they are, a line a problem.
 
     Args:
+        recipe: of one task.
         labels: of the recipe's data, in the order of their numbers (for tagging, tags); None: not known yet.
     """
     return [
@@ -71,19 +72,19 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
         yield f"{key}: {folder} cannot be read: {' '.join(str(error).split())}"
         return
     if task != data.task:
-        yield f"{key}: {folder} is a model for task {task!r} (allowed: data.task, {data.task!r})"
+        yield f"{key}: {folder} is a model for task {task!r} (allowed: {data.key}.task, {data.task!r})"
         return
     for name, value in data.normalize.model_dump().items():
         if normalize[name] != value:
             found = f"{folder} reads texts with normalize.{name} {normalize[name]}"
-            yield f"{key}: {found} (allowed: that of data.normalize.{name}, {value})"
+            yield f"{key}: {found} (allowed: that of {data.key}.normalize.{name}, {value})"
     longest = positions(config)
     if longest is not None and data.max_length > longest:
-        yield f"{key}: {folder} reads {longest} tokens at most (allowed: data.max_length, {data.max_length}, or more)"
+        yield f"{key}: {folder} reads {longest} tokens at most (allowed: {data.key}.max_length, {data.max_length}, or more)"
     own = labels_of(config)
     if labels is not None and own != labels:
         order = " in this order" if sorted(own) == sorted(labels) else ""
-        yield f"{key}: {folder} has the labels {shown(own)} (allowed: those of data{order}, {shown(labels)})"
+        yield f"{key}: {folder} has the labels {shown(own)} (allowed: those of {data.key}{order}, {shown(labels)})"
     for student in recipe.students:
         yield from _unequal_hints(student, teacher.name, config, key)
 

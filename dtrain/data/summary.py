@@ -42,8 +42,12 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
         labelled = part == "transfer" or part in info["label_counts"]
         made_up = info.get("made_up", 0) if part == "transfer" else 0
         more = f", ... {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
-        sources = [", ".join(files[:MOST_FILES]) + more if files or part == "transfer" else "cut from data.train"]
-        sources += [f"{made_up:,} made up from data.train"] * bool(made_up) + ["without labels"] * (not labelled)
+        sources = [
+            ", ".join(files[:MOST_FILES]) + more if files or part == "transfer" else f"cut from {recipe.data.key}.train"
+        ]
+        sources += [f"{made_up:,} made up from {recipe.data.key}.train"] * bool(made_up) + ["without labels"] * (
+            not labelled
+        )
         lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
     found = info["label_counts"].get("train", {})
     names = shown([f"{name} {count:,}" for name, count in found.items()])
@@ -73,7 +77,7 @@ def cut_in_words(cut: Mapping[str, int], rows: int, recipe: Recipe, about: str =
         about: in front of the numbers, where they are estimated.
     """
     found = [f"{about}{count:,} ({count / rows:.1%}) for {name}" for name, count in cut.items() if count]
-    return f"cut at data.max_length {recipe.data.max_length}: {', '.join(found)}" if found else None
+    return f"cut at {recipe.data.key}.max_length {recipe.data.max_length}: {', '.join(found)}" if found else None
 
 
 def estimated_cuts(corpus: Corpus, recipe: Recipe) -> dict[str, int]:

@@ -33,25 +33,33 @@ def _own_tokenizer(member: Teacher | Student) -> EncoderSpec | ExternalSpec | No
 
 
 def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | None]:
-    """Every tokenizer that the recipe needs: name -> the transformer's or given model's section, None for the students'.
+    """Every tokenizer that the recipe's rows are read with: name -> the section that brings it, None for the students'.
+
+    The recipe may be that of one of several tasks: a transformer of another task may bring it.
 
     Raises InputError where two different ones would have the same name.
     """
     problems = Problems()
     specs: dict[str, EncoderSpec | ExternalSpec | None] = {}
+    borrowed: dict[str, None] = {}
     teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
         name = tokenizer_name(member)
         spec = _own_tokenizer(member)
         if isinstance(spec, EncoderSpec) and spec.tokenizer:
-            continue  # the other member's section says what it is
-        if spec is not None and name == STUDENTS:
+            borrowed[name] = None  # the other member's section says what it is
+        elif spec is not None and name == STUDENTS:
             problems.add(f"{key}.name: {name!r} is what the students' tokenizer is called; choose another name")
         elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):
             problems.add(f"{key}.name: {name!r} is also a teacher, with another tokenizer; choose another name")
         else:
             specs.setdefault(name, spec)
     problems.raise_if_any()
+    whole = recipe.whole
+    members: list[Teacher | Student] = [*whole.students, *whole.teachers]
+    owners = {member.name: member for member in members}
+    for name in borrowed:
+        specs.setdefault(name, _own_tokenizer(owners[name]))
     return specs
 
 
@@ -64,11 +72,25 @@ def identity_of(spec: EncoderSpec | ExternalSpec | None) -> tuple[object, ...]:
 
 def check_tokenizers(recipe: Recipe) -> None:
     """Names and vocabulary files; raises InputError. Needs no torch (loading a pretrained tokenizer would)."""
-    for name, spec in tokenizer_specs(recipe).items():
-        if spec is None and recipe.data.vocabulary.file:
-            read_vocabulary(recipe.data.vocabulary.file, "data.vocabulary.file")
-        elif isinstance(spec, EncoderSpec) and spec.vocabulary:
-            bert_vocabulary(spec.vocabulary, name)
+    tokenizer_specs(recipe)
+    for view in recipe.views():
+        for name, spec in tokenizer_specs(view).items():
+            if spec is None and view.data.vocabulary.file:
+                read_vocabulary(view.data.vocabulary.file, f"{view.data.key}.vocabulary.file")
+            elif isinstance(spec, EncoderSpec) and spec.vocabulary:
+                bert_vocabulary(spec.vocabulary, name)
+
+
+def tasks_reading(recipe: Recipe, name: str) -> list[str]:
+    """The tasks whose rows are read with the tokenizer `name` of the recipe of one task, that task among them.
+
+    A vocabulary is counted on the text of all of them. Students without a tokenizer of their own share one in each task.
+    """
+    whole = recipe.whole
+    members: list[Teacher | Student] = [*whole.teachers, *whole.students]
+    readers = [] if name == STUDENTS else [member for member in members if tokenizer_name(member) == name]
+    tasks = {task for member in readers for task in whole.tasks_of(member)}
+    return [task for task in whole.task_names if task in tasks] or [recipe.task]
 
 
 def read_vocabulary(name: str, key: str) -> list[str]:

@@ -22,7 +22,7 @@ from dtrain.data.records import read_records
 from dtrain.data.sources import Rows
 from dtrain.errors import InputError, suggest
 from dtrain.log import warn
-from dtrain.recipe.data import Data
+from dtrain.recipe.data import DATA, Data
 from dtrain.recipe.values import Column
 from dtrain.tasks.answers import Texts
 from dtrain.tasks.corpus import READINGS, find_sources
@@ -68,6 +68,8 @@ def read_texts(
     Raises:
         InputError: naming file and line, or the option.
     """
+    data = data.model_copy()
+    data.stands_at(DATA)  # the advice below is told from messages about a section of that name
     with _file(name) as path:
         try:
             data = _written_so(_with_columns(data, columns), as_written)

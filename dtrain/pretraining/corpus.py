@@ -142,7 +142,7 @@ def check_corpus(recipe: Recipe, prepared: Callable[[], bool] = lambda: False) -
         problems.raise_if_any()
         if empty:
             raise InputError(f"{KEY}.sources: no text in them")
-        excluded_texts(recipe, Normalizer(recipe.data.normalize))
+        excluded_texts(recipe, Normalizer(recipe.views()[0].data.normalize))
 
 
 def _check_continued(spec: Pretrain) -> None:

@@ -39,7 +39,8 @@ def excluded_sources(recipe: Recipe) -> list[Source]:
         except InputError as error:
             problems.add(str(error))
     try:
-        found += [source for source in find_sources(recipe.data) if source.part in ("valid", "test")]
+        for view in recipe.views():
+            found += [source for source in find_sources(view.data) if source.part in ("valid", "test")]
     except InputError as error:
         for problem in error.problems:
             problems.add(problem)
@@ -73,10 +74,11 @@ def excluded_texts(recipe: Recipe, normalizer: Normalizer) -> set[str]:
             problems.add(f"{source.key}: {source.name}: holds no text")
         found |= texts
     problems.raise_if_any()
-    cut = parts_to_cut(recipe.data)
-    if cut:
-        parts = read_corpus(recipe.data, recipe.seed).parts
-        found |= _normalized((t for part in cut if part in parts for t in _both(parts[part])), normalizer)
+    for view in recipe.views():
+        cut = parts_to_cut(view.data)
+        if cut:
+            parts = read_corpus(view.data, recipe.seed).parts
+            found |= _normalized((t for part in cut if part in parts for t in _both(parts[part])), normalizer)
     return found
 
 

@@ -112,7 +112,7 @@ def rows_folder(folder: RunFolder, spec: Pretrain, length: int) -> Path:
 
 
 def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast | None:
-    tokenizer = given_tokenizer("pretrain", spec.model, 0, recipe.data.normalize.lower)
+    tokenizer = given_tokenizer("pretrain", spec.model, 0, recipe.views()[0].data.normalize.lower)
     if tokenizer is not None:
         for name in ("cls", "sep", "mask"):
             if getattr(tokenizer, f"{name}_token_id") is None:
@@ -137,7 +137,8 @@ def _write_tokens(
     recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast | None, pieces: Pieces, folder: Path
 ) -> None:
     """`tokenizer/`, `tokens/` and `corpus.json`."""
-    normalizer = Normalizer(recipe.data.normalize)
+    data = recipe.views()[0].data  # tasks agree on how texts are normalised
+    normalizer = Normalizer(data.normalize)
     excluded = excluded_texts(recipe, normalizer)
     read = pieces.make("raw", lambda aside: _write_raw(spec, pieces.stop, aside))
     raw = datasets.Dataset.from_file(str(read / RAW))
@@ -145,7 +146,7 @@ def _write_tokens(
         raise InputError(f"{KEY}.sources: no text in them")
     assert spec.seed is not None
     normalize = _NormalizeBatch(DocumentNormalizer(normalizer, excluded), spec.seed)
-    texts = pieces.map("texts", raw, normalize, TEXTS, recipe.data, column="raw")
+    texts = pieces.map("texts", raw, normalize, TEXTS, data, column="raw")
     out = int(texts.data.column("lines_out").to_numpy().sum())
     share = texts.data.column("share").to_numpy()
     kept = share < 1.0
@@ -163,10 +164,10 @@ def _write_tokens(
 
     training = texts.select(np.flatnonzero(~held_out)).select_columns(["text"])
 
-    lower = recipe.data.normalize.lower
+    lower = data.normalize.lower
     if given is None:
         count_words = _CountBatch(WordCounter(lower))
-        words = pieces.map("words", training, count_words, WORDS, recipe.data, column="text")
+        words = pieces.map("words", training, count_words, WORDS, data, column="text")
 
     def write_tokenizer(aside: Path) -> None:
         """The one that is given, or one trained on the text that is not held out."""
@@ -178,10 +179,10 @@ def _write_tokens(
     saved = pieces.make("tokenizer", write_tokenizer)
     shutil.copytree(saved, folder / "tokenizer", ignore=shutil.ignore_patterns(DONE))
     tokenizer = given or load_tokenizer(saved)
-    segmenter(spec.corpus.dictionary, recipe.data.normalize)  # here, so that forked workers have it
-    flagger = TokenFlagger(tokenizer, spec.corpus.dictionary, recipe.data.normalize)
+    segmenter(spec.corpus.dictionary, data.normalize)  # here, so that forked workers have it
+    flagger = TokenFlagger(tokenizer, spec.corpus.dictionary, data.normalize)
     encode = _EncodeBatch(flagger, float(bound), excluded)
-    tokens = pieces.map("tokens", texts, encode, TOKENS, recipe.data, column="text")
+    tokens = pieces.map("tokens", texts, encode, TOKENS, data, column="text")
     tokens.save_to_disk(folder / "tokens")
     count = int(_lengths(tokens).sum())
     unknown = int(_unknown(tokens).sum())

@@ -43,17 +43,22 @@ class Context:
     Attributes:
         task: what the kind of task allows.
         data_task: the value of `data.task`.
+        key: of the task's section of rows: `data`, or `tasks.NAME`.
         seed: the recipe's.
         transfer: whether there are rows without labels.
         pretrained: the folder of the model that the recipe itself pre-trains.
         transformers: names of the members that bring a tokenizer, which others may read with.
-        widths: the length of each teacher's feature vector, None where the recipe does not tell; in recipe order.
+        widths: the length of the feature vector of each teacher of the task, None where the recipe does not tell; in recipe
+            order.
+        elsewhere: names of the teachers of other tasks, each with its task.
     """
 
     task: TaskRules
     data_task: str
     seed: int
+    key: str = "data"
     transfer: bool = False
     pretrained: str | None = None
     transformers: tuple[str, ...] = ()
     widths: dict[str, int | None] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from dtrain.errors import InputError
 from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share, TextEncoding
 from dtrain.tasks.rules import rules_of, task_names
 
@@ -100,9 +114,13 @@ class Augment(Closed):
         return self
 
 
+DATA = "data"  # the key of a recipe's only section of rows
+
+
 class Data(Closed):
     """Where the rows are, and what is done to their texts."""
 
+    _key: str = PrivateAttr(DATA)
     # classification: classes of texts; pairs: classes of pairs of texts; tagging: entities in texts
     task: TaskName = "classification"
     train: Paths  # labelled files: one path or several, patterns and folders too
@@ -175,3 +193,37 @@ class Data(Closed):
         if default and rules.split != (self.split.valid, self.split.test):
             self.split = Split(valid=rules.split[0], test=rules.split[1])
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Where it stands is no part of a section."""
+        return isinstance(other, Data) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def key(self) -> str:
+        """Where the section stands in the recipe: `data`, or `tasks.NAME`."""
+        return self._key
+
+    def stands_at(self, key: str) -> None:
+        """Say where in the recipe the section stands."""
+        self._key = key
+
+    def in_own_keys(self, text: str) -> str:
+        """A message about a section `data`, with the keys that this section has in its recipe."""
+        return text if self._key == DATA else _keys_of_data().sub(f"{self._key}.\\1", text)
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """A region whose errors name the keys of this section, where they say `data.train` and the like."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError([self.in_own_keys(problem) for problem in error.problems]) from error.__cause__
+
+
+@cache
+def _keys_of_data() -> re.Pattern[str]:
+    """`data.KEY` as a word of its own, and no part of a path or a file's name."""
+    keys = "|".join(Data.model_fields)
+    return re.compile(rf"(?<![\w./\\-])data\.({keys})(?![\w/\\-]|\.(?:jsonl?|tsv|csv|txt|parquet)\b)")

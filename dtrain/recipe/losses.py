@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -131,19 +133,31 @@ class LossSpec(BaseModel):
                 self.weighting.check(self.teachers, context, report.at("weighting"))
 
 
-def choose_teachers(patterns: list[str] | None, names: list[str], report: Reporter) -> list[str]:
-    """The names that match some pattern, in the patterns' order; all of them where no pattern is given."""
+def choose_teachers(
+    patterns: list[str] | None, names: list[str], report: Reporter, elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """The names that match some pattern, in the patterns' order; all of them where no pattern is given.
+
+    Args:
+        elsewhere: teachers of other tasks, each with its task.
+    """
     if patterns is None:
         return list(names)
     chosen: list[str] = []
     for pattern in patterns:
-        # A teacher with a grid is also known by the name it had before the expansion.
-        matched = [n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(pattern + "-")]
+        matched = _matching(pattern, names)
         if not matched:
             allowed = ", ".join(names) or "none are defined"
-            report("teachers", f"no teacher {pattern!r}{suggest(pattern, names)} (allowed: {allowed})")
+            of_others = [f"{name} is of task {elsewhere[name]!r}" for name in _matching(pattern, list(elsewhere))]
+            hint = f": {of_others[0]}" if of_others else suggest(pattern, names)
+            report("teachers", f"no teacher {pattern!r}{hint} (allowed: {allowed})")
         chosen += [n for n in matched if n not in chosen]
     return chosen
+
+
+def _matching(pattern: str, names: list[str]) -> list[str]:
+    """A teacher with a grid is also known by the name it had before the expansion."""
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + "-")]
 
 
 def default_losses(context: Context, taught: bool, exits: bool) -> list[LossSpec]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.schema import Recipe
-from dtrain.recipe.training import check_peers
+from dtrain.recipe.training import Student, Teacher, check_peers
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.rules import rules_of
 
@@ -23,22 +23,55 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         recipe.pretrain.resolve(recipe.seed, report.at("pretrain"))
         folder = RunFolder(Path(recipe.output_dir) / recipe.name)
         pretrained = str(folder.pretrained(len(recipe.pretrain.phases) - 1))
-    context = Context(
-        task=rules_of(recipe.data.task),
-        data_task=recipe.data.task,
+        _check_normalization(recipe, report)
+    reports = [
+        [report.at(section, number) for number in numbers]
+        for section, numbers in (("teachers", teachers), ("students", students))
+    ]
+    members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
+    for member, of_member in zip(members, [*reports[0], *reports[1]], strict=True):
+        member.check_task(list(recipe.tasks or ()), of_member)
+    if report.problems:
+        return
+    contexts = {name: _context(recipe, name, pretrained) for name in recipe.task_names}
+    for member, of_member in zip(members, [*reports[0], *reports[1]], strict=True):
+        (task,) = recipe.tasks_of(member)
+        member.resolve(contexts[task], of_member)
+    if report.problems:
+        return
+    of_students = [contexts[recipe.tasks_of(student)[0]] for student in recipe.students]
+    peers = check_peers(recipe.students, of_students, reports[1])
+    if recipe.search is not None:
+        recipe.search.check(recipe.students, peers, report.at("search"))
+    of_knowledge = report.at("knowledge")
+    if recipe.several:
+        recipe.knowledge.check_tasks([context.task for context in contexts.values()], of_knowledge)
+    for task, context in contexts.items():
+        view = recipe.of_task(task)
+        view.knowledge.resolve(view.students, context, of_knowledge)
+
+
+def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
+    """What the members of a task know of the rest of the recipe."""
+    data = recipe.data if recipe.tasks is None else recipe.tasks[task or next(iter(recipe.tasks))]
+    own = {teacher.name: task in recipe.tasks_of(teacher) for teacher in recipe.teachers}
+    return Context(
+        task=rules_of(data.task),
+        data_task=data.task,
         seed=recipe.seed,
-        transfer=bool(recipe.data.transfer or recipe.data.augment),
+        key=data.key,
+        transfer=bool(data.transfer or data.augment),
         pretrained=pretrained,
         transformers=tuple(m.name for m in (*recipe.teachers, *recipe.students) if m.brings_tokenizer),
-        widths={teacher.name: teacher.model.feature_width for teacher in recipe.teachers},
+        widths={teacher.name: teacher.model.feature_width for teacher in recipe.teachers if own[teacher.name]},
+        elsewhere={teacher.name: str(teacher.task) for teacher in recipe.teachers if not own[teacher.name]},
     )
-    of_students = [report.at("students", number) for number in students]
-    for teacher, number in zip(recipe.teachers, teachers, strict=True):
-        teacher.resolve(context, report.at("teachers", number))
-    for student, of_student in zip(recipe.students, of_students, strict=True):
-        student.resolve(context, of_student)
-    if not report.problems:
-        peers = check_peers(recipe.students, context, of_students)
-        if recipe.search is not None:
-            recipe.search.check(recipe.students, peers, report.at("search"))
-        recipe.knowledge.resolve(recipe.students, context, report.at("knowledge"))
+
+
+def _check_normalization(recipe: Recipe, report: Reporter) -> None:
+    """A text to pre-train on is normalised once: several tasks must agree on how."""
+    first, *others = (recipe.tasks or {"": recipe.data}).values()
+    for section in others:
+        if section.normalize != first.normalize:
+            found = f"must be that of {first.key}.normalize, by which the text to pre-train on is normalised"
+            report((*section.key.split(".", 1), "normalize"), found)

@@ -28,6 +28,9 @@ from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
 from dtrain.stages import run_names
+from dtrain.tasks.rules import TaskRules, rules_of
+
+NO_TASK = "corpus"  # lies beside the tasks' folders in the run's `data/`
 
 
 class Placement(Closed):
@@ -58,8 +61,9 @@ class Search(Closed):
         """Report why the students cannot be compared and stopped one by one, if so."""
         if peers:
             report("", "peers cannot be stopped one by one; take `peers` or `search` away")
-        if len({student.metric for student in students}) > 1:
-            report("", "students must have one `metric` to be compared")
+        for key in ("metric", "task"):
+            if len({getattr(student, key) for student in students}) > 1:
+                report("", f"students must have one `{key}` to be compared")
         shortest = min(students, key=lambda student: student.epochs, default=None)
         if shortest is not None and self.epochs[-1] >= shortest.epochs:
             report(
@@ -93,16 +97,40 @@ class Knowledge(Closed):
             raise ValueError("sharded: not together with compile or unpadded, which need the whole teacher")
         return self
 
-    def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:
-        """Store what the students' losses read; what the recipe lists must hold it."""
-        allowed = kind_names(context.task.name, context.task.outputs, stored=True)
-        read: dict[str, str] = {}  # output -> the student that reads it
+    def of_task(self, students: list[Student], rules: TaskRules) -> Knowledge:
+        """The section of one of several tasks: its outputs alone, of those that are listed or that its students read."""
+        allowed = kind_names(rules.name, rules.outputs, stored=True)
+        wanted = self._readers(students) if self.outputs is None else self.outputs
+        outputs = [name for name in allowed if name in wanted] or [allowed[0]]
+        top_k = None if "top_k" in rules.excluded else self.top_k
+        return self.model_copy(update={"outputs": outputs, "top_k": top_k})
+
+    def check_tasks(self, tasks: list[TaskRules], report: Reporter) -> None:
+        """Report what is listed and of none of several tasks."""
+        known = list(
+            dict.fromkeys(name for rules in tasks for name in kind_names(rules.name, rules.outputs, stored=True))
+        )
+        for output in self.outputs or []:
+            if output not in known:
+                report("outputs", f"{output!r} is not for any of the recipe's tasks (allowed: {', '.join(known)})")
+        if self.top_k and all("top_k" in rules.excluded for rules in tasks):
+            report("top_k", "is for logits, which none of the recipe's tasks has")
+
+    def _readers(self, students: list[Student]) -> dict[str, str]:
+        """By output the first student that reads it."""
+        read: dict[str, str] = {}
         for student in students:
             if student.noisy:
                 read.setdefault("logits", f"{student.name} (noisy)")
             for loss in student.losses or []:
                 for output in loss.loss.outputs_read(loss.weighting):
                     read.setdefault(output, f"{student.name} ({loss.type})")
+        return read
+
+    def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:
+        """Store what the students' losses read; what the recipe lists must hold it."""
+        allowed = kind_names(context.task.name, context.task.outputs, stored=True)
+        read = self._readers(students)
         if self.outputs is None:
             self.outputs = [output for output in allowed if output in read] or [allowed[0]]
         for output in self.outputs:
@@ -158,15 +186,17 @@ class Report(Closed):
 class Recipe(Closed):
     """A whole experiment, from raw text to distilled students."""
 
+    _whole: Recipe | None = PrivateAttr(None)
+    _task: str = PrivateAttr("")
     name: str  # names the run: everything is written under `output_dir`/`name`
     # decides first weights, orders of rows, splits and draws wherever no other seed is given
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output_dir: FilePath = "runs"  # the folder that holds the run folders
     # an encoder made from plain text first (masked language modelling); left out: none
     pretrain: Pretrain | None = None
-    # one task as a mapping from its name to a section `Data`, in place of `data`
+    # a section `Data` for each task by the task's name, in place of `data`
     tasks: Annotated[dict[Annotated[str, AfterValidator(check_name)], Data], Field(min_length=1)] | None = None
-    # the rows: short for one task, and that task's section where `tasks` is given
+    # the rows: short for one task; where `tasks` holds one, that one, and of several none
     data: Data = Field(default=None)  # type: ignore[assignment]
     # the models whose outputs become the knowledge; trained one after another by all ranks
     teachers: list[Teacher] = []
@@ -197,16 +227,21 @@ class Recipe(Closed):
         return value
 
     @model_validator(mode="after")
-    def one_task(self) -> Recipe:
+    def data_or_tasks(self) -> Recipe:
         if self.tasks is None:
             if "data" not in self.model_fields_set:
                 raise ValueError("data: is missing")
             return self
         if "data" in self.model_fields_set:
             raise ValueError("tasks: not together with data, which is short for one task")
-        if len(self.tasks) > 1:
-            raise ValueError(f"tasks: {len(self.tasks)} are given ({', '.join(self.tasks)}); this version runs one")
-        self.__dict__["data"] = next(iter(self.tasks.values()))  # set without counting as given
+        for name, section in self.tasks.items():
+            section.stands_at(f"tasks.{name}")
+        if len(self.tasks) == 1:
+            self.__dict__["data"] = next(iter(self.tasks.values()))  # set without counting as given
+        elif NO_TASK in self.tasks:
+            raise ValueError(
+                f"tasks.{NO_TASK}: is what the folder of the text to pre-train on is called; choose another name"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -215,3 +250,50 @@ class Recipe(Closed):
         values: dict[str, Any] = handler(self)
         values.pop("tasks" if self.tasks is None else "data", None)
         return values
+
+    # --- one recipe of several tasks as several recipes of one -----------------------------------------
+
+    @property
+    def several(self) -> bool:
+        """Whether it has more than one task."""
+        return self.tasks is not None and len(self.tasks) > 1
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of its tasks in order; of an only task the empty one."""
+        return list(self.tasks or ()) if self.several else [""]
+
+    @property
+    def task(self) -> str:
+        """The task that this is a view of; empty where it is the recipe itself."""
+        return self._task
+
+    @property
+    def whole(self) -> Recipe:
+        """The recipe that this is a view of, or itself."""
+        return self._whole or self
+
+    def tasks_of(self, member: Teacher | Student) -> list[str]:
+        """The tasks that a model is for, as `task_names` has them."""
+        return member.trained_on(self.whole.task_names)
+
+    def of_task(self, name: str) -> Recipe:
+        """The recipe of one task alone: its rows as `data`, and the models that are for it. Itself where it has one."""
+        if not self.several:
+            return self
+        assert self.tasks is not None
+        view = self.model_copy(
+            update={
+                "tasks": {name: self.tasks[name]},
+                "data": self.tasks[name],
+                "teachers": [teacher for teacher in self.teachers if name in self.tasks_of(teacher)],
+                "students": [student for student in self.students if name in self.tasks_of(student)],
+            }
+        )
+        view._whole, view._task = self, name
+        view.knowledge = self.knowledge.of_task(view.students, rules_of(view.data.task))
+        return view
+
+    def views(self) -> list[Recipe]:
+        """The recipe of each task, in order; itself where it has one."""
+        return [self.of_task(name) for name in self.task_names]

@@ -68,6 +68,8 @@ class TrainSpec(Closed):
 
     name: str  # the model's folder, and the name by which others refer to it
     model: ModelSpec  # the kind of model, by its `type`, and its shape
+    # which of `tasks` it is for; may be left out where there is one
+    task: str | None = None
     # seed of first weights, dropout and order of rows; default: the recipe's
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     epochs: PositiveInt = 3  # passes over the rows
@@ -118,6 +120,21 @@ class TrainSpec(Closed):
         encoder = self.model.transformer
         return isinstance(self.model, ExternalSpec) or encoder is not None and encoder.tokenizer is None
 
+    def trained_on(self, tasks: list[str]) -> list[str]:
+        """The tasks that it is for, of all that the recipe has; an only task need not be named."""
+        return [self.task] if self.task in tasks else tasks[:1]
+
+    def check_task(self, tasks: list[str], report: Reporter) -> None:
+        """Report a task that the recipe does not have, or none where it has several."""
+        allowed = f"(allowed: {', '.join(tasks)})"
+        if self.task is None:
+            if len(tasks) > 1:
+                report("task", f"must say which of the recipe's tasks it is for {allowed}")
+        elif not tasks:
+            report("task", "is for a recipe with `tasks`; its only rows are those of `data`")
+        elif self.task not in tasks:
+            report("task", f"no task {self.task!r}{suggest(self.task, tasks)} {allowed}")
+
     def resolve(self, context: Context, report: Reporter) -> None:
         """Fill in what is left open, and check against the task."""
         task = context.task
@@ -148,7 +165,8 @@ class TrainSpec(Closed):
             report("model.type", f"{kind!r} is not for task {task.name!r} (allowed: {allowed}){hint}")
         elif kind not in task.models and context.data_task not in self.model.tasks:
             report(
-                "model.type", f"{kind!r} reads {', '.join(self.model.tasks)}, and data.task is {context.data_task!r}"
+                "model.type",
+                f"{kind!r} reads {', '.join(self.model.tasks)}, and {context.key}.task is {context.data_task!r}",
             )
         if self.metric not in task.metrics:
             allowed = ", ".join(task.metrics)
@@ -172,7 +190,7 @@ class Teacher(TrainSpec):
     """A model trained on the labels, or taken as it is from a folder; its outputs become the knowledge."""
 
     model: Annotated[ModelSpec, WrapValidator(_unless_given)]
-    # a model folder of another run, taken as it is; then no key but this and `name` is given
+    # a model folder of another run, taken as it is; then no key but this, `name` and `task` is given
     source: Annotated[NamedPath | None, Field(alias="from", exclude=True)] = None
     label_smoothing: Share = 0.0  # share of each label that is spread over all classes
     tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; left out: not
@@ -183,14 +201,17 @@ class Teacher(TrainSpec):
     def trained_or_given(cls, value: Any) -> Any:
         if not isinstance(value, dict) or value.get("from") is None:
             return value
-        others = [key for key in value if key not in ("name", "from")]
+        others = [key for key in value if key not in ("name", "from", "task")]
         if others:
-            raise ValueError(f"{others[0]}: is not for a teacher taken `from` a folder as it is (allowed: name, from)")
+            allowed = "(allowed: name, from, task)"
+            raise ValueError(f"{others[0]}: is not for a teacher taken `from` a folder as it is {allowed}")
         return {**value, "model": ExternalSpec(folder=str(value["from"]))}
 
     @model_serializer(mode="wrap")
     def as_it_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return handler(self) if self.source is None else {"name": self.name, "from": self.source}
+        if self.source is None:
+            return handler(self)
+        return {"name": self.name, "from": self.source} | ({} if self.task is None else {"task": self.task})
 
     @model_validator(mode="after")
     def stops_within(self) -> Teacher:
@@ -240,7 +261,7 @@ class Student(TrainSpec):
         known = len(report.problems)
         if self.peers is not None and self.teachers is None:
             self.teachers = []
-        self.teachers = choose_teachers(self.teachers, list(context.widths), report)
+        self.teachers = choose_teachers(self.teachers, list(context.widths), report, context.elsewhere)
         if self.losses is None:
             self.losses = default_losses(context, bool(self.teachers), self.exits)
         for loss in self.losses:
@@ -248,7 +269,7 @@ class Student(TrainSpec):
         if self.rows is None:
             self.rows = ["train", "transfer"] if self.teachers and context.transfer else ["train"]
         if "transfer" in self.rows and not context.transfer:
-            report("rows", "'transfer' needs data.transfer or data.augment")
+            report("rows", f"'transfer' needs {context.key}.transfer or {context.key}.augment")
         if self.noisy and ("noisy" in context.task.excluded or not self.teachers or "transfer" not in self.rows):
             report("noisy", "needs teachers, rows with transfer, and a task that is not tagging")
         if self.noisy and self.noisy.token_noise and self.adversarial:
@@ -321,27 +342,27 @@ class Student(TrainSpec):
         return None
 
 
-def check_peers(students: list[Student], context: Context, reports: list[Reporter]) -> bool:
+def check_peers(students: list[Student], contexts: list[Context], reports: list[Reporter]) -> bool:
     """Whether there are students that learn from each other; those make every step together, on the same batch."""
-    sets: dict[str, list[tuple[Student, Reporter]]] = {}
-    for student, report in zip(students, reports, strict=True):
+    sets: dict[str, list[tuple[Student, Reporter, Context]]] = {}
+    for student, report, context in zip(students, reports, contexts, strict=True):
         if student.peers is not None:
-            sets.setdefault(student.peers, []).append((student, report))
+            sets.setdefault(student.peers, []).append((student, report, context))
     for name, members in sets.items():
-        first, report = members[0]
+        first, report, context = members[0]
         of_set = report.at("peers", told=name)
         if "peers" in context.task.excluded:
             of_set("", f"is not for task {context.data_task!r}")
         if len(members) == 1:
             of_set("", f"{first.name} is alone; peers are two students or more with the same word")
-        for student, report in members:
+        for student, report, _ in members:
             own = report.at(told=student.name)
             if student.tokenizer != first.tokenizer:
                 own("model", f"peers read the same tokens, and those of {first.name} are others; see model.tokenizer")
             for key in ("patience", "adversarial", "parallel", "noisy"):
                 if getattr(student, key) is not None:
                     own(key, "is not for peers, who make every step together")
-            for key in ("rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
+            for key in ("task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
                 if getattr(student, key) != getattr(first, key):
                     own(key, f"must be that of its peer {first.name}, as they share each batch")
     return bool(sets)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dtrain.report import tables
+from dtrain.report import several, tables
 from dtrain.report.examples import bracketed, marked
 from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
@@ -31,6 +31,22 @@ def html(results: dict[str, Any], plots: dict[str, Path], recipe: str) -> str:
         name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for name, path in plots.items()
     }
     return _environment(escape=True).get_template("report.html.j2").render(**_context(results, images), recipe=recipe)
+
+
+def several_markdown(results: dict[str, Any]) -> str:
+    """The page on several tasks (`several.overview`) in GitHub's Markdown."""
+    text = _environment(escape=False).get_template("several.md.j2").render(**_over_tasks(results))
+    return text.rstrip("\n") + "\n"
+
+
+def several_html(results: dict[str, Any], recipe: str) -> str:
+    """The same as one page without outside resources, with links to the pages of the tasks."""
+    return _environment(escape=True).get_template("several.html.j2").render(**_over_tasks(results), recipe=recipe)
+
+
+def _over_tasks(results: dict[str, Any]) -> dict[str, Any]:
+    seeds = any(len(group["seeds"]) > 1 for group in results["groups"])
+    return {"results": results, "models": several.table(results), "seeds": seeds}
 
 
 def _environment(escape: bool) -> Environment:

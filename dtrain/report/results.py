@@ -63,7 +63,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
             for kind, member in plan.members()
             if (kind, member) not in members
         ],
-        "search": _search(plan, folder),
+        "search": _search(plan.whole, folder) if recipe.students else None,
         "details": _details(folder, student or teacher, view),
         "remarks": [*data.get("remarks", []), *_remarks(members, folder)],
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,

@@ -162,6 +162,7 @@ _STAGES = [
         folders=True,
         options=(
             option("--model", help="a teacher's or student's name (default: the best student)"),
+            option("--task", help="of a recipe of several tasks, which to answer (default: the model's only one)"),
             option("--input", help="a file; - is stdin (default: the test rows)"),
             option(
                 "--format",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -28,12 +30,12 @@ from dtrain.stages import find_stage, run_names
 from dtrain.tasks.corpus import check_sources
 
 
-def check_inputs(recipe: Recipe) -> Corpus | None:
+def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
     """Files, rows, folders and launch settings that the recipe names; raises InputError with every problem.
 
     Returns:
-        The rows, or None where they were prepared already, from the same bytes by the same settings: then they are not
-        read again.
+        The rows of each task, by its name; of an only task the empty one. Empty where they were prepared already, from the
+        same bytes by the same settings: then they are not read again.
     """
 
     problems: list[str] = []
@@ -41,10 +43,14 @@ def check_inputs(recipe: Recipe) -> Corpus | None:
         check_tokenizers(recipe)
     except InputError as error:
         problems += error.problems
-    problems += check_external(recipe)
-    for section in (recipe.teachers, recipe.students):
-        for member in section:
-            problems += _unfit_model_files(member.name, member.model, recipe.data.max_length)
+    views = recipe.views()
+    for view in views:
+        problems += check_external(view)
+    for section in ("teachers", "students"):
+        for view in views:
+            for member in getattr(view, section):
+                found = _unfit_model_files(member.name, member.model, view.data.max_length)
+                problems += [view.data.in_own_keys(problem) for problem in found]
     try:
         for stage in run_names():
             launch_spec(recipe, stage)
@@ -59,22 +65,32 @@ def check_inputs(recipe: Recipe) -> Corpus | None:
             "pretrain", recipe.pretrain.model, max(phase.max_length for phase in recipe.pretrain.phases)
         )
     problems += _unusable_places(recipe)
-    if recipe.report.splits == ["test"] and not recipe.data.test and not recipe.data.split.test:
-        problems.append("report.splits: 'test' is all that is to be reported, and there are no test rows")
-    prepared, corpus = False, None
+    for view in views:
+        if recipe.report.splits == ["test"] and not view.data.test and not view.data.split.test:
+            of = f" of {view.data.key}" if recipe.several else ""
+            problems.append(f"report.splits: 'test' is all that is to be reported, and there are no test rows{of}")
+    prepared = False
     with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
         prepared = Plan(recipe).stage_done("prepare")
-    try:
-        if not prepared:
-            corpus = check_sources(recipe.data, recipe.seed)
-            problems += [problem for problem in check_external(recipe, corpus.labels) if problem not in problems]
-            if not corpus.counts.get("valid"):
-                few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
-                problems.append(f"data.split: {few}; name data.valid, or cut more")
-    except InputError as error:
-        problems += error.problems
+    corpora: dict[str, Corpus] = {}
+    if not prepared:
+        for view in views:
+            try:
+                corpora[view.task] = _checked_rows(view, problems)
+            except InputError as error:
+                problems += error.problems
     if problems:
-        raise InputError(problems)
+        raise InputError(list(dict.fromkeys(problems)))
+    return corpora
+
+
+def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
+    """The rows of one task; what is wrong with them as a whole is added to the problems."""
+    corpus = check_sources(view.data, view.seed)
+    problems += [problem for problem in check_external(view, corpus.labels) if problem not in problems]
+    if not corpus.counts.get("valid"):
+        few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
+        problems.append(view.data.in_own_keys(f"data.split: {few}; name data.valid, or cut more"))
     return corpus
 
 
@@ -116,11 +132,11 @@ def _unfit_model_files(name: str, spec: BaseModel, max_length: int) -> list[str]
     return problems
 
 
-def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved: bool = False) -> int:
+def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, resolved: bool = False) -> int:
     """Say what the recipe comes to: its files, rows, labels and models, and what is worth a second look.
 
     Args:
-        corpus: the rows, where they are not prepared yet.
+        corpora: the rows by task, where they are not prepared yet.
         store: verify checksums, coverage and values of every knowledge store instead.
         resolved: print the recipe with every default instead.
     """
@@ -131,17 +147,13 @@ def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved:
             verify(teacher, recipe, plan.folder)
             say(f"{plan.folder.knowledge(teacher)}: whole")
         return EXIT_DONE
-    info = info_of(corpus) if corpus else read_json(plan.folder.data / "rows" / "data.json")
+    views = [(view, _info(view, corpora, plan)) for view in recipe.views()]
     if resolved:
         say(dump_recipe(recipe).rstrip())
     else:
         say(f"{recipe.name} -> {plan.folder.root}")
-        for line in rows_in_words(info, recipe):
-            say(line)
-        # Documents of a tagger are read in pieces, and nothing of them is lost.
-        cut = None if "types" in info else _cut_rows(corpus, plan, sum(info["rows"].values()))
-        if cut:
-            say(cut)
+        for view, info in views:
+            _describe_rows(view, info, corpora.get(view.task), plan)
         for section in ("teachers", "students"):
             members = [f"{member.name} ({member.model.type})" for member in getattr(recipe, section)]
             say(f"{section}: {shown(members, 10) or 'none'}")
@@ -151,11 +163,34 @@ def run(recipe: Recipe, corpus: Corpus | None, *, store: bool = False, resolved:
                 f"no folder here, so downloaded by the first run from the Hugging Face hub: {shown(missing, 10)} (without a "
                 "network: name a model's folder, or give `size: mini` in place of `pretrained` for one from random weights)"
             )
-    for remark in [*remarks_in_words(info), *_unsaid_norms(recipe)]:
+    for view, info in views:
+        for remark in remarks_in_words(info):
+            warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")
+    for remark in _unsaid_norms(recipe):
         warn(remark)
     if not resolved:
         say("the recipe can be run; --resolved prints it with every default")
     return EXIT_DONE
+
+
+def _info(view: Recipe, corpora: Mapping[str, Corpus], plan: Plan) -> dict[str, Any]:
+    """What is known of the rows of one task."""
+    if view.task in corpora:
+        return info_of(corpora[view.task])
+    info: dict[str, Any] = read_json(plan.folder.of_task(view.task).data / "rows" / "data.json")
+    return info
+
+
+def _describe_rows(view: Recipe, info: Mapping[str, Any], corpus: Corpus | None, plan: Plan) -> None:
+    """Say what the rows of one task are."""
+    if view.task:
+        say(f"{view.data.key}: {view.data.task}")
+    for line in rows_in_words(info, view):
+        say(line)
+    # Documents of a tagger are read in pieces, and nothing of them is lost.
+    cut = None if "types" in info else _cut_rows(corpus, view, plan, sum(info["rows"].values()))
+    if cut:
+        say(cut)
 
 
 def _hub_models(recipe: Recipe) -> list[str]:
@@ -178,12 +213,10 @@ def _unsaid_norms(recipe: Recipe) -> list[str]:
     ]
 
 
-def _cut_rows(corpus: Corpus | None, plan: Plan, rows: int) -> str | None:
+def _cut_rows(corpus: Corpus | None, view: Recipe, plan: Plan, rows: int) -> str | None:
     """Rows that are longer than `data.max_length`: of prepared ones as counted, else as estimated."""
-    recipe = plan.recipe
     if corpus:
-        return cut_in_words(estimated_cuts(corpus, recipe), rows, recipe, about="about ")
-    encoded = {
-        name: read_json(plan.folder.data / "encoded" / name / "encoded.json") for name in tokenizer_specs(recipe)
-    }
-    return cut_in_words({name: sum(entry["cut"].values()) for name, entry in encoded.items()}, rows, recipe)
+        return cut_in_words(estimated_cuts(corpus, view), rows, view, about="about ")
+    place = plan.folder.of_task(view.task).data / "encoded"
+    encoded = {name: read_json(place / name / "encoded.json") for name in tokenizer_specs(view)}
+    return cut_in_words({name: sum(entry["cut"].values()) for name, entry in encoded.items()}, rows, view)

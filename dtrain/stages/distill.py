@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dtrain.data import PreparedData
 from dtrain.engines.precision import check_precisions, resolve_precision
 from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
@@ -24,7 +23,7 @@ from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
 from dtrain.students.train import GroupTrainer
-from dtrain.tasks.registry import task_of
+from dtrain.tasks.prepared import PreparedTasks
 from dtrain.training.checkpoint import Checkpoints, remove_checkpoints
 from dtrain.training.job import Diverged, checkpoint_identity
 from dtrain.training.members import Members
@@ -45,12 +44,12 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     A student that fails is reported with its reason in `students/<name>/failed.json`; the others finish.
     """
     plan = Plan(recipe)
-    data = PreparedData.open(folder)
+    tasks = PreparedTasks.open(recipe, folder)
     stop = world.stop or StopRequest(world, folder.root)
     for name in sorted({s.name for s in recipe.students} - set(world.run_on_main(lambda: _waiting(plan)))):
         say(f"student {name}: complete, nothing to do")
-    members = Members(recipe, data, task_of(data), world, folder)
-    trainer = GroupTrainer(plan, members, stop, lambda teacher: _open_store(teacher, recipe, data, folder))
+    members = Members(tasks, world, folder)
+    trainer = GroupTrainer(plan, members, stop, lambda teacher: _open_store(teacher, recipe, tasks, folder))
     failed: list[str] = []
     while True:
         compare = functools.partial(_stop_the_worst, plan, folder, failed, world.device)
@@ -58,7 +57,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         waiting = set(world.run_on_main(lambda: _waiting(plan))) - set(failed)
         if not waiting:
             break
-        groups = _groups([s for s in recipe.students if s.name in waiting], plan, data, world.size, world.device)
+        groups = _groups([s for s in recipe.students if s.name in waiting], plan, tasks, world.size, world.device)
         for line in describe(groups, world.size):
             say(line)
         failed += _train(groups, trainer, plan, pause=search)
@@ -77,16 +76,16 @@ def show_plan(recipe: Recipe) -> None:
     for name in sorted({s.name for s in recipe.students} - {s.name for s in students}):
         say(f"student {name}: complete, nothing to do")
     try:
-        data = PreparedData.open(plan.folder)
+        tasks = PreparedTasks.open(recipe, plan.folder)
     except DtrainError:
-        data = None
+        tasks = None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for line in describe(_groups(students, plan, data, ranks, device), ranks):
+    for line in describe(_groups(students, plan, tasks, ranks, device), ranks):
         say(line)
 
 
 def _groups(
-    students: list[Student], plan: Plan, data: PreparedData | None, ranks: int, device: torch.device
+    students: list[Student], plan: Plan, tasks: PreparedTasks | None, ranks: int, device: torch.device
 ) -> list[TrainingGroup]:
     machine = Machine(ranks, device.type, functools.partial(_precision, device=device))
     return plan_groups(
@@ -94,9 +93,9 @@ def _groups(
         plan.recipe.placement,
         machine,
         recipe=plan.recipe.students,
-        task=plan.recipe.data.task,
+        task=lambda student: plan.of(student)[0].recipe.data.task,
         order=plan.order,
-        cost=lambda student: cost(student, data),
+        cost=lambda student: cost(student, tasks),
     )
 
 
@@ -236,7 +235,8 @@ def _waiting(plan: Plan) -> list[str]:
     return [s.name for s in plan.recipe.students if s in left or s.peers in again]
 
 
-def _open_store(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFolder) -> StoreReader:
+def _open_store(teacher: str, recipe: Recipe, tasks: PreparedTasks, folder: RunFolder) -> StoreReader:
+    data = tasks.of(next(member for member in recipe.teachers if member.name == teacher)).data
     return StoreReader.open(folder.knowledge(teacher), expect=expected_identity(teacher, recipe, data, folder))
 
 

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.data import EncodedSplit, tokenizer_name
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
 from dtrain.models.multi_exit import MultiExit
 from dtrain.plan import Plan, plan_of
-from dtrain.recipe import Recipe
+from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
 from dtrain.runtime.distributed import World
 from dtrain.tasks.base import Task
-from dtrain.tasks.registry import task_of
+from dtrain.tasks.prepared import PreparedTask, PreparedTasks
 from dtrain.training.workers import Workers
 
 
@@ -34,9 +34,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         Stopped: asked to, between two models.
     """
     plan = plan_of(recipe)
-    data = PreparedData.open(folder)
-    task = task_of(data)
-    parts = _labelled_parts(recipe, data)
+    tasks = PreparedTasks.open(recipe, folder)
+    parts = {name: _labelled_parts(of) for name, of in tasks.items()}
     waiting = world.run_on_main(lambda: _waiting(plan))
     for kind, member in plan.members():
         if [kind, member.name] not in waiting:
@@ -46,23 +45,34 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             raise Stopped(f"evaluate: {what}; the same command continues")
         precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
         workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
-        model = load(folder.model(kind, member.name))
-        records = {part: _record(model, data.part(part, tokenizer_name(member)), task, workers) for part in parts}
-        record = {
-            "fingerprint": plan.evaluation(kind, member.name),
-            "task": task.name,
-            "labels": data.labels,
-            **({"types": task.types} if task.types else {}),
-            "precision": precision,
-            "parts": records,
-        }
+        model, of = load(folder.model(kind, member.name)), tasks.of(member)
+        records = _records(model, member, of, parts[of.name], workers)
+        scored = {"precision": precision, "parts": records.pop("parts")}
+        record = {"fingerprint": plan.evaluation(kind, member.name), **records, **scored}
         path = folder.model(kind, member.name) / "evaluation.json"
         world.run_on_main(functools.partial(write_json, path, record))
-        for part, found in records.items():
-            score = found["scores"]
-            words = f"{task.headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
-            left = f"; {exits_in_words(found['exits'])}" if "exits" in found else ""
-            say(f"{kind[:-1]} {member.name}: {part}: {words}{left}")
+        _tell(f"{kind[:-1]} {member.name}", of, record)
+
+
+def _records(
+    model: nn.Module, member: Teacher | Student, of: PreparedTask, parts: list[str], workers: Workers
+) -> dict[str, Any]:
+    """What `evaluation.json` holds of a model on one task."""
+    tokenizer, task = tokenizer_name(member), of.kind
+    return {
+        "task": task.name,
+        "labels": of.data.labels,
+        **({"types": task.types} if task.types else {}),
+        "parts": {part: _record(model, of.data.part(part, tokenizer), task, workers) for part in parts},
+    }
+
+
+def _tell(title: str, of: PreparedTask, records: dict[str, Any]) -> None:
+    for part, found in records["parts"].items():
+        score = found["scores"]
+        words = f"{of.kind.headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
+        left = f"; {exits_in_words(found['exits'])}" if "exits" in found else ""
+        say(f"{title}: {part}: {words}{left}")
 
 
 def _record(model: nn.Module, rows: EncodedSplit, task: Task, workers: Workers) -> dict[str, Any]:
@@ -95,11 +105,13 @@ def exits_in_words(exits: dict[str, Any]) -> str:
     return f"left after layer {', '.join(shares)}; {exits['mean_layer']:.2f} layers a row"
 
 
-def _labelled_parts(recipe: Recipe, data: PreparedData) -> list[str]:
+def _labelled_parts(of: PreparedTask) -> list[str]:
     """The parts of `report.splits` that have labels, in the recipe's order."""
-    found: list[str] = [part for part in recipe.report.splits if part in data.info["label_counts"]]
+    splits = of.recipe.report.splits
+    found: list[str] = [part for part in splits if part in of.data.info["label_counts"]]
     if not found:
-        raise InputError(f"report.splits: none of {', '.join(recipe.report.splits)} has labelled rows")
+        where = f" of {of.section.key}" if of.name else ""
+        raise InputError(f"report.splits: none of {', '.join(splits)}{where} has labelled rows")
     return found
 
 

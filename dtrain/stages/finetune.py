@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-from dtrain.data import PreparedData
 from dtrain.engines.choose import check_engine
 from dtrain.engines.precision import check_precisions
 from dtrain.log import say
@@ -14,7 +13,7 @@ from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, is_done
 from dtrain.runtime.distributed import World
 from dtrain.runtime.stop import StopRequest
-from dtrain.tasks.registry import task_of
+from dtrain.tasks.prepared import PreparedTasks
 from dtrain.training.external import publish_external
 from dtrain.training.members import Members
 from dtrain.training.model_job import ModelJob, train_model
@@ -31,9 +30,8 @@ def check(recipe: Recipe, world: World) -> None:
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Read `data/`, write `teachers/<name>/` for each teacher that is not there yet."""
     plan = Plan(recipe)
-    data = PreparedData.open(folder)
-    task = task_of(data)
-    members = Members(recipe, data, task, world, folder)
+    tasks = PreparedTasks.open(recipe, folder)
+    members = Members(tasks, world, folder)
     stop = world.stop or StopRequest(world, folder.root)
 
     def is_there(teacher: Teacher) -> bool:
@@ -45,7 +43,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         if is_there(teacher):
             say(f"teacher {teacher.name}: complete, nothing to do")
         elif teacher.source is not None:
-            publish_external(teacher, plan.model("teachers", teacher.name), recipe, data, task, world, folder)
+            publish_external(teacher, plan.model("teachers", teacher.name), tasks.of(teacher), world, folder)
         else:
             trainings.setdefault(plan.training(teacher), []).append(teacher)
     for waiting in trainings.values():

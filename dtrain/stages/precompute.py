@@ -27,6 +27,7 @@ from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
 from dtrain.runtime.distributed import World
 from dtrain.stages.filling import fill, whole_model
+from dtrain.tasks.prepared import PreparedTasks
 from dtrain.training.inference import (
     BATCH_TOKENS,
     CPU_BATCH_TOKENS,
@@ -47,7 +48,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         DtrainError: NaN or infinity in a teacher's outputs, with the row ids; whole shards stay.
     """
     plan = Plan(recipe)
-    data = PreparedData.open(folder)
+    tasks = PreparedTasks.open(recipe, folder)
     for name in plan.needed_teachers():
         store = folder.knowledge(name)
         if world.run_on_main(partial(is_done, store, plan.knowledge(name))):
@@ -57,14 +58,19 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
                 continue
             for problem in damaged:
                 say(f"knowledge of {name}: {problem}; what is damaged is computed again")
-        _precompute(name, recipe, data, world, folder)
+        of = tasks.of(next(teacher for teacher in recipe.teachers if teacher.name == name))
+        _precompute(name, of.recipe, of.data, world, folder)
         if world.is_main:
             mark_done(folder.knowledge(name), plan.knowledge(name))
         world.wait_for_all(f"knowledge of {name}")
 
 
 def expected_identity(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFolder) -> Identity:
-    """What a store of this teacher's outputs must have been made from, by the files that are there now."""
+    """What a store of this teacher's outputs must have been made from, by the files that are there now.
+
+    Args:
+        recipe: whole, or of the teacher's task alone; data: of that task.
+    """
     model = folder.model("teachers", teacher)
     config = {key: value for key, value in read_json(model / "config.json").items() if key not in _NO_EFFECT}
     return Identity(
@@ -96,7 +102,8 @@ def check_compile(device: torch.device) -> None:
 
 def check_store(teacher: str, recipe: Recipe, folder: RunFolder) -> None:
     """Raise StoreError unless the teacher's store is whole, as the recipe asks, of what is there now and its very rows."""
-    data = PreparedData.open(folder)
+    of = PreparedTasks.open(recipe, folder).of(next(t for t in recipe.teachers if t.name == teacher))
+    data = of.data
     ids = _rows(teacher, recipe, data).ids
     store = folder.knowledge(teacher)
     verify(store, expected_identity(teacher, recipe, data, folder), ids)

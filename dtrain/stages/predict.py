@@ -38,6 +38,7 @@ def run(
     folder: RunFolder,
     *,
     model: str | None,
+    task: str | None = None,
     input: str | None,
     output: str | None,
     form: str,
@@ -51,6 +52,7 @@ def run(
 
     Args:
         model: the name of a student or teacher; default: the best student by the metric on valid.
+        task: of a recipe of several tasks, which to answer; default: the only one of the model.
         input: a file, `-` for stdin; default: the test rows.
         output: a file; default (or `-`): stdout.
         form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
@@ -60,12 +62,13 @@ def run(
     Raises:
         InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
     """
-    plan = plan_of(recipe)
+    plan = _of_task(plan_of(recipe), model, task)
+    recipe = plan.recipe
     answers = ANSWERS[recipe.data.task]
     target = _settled(world, answers, recipe.data.task, form, format, output)
     kind, name = world.run_on_main(lambda: list(_choose(model, plan)))
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
-    data = PreparedData.open(folder)
+    data = PreparedData.open(folder.of_task(recipe.task))
     place = folder.model(kind, name)
     asked = _Asked(answers, place, recipe.data, data, form, target)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
@@ -96,6 +99,7 @@ def run_folder(
     world: World,
     *,
     model: str | None,
+    task: str | None = None,
     input: str | None,
     output: str | None,
     form: str,
@@ -112,6 +116,8 @@ def run_folder(
     """
     if model is not None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
+    if task is not None:
+        raise InputError(f"--task: chooses among the tasks of a recipe, and {place} is a model of one")
     known = read_folder(place)
     target = _settled(world, known.answers, known.task, form, format, output)
     if input is None:
@@ -169,6 +175,31 @@ def _settled(
 
 
 # --- which model -------------------------------------------------------------------------------------
+
+
+def _of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
+    """The plan of the task that is to be answered."""
+    names = list(plan.recipe.tasks or ())
+    allowed = f"(allowed: {', '.join(names)})"
+    if task is not None and task not in names:
+        raise InputError(
+            f"--task: no task {task!r}{suggest(task, names)} {allowed}"
+            if names
+            else "--task: is for a recipe with `tasks`; its only rows are those of `data`"
+        )
+    if not plan.recipe.several:
+        return plan
+    known = {member.name: member for _, member in plan.members()}
+    if model is None or model not in known:
+        if task is None and model is None:
+            raise InputError(f"--task: must say which of the recipe's tasks to answer {allowed}")
+        return plan.tasks[task or names[0]]  # where an unknown model is named among those that there are
+    own = plan.recipe.tasks_of(known[model])
+    if task is None and len(own) > 1:
+        raise InputError(f"--task: must say which of the tasks of {model} to answer (allowed: {', '.join(own)})")
+    if task is not None and task not in own:
+        raise InputError(f"--task: {model} is not for task {task!r} (allowed: {', '.join(own)})")
+    return plan.tasks[task or own[0]]
 
 
 def _choose(name: str | None, plan: Plan) -> tuple[str, str]:

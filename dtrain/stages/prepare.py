@@ -5,18 +5,20 @@ Everything is read and checked before anything is written. The main rank works, 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from dtrain.augment.rows import with_synthetic_rows
 from dtrain.data import PreparedData
+from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
 from dtrain.data.summary import remarks_in_words
-from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
+from dtrain.data.tokenizers import check_tokenizers, tasks_reading, tokenizer_specs
 from dtrain.data.vocabularies import frame_ids, given_tokenizer
 from dtrain.data.write import write_encoded
 from dtrain.errors import InputError, Stopped, counted
@@ -35,6 +37,7 @@ from dtrain.runfolder import (
 )
 from dtrain.tasks.corpus import read_corpus
 from dtrain.tasks.registry import PREPARING
+from dtrain.tasks.rules import rules_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +53,9 @@ def check(recipe: Recipe, world: World) -> None:
 
 
 def _check_given(recipe: Recipe) -> None:
-    _given_tokenizers(recipe, [*tokenizer_specs(recipe)])
+    for view in recipe.views():
+        with view.data.named():
+            _given_tokenizers(view, [*tokenizer_specs(view)])
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -58,8 +63,16 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
     Raises InputError for bad sources, before anything is written, and Stopped between two tokenizers, if asked to.
     """
-    plan = Plan(recipe)
-    world.run_on_main(lambda: prepare(recipe, folder, plan.data, plan.tokenizer, world.stop))
+
+    def work() -> None:
+        check_tokenizers(recipe)
+        tasks = {
+            name: TaskRows(of.recipe, folder.of_task(name), of.data, of.tokenizer)
+            for name, of in Plan(recipe).tasks.items()
+        }
+        prepare_tasks(tasks, world.stop)
+
+    world.run_on_main(work)
 
 
 def prepare(
@@ -69,51 +82,125 @@ def prepare(
     identity: Callable[[str], str],
     stop: StopRequest | None = None,
 ) -> None:
+    """The work of one process, for a recipe of one task; see `TaskRows`."""
+    check_tokenizers(recipe)
+    prepare_tasks({recipe.task: TaskRows(recipe, folder, rows_identity, identity)}, stop)
+
+
+def prepare_tasks(tasks: Mapping[str, TaskRows], stop: StopRequest | None = None) -> None:
     """The work of one process.
 
     Args:
-        rows_identity: fingerprint of the rows that the recipe asks for.
-        identity: gives the fingerprint of a tokenizer with its encoded rows, by the tokenizer's name.
         stop: heard on this rank alone, since the others wait for it.
     """
     started = time.perf_counter()
     datasets.disable_progress_bars()
     # The tokenizers' threads and forked workers do not mix; the workers are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    check_tokenizers(recipe)
-    specs = tokenizer_specs(recipe)
-    missing = [name for name in specs if not is_done(folder.data / "encoded" / name, identity(name))]
-    rows_there = is_done(folder.data / "rows", rows_identity)
-    if rows_there and not missing:
+    waiting = [task for task in tasks.values() if task.wanted]
+    if not waiting:
         say("prepare: the data is there already")
         return
-    _check_external(recipe)
-    given = _given_tokenizers(recipe, missing)
-    if not rows_there:
-        corpus = read_corpus(recipe.data, recipe.seed)
-        _check_external(recipe, corpus.labels)
-        if recipe.data.augment is not None:
-            corpus = with_synthetic_rows(corpus, recipe.data, recipe.seed)
-        with publish_folder(folder.data / "rows") as aside:
-            PREPARING[recipe.data.task].write(corpus, recipe.data, aside)
-            mark_done(aside, rows_identity)
-    data = PreparedData.open(folder)
-    if rows_there:
-        _check_external(recipe, data.labels)
-    else:
-        _remark(data.info)
-    told = [_rows_in_words(data.info)]
-    for name in missing:
-        if stop is not None and stop.here():
-            what = f"stopped on request ({stop.reason}) before tokenizer {name}"
-            raise Stopped(f"prepare: {what}; the same command continues")
-        tokenizer = given.get(name) or _counted_tokenizer(recipe, data, name)
-        encoding = _encode(recipe, data, name, tokenizer, identity(name))
-        cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
-        # Documents are read in pieces, and nothing of them is cut off.
-        lost = "" if "documents" in data.info else f" ({cut:.1%} of rows cut at {recipe.data.max_length})"
-        told.append(f"{name} {len(tokenizer):,} tokens{lost}")
-    say(f"prepare: {'; '.join(told)}; {time.perf_counter() - started:.1f} s")
+    for task in waiting:
+        with task.section.named():
+            task.look()
+    read = [task for task in waiting if not task.rows_there]
+    for task in read:  # all that may be bad input comes before anything is written
+        task.read()
+    for task in read:
+        task.write_rows()
+    for task in waiting:
+        with task.section.named():
+            task.encode_rows(tasks, stop)
+        named = f" {task.section.key}" if len(tasks) > 1 else ""
+        say(f"prepare{named}: {'; '.join(task.told)}; {time.perf_counter() - started:.1f} s")
+        started = time.perf_counter()
+
+
+class TaskRows:
+    """The rows of one task on their way from files to tokens.
+
+    Args:
+        recipe: of that task alone.
+        rows_identity: fingerprint of the rows that it asks for.
+        identity: gives the fingerprint of a tokenizer with its encoded rows, by the tokenizer's name.
+
+    Attributes:
+        rows_there: whether its rows were written before.
+        wanted: whether something is left to do.
+        told: what was done, in words.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, rows_identity: str, identity: Callable[[str], str]) -> None:
+        self.recipe, self.folder, self.section = recipe, folder, recipe.data
+        self.rows_identity, self.identity = rows_identity, identity
+        self.specs = tokenizer_specs(recipe)
+        self.missing = [name for name in self.specs if not is_done(folder.data / "encoded" / name, identity(name))]
+        self.rows_there = is_done(folder.data / "rows", rows_identity)
+        self.wanted = bool(self.missing) or not self.rows_there
+        self.told: list[str] = []
+        self._given: dict[str, PreTrainedTokenizerFast] = {}
+        self._corpus: Corpus | None = None
+
+    def look(self) -> None:
+        """Models and tokenizers that are given; loaded first, since they may be bad input."""
+        _check_external(self.recipe)
+        self._given = _given_tokenizers(self.recipe, self.missing)
+
+    def read(self) -> None:
+        """Read all source files; raises InputError."""
+        corpus = read_corpus(self.section, self.recipe.seed)
+        _check_external(self.recipe, corpus.labels)
+        if self.section.augment is not None:
+            with self.section.named():
+                corpus = with_synthetic_rows(corpus, self.section, self.recipe.seed)
+        self._corpus = corpus
+
+    def write_rows(self) -> None:
+        """Publish `rows/`."""
+        assert self._corpus is not None
+        with publish_folder(self.folder.data / "rows") as aside:
+            PREPARING[self.section.task].write(self._corpus, self.section, aside)
+            mark_done(aside, self.rows_identity)
+        self._corpus = None
+
+    def encode_rows(self, tasks: Mapping[str, TaskRows], stop: StopRequest | None) -> None:
+        """Publish each tokenizer that is missing, with what it makes of the rows.
+
+        Args:
+            tasks: all of the recipe, their rows being there: a vocabulary may be counted on several.
+        """
+        data = PreparedData.open(self.folder)
+        if self.rows_there:
+            _check_external(self.recipe, data.labels)
+        else:
+            _remark(data.info)
+        self.told.append(_rows_in_words(data.info))
+        for name in self.missing:
+            if stop is not None and stop.here():
+                what = f"stopped on request ({stop.reason}) before tokenizer {name}"
+                raise Stopped(f"prepare: {what}; the same command continues")
+            tokenizer = self._given.get(name) or self._counted(name, tasks)
+            encoding = _encode(self.recipe, data, name, tokenizer, self.identity(name))
+            cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
+            # Documents are read in pieces, and nothing of them is cut off.
+            lost = "" if "documents" in data.info else f" ({cut:.1%} of rows cut at {self.section.max_length})"
+            self.told.append(f"{name} {len(tokenizer):,} tokens{lost}")
+
+    def _counted(self, name: str, tasks: Mapping[str, TaskRows]) -> PreTrainedTokenizerFast:
+        """A tokenizer whose vocabulary comes from the training and transfer rows of every task that it reads."""
+        spec = self.specs[name]
+        assert not isinstance(spec, ExternalSpec)  # which brings its own
+        of = [tasks[task] for task in tasks_reading(self.recipe, name)]
+        # A vocabulary of characters serves taggers alone; where other texts are read too, it is that of their kind.
+        kind = next((task for task in of if not rules_of(task.section.task).tags), of[0])
+        texts = itertools.chain.from_iterable(task.texts() for task in of)
+        return PREPARING[kind.section.task].tokenizer(spec, texts, kind.section)
+
+    def texts(self) -> Iterator[list[str]]:
+        """Normalised texts that vocabularies are counted on."""
+        texts = _training_texts(PreparedData.open(self.folder))
+        return PREPARING[self.section.task].normalised(texts, self.section)
 
 
 def _check_external(recipe: Recipe, labels: list[str] | None = None) -> None:
@@ -126,7 +213,7 @@ def _check_external(recipe: Recipe, labels: list[str] | None = None) -> None:
 
 
 def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """Pretrained tokenizers and those of a vocabulary file; loaded first, since they may be bad input."""
+    """Of a recipe of one task: pretrained tokenizers and those of a vocabulary file."""
     given = {}
     for name, spec in tokenizer_specs(recipe).items():
         if name in names and spec is not None:
@@ -134,13 +221,6 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
             if tokenizer is not None:
                 given[name] = tokenizer
     return given
-
-
-def _counted_tokenizer(recipe: Recipe, data: PreparedData, name: str) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary comes from the training and transfer rows."""
-    spec = tokenizer_specs(recipe)[name]
-    assert not isinstance(spec, ExternalSpec)  # which brings its own
-    return PREPARING[recipe.data.task].tokenizer(spec, _training_texts(data), recipe.data)
 
 
 def _training_texts(data: PreparedData) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ from dtrain.errors import InputError
 from dtrain.log import say, warn
 from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe, dump_recipe
-from dtrain.report import pages, plots
+from dtrain.report import pages, plots, several
 from dtrain.report.results import collect, evaluated_parts, trained_members
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
@@ -29,28 +29,54 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 def _write(recipe: Recipe, folder: RunFolder) -> None:
     plan = plan_of(recipe)
-    members = trained_members(plan)
     _check_complete(plan)
-    speed = None
-    if recipe.report.latency and members:
-        say("report: measuring the models' speed on this machine")
-        speed = measure_run(members, evaluated_parts(folder, *members[0])[0], folder)
-    results = collect(recipe, plan, folder, speed)
     with publish_folder(folder.report) as aside:
-        write_json(aside / "results.json", results)
-        drawn = _draw(results, folder, aside)
-        with atomic_write(aside / "report.md") as file:
-            file.write(pages.markdown(results, {name: path.name for name, path in drawn.items()}))
-        with atomic_write(aside / "report.html") as file:
-            file.write(pages.html(results, drawn, dump_recipe(recipe)))
+        written = dump_recipe(recipe)
+        if recipe.several:
+            of_tasks = {
+                name: _write_task(of, folder.of_task(name), aside / name, written) for name, of in plan.tasks.items()
+            }
+            results = several.overview(recipe, of_tasks)
+            write_json(aside / "results.json", results)
+            with atomic_write(aside / "report.md") as file:
+                file.write(pages.several_markdown(results))
+            with atomic_write(aside / "report.html") as file:
+                file.write(pages.several_html(results, written))
+            lines = several.brief(results)
+        else:
+            results = _write_task(plan, folder, aside, written)
+            lines = brief(results)
         # A student that failed by accident is tried again by the next run; its report is written anew then.
         if all(plan.stage_done(stage) for stage in ("finetune", "distill", "evaluate")):
             mark_done(aside, plan.report)
-    for line in brief(results):
+    for line in lines:
         say(line)
     for remark in results["remarks"]:
         warn(remark)
     say(f"report: {folder.report / 'report.html'}")
+
+
+def _write_task(plan: Plan, folder: RunFolder, aside: Path, written: str) -> dict[str, Any]:
+    """Write the report on one task into the folder `aside`; what it shows.
+
+    Args:
+        folder: the run's, with the task's data.
+        written: the recipe as text.
+    """
+    aside.mkdir(exist_ok=True)
+    recipe, members = plan.recipe, trained_members(plan)
+    speed = None
+    if recipe.report.latency and members:
+        say("report: measuring the models' speed on this machine" + (f" ({recipe.task})" if recipe.task else ""))
+        speed = measure_run(members, evaluated_parts(folder, *members[0])[0], folder)
+    results = collect(recipe, plan, folder, speed)
+    write_json(aside / "results.json", results)
+    drawn = _draw(results, folder, aside)
+    with atomic_write(aside / "report.md") as file:
+        file.write(pages.markdown(results, {name: path.name for name, path in drawn.items()}))
+    with atomic_write(aside / "report.html") as file:
+        file.write(pages.html(results, drawn, written))
+    return results
 
 
 def _check_complete(plan: Plan) -> None:

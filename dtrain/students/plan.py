@@ -64,7 +64,7 @@ def plan_groups(
     machine: Machine,
     *,
     recipe: Sequence[Student],
-    task: str,
+    task: Callable[[Student], str],
     order: Callable[[Student], int],
     cost: Callable[[Student], float],
 ) -> list[TrainingGroup]:
@@ -74,7 +74,7 @@ def plan_groups(
         students: to be trained now.
         recipe: all of its students. Who could be stacked with one of them trains as a stack, of itself alone where
             the others are done, failed or elsewhere: kernels, and so the last bits, do not depend on who is left.
-        task: of the data.
+        task: the value of `data.task` for a student.
         order: the seed of a student's order of rows.
         cost: of one student.
 
@@ -82,7 +82,7 @@ def plan_groups(
         The same list on every rank.
     """
     everyone = sum(map(cost, students)) or 1.0
-    ways = {student.name: _way(student, placement, machine, task) for student in recipe}
+    ways = {student.name: _way(student, placement, machine, task(student)) for student in recipe}
     structures = Counter(_structure(s, order(s)) for s in recipe if ways[s.name][0] == "fused")
     sets: dict[tuple[Way, str, str], list[Student]] = {}
     for student in students:
@@ -171,7 +171,7 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
 def _rows(student: Student, order: int) -> str:
     """What decides which rows a step reads."""
     rule = (student.batch_size, student.batch_tokens, student.accumulation)
-    return fingerprint(tokenizer_name(student), student.rows, rule, order)
+    return fingerprint(tokenizer_name(student), student.task, student.rows, rule, order)
 
 
 def _structure(student: Student, order: int) -> str:

@@ -125,7 +125,7 @@ class _Shared:
         self._rows: dict[str, EncodedSplit] = {}
 
     def rows(self, student: Student) -> EncodedSplit:
-        key = fingerprint(tokenizer_name(student), student.rows)
+        key = fingerprint(tokenizer_name(student), student.task, student.rows)
         if key not in self._rows:
             self._rows[key] = self._members.rows(student)
         return self._rows[key]

@@ -28,6 +28,11 @@ def find_sources(data: Data) -> list[Source]:
 
     Raises InputError where a file is missing, empty or of no known format; reads at most one line of each.
     """
+    with data.named():
+        return _find_sources(data)
+
+
+def _find_sources(data: Data) -> list[Source]:
     reading = READINGS[data.task]
     problems = Problems()
     sources = []
@@ -50,7 +55,7 @@ def source_files(data: Data) -> list[Path]:
     """
     files = [path for source in find_sources(data) for path in source.files]
     if isinstance(data.labels, str):
-        files.append(existing_file(data.labels, "data.labels"))
+        files.append(existing_file(data.labels, f"{data.key}.labels"))
     return files
 
 
@@ -60,7 +65,14 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     Raises:
         InputError: a line a kind of problem, each with file and line or the recipe's key.
     """
-    sources = find_sources(data)
+    with data.named():
+        corpus = _read_corpus(data, seed)
+    corpus.remarks = [data.in_own_keys(remark) for remark in corpus.remarks]
+    return corpus
+
+
+def _read_corpus(data: Data, seed: int) -> Corpus:
+    sources = _find_sources(data)
     files = list(dict.fromkeys(source.name for source in sources))
     reading, problems = READINGS[data.task], Problems()
     remark_on_sources(sources, problems)
@@ -88,5 +100,6 @@ def check_sources(data: Data, seed: int = 0) -> Corpus:
     Raises InputError. Needs no torch and writes nothing.
     """
     if data.augment is not None:
-        check_tagger(data.augment)
+        with data.named():
+            check_tagger(data.augment)
     return read_corpus(data, seed)

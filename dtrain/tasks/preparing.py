@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,13 @@ class Preparing(ABC):
     def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
         """Write the rows of every part, with ids counted over the parts, and data.json."""
 
+    def normalised(self, texts: Iterable[list[str]], data: Data) -> Iterator[list[str]]:
+        """Batches of the texts of written rows as vocabularies are counted on them; by default the rows' own."""
+        return iter(texts)
+
     @abstractmethod
     def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
-        """A tokenizer whose vocabulary is counted on batches of the texts of rows.
+        """A tokenizer whose vocabulary is counted on batches of texts that are normalised.
 
         Args:
             spec: of the transformer that reads with it; None: the students'.

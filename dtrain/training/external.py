@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dtrain.data import PreparedData, resolve_path, tokenizer_name
+from dtrain.data import resolve_path, tokenizer_name
 from dtrain.data.external import model_files
 from dtrain.engines.precision import resolve_precision
 from dtrain.log import say
 from dtrain.models import load, parameter_count
-from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.runtime.distributed import World
+from dtrain.tasks.prepared import PreparedTask
 from dtrain.training.remarks import remarks
 from dtrain.training.workers import Workers
 
-if TYPE_CHECKING:
-    from dtrain.tasks.base import Task
 
-
-def publish_external(
-    teacher: Teacher, identity: str, recipe: Recipe, data: PreparedData, task: Task, world: World, folder: RunFolder
-) -> None:
+def publish_external(teacher: Teacher, identity: str, of: PreparedTask, world: World, folder: RunFolder) -> None:
     """Publish a teacher that the recipe takes from a folder; every rank calls this.
+
+    Args:
+        of: the task that it is for.
 
     Raises:
         InputError: the folder's weights are damaged, or not what its config.json describes.
     """
     assert teacher.source is not None
     source, final = resolve_path(teacher.source), folder.model("teachers", teacher.name)
-    model = load(source)
+    model, data, task, recipe = load(source), of.data, of.kind, of.recipe
     valid = data.part("valid", tokenizer_name(teacher))
     precision = resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision")
     scores = task.scores(model, valid, Workers.of(world, precision, recipe.knowledge.batch_tokens))

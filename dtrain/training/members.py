@@ -16,7 +16,6 @@ from dtrain.data.preprocessing import write_preprocessing
 from dtrain.errors import counted
 from dtrain.losses.objective import LossSum, build_losses, with_peers
 from dtrain.models import build, describe, save_model
-from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
@@ -29,19 +28,14 @@ from dtrain.training.remarks import remarks
 from dtrain.training.workers import Workers
 
 if TYPE_CHECKING:
-    from dtrain.tasks.base import Task
+    from dtrain.tasks.prepared import PreparedTasks
 
 
 class Members:
-    """Makes the jobs of one recipe's teachers and students.
+    """Makes the jobs of one recipe's teachers and students."""
 
-    Args:
-        task: the kind of task of the recipe's data.
-    """
-
-    def __init__(self, recipe: Recipe, data: PreparedData, task: Task, world: World, folder: RunFolder) -> None:
-        self.recipe, self.data, self.task = recipe, data, task
-        self.world, self.folder = world, folder
+    def __init__(self, tasks: PreparedTasks, world: World, folder: RunFolder) -> None:
+        self.tasks, self.world, self.folder = tasks, world, folder
 
     def teacher(self, spec: Teacher, identity: str) -> ModelJob:
         """A teacher, which all ranks train together."""
@@ -76,11 +70,12 @@ class Members:
         """What a teacher or student is trained on."""
         tokenizer = tokenizer_name(spec)
         names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
-        return EncodedSplit.concat([self.data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
+        data = self.tasks.of(spec).data
+        return EncodedSplit.concat([data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
         """The losses that it is trained on."""
-        return spec.losses or [] if isinstance(spec, Student) else self.task.teacher_losses(spec)
+        return spec.losses or [] if isinstance(spec, Student) else self.tasks.of(spec).kind.teacher_losses(spec)
 
     def _job(
         self,
@@ -112,7 +107,8 @@ class Members:
         reading: Reading | None,
         rows: EncodedSplit | None,
     ) -> Prepared:
-        data, task, tokenizer = self.data, self.task, tokenizer_name(spec)
+        of = self.tasks.of(spec)
+        data, task, section, tokenizer = of.data, of.kind, of.section, tokenizer_name(spec)
         train = self.rows(spec) if rows is None else rows
         noisy = spec.noisy if isinstance(spec, Student) else None
         if noisy:
@@ -129,7 +125,7 @@ class Members:
                 labels=data.labels,
                 pad_id=data.pad_id(tokenizer),
                 tokenizer_path=data.tokenizer_path(tokenizer),
-                max_length=self.recipe.data.max_length,
+                max_length=section.max_length,
             )
             describe(model, task.config)
             return model
@@ -151,7 +147,7 @@ class Members:
             )
 
         def evaluate(model: nn.Module, precision: str) -> dict[str, float]:
-            tokens = self.recipe.knowledge.batch_tokens
+            tokens = of.recipe.knowledge.batch_tokens
             return task.scores(model, valid, Workers.of(self.world, precision, tokens, shared=data_parallel))
 
         def speed(position: Position) -> dict[str, Any]:
@@ -162,7 +158,7 @@ class Members:
 
         def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
             save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, list(teachers), metrics))
-            write_preprocessing(folder, self.recipe.data, data.info)  # with it the folder answers anywhere
+            write_preprocessing(folder, section, data.info)  # with it the folder answers anywhere
 
         return Prepared(
             make=make,
@@ -178,12 +174,12 @@ class Members:
             remarks=lambda evaluations, kept: remarks(
                 evaluations, kept, valid.labels, [] if task.types else task.labels
             ),
-            data=self.recipe.data.model_dump(mode="json"),
+            data=section.model_dump(mode="json"),
         )
 
     def _card(self, kind: str, spec: Teacher | Student, teachers: list[str], metrics: dict[str, Any]) -> str:
         """The model card: what it is, how it was made, what it scores."""
-        task = self.task
+        task = self.tasks.of(spec).kind
         losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in self.terms(spec))
         return (
             f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"

@@ -123,7 +123,7 @@ def test_one_task_is_the_data_of_a_recipe(tmp_path: Path) -> None:
         ("", r"r\.yaml:1: data: is missing"),
         ("tasks: {}", r"r\.yaml:2: tasks: .*at least 1"),
         (f"tasks: {{a: {DATA}}}\ndata: {DATA}", r"r\.yaml:2: tasks: not together with data, which is short for one"),
-        (f"tasks:\n  a: {DATA}\n  b: {DATA}", r"r\.yaml:2: tasks: 2 are given \(a, b\); this version runs one"),
+        (f"tasks:\n  a: {DATA}\n  b: {DATA}", r"r\.yaml:5: teachers\.0\.task: must say which .*\(allowed: a, b\)"),
         (f"tasks: {{a b: {DATA}}}", r"r\.yaml:2: tasks\.a b.*must be at most"),
         ("tasks:\n  a:\n    trian: [t.jsonl]", r"r\.yaml:4: tasks\.a\.trian: unknown key; did you mean 'train'"),
         (f"tasks: [{DATA}]", r"r\.yaml:2: tasks: "),
@@ -163,6 +163,6 @@ def test_a_hub_out_of_reach_is_asked_once(tmp_path: Path, changes: list[str]) ->
 
 
 def test_recipes_are_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "r.yaml").write_text(f"name: r\ntasks: {{a: {DATA}, b: {DATA}}}\n")
+    (tmp_path / "r.yaml").write_text(f"name: r\ntasks: {{corpus: {DATA}, b: {DATA}}}\n")
     assert main(["check", str(tmp_path / "r.yaml")]) == 2
-    assert "this version runs one" in capsys.readouterr().err
+    assert "tasks.corpus: is what the folder" in capsys.readouterr().err

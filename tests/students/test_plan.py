@@ -25,7 +25,7 @@ def plan(
     machine = Machine(ranks, device, lambda s: "fp32" if s.precision == "auto" else s.precision)
     section = Placement(**placement)
     return plan_groups(
-        students, section, machine, recipe=recipe or students, task=task,
+        students, section, machine, recipe=recipe or students, task=lambda s: task,
         order=lambda s: 0 if section.share_order else s.seed or 0, cost=lambda s: float(s.epochs),
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,12 +83,15 @@ class DocumentPreparing(Preparing):
         }
         write_json(folder / "data.json", info)
 
-    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+    def normalised(self, texts: Iterable[list[str]], data: Data) -> Iterator[list[str]]:
+        """Rows hold texts as the user has them."""
         normalizer = CharacterNormalizer(data.normalize)
-        normalised = ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
+        return ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
+
+    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
         if spec is None:
-            return student_tokenizer(data.vocabulary, normalised)
-        return character_tokenizer(spec, data.vocabulary.min_count, normalised, data.normalize.lower)
+            return student_tokenizer(data.vocabulary, texts)
+        return character_tokenizer(spec, data.vocabulary.min_count, texts, data.normalize.lower)
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeCharacters:
         return _EncodeCharacters(CharacterEncoder(tokenizer, data.normalize))

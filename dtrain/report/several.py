@@ -1,0 +1,94 @@
+"""The report on several tasks together: a row a model, a column a task; each task has a report of its own beside it.
+
+The reports of the tasks (`results.py`) come first, and this one is made of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from functools import partial
+
+from dtrain.recipe.schema import Recipe
+from dtrain.report.tables import Row, Table, kind, large, score_of, spread_text
+from dtrain.tasks.registry import VIEWS
+
+
+def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
+    """What the page on all tasks shows (`results.json`).
+
+    Args:
+        results: of each task by its name, what `results.collect` gave.
+
+    Returns:
+        Plain values: `name`; `tasks`, by name the `task`, its leading score (`lead`, `title`), the part that it is told of
+        (`headline`), `rows` and the names of its best `teacher` and `student`; `groups`, models that differ in their seed
+        alone, teachers first, each with its `scores` by task (mean and sample standard deviation) and, of those that are
+        for every task, `mean`, the mean of them; `failed`, `remarks` and `versions`.
+    """
+    tasks: dict[str, Row] = {}
+    groups: dict[tuple[str, str], Row] = {}
+    for name, of in results.items():
+        view = VIEWS[of["task"]]
+        keys = ("task", "headline", "rows", "teacher", "student")
+        tasks[name] = {**{key: of[key] for key in keys}, "lead": view.lead, "title": view.title}
+        for group in of["groups"]:
+            known = ("kind", "name", "type", "members", "seeds", "parameters", "bytes")
+            row = groups.setdefault(
+                (group["kind"], group["name"]),
+                {**{key: group[key] for key in known if key in group}, "teachers": [], "scores": {}},
+            )
+            row["teachers"] += [teacher for teacher in group["teachers"] if teacher not in row["teachers"]]
+            row["scores"][name] = score_of(group, view.lead, of, of["headline"])
+    for row in groups.values():
+        if len(row["scores"]) == len(tasks) > 1:
+            row["mean"] = _mean(list(row["scores"].values()))
+    order = {"teachers": 0, "students": 1}
+    return {
+        "name": recipe.name,
+        "tasks": tasks,
+        "groups": sorted(groups.values(), key=lambda row: (order[row["kind"]], len(row["scores"]))),
+        "failed": list({(f["kind"], f["name"]): f for of in results.values() for f in of["failed"]}.values()),
+        "remarks": [
+            remark if f"tasks.{name}." in remark else f"{name}: {remark}"
+            for name, of in results.items()
+            for remark in of["remarks"]
+        ],
+        "versions": next(iter(results.values()))["versions"],
+    }
+
+
+def table(results: Row) -> Table:
+    """A row a group of seeds, a column a task."""
+    tasks: dict[str, Row] = results["tasks"]
+    titles = [f"{name}: {of['title']}, {of['headline']} (%)" for name, of in tasks.items()]
+    writes = [partial(_score, name) for name in tasks]
+    means = any("mean" in row for row in results["groups"])
+    headers = ["model", "kind", "parameters", *titles, *["mean (%)"] * means]
+    rows, marked = [], set()
+    for number, row in enumerate(results["groups"]):
+        mean = [spread_text(row["mean"]) if "mean" in row else ""] if means else []
+        rows.append([row["name"], kind(row), large(row.get("parameters")), *(write(row) for write in writes), *mean])
+        best = {of["student"] for of in tasks.values()}
+        if not best.isdisjoint(row["members"]) and row["kind"] == "students":
+            marked.add(number)
+    return Table(headers, rows, frozenset(marked))
+
+
+def brief(results: Row) -> list[str]:
+    """One line a group for the terminal."""
+    lines = []
+    for row in results["groups"]:
+        scores = [f"{name} {_score(name, row)} %" for name in results["tasks"] if name in row["scores"]]
+        mean = [f"mean {spread_text(row['mean'])} %"] if "mean" in row else []
+        lines.append(f"{row['name']} ({kind(row)}): {', '.join([*scores, *mean])}")
+    return lines + [f"{failure['name']}: no result: {failure['reason']}" for failure in results["failed"]]
+
+
+def _score(task: str, row: Row) -> str:
+    return spread_text(row["scores"][task]) if task in row["scores"] else ""
+
+
+def _mean(spreads: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """The mean over tasks; a deviation of it is not known from those of the tasks."""
+    return {"mean": statistics.fmean(float(spread["mean"] or 0.0) for spread in spreads), "std": None}

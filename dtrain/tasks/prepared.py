@@ -1,0 +1,59 @@
+"""A recipe's tasks as `prepare` left them: of each its part of the recipe, its rows, and what its kind decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtrain.data import PreparedData
+from dtrain.recipe.data import Data
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Student, Teacher
+from dtrain.runfolder import RunFolder
+from dtrain.tasks.base import Task
+from dtrain.tasks.registry import task_of
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """One task.
+
+    Attributes:
+        recipe: of this task alone.
+        folder: the run's, with this task's data.
+        kind: what is trained and scored, for this task's labels.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    data: PreparedData
+    kind: Task
+
+    @property
+    def name(self) -> str:
+        """Empty where the recipe has one task."""
+        return self.recipe.task
+
+    @property
+    def section(self) -> Data:
+        """Its rows in the recipe."""
+        return self.recipe.data
+
+
+class PreparedTasks(dict[str, PreparedTask]):
+    """All tasks of a recipe by name; the only one's name is empty."""
+
+    @classmethod
+    def open(cls, recipe: Recipe, folder: RunFolder) -> PreparedTasks:
+        """Raises DtrainError where nothing was prepared."""
+        found = cls()
+        for view in recipe.views():
+            place = folder.of_task(view.task)
+            data = PreparedData.open(place)
+            found[view.task] = PreparedTask(view, place, data, task_of(data))
+        return found
+
+    def of(self, member: Teacher | Student) -> PreparedTask:
+        """The one that a model of one task is for."""
+        any_task = next(iter(self.values()))
+        (name,) = any_task.recipe.tasks_of(member)
+        return self[name]
