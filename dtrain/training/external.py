@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtrain.data import resolve_path, tokenizer_name
 from dtrain.data.external import model_files
@@ -13,9 +13,11 @@ from dtrain.models import load, parameter_count
 from dtrain.recipe.training import Teacher
 from dtrain.runfolder import RunFolder, mark_done, publish_folder, write_json
 from dtrain.runtime.distributed import World
-from dtrain.tasks.prepared import PreparedTask
 from dtrain.training.remarks import remarks
 from dtrain.training.workers import Workers
+
+if TYPE_CHECKING:
+    from dtrain.tasks.prepared import PreparedTask
 
 
 def publish_external(teacher: Teacher, identity: str, of: PreparedTask, world: World, folder: RunFolder) -> None:
