@@ -63,14 +63,16 @@ def load_kept(name: str, overrides: list[str], *, models: bool) -> Recipe:
 
 def _gone(recipe: Recipe) -> Iterator[str]:
     """Files and folders that the recipe names and that are not there, a line each."""
-    data = recipe.data
-    for part in ("train", "valid", "test", "transfer"):
-        for name in getattr(data, part):
-            try:
-                matching_files(name, ())
-            except InputError as error:
-                yield f"data.{part}: {error}"
-    files = [("data.labels", data.labels), ("data.vocabulary.file", data.vocabulary.file)]
+    files: list[tuple[str, object]] = []
+    for view in recipe.views():
+        data = view.data
+        for part in ("train", "valid", "test", "transfer"):
+            for name in getattr(data, part):
+                try:
+                    matching_files(name, ())
+                except InputError as error:
+                    yield f"{data.key}.{part}: {error}"
+        files += [(f"{data.key}.labels", data.labels), (f"{data.key}.vocabulary.file", data.vocabulary.file)]
     for section in (recipe.teachers, recipe.students):
         for member in section:
             files += [(f"{member.name}: model.vectors", getattr(member.model, "vectors", None))]
@@ -81,6 +83,6 @@ def _gone(recipe: Recipe) -> Iterator[str]:
                 if Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1:  # no hub model's name
                     files += [(f"{member.name}: model.pretrained", source)]
     files += [(f"teachers.{teacher.name}.from", teacher.source) for teacher in recipe.teachers]
-    for key, name in files:
-        if isinstance(name, str) and not resolve_path(name).exists():
-            yield f"{key}: {name}: no such file"
+    for key, path in files:
+        if isinstance(path, str) and not resolve_path(path).exists():
+            yield f"{key}: {path}: no such file"
