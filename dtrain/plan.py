@@ -205,8 +205,8 @@ class Plan:
         return [("teachers", t) for t in self.recipe.teachers] + [("students", s) for s in self.recipe.students]
 
     def needed_teachers(self) -> list[str]:
-        """Teachers whose outputs some student learns from, in recipe order."""
-        used = {name for student in self.recipe.students for name in student.teachers or []}
+        """Teachers whose stored outputs some student learns from, in recipe order."""
+        used = {name for student in self.recipe.students for name in student.reads.stored}
         return [teacher.name for teacher in self.recipe.teachers if teacher.name in used]
 
     def stage_done(self, stage: str) -> bool:

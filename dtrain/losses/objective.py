@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.errors import InputError
-from dtrain.knowledge.kinds import at_layer, is_inside
+from dtrain.knowledge.kinds import at_layer, is_inside, layer_of
 from dtrain.losses import weighting
-from dtrain.losses.layers import EncoderShape, Pairs, layer_pairs
+from dtrain.losses.layers import EncoderShape, Pairs
 from dtrain.losses.outputs import full_precision, mutual_divergence
 from dtrain.losses.over_rows import AllRows
 from dtrain.losses.registry import EXTRA_KEYS, OF_TEACHERS, Loss, find_loss
@@ -176,6 +176,14 @@ class LossSum(nn.Module):
         units = torch.ones_like(labelled, dtype=torch.int64) if units is None else units
         known = {**inputs, "labelled": labelled, "progress": progress}
         total = torch.zeros((), device=labelled.device)
+        if any(term.loss.inside for term in self.terms):
+            # Layers behind those that are compared, and the classifier, take part with a gradient of 0: DDP waits for each
+            # parameter's, and FSDP2 gathers a block for its backward pass when a gradient comes to what it gave.
+            plain = [value for name, value in inputs.items() if layer_of(name) is None and isinstance(value, Tensor)]
+            answers = [value for value in plain if value.requires_grad]
+            total = total + sum(
+                torch.where(torch.zeros_like(value, dtype=torch.bool), value, 0.0).sum() for value in answers
+            )
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         for term in self.terms:
@@ -330,21 +338,10 @@ def _with_pairs(term: Term, shapes: Shapes) -> Term:
     if shapes.student is None or teacher is None:
         whose = "the student" if shapes.student is None else f"its teacher {names[0]}"
         raise InputError(f"losses.{term.name}: {whose} has no transformer whose layers could be compared")
-    if term.loss.equal_heads and shapes.student.heads != teacher.heads:
-        raise InputError(
-            f"losses.{term.name}: the student has {shapes.student.heads} attention heads and its teacher {names[0]} "
-            f"{teacher.heads}; it compares head by head"
-        )
-    if not term.loss.layered:
-        return replace(term, pairs=((0, 0),))
     try:
-        pairs = layer_pairs(term.parameters["layers"], shapes.student.layers, teacher.layers, term.loss.first_layer)
+        return replace(term, pairs=term.loss.pairs(shapes.student, teacher, term.parameters))
     except ValueError as error:
-        raise InputError(f"losses.{term.name}.layers: {error}") from None
-    why = term.loss.fits(shapes.student, teacher, pairs, term.arguments) if term.loss.fits else ""
-    if why:
-        raise InputError(f"losses.{term.name}.{why}")
-    return replace(term, pairs=pairs)
+        raise InputError(f"losses.{term.name}: {error} (teacher {names[0]})") from None
 
 
 def _all_widths(term: Term, widths: Mapping[str, int], shapes: Shapes) -> dict[str, int]:

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from dtrain.errors import suggest
 from dtrain.knowledge.kinds import find_kind, is_inside, kind_names
-from dtrain.losses.layers import EncoderShape, Layers, Pairs
+from dtrain.losses.layers import EncoderShape, Layers, Pairs, layer_pairs
 from dtrain.tasks.rules import COMMON_NEEDS, loss_tasks
 
 OF_TEACHERS = "teachers."
@@ -131,6 +131,30 @@ class Loss:
         """Whether rows without a label are left out of it."""
         gold = set().union(*(rules.gold for rules in loss_tasks().values()))
         return not gold.isdisjoint(self.needs) and "labelled" not in self.needs
+
+    def pairs(self, student: EncoderShape, teacher: EncoderShape, parameters: Mapping[str, Any]) -> Pairs:
+        """The layers of two transformers that it compares; () where it looks inside none.
+
+        Raises:
+            ValueError("key: what is wrong", or without a key): a layer that is not there, or what else does not fit.
+        """
+        if not self.inside:
+            return ()
+        if self.equal_heads and student.heads != teacher.heads:
+            raise ValueError(
+                f"compares head by head, and the student has {student.heads} attention heads, its teacher "
+                f"{teacher.heads}; give the student as many (model.heads)"
+            )
+        found: Pairs = ((0, 0),)
+        if self.layered:
+            try:
+                found = layer_pairs(parameters["layers"], student.layers, teacher.layers, self.first_layer)
+            except ValueError as error:
+                raise ValueError(f"layers: {error}") from None
+        arguments = {key: value for key, value in parameters.items() if key not in EXTRA_KEYS}
+        if self.fits and (why := self.fits(student, teacher, found, arguments)):
+            raise ValueError(why)
+        return found
 
     def outputs_read(self, weighting: _Weighting | None) -> set[str]:
         """The outputs of teachers that it reads, including those that its teachers are weighted by."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dtrain.tasks.rules import TaskRules
+
+if TYPE_CHECKING:
+    from dtrain.recipe.training import TrainSpec
 
 Key = tuple[str | int, ...]
 Place = Callable[[Key], str]  # file and line, or the override, of a key
@@ -51,6 +55,8 @@ class Context:
         widths: the length of the feature vector of each teacher of the task, None where the recipe does not tell; in recipe
             order.
         elsewhere: names of the teachers of other tasks, each with its task.
+        teachers: the sections of the task's teachers, by name.
+        sharded: whether teachers that answer are cut up over all ranks.
     """
 
     task: TaskRules
@@ -62,3 +68,5 @@ class Context:
     transformers: tuple[str, ...] = ()
     widths: dict[str, int | None] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
+    teachers: dict[str, TrainSpec] = field(default_factory=dict)
+    sharded: bool = False

@@ -35,6 +35,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from dtrain.losses.layers import EncoderShape
 from dtrain.recipe.values import Closed, FilePath, Size
 
 # hidden size, layers, heads (Turc et al. 2019, 1908.08962, table 1; Devlin et al. for base and large)
@@ -79,6 +80,12 @@ class Architecture(Closed):
         return None if encoder is None or encoder.pretrained else encoder.shape()[0]
 
     @property
+    def encoder_shape(self) -> EncoderShape | None:
+        """Width, layers and heads of its transformer; None without one, and where the recipe does not tell."""
+        encoder = self.transformer
+        return None if encoder is None or encoder.pretrained else EncoderShape(*encoder.shape())
+
+    @property
     def multiply_adds(self) -> float:
         """Of one pass over one token, about: who trains longest is decided by it. Only ratios matter."""
         return 0.0 if self.transformer is None else self.transformer.multiply_adds
@@ -121,9 +128,11 @@ class EncoderSpec(Architecture):
         return self
 
     @model_serializer(mode="wrap")
-    def without_shape_of_pretrained(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What a pretrained model brings itself stays out of the resolved recipe, which is a recipe again."""
+    def without_what_it_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a pretrained model, or a tokenizer, brings itself stays out of the resolved recipe, a recipe again."""
         values: dict[str, Any] = handler(self)
+        if self.tokenizer:
+            values = {k: v for k, v in values.items() if k not in ("vocabulary", "vocabulary_size")}
         return {k: v for k, v in values.items() if not self.pretrained or k in ("type", "pretrained", "dropout")}
 
     @property

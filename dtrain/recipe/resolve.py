@@ -65,6 +65,8 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         transformers=tuple(m.name for m in (*recipe.teachers, *recipe.students) if m.brings_tokenizer),
         widths={teacher.name: teacher.model.feature_width for teacher in recipe.teachers if own[teacher.name]},
         elsewhere={teacher.name: str(teacher.task) for teacher in recipe.teachers if not own[teacher.name]},
+        teachers={teacher.name: teacher for teacher in recipe.teachers if own[teacher.name]},
+        sharded=recipe.knowledge.sharded,
     )
 
 

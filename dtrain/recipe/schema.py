@@ -22,6 +22,7 @@ from pydantic import (
 
 from dtrain.errors import suggest
 from dtrain.knowledge.kinds import kind_names
+from dtrain.recipe.answers import is_online
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
@@ -124,7 +125,8 @@ class Knowledge(Closed):
                 read.setdefault("logits", f"{student.name} (noisy)")
             for loss in student.losses or []:
                 for output in loss.loss.outputs_read(loss.weighting):
-                    read.setdefault(output, f"{student.name} ({loss.type})")
+                    if not is_online(output, student.answers):
+                        read.setdefault(output, f"{student.name} ({loss.type})")
         return read
 
     def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:

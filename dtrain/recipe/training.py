@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from dtrain.errors import suggest
+from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, ExternalSpec, ModelSpec, architectures
@@ -246,6 +247,9 @@ class Student(TrainSpec):
     rows: Annotated[list[Literal["train", "transfer"]], Field(min_length=1)] | None = None
     # terms of a weighted sum; default: labels and teachers in equal parts
     losses: Annotated[list[LossSpec], Field(min_length=1)] | None = None
+    # where outputs of its teachers come from: auto reads from the store what a store may hold, and has the teacher compute
+    # the rest beside the student; online: all is computed beside it; stored: nothing is
+    answers: Answers = "auto"
     noisy: Noisy | None = None  # choose transfer rows and blank tokens as a noisy student does; left out: not
     parallel: Literal["data"] | None = None  # data: all ranks train it together, as they do teachers; null: one rank
     # students with the same word here learn from each other's answers as well
@@ -255,6 +259,14 @@ class Student(TrainSpec):
     def exits(self) -> bool:
         """Whether its model has a classifier after several layers."""
         return self.model.early_exits
+
+    @property
+    def reads(self) -> Reads:
+        """The kinds of output that its losses read of each teacher, stored or computed beside it."""
+        found = reads_of(self.losses or [], self.teachers or [], self.answers)
+        for name in self.teachers or [] if self.noisy else ():  # their stored logits choose its rows
+            found.stored.setdefault(name, [])
+        return found
 
     def resolve(self, context: Context, report: Reporter) -> None:
         super().resolve(context, report)
@@ -280,6 +292,7 @@ class Student(TrainSpec):
             self._check_losses(self.losses, self.teachers, context, report)
         if len(report.problems) == known:
             self._check_widths(self.losses, context, report)
+            check_answers(self, self.losses, context, report)
 
     def _check_losses(self, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter) -> None:
         problem = self._weightless(losses)

@@ -19,6 +19,7 @@ from dtrain.runfolder import RunFolder, is_done, publish_folder, read_json, writ
 from dtrain.runtime.distributed import World
 from dtrain.runtime.stop import StopRequest
 from dtrain.stages.precompute import expected_identity
+from dtrain.students.online import check_online
 from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
@@ -44,6 +45,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     A student that fails is reported with its reason in `students/<name>/failed.json`; the others finish.
     """
     plan = Plan(recipe)
+    world.run_on_main(lambda: check_online(plan))
     tasks = PreparedTasks.open(recipe, folder)
     stop = world.stop or StopRequest(world, folder.root)
     for name in sorted({s.name for s in recipe.students} - set(world.run_on_main(lambda: _waiting(plan)))):

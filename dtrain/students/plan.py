@@ -18,14 +18,17 @@ from dtrain.recipe.schema import Placement
 from dtrain.recipe.training import LossSpec, Student
 from dtrain.runfolder import fingerprint
 
-Way = Literal["all ranks", "peers", "fused", "streams", "alone"]
+Way = Literal["all ranks", "peers", "fused", "streams", "beside", "alone"]
 MOST_FUSED = 16  # of one group; more members find the GPU full, and share one fate when memory runs out
 MOST_STREAMS = 4
+MOST_BESIDE = 16
+MOST: dict[Way, int] = {"fused": MOST_FUSED, "streams": MOST_STREAMS, "beside": MOST_BESIDE}
 WORDS = {
     "all ranks": "by all ranks",
     "peers": "learning from each other",
     "fused": "as one stacked model",
     "streams": "on CUDA streams side by side",
+    "beside": "side by side, with one pass of their teacher for all",
     "alone": "alone",
 }
 
@@ -89,21 +92,23 @@ def plan_groups(
         way, why = ways[student.name]
         if way == "fused" and structures[_structure(student, order(student))] == 1:
             way, why = "alone", "no other student can be stacked with it"
-        key = {"fused": _structure, "streams": _rows}.get(way, lambda s, _: s.name)(student, order(student))
+        key = {"fused": _structure, "streams": _rows, "beside": _teachers_and_rows}.get(way, lambda s, _: s.name)(
+            student, order(student)
+        )
         if way == "peers":
             key = str(student.peers)
         sets.setdefault((way, why, key), []).append(student)
     groups = []
     for (way, why, _), members in sets.items():
-        if way in ("fused", "streams"):
-            most = MOST_FUSED if way == "fused" else MOST_STREAMS
+        if way in MOST:
+            most = MOST[way]
             share = math.ceil(machine.ranks * sum(map(cost, members)) / everyone - 1e-9)
             pieces = min(len(members), max(share, math.ceil(len(members) / most)))
         else:
             pieces = 1
         members = sorted(members, key=lambda student: (-cost(student), student.name)) if way != "peers" else members
         for piece in _cut(members, pieces):
-            single = len(piece) == 1 and way == "streams"
+            single = len(piece) == 1 and way in ("streams", "beside")
             groups.append(TrainingGroup(tuple(piece), "alone" if single else way, why, sum(map(cost, piece))))
     return sorted(groups, key=lambda group: (group.way != "all ranks", -group.cost, group.names))
 
@@ -158,6 +163,8 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
         return "peers", "peers see each other's answers in each step"
     if student.noisy is not None:
         return "alone", "a noisy student has rows of its own"
+    if student.reads.online:
+        return "beside", f"{', '.join(student.reads.online)} answers beside it"
     if placement.fuse == "never":
         return "alone", "placement.fuse is never"
     if placement.fuse == "auto" and machine.device == "cpu":
@@ -172,6 +179,11 @@ def _rows(student: Student, order: int) -> str:
     """What decides which rows a step reads."""
     rule = (student.batch_size, student.batch_tokens, student.accumulation)
     return fingerprint(tokenizer_name(student), student.task, student.rows, rule, order)
+
+
+def _teachers_and_rows(student: Student, order: int) -> str:
+    """What decides which teachers answer, and what they are asked about."""
+    return fingerprint(_rows(student, order), sorted(student.reads.online))
 
 
 def _structure(student: Student, order: int) -> str:

@@ -14,8 +14,10 @@ from dtrain.plan import Plan
 from dtrain.recipe.training import Student
 from dtrain.runfolder import fingerprint
 from dtrain.runtime.stop import StopRequest
+from dtrain.students.online import OnlineTeachers
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.ways import Fused, Peers, Streams
+from dtrain.teachers.online import OnlineTeacher
 from dtrain.teachers.sources import StoredTeacher
 from dtrain.training.feed import AHEAD, Reading
 from dtrain.training.loop import MakeSteps, in_turn
@@ -37,6 +39,7 @@ class GroupTrainer:
         self.world = members.world
         self._open_store = open_store
         self._stores: dict[str, StoreReader] = {}
+        self._online = OnlineTeachers(plan, members.world)
 
     def train(self, group: TrainingGroup, pause: int | None = None) -> Iterator[Trained]:
         """Each student as it ends.
@@ -76,9 +79,11 @@ class GroupTrainer:
     def _side_by_side(self, students: list[Student], way: MakeSteps, pause: int | None) -> Iterator[Trained]:
         shared = _Shared(self.members, students) if len(students) > 1 else None
         jobs = []
+        online = self._online.of_group(students)
         for student in students:
             try:
-                jobs.append(self._job(student, self._teachers(student), pause, shared))
+                beside = {name: online[name] for name in student.reads.online}
+                jobs.append(self._job(student, self._teachers(student), pause, shared, beside))
             except Exception as error:
                 yield Trained(self._job(student, {}, pause, None), error=error)
         try:
@@ -88,12 +93,18 @@ class GroupTrainer:
                 shared.reading.close()
 
     def _job(
-        self, student: Student, teachers: dict[str, StoredTeacher], pause: int | None, shared: _Shared | None
+        self,
+        student: Student,
+        teachers: dict[str, StoredTeacher],
+        pause: int | None,
+        shared: _Shared | None,
+        online: dict[str, OnlineTeacher] | None = None,
     ) -> ModelJob:
         return self.members.student(
             student,
             self.plan.model("students", student.name),
             teachers,
+            online=online,
             order=self.plan.order(student),
             pause=pause,
             reading=shared.reading if shared else None,
@@ -101,10 +112,10 @@ class GroupTrainer:
         )
 
     def _teachers(self, student: Student) -> dict[str, StoredTeacher]:
-        for name in student.teachers or []:
+        for name in student.reads.stored:
             if name not in self._stores:
                 self._stores[name] = self._open_store(name)
-        return {name: StoredTeacher(self._stores[name]) for name in student.teachers or []}
+        return {name: StoredTeacher(self._stores[name]) for name in student.reads.stored}
 
     def _way(self, group: TrainingGroup) -> MakeSteps:
         if group.way == "fused":

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dtrain.data.batch import Batch, ByName
+from dtrain.teachers.online import OnlineTeacher
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 
 AHEAD = 2  # micro-batches that are read before they are needed
@@ -114,6 +115,7 @@ class Feed:
         collate: gives the batch of some rows, on the CPU and without teachers; it may be called by a thread.
         units: what each row counts in the mean that is trained on, int [N].
         teachers: by name, where a teacher's outputs come from, and which kinds are read.
+        online: the same of teachers that answer beside the student, also of those that have a store as well.
         device: where batches go.
         reading: of a group of students that read the same rows; None: its own.
         piece: which other feeds of the group collate the same: those with an equal `piece`.
@@ -129,6 +131,7 @@ class Feed:
         units: np.ndarray,
         teachers: Mapping[str, tuple[TeacherSource, Sequence[str]]] | None = None,
         *,
+        online: Mapping[str, tuple[OnlineTeacher, Sequence[str]]] | None = None,
         device: torch.device,
         reading: Reading | None = None,
         piece: Hashable = None,
@@ -138,6 +141,9 @@ class Feed:
         self.rows, self.units = rows, units
         self._collate, self._piece = collate, ("rows", piece)
         self._teachers = {name: (source, list(kinds)) for name, (source, kinds) in (teachers or {}).items() if kinds}
+        self._online = {name: (source, list(kinds)) for name, (source, kinds) in (online or {}).items() if kinds}
+        for source, kinds in self._online.values():
+            source.expect(kinds)
         self._reading, self._own = reading or Reading(device), reading is None
         self._perturb = perturb
         self.draw = draw
@@ -159,11 +165,15 @@ class Feed:
         pieces = [self._reading.take(index, piece, read) for piece, read in self._pieces(index)]
         found: Batch = pieces[0]
         stored = iter(pieces[1:])
+        clean = found
         if self._perturb:
             found = self._perturb(found)
         teachers: dict[str, ByName] = {}
         for name, (source, kinds) in self._teachers.items():
             teachers[name] = next(stored) if isinstance(source, StoredTeacher) else source.outputs(found, kinds)
+        for name, (teacher, kinds) in self._online.items():
+            # Without the student's noise: as what is stored, it is what the teacher makes of the text itself.
+            teachers[name] = teachers.get(name, {}) | teacher.outputs(clean, kinds)
         return replace(found, teachers=teachers)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,11 +15,15 @@ from dtrain.augment.noisy import blank_tokens, noisy_rows
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.data.preprocessing import write_preprocessing
 from dtrain.errors import counted
-from dtrain.losses.objective import LossSum, build_losses, with_peers
+from dtrain.losses.objective import LossSum, Shapes, build_losses, with_peers
+from dtrain.losses.registry import OF_TEACHERS
 from dtrain.models import build, describe, save_model
+from dtrain.models.inside import shape_of
+from dtrain.recipe.answers import is_online
 from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
+from dtrain.teachers.online import OnlineTeacher
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
@@ -47,6 +52,7 @@ class Members:
         identity: str,
         teachers: Mapping[str, TeacherSource],
         *,
+        online: Mapping[str, OnlineTeacher] | None = None,
         order: int | None = None,
         pause: int | None = None,
         reading: Reading | None = None,
@@ -56,12 +62,13 @@ class Members:
 
         Args:
             teachers: by name, where their outputs come from.
+            online: those that answer beside the student, also of those that have a store as well.
             order: the seed of the order of rows; None: the spec's.
             pause: epochs after which to stop for a comparison with others.
             reading: what students of a group read together.
             rows: what it is trained on, where that was read already.
         """
-        job = self._job("students", spec, identity, teachers, reading, rows)
+        job = self._job("students", spec, identity, teachers, reading, rows, online or {})
         job.data_parallel = spec.parallel == "data"
         job.order, job.pause, job.peers = order, pause, spec.peers is not None
         return job
@@ -85,6 +92,7 @@ class Members:
         teachers: Mapping[str, TeacherSource],
         reading: Reading | None,
         rows: EncodedSplit | None = None,
+        online: Mapping[str, OnlineTeacher] = MappingProxyType({}),
     ) -> ModelJob:
         tensorboard = self.folder.tensorboard(kind, spec.name)
         return ModelJob(
@@ -92,7 +100,7 @@ class Members:
             where=f"{kind}.{spec.name}",
             spec=spec,
             identity=identity,
-            prepare=functools.partial(self._prepare, kind, spec, teachers, reading, rows),
+            prepare=functools.partial(self._prepare, kind, spec, teachers, online, reading, rows),
             final=self.folder.model(kind, spec.name),
             checkpoints=self.folder.checkpoints(kind, spec.name),
             tensorboard=tensorboard,
@@ -104,6 +112,7 @@ class Members:
         kind: str,
         spec: Teacher | Student,
         teachers: Mapping[str, TeacherSource],
+        online: Mapping[str, OnlineTeacher],
         reading: Reading | None,
         rows: EncodedSplit | None,
     ) -> Prepared:
@@ -131,7 +140,7 @@ class Members:
             return model
 
         def losses(model: nn.Module) -> LossSum:
-            found = build_losses(self.terms(spec), _widths(model, teachers, data))
+            found = build_losses(self.terms(spec), _widths(model, teachers, online, data), _shapes(model, online))
             return with_peers(found) if with_others else found
 
         def feed(losses: LossSum) -> Feed:
@@ -139,7 +148,8 @@ class Members:
                 train,
                 functools.partial(task.collate, train, needs=losses.needs),
                 task.units(train),
-                {name: (source, losses.outputs_of(name)) for name, source in teachers.items()},
+                {name: (source, _read(losses, name, spec, online=False)) for name, source in teachers.items()},
+                online={name: (source, _read(losses, name, spec, online=True)) for name, source in online.items()},
                 device=self.world.device,
                 reading=reading,
                 piece=_piece(train, losses),
@@ -157,7 +167,7 @@ class Members:
             }
 
         def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
-            save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, list(teachers), metrics))
+            save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, metrics))
             write_preprocessing(folder, section, data.info)  # with it the folder answers anywhere
 
         return Prepared(
@@ -177,8 +187,9 @@ class Members:
             data=section.model_dump(mode="json"),
         )
 
-    def _card(self, kind: str, spec: Teacher | Student, teachers: list[str], metrics: dict[str, Any]) -> str:
+    def _card(self, kind: str, spec: Teacher | Student, metrics: dict[str, Any]) -> str:
         """The model card: what it is, how it was made, what it scores."""
+        teachers = spec.teachers or [] if isinstance(spec, Student) else []
         task = self.tasks.of(spec).kind
         losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in self.terms(spec))
         return (
@@ -194,12 +205,28 @@ class Members:
         )
 
 
-def _widths(model: nn.Module, teachers: Mapping[str, TeacherSource], data: PreparedData) -> dict[str, int]:
+def _read(losses: LossSum, teacher: str, spec: Teacher | Student, *, online: bool) -> list[str]:
+    """What is read of a teacher from its store, or asked of the one that answers beside the student."""
+    answers = spec.answers if isinstance(spec, Student) else "stored"
+    return [output for output in losses.outputs_of(teacher) if is_online(output, answers) == online]
+
+
+def _shapes(model: nn.Module, online: Mapping[str, OnlineTeacher]) -> Shapes:
+    """The transformers of a student and of the teachers that answer beside it."""
+    theirs = {name: shape_of(source.inner) for name, source in online.items()}
+    return Shapes(shape_of(model), {name: shape for name, shape in theirs.items() if shape is not None})
+
+
+def _widths(
+    model: nn.Module, teachers: Mapping[str, TeacherSource], online: Mapping[str, OnlineTeacher], data: PreparedData
+) -> dict[str, int]:
     """Last dimensions by need, for losses that have weights of their own."""
-    widths = {"logits": len(data.labels), "emissions": len(data.labels)}
-    classifier = getattr(model, "classifier", None)
-    if isinstance(classifier, nn.Linear):
-        widths["features"] = classifier.in_features
+    widths: dict[str, int] = {}
+    for of, one in [("", model), *((OF_TEACHERS, source.inner) for source in online.values())]:
+        widths |= {f"{of}{kind}": len(data.labels) for kind in ("logits", "emissions", "marginals")}
+        classifier = getattr(one, "classifier", None)
+        if isinstance(classifier, nn.Linear):
+            widths[f"{of}features"] = classifier.in_features
     for source in teachers.values():
         if isinstance(source, StoredTeacher):
             widths |= {f"teachers.{kind}": source.store.width(kind) for kind in source.store.outputs}

@@ -284,7 +284,7 @@ def test_heads_that_must_agree(student: nn.Module) -> None:
     other = make({**TEACHER, "heads": 3}, 2)
     for name in LOSSES:
         if name in ("attention_mse", "attention_kl", "value_relations"):
-            with pytest.raises(InputError, match=r"2 attention heads and its teacher t 3"):
+            with pytest.raises(InputError, match=r"2 attention heads, its teacher 3"):
                 losses_of(name, student, other)
         else:
             losses_of(name, student, other)

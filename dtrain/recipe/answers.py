@@ -1,0 +1,133 @@
+"""Where a student's losses get its teachers' outputs: from the store, or from a teacher that answers beside the student.
+
+What is too big to store (states, queries, scores of layers) is computed beside the student on the very batch; what a store
+may hold is read from it, unless the student says `answers: online`. Whoever answers beside the student reads its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from dtrain.knowledge.kinds import find_kind, layer_of
+from dtrain.losses.layers import EncoderShape
+from dtrain.recipe.models import ExternalSpec
+
+if TYPE_CHECKING:
+    from dtrain.recipe.context import Context, Reporter
+    from dtrain.recipe.losses import LossSpec
+    from dtrain.recipe.training import Student, TrainSpec
+
+Answers = Literal["auto", "online", "stored"]
+
+
+class Reads(NamedTuple):
+    """Kinds of output that losses read of each teacher, in the order of teachers: from its store, and beside the student."""
+
+    stored: dict[str, list[str]]
+    online: dict[str, list[str]]
+
+
+def is_online(output: str, answers: Answers) -> bool:
+    """Whether a kind of output, or one of a layer, is computed beside the student."""
+    found = layer_of(output)
+    return answers == "online" or not find_kind(found[0] if found else output).stored
+
+
+def reads_of(losses: Iterable[LossSpec], teachers: Iterable[str], answers: Answers) -> Reads:
+    """What resolved losses read of a student's teachers.
+
+    A teacher that no loss reads counts as stored: so `teachers` alone makes its store.
+    """
+    terms = list(losses)
+    found = Reads({}, {})
+    for teacher in teachers:
+        kinds = {
+            kind
+            for loss in terms
+            if loss.teachers is None or teacher in loss.teachers
+            for kind in loss.loss.outputs_read(loss.weighting)
+        }
+        online = sorted(kind for kind in kinds if is_online(kind, answers))
+        stored = sorted(kinds - set(online))
+        if online:
+            found.online[teacher] = online
+        if stored or not online:
+            found.stored[teacher] = stored
+    return found
+
+
+def check_answers(student: Student, losses: Iterable[LossSpec], context: Context, report: Reporter) -> None:
+    """Report what keeps a student's losses from what they compare, as far as the recipe tells.
+
+    Args:
+        report: of the student's section.
+    """
+    terms, known = list(losses), len(report.problems)
+    for number, loss in enumerate(terms):
+        inside = loss.loss.kinds_inside
+        if not inside:
+            continue
+        of_loss = report.at("losses", number, told=loss.type)
+        if student.answers == "stored":
+            report(
+                "answers", f"'stored' has no {inside[0]} for {loss.type}, which no store holds (allowed: auto, online)"
+            )
+        if student.model.transformer is None:
+            of_loss(
+                "", f"compares layers of transformers, and {student.name} is a {student.model.type}, which has none"
+            )
+            return
+        if loss.weighting is not None:
+            of_loss("weighting", "is not for losses on what is inside one teacher")
+        if len(loss.teachers or []) != 1:
+            names = ", ".join(loss.teachers or []) or "none"
+            of_loss("teachers", f"compares with the layers of one teacher, found {names}; name it (teachers: [NAME])")
+            continue
+        teacher = context.teachers[loss.teachers[0]]  # type: ignore[index]
+        if teacher.model.transformer is None and not isinstance(teacher.model, ExternalSpec):
+            of_loss(
+                "teachers",
+                f"compares layers of transformers, and {teacher.name} is a {teacher.model.type}, without any",
+            )
+        elif getattr(teacher.model, "confidence", None) is not None:
+            of_loss(
+                "teachers", f"{teacher.name} has no states of rows that leave it early (its model.confidence: null)"
+            )
+        elif problem := unlike_layers(loss, student.model.encoder_shape, teacher.model.encoder_shape):
+            of_loss(*problem)
+    online = reads_of(terms, student.teachers or [], student.answers).online
+    for name in online if len(report.problems) == known else ():
+        _check_online(student, context.teachers[name], context, report)
+    if student.noisy and student.answers == "online":
+        report("answers", "'online' is not for a noisy student, whose rows are chosen by stored logits (allowed: auto)")
+
+
+def unlike_layers(loss: LossSpec, own: EncoderShape | None, theirs: EncoderShape | None) -> tuple[str, str] | None:
+    """A loss's key, and why it cannot compare these two transformers; None where it can, or where one is not known."""
+    if own is None or theirs is None:
+        return None
+    try:
+        loss.loss.pairs(own, theirs, loss.parameters())
+    except ValueError as error:
+        key, colon, text = str(error).partition(": ")
+        return (key, text) if colon and key in loss.parameters() else ("", str(error))
+    return None
+
+
+def _check_online(student: Student, teacher: TrainSpec, context: Context, report: Reporter) -> None:
+    if student.tokenizer != teacher.tokenizer:
+        encoder = student.model.transformer
+        if encoder is None:
+            remedy = "take away `answers`, and its stored outputs are read"
+        elif encoder.pretrained:
+            remedy = "a pretrained model brings its own; one from scratch can read its teacher's"
+        else:
+            remedy = f"write {'model' if encoder is student.model else 'model.encoder'}.tokenizer: {teacher.tokenizer}"
+        report("model", f"reads other tokens than {teacher.name}, which answers beside it on the same tokens; {remedy}")
+    if context.sharded and student.parallel != "data":
+        report(
+            "parallel",
+            f"{teacher.name} answers beside it, and knowledge.sharded cuts teachers up over all ranks, which then train "
+            "the student together: write parallel: data, or take knowledge.sharded away",
+        )

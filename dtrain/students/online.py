@@ -1,0 +1,68 @@
+"""Teachers that answer beside the students of a rank: loaded once, handed to each group anew."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dtrain.engines.precision import resolve_precision
+from dtrain.errors import InputError
+from dtrain.knowledge.kinds import is_inside
+from dtrain.models import load, own
+from dtrain.models.multi_exit import MultiExit
+from dtrain.plan import Plan
+from dtrain.recipe.training import Student
+from dtrain.runfolder import is_done
+from dtrain.runtime.distributed import World
+from dtrain.teachers.online import OnlineTeacher
+from dtrain.training.inference import cast_products, pack_products
+from dtrain.training.lockstep import LockstepModel, load_lockstep
+
+
+def check_online(plan: Plan) -> None:
+    """Raise InputError where a teacher that answers beside students is not there."""
+    for name in {name: None for student in plan.recipe.students for name in student.reads.online}:
+        folder = plan.folder.model("teachers", name)
+        if not is_done(folder, plan.model("teachers", name)):
+            raise InputError(
+                f"teachers.{name}: answers beside students, and {folder} is not complete; run finetune first"
+            )
+
+
+class OnlineTeachers:
+    """The models of a recipe's teachers that answer on this rank, in the precision of `knowledge.precision`."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        self.plan, self.world = plan, world
+        self.precision = resolve_precision(plan.recipe.knowledge.precision, world.device, "knowledge.precision")
+        self._models: dict[str, nn.Module] = {}
+
+    def of_group(self, students: list[Student]) -> dict[str, OnlineTeacher]:
+        """Sources for students that train side by side: each answers once for all of them.
+
+        Raises:
+            InputError: a teacher lets rows leave early while its layers are compared.
+        """
+        batches = max(student.accumulation for student in students) if len(students) > 1 else 1
+        found: dict[str, OnlineTeacher] = {}
+        for name in {name: None for student in students for name in student.reads.online}:
+            model = self._model(name)
+            inner = model.model if isinstance(model, LockstepModel) else model
+            inside = any(is_inside(kind) for student in students for kind in student.reads.online.get(name, []))
+            if inside and isinstance(inner, MultiExit) and inner.confidence is not None:
+                raise InputError(
+                    f"teachers.{name}: rows leave it early, and have no states then (model.confidence: null)"
+                )
+            found[name] = OnlineTeacher(model, self.world.device, self.precision, inner=inner, batches=batches)
+        return found
+
+    def _model(self, name: str) -> nn.Module:
+        if name not in self._models:
+            folder, device = self.plan.folder.model("teachers", name), self.world.device
+            if self.plan.recipe.knowledge.sharded and self.world.size > 1:
+                self._models[name] = load_lockstep(lambda: load(folder), self.precision, self.world)
+            else:
+                model = pack_products(cast_products(load(folder), self.precision, device), device).to(device)
+                if device.type != "cpu":
+                    model = own.transformer().without_mask_checks(model, device)
+                self._models[name] = model.eval().requires_grad_(False)
+        return self._models[name]

@@ -1,0 +1,177 @@
+"""Teachers that answer beside their students: from a run folder, in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dtrain.data import PreparedData
+from dtrain.errors import InputError, Stopped
+from dtrain.knowledge.reader import StoreReader
+from dtrain.plan import Plan
+from dtrain.recipe import load_recipe
+from dtrain.recipe.schema import Recipe
+from dtrain.runtime.distributed import World
+from dtrain.stages import distill, finetune, precompute, prepare
+from dtrain.students.online import OnlineTeachers
+from dtrain.students.plan import Machine, plan_groups
+from dtrain.tasks.registry import task_of
+from dtrain.teachers.online import OnlineTeacher
+
+RECIPE = """
+name: r
+output_dir: {root}/runs
+data: {{train: {root}/rows.jsonl, valid: {root}/rows.jsonl}}
+teachers: [{{name: t, model: {{type: nezha, hidden: 16, layers: 3, heads: 2, vocabulary_size: 200}}, epochs: 1}}]
+students:
+  - name: states
+    model: &bert {{type: bert, hidden: 8, layers: 2, heads: 2, tokenizer: t}}
+    epochs: 1
+    batch_size: 8
+    accumulation: 2
+    checkpoint_every: 2
+    losses: [{{type: hidden_mse}}, {{type: soft_targets}}]
+  - name: first
+    model: &small {{type: nezha, hidden: 16, layers: 1, heads: 2, tokenizer: t}}
+    epochs: 1
+    batch_size: 8
+    accumulation: 2
+    losses: [{{type: hidden_mse, layers: [[0, 0], [1, 2]]}}, {{type: cross_entropy}}]
+  - {{name: logits, model: *bert, epochs: 1, batch_size: 8, accumulation: 2, answers: online}}
+launch: {{processes: 1}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, world: World) -> Callable[..., Recipe]:
+    """Loaded with overrides, its teachers trained and their outputs stored."""
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(words, random.integers(1, 9))) for _ in range(37)]
+    rows = [{"text": f"{text} {n}", "label": "ab"[n % 2]} for n, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text(RECIPE.format(root=tmp_path))
+
+    def load(*overrides: str) -> Recipe:
+        found = load_recipe(str(tmp_path / "r.yaml"), list(overrides))
+        for stage in (prepare, finetune, precompute):
+            stage.run(found, world, Plan(found).folder)
+        return found
+
+    return load
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[OnlineTeacher]:
+    """The sources that are made."""
+    made: list[OnlineTeacher] = []
+    of_group = OnlineTeachers.of_group
+
+    def noted(self: OnlineTeachers, students: Any) -> dict[str, OnlineTeacher]:
+        found = of_group(self, students)
+        made.extend(found.values())
+        return found
+
+    monkeypatch.setattr(OnlineTeachers, "of_group", noted)
+    return made
+
+
+def test_one_pass_a_micro_batch_for_all_students(
+    recipe: Callable[..., Recipe], world: World, passes: list[OnlineTeacher]
+) -> None:
+    loaded = recipe()
+    distill.run(loaded, world, Plan(loaded).folder)
+    (source,) = passes
+    assert source.passes == 10  # 37 rows in 5 batches of 2 micro-batches, whatever each of the three asks for
+    for name in ("states", "first", "logits"):
+        folder = Plan(loaded).folder.model("students", name)
+        assert not any("losses" in weight for weight in load_file(folder / "model.safetensors"))
+
+
+def test_each_student_is_what_it_is_alone(
+    recipe: Callable[..., Recipe], world: World, passes: list[OnlineTeacher], tmp_path: Path
+) -> None:
+    loaded = recipe()
+    distill.run(loaded, world, Plan(loaded).folder)
+    together = {s.name: weights(loaded, s.name) for s in loaded.students}
+    for number in (2, 0):
+        alone = recipe("output_dir=" + str(tmp_path / f"alone-{number}"))
+        alone.students = [alone.students[number]]
+        distill.run(alone, world, Plan(alone).folder)
+        name = alone.students[0].name
+        found = weights(alone, name)
+        assert all(torch.equal(found[key], together[name][key]) for key in found)
+    assert [source.passes for source in passes] == [10, 10, 10]
+
+
+def weights(recipe: Recipe, student: str) -> dict[str, torch.Tensor]:
+    return load_file(Plan(recipe).folder.model("students", student) / "model.safetensors")
+
+
+def test_online_and_stored_answers_agree_to_the_stores_type(recipe: Callable[..., Recipe], world: World) -> None:
+    loaded = recipe()
+    folder = Plan(loaded).folder
+    data = PreparedData.open(folder)
+    rows = data.part("train", "t")
+    (source,) = OnlineTeachers(Plan(loaded), world).of_group(loaded.students[2:]).values()
+    source.expect(["logits"])
+    store = StoreReader.open(folder.knowledge("t"))
+    task = task_of(data)
+    for index in (np.arange(5), np.array([30, 7, 11])):  # padded otherwise than when they were stored
+        batch = task.collate(rows, index, {"labels"})
+        online = source.outputs(batch, ["logits"])["logits"]
+        assert not online.requires_grad and not online.is_inference()
+        torch.testing.assert_close(online, store.read("logits", rows.ids[index]), rtol=2**-11, atol=2**-14)
+
+
+def test_without_stored_outputs_there_is_no_store(recipe: Callable[..., Recipe], world: World) -> None:
+    loaded = recipe("students.states.losses=[{type: hidden_mse}, {type: cross_entropy}]")
+    assert not Plan(loaded).folder.knowledge("t").exists()
+    assert Plan(loaded).stage_done("precompute")
+
+
+def test_stopped_and_continued_bit_for_bit(
+    recipe: Callable[..., Recipe], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, an online teacher, and maps of widths that are trained with the student."""
+    found = []
+    for name, stops in (("whole", False), ("stopped", True)):
+        loaded = recipe("output_dir=" + str(tmp_path / name))
+        folder = Plan(loaded).folder
+        if stops:
+            with monkeypatch.context() as patch, pytest.raises(Stopped):
+                patch.setattr("dtrain.training.loop.ASK_SECONDS", -1.0)
+                patch.setattr("dtrain.runtime.stop.StopRequest.anywhere", lambda self: True)
+                patch.setattr("dtrain.runtime.stop.StopRequest.reason", "test", raising=False)
+                distill.run(loaded, world, folder)
+            assert list((folder.checkpoints("students", "states")).glob("step-*"))
+        distill.run(loaded, world, folder)
+        found.append({s.name: weights(loaded, s.name) for s in loaded.students})
+    for student, own in found[0].items():
+        assert all(torch.equal(tensor, found[1][student][name]) for name, tensor in own.items())
+
+
+def test_a_teacher_that_is_not_there(recipe: Callable[..., Recipe], world: World) -> None:
+    loaded = recipe()
+    changed = load_recipe(str(Path(loaded.output_dir).parent / "r.yaml"), ["teachers.t.epochs=2"])
+    prepare.run(changed, world, Plan(changed).folder)
+    with pytest.raises(InputError, match=r"teachers\.t: answers beside students, and .* is not complete; run finetune"):
+        distill.run(changed, world, Plan(changed).folder)
+
+
+def test_students_of_one_teacher_are_shared_out_over_ranks(recipe: Callable[..., Recipe]) -> None:
+    students = recipe().students
+    for ranks, expected in ((1, [3]), (2, [2, 1]), (5, [1, 1, 1])):
+        groups = plan_groups(
+            students, recipe().placement, Machine(ranks, "cpu", lambda s: "fp32"), recipe=students,
+            task="classification", order=lambda s: 0, cost=lambda s: 1.0,
+        )  # fmt: skip
+        assert sorted((len(group.students) for group in groups), reverse=True) == expected
+        assert {group.way for group in groups} == {"beside" if size > 1 else "alone" for size in expected}
