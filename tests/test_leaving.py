@@ -47,7 +47,7 @@ def test_the_first_tells_it_and_all_keep_their_code() -> None:
     assert {error.exit_code for error in ends} == {EXIT_STOPPED}
 
 
-@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+@pytest.mark.parametrize("backend", ["nccl", "cuda:nccl,cpu:gloo", "gloo"])
 @pytest.mark.parametrize("code", [EXIT_DONE, EXIT_STOPPED, EXIT_FAILED, EXIT_BAD_INPUT])
 def test_a_rank_that_fails_does_not_wait_for_kernels_that_wait_for_others(
     monkeypatch: pytest.MonkeyPatch, backend: str, code: int

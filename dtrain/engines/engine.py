@@ -64,6 +64,7 @@ class Engine:
         self.rank = world.rank if self.data_parallel else 0
         self.flops = model_flops(Objective.inner(model))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        self._scale: float | None = None  # the scaler's, where it is known on the host
 
     @property
     def inner(self) -> nn.Module:
@@ -112,12 +113,17 @@ class Engine:
         before = self.loss_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._scale = None
         self.optimizer.zero_grad(set_to_none=True)
         return norm, self.precision != "fp16" or self.loss_scale() >= before
 
     def loss_scale(self) -> float:
         """What fp16 losses are multiplied by; 1 in other precisions."""
-        return self.scaler.get_scale() if self.precision == "fp16" else 1.0
+        if self.precision != "fp16":
+            return 1.0
+        if self._scale is None:  # each look waits for the device
+            self._scale = self.scaler.get_scale()
+        return self._scale
 
     def parameter_norm(self) -> torch.Tensor:
         """The Euclidean norm of all trained weights, a float64 0-d tensor on the device (a collective)."""
@@ -261,6 +267,7 @@ class Engine:
         if self.precision == "fp16":
             own = {"scale": state["scale"], "_growth_tracker": int(state["good_steps"])}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **own})
+            self._scale = None
 
 
 def blank(model: nn.Module, device: str = "meta") -> nn.Module:

@@ -16,7 +16,7 @@ from dtrain.losses.outputs import full_precision
 
 def fixed_weights(shares: list[float], rows: int, device: torch.device) -> Tensor:
     """The recipe's numbers over their sum, the same in every row: float64 [K, B]."""
-    weights = torch.tensor(shares, device=device, dtype=torch.float64)
+    weights = torch.tensor(shares, dtype=torch.float64).to(device, non_blocking=True)
     return (weights / weights.sum())[:, None].expand(-1, rows)
 
 

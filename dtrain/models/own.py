@@ -9,6 +9,7 @@ import importlib
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from dtrain.recipe.models import architectures
@@ -39,6 +40,13 @@ def transformer() -> Any:
     With it comes transformers' `modeling_utils`, half a second that ranks of small students do without.
     """
     return importlib.import_module("dtrain.models.transformer")
+
+
+def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
+    """As `models.transformer.without_mask_checks`, which is imported for models that have a transformer inside."""
+    if device.type != "cpu" and any(hasattr(module, "config") for module in model.modules()):
+        transformer().without_mask_checks(model, device)
+    return model
 
 
 def takes(model_type: str) -> list[str]:

@@ -71,7 +71,10 @@ def _packed(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
     dtype = torch.float32 if asked == torch.bfloat16 else asked
     weights = [getattr(lstm, name) for name in weight_names(lstm)]
     with torch.autocast(device, enabled=False):
-        packed = pack_padded_sequence(inputs.to(dtype), lengths, batch_first=True, enforce_sorted=False)
+        # Sorted here and not by `pack_padded_sequence`, which would wait for the device to sort back.
+        sizes, order = lengths.sort(descending=True)
+        there, back = (places.to(inputs.device, non_blocking=True) for places in (order, order.argsort()))
+        packed = pack_padded_sequence(inputs.to(dtype).index_select(0, there), sizes, batch_first=True)
         start = inputs.new_zeros(2 * lstm.num_layers, len(lengths), lstm.hidden_size, dtype=dtype)
         with warnings.catch_warnings():
             # Weights that are not in one piece are copied at each call: FSDP2 gathers them anew each time, too.
@@ -88,8 +91,8 @@ def _packed(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
                 lstm.training,
                 True,
             )[0]
-        whole = PackedSequence(states, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        return pad_packed_sequence(whole, batch_first=True)[0].to(asked)
+        whole, _ = pad_packed_sequence(PackedSequence(states, packed.batch_sizes), batch_first=True)
+        return whole.index_select(0, back).to(asked)
 
 
 def weight_names(lstm: nn.LSTM) -> list[str]:

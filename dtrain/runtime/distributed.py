@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,12 +83,13 @@ class World:
     # --- agreeing ------------------------------------------------------------------------------
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks (every rank gets it); the tensor itself on one rank."""
-        if self.size == 1:
-            return tensor
-        moved = tensor.to(self.device)
-        dist.all_reduce(moved)
-        return moved.to(tensor.device)
+        """The sum over ranks, which takes the tensor's place and which every rank gets.
+
+        A tensor on the CPU goes by gloo, also beside NCCL: it waits for no device.
+        """
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank (a collective)."""
@@ -97,29 +98,20 @@ class World:
     def begin_any(self, flag: bool) -> Callable[[], bool]:
         """`any` without waiting (a collective): returns a function that waits for the answer.
 
-        On a GPU the flags have a stream of their own, so that waiting for the answer does not wait for other work that
-        was queued in the meantime.
+        The flags are on the CPU: waiting for the answer waits for no device, and where a rank is gone it raises, which
+        NCCL does not.
         """
         if self.size == 1:
             return lambda: flag
-        with self._aside():
-            flags = torch.tensor([int(flag)], device=self.device)
-            work = dist.all_reduce(flags, async_op=True)
+        flags = torch.tensor([int(flag)])
+        work = dist.all_reduce(flags, async_op=True)
         assert work is not None
 
         def answer() -> bool:
-            with self._aside():
-                work.wait()
-                return bool(flags[0] > 0)
+            work.wait()
+            return bool(flags[0] > 0)
 
         return answer
-
-    @cached_property
-    def _stream(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self.device)
-
-    def _aside(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._stream) if self.device.type == "cuda" else nullcontext()
 
     def gather_objects(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank (a collective); for small control data.
@@ -233,7 +225,9 @@ def connect(precision: str = "no", timeout: float = 600, backend: str = "auto") 
     if asked > 1:
         store = rank_store(os.environ, timeout)
         rendezvous(store, "rank", int(os.environ["RANK"]), asked, timeout)
-    handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=heard_within(timeout)))]
+    # Beside NCCL, tensors on the CPU (flags, counts, objects) go by gloo, which waits for no device.
+    talk = "cuda:nccl,cpu:gloo" if backend == "nccl" else backend
+    handlers = [InitProcessGroupKwargs(backend=talk, timeout=timedelta(seconds=heard_within(timeout)))]
     # Without cpu=True Accelerate does not connect CPU ranks, and each takes itself for the only one.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers if asked > 1 else None)
     world = World(accelerator, variables)
@@ -258,7 +252,7 @@ def leave(code: int) -> None:
     failed = code not in (EXIT_DONE, EXIT_STOPPED)
     stop_pulse(failed)
     connected = dist.is_available() and dist.is_initialized()
-    if connected and not (failed and dist.get_backend() == "nccl"):
+    if connected and not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()
     leave_last()
     sys.stdout.flush()

@@ -125,8 +125,7 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
         teacher = cast_products(load(source), precision, world.device)
         if not settings.compile:  # whose programs do both by themselves
             teacher = pack_products(teacher, world.device)
-            if world.device.type != "cpu":
-                teacher = own.transformer().without_mask_checks(teacher, world.device)
+            teacher = own.without_mask_checks(teacher, world.device)
     assert settings.outputs is not None
     layout = new_layout(
         expected_identity(name, recipe, data, folder),

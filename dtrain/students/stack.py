@@ -99,7 +99,8 @@ class Stack:
             self._gradients[name][:, row].zero_()
         norms = self._norms()
         if any(clip is not None for clip in clips):
-            limits = torch.tensor([math.inf if clip is None else clip for clip in clips], device=norms.device)
+            limits = torch.tensor([math.inf if clip is None else clip for clip in clips])
+            limits = limits.to(norms.device, non_blocking=True)
             factor = (limits / (norms + 1e-6)).clamp(max=1.0)[:, None]
             for segment in self._segments:
                 segment.gradients.mul_(factor)

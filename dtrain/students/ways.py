@@ -100,50 +100,64 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        self._answers: dict[TrainState, tuple[Batch, dict[str, Tensor]]] = {}  # of the micro-batch under way
-        self._sources: dict[TrainState, Peer] = {}
+        # Of the micro-batch under way.
+        self._answers: dict[TrainState, tuple[Batch, dict[str, Tensor]]] = {}
+        self._losses: dict[TrainState, Tensor] = {}
 
     def __call__(self, states: list[TrainState]) -> dict[TrainState, Exception]:
         failed = attempt(states, TrainState.begin_step)
         for number, (rows, scale) in enumerate(states[0].shares()):
-            self._answers, self._sources = {}, {}
-            answer, learn = functools.partial(self._answer, rows, number), functools.partial(self._learn, scale)
-            failed |= attempt([state for state in states if state not in failed], answer)
-            failed |= attempt([state for state in states if state not in failed], learn)
+            self._answers, self._losses = {}, {}
+            for work, computed in (
+                (functools.partial(self._answer, rows, number), lambda s: self._answers[s][1]["logits"]),
+                (functools.partial(self._compare, scale), self._losses.__getitem__),
+            ):
+                failed |= attempt([state for state in states if state not in failed], work)
+                failed |= _not_finite({state: computed(state) for state in states if state not in failed})
+                for state in failed:
+                    self._answers.pop(state, None)
+            failed |= attempt([state for state in states if state not in failed], self._learn)
         return failed | attempt([state for state in states if state not in failed], self._apply)
 
     def _answer(self, rows: np.ndarray, number: int, state: TrainState) -> None:
-        """The peer's outputs for a micro-batch, with gradient; raises Diverged where they are not finite."""
+        """The peer's outputs for a micro-batch, with gradient."""
         batch, engine = state.job.feed.batch(rows), state.job.engine
         state.read_ahead(number)
         torch.manual_seed(state.random_seed() + number)
         with engine.autocast():
             outputs = engine.module.outputs(batch)  # type: ignore[operator]
         outputs["logits"] = full_precision(outputs["logits"])
-        _check_finite(outputs["logits"], state)
         self._answers[state] = batch, outputs
-        self._sources[state] = Peer()
-        self._sources[state].answer({"logits": outputs["logits"]})
 
-    def _learn(self, scale: float, state: TrainState) -> None:
-        """Add the gradients of its own losses and of the distance to the others."""
+    def _compare(self, scale: float, state: TrainState) -> None:
+        """Its own losses and the distance to the others."""
         engine, (batch, outputs) = state.job.engine, self._answers[state]
-        others = {other.job.title: source for other, source in self._sources.items() if other is not state}
-        peers = {name: source.outputs(batch, ["logits"]) for name, source in others.items()}
+        peers = {}
+        for other, (_, answer) in self._answers.items():
+            if other is not state:
+                source = Peer()
+                source.answer({"logits": answer["logits"]})
+                peers[other.job.title] = source.outputs(batch, ["logits"])
         with engine.autocast():
             losses = engine.module.parts(outputs, replace(batch, peers=peers), state.progress)  # type: ignore[operator]
-        _check_finite(losses[0], state)
         state.log.add(losses, batch, counts=scale > 0)
-        engine.backward(losses[0] * scale)
+        self._losses[state] = losses[0] * scale
+
+    def _learn(self, state: TrainState) -> None:
+        state.job.engine.backward(self._losses[state])
 
     @staticmethod
     def _apply(state: TrainState) -> None:
         state.norm, state.applied = state.job.engine.step(state.job.spec.clip)
 
 
-def _check_finite(values: Tensor, state: TrainState) -> None:
-    if not bool(values.isfinite().all()):
-        raise Diverged(f"{state.job.title}: its answers are not finite at step {state.position.step}")
+def _not_finite(values: dict[TrainState, Tensor]) -> dict[TrainState, Exception]:
+    """Those whose values are not finite, by one wait for the device."""
+    if not values:
+        return {}
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    lost = [state for state, good in zip(values, finite, strict=True) if not good]
+    return {s: Diverged(f"{s.job.title}: its answers are not finite at step {s.position.step}") for s in lost}
 
 
 class Streams:

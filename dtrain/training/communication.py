@@ -45,7 +45,7 @@ class CommunicationShare:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - begin
         # gloo's records are the CPU's where it serves GPUs, too.
-        nccl = self._cuda and dist.is_initialized() and dist.get_backend() == "nccl"
+        nccl = self._cuda and dist.is_initialized() and "nccl" in dist.get_backend()
         device, name = (DeviceType.CUDA, "nccl") if nccl else (DeviceType.CPU, "gloo:")
         found = [
             (event.time_range.start, event.time_range.end)

@@ -21,7 +21,7 @@ from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, counted
 from dtrain.log import say, say_anywhere
 from dtrain.losses.objective import LossSum, ModelOutputs, Objective
-from dtrain.models import parameter_count
+from dtrain.models import own, parameter_count
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import mark_done, publish_folder, write_json
 from dtrain.runtime.distributed import World
@@ -189,6 +189,7 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         engine = build_engine(world, objective, spec, data_parallel=job.data_parallel, precision=precision)
     except InputError as error:
         raise InputError([f"{job.where}.{problem}" for problem in error.problems]) from None
+    own.without_mask_checks(engine.module, world.device)
     training = TrainJob(
         title=job.title,
         spec=spec,

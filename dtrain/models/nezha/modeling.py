@@ -105,7 +105,7 @@ class NezhaModel(NezhaPreTrainedModel):
 
 
 def _visible(attention_mask: Tensor | None, embeddings: Tensor) -> Tensor | None:
-    """The mask as bool [B, 1, 1 or L, L], or None where nothing is masked."""
+    """The mask as bool [B, 1, 1 or L, L], or None where nothing is known to be masked."""
     if attention_mask is None:
         return None
     batch, length = embeddings.shape[:2]
@@ -118,6 +118,7 @@ def _visible(attention_mask: Tensor | None, embeddings: Tensor) -> Tensor | None
             f"attention_mask has shape {list(attention_mask.shape)}: "
             f"{[batch, length]} or {[batch, length, length]} is needed"
         )
-    if not torch.compiler.is_compiling() and bool(visible.all()):
+    # Only on a CPU is asking free: a GPU would have to finish its work first, at every batch.
+    if visible.device.type == "cpu" and not torch.compiler.is_compiling() and bool(visible.all()):
         return None
     return visible

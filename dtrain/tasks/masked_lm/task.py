@@ -42,13 +42,13 @@ class MaskedLosses(nn.Module):
         peers: Any = None,
     ) -> Losses:
         """Called as `LossSum` is, with the scores of `MaskedLanguageModel.outputs` and the batch's targets."""
-        count = torch.tensor(float(len(known["labels"])), device=known["labels"].device)
+        count = known["labels"].new_full((), len(known["labels"]), dtype=torch.float32)  # waits for no device
         losses, right = answered(known["scores"], known["labels"])
         if "other" not in known:
             return losses.sum(), {"accuracy": right.sum()}, {"accuracy": count}
         next_losses, next_right = answered(known["follows"], known["other"])
         tokens, pairs = losses.sum(), next_losses.sum()
-        rows = torch.tensor(float(len(known["other"])), device=tokens.device)
+        rows = count.new_full((), len(known["other"]))
         return (
             tokens / known["tokens_a_row"].to(tokens.dtype) + pairs,
             {

@@ -1,0 +1,206 @@
+"""One recipe a kind of task, small, with every loss, optimizer, precision and way to train side by side among them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+COMMON = "seed: 5\noutput_dir: {folder}/runs\nlaunch: {{processes: 1}}\nreport: {{latency: false}}\n"
+
+CLASSIFICATION = """\
+name: topics
+data:
+  train: {folder}/train.jsonl
+  test: {folder}/test.jsonl
+  transfer: {folder}/more.txt
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - &teacher
+    name: cnn
+    model: {{type: textcnn, embedding: 12, filters: 8, dropout: 0.1}}
+    epochs: 1
+    batch_size: 10
+    precision: bf16
+    adversarial: {{type: pgd}}
+  - <<: *teacher
+    name: bert
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+    accumulation: 2
+    precision: fp16
+    optimizer: {{type: lamb, lr: 0.01}}
+    adversarial: {{type: fgm}}
+  - <<: *teacher
+    name: nezha
+    model: {{type: nezha, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+    precision: fp16
+    activation_checkpointing: true
+    adversarial: {{type: fgsm}}
+knowledge: {{shard_rows: 64, batch_tokens: 256, outputs: [logits, features]}}
+students:
+  - &student
+    name: stack
+    model: {{type: bilstm, embedding: 8, hidden: 8}}
+    epochs: 1
+    batch_size: 16
+    precision: fp32
+    clip: 1.0
+    losses: [{{type: soft_targets, weighting: average}}, {{type: cross_entropy}}]
+    grid: {{seed: [1, 2]}}
+  - <<: *student
+    name: cnns
+    model: {{type: textcnn, embedding: 8, filters: 8}}
+    optimizer: {{type: sgd, lr: 0.1}}
+    losses: [{{type: logit_regression, weighting: confidence}}, {{type: top_gap, weight: 0.1}}]
+  - <<: *student
+    name: peer
+    peers: together
+    model: {{type: textcnn, embedding: 8, filters: 8}}
+    losses: [{{type: soft_targets, weighting: average}}, {{type: cross_entropy}}]
+    teachers: [cnn, bert]
+  - <<: *student
+    name: rcnn
+    model: {{type: text_rcnn, embedding: 8, hidden: 8}}
+    precision: bf16
+    losses: [{{type: cosine, weighting: entropy}}, {{type: teacher_annealing}}, {{type: reverse_soft_targets}}]
+    grid: {{}}
+  - <<: *student
+    name: hints
+    model: {{type: bilstm, embedding: 8, hidden: 8}}
+    precision: fp16
+    teachers: [bert]
+    losses: [{{type: feature_hint}}, {{type: feature_cosine}}, {{type: soft_targets}}]
+    grid: {{}}
+  - <<: *student
+    name: words
+    model: {{type: fasttext, embedding: 8, buckets: 100}}
+    losses: [{{type: soft_targets, weighting: gradient}}, {{type: cross_entropy}}]
+  - <<: *student
+    name: exits
+    model: {{type: multi_exit, encoder: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}, exits: [1, 2]}}
+    losses: [{{type: exits_cross_entropy}}, {{type: exits_distillation}}, {{type: soft_targets}}]
+    grid: {{}}
+"""
+
+PAIRS = """\
+name: pairs
+data:
+  task: pairs
+  train: {folder}/pairs.jsonl
+  columns: {{text: a, text_b: b, label: label}}
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - &teacher
+    name: bert
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+    epochs: 1
+    batch_size: 10
+    precision: bf16
+  - <<: *teacher
+    name: filters
+    model: {{type: bert_cnn, encoder: {{type: nezha, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}, filters: 4}}
+    precision: fp32
+students:
+  - name: siamese
+    model: {{type: siamese, embedding: 8, hidden: 8}}
+    epochs: 1
+    batch_size: 10
+    precision: fp16
+"""
+
+TAGGING = """\
+name: tags
+data:
+  task: tagging
+  train: {folder}/train.bmes
+  transfer: {folder}/more.txt
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+  max_length: 24
+teachers:
+  - &teacher
+    name: nezha
+    model: {{type: tagger, encoder: {{type: nezha, size: tiny, hidden: 16, heads: 2}}, fusion: dynamic, lstm: 8}}
+    epochs: 1
+    batch_size: 10
+    precision: bf16
+    optimizer: {{lr: 0.01, modules: {{encoder: 0.003, crf: 0.05}}}}
+    adversarial: {{type: fgm}}
+    accumulation: 2
+  - <<: *teacher
+    name: bert
+    model: {{type: tagger, encoder: {{type: bert, size: tiny, hidden: 16, heads: 2}}}}
+    precision: fp16
+    optimizer: {{lr: 0.01}}
+    adversarial:
+knowledge: {{shard_rows: 64, batch_tokens: 256}}
+students:
+  - &student
+    name: cnn
+    model: {{type: idcnn, embedding: 8, filters: 8}}
+    epochs: 1
+    batch_size: 16
+    losses: [{{type: tag_likelihood}}, {{type: marginal_matching}}, {{type: emission_regression, weight: 0.01}}]
+  - <<: *student
+    name: scratch
+    model: {{type: tagger, embedding: 8, lstm: 8, crf: false}}
+    teachers: []
+    losses: [{{type: tag_likelihood}}]
+"""
+
+PRETRAINING = """\
+name: pre
+pretrain:
+  precision: fp16
+  model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+  corpus: {{sources: [{{path: {folder}/documents.txt, documents: blank}}], held_out: 0.3}}
+  next_sentence: true
+  phases:
+    - {{max_length: 32, epochs: 1, batch_size: 10, accumulation: 2, optimizer: {{type: lamb, lr: 0.01}}}}
+    - {{max_length: 40, epochs: 1, batch_size: 8, optimizer: {{type: adamw, lr: 0.002}}}}
+data:
+  train: {folder}/train.jsonl
+  split: {{valid: 0.2}}
+teachers:
+  - {{name: teacher, model: {{type: bert, pretrained: pretrain}}, epochs: 1, batch_size: 10}}
+"""
+
+RECIPES = {"classification": CLASSIFICATION, "pairs": PAIRS, "tagging": TAGGING, "pretraining": PRETRAINING}
+TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅", "money": "股票基金银行利率"}
+
+
+def write(folder: Path) -> dict[str, Path]:
+    """The recipes by task, with their data, as files in `folder`."""
+    draw = random.Random(0)
+
+    def text(topic: str, longest: int = 14) -> str:
+        return "".join(draw.choice(TOPICS[topic] + "的了是在我") for _ in range(draw.randint(3, longest)))
+
+    def rows(name: str, found: list[dict[str, str]]) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+
+    topics = list(TOPICS)
+    rows("train.jsonl", [{"text": text(t), "label": t} for t in draw.choices(topics, k=75)])
+    rows("test.jsonl", [{"text": text(t), "label": t} for t in draw.choices(topics, k=15)])
+    pairs = [(draw.choice(topics), draw.choice(topics)) for _ in range(75)]
+    rows("pairs.jsonl", [{"a": text(a), "b": text(b), "label": "same" if a == b else "other"} for a, b in pairs])
+    (folder / "more.txt").write_text("".join(text(t) + "\n" for t in draw.choices(topics, k=30)), encoding="utf-8")
+    sentences = [text(draw.choice(topics)) + "。" for _ in range(320)]
+    documents = ["".join(sentences[start : start + 4]) + "\n\n" for start in range(0, len(sentences), 4)]
+    (folder / "documents.txt").write_text("".join(documents), encoding="utf-8")
+    tagged = []
+    for _ in range(75):
+        for word in draw.choices(["北京", "大连", *"的了是在我"], k=draw.randint(3, 14)):
+            tags = ["B-LOC", "E-LOC"] if len(word) > 1 else ["O"]
+            tagged += [f"{c} {t}\n" for c, t in zip(word, tags, strict=True)]
+        tagged.append("\n")
+    (folder / "train.bmes").write_text("".join(tagged), encoding="utf-8")
+    paths = {}
+    for task, recipe in RECIPES.items():
+        paths[task] = folder / f"{task}.yaml"
+        name, _, rest = recipe.partition("\n")
+        paths[task].write_text((f"{name}\n" + COMMON + rest).format(folder=folder), encoding="utf-8")
+    return paths
