@@ -171,7 +171,7 @@ def test_students_of_one_teacher_are_shared_out_over_ranks(recipe: Callable[...,
     for ranks, expected in ((1, [3]), (2, [2, 1]), (5, [1, 1, 1])):
         groups = plan_groups(
             students, recipe().placement, Machine(ranks, "cpu", lambda s: "fp32"), recipe=students,
-            task="classification", order=lambda s: 0, cost=lambda s: 1.0,
+            task=lambda s: "classification", order=lambda s: 0, cost=lambda s: 1.0,
         )  # fmt: skip
         assert sorted((len(group.students) for group in groups), reverse=True) == expected
         assert {group.way for group in groups} == {"beside" if size > 1 else "alone" for size in expected}
