@@ -26,7 +26,7 @@ from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import DONE, RunFolder, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
 from dtrain.tasks.corpus import source_files
-from dtrain.tasks.rules import rules_of
+from dtrain.tasks.rules import keys_of_others, rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
@@ -100,7 +100,7 @@ class Plan:
         data = self.recipe.data
         # A tagger's rows are documents cut into pieces of `max_length`.
         apart = {"vocabulary", "workers"} | (set() if rules_of(data.task).tags else {"max_length"})
-        section = data.model_dump(mode="json", exclude=apart)
+        section = data.model_dump(mode="json", exclude=apart | keys_of_others(data.task))
         files = [self._file(path) for path in source_files(data)]
         return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, List, load_dataset, load_from_disk
 from pyarrow import parquet
 
 from dtrain.data.files import HUB, SUFFIXES, Source
@@ -24,8 +24,16 @@ def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]
     names: dict[str, Callable[[int], str]] = {
         column: feature.int2str for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)
     }
+    lists = {
+        column: feature.feature.int2str
+        for column, feature in dataset.features.items()
+        if isinstance(feature, List) and isinstance(feature.feature, ClassLabel)
+    }
     for number, row in enumerate(dataset, 1):
         record: dict[str | int, Any] = dict(row)
+        for column, name_of in lists.items():
+            if record[column] is not None:
+                record[column] = [name_of(value) for value in record[column]]
         for column, name_of in names.items():
             value = record[column]
             # Test sets of the hub that have no labels hold -1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -53,6 +54,26 @@ class Corpus:
             if counts.any():
                 found[part] = dict(zip(self.labels, counts.tolist(), strict=True))
         return found
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Of regression: the training rows' numbers, how many there are, the least, the greatest, mean and deviation.
+
+        The deviation is that of these rows (divided by their number), not an estimate of others'. Sums are rounded once,
+        so that no order of the rows changes them. Empty for other tasks.
+        """
+        found = [number for number in self.parts["train"].number if number is not None]
+        if not found:
+            return {}
+        mean = math.fsum(found) / len(found)
+        deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in found) / len(found))
+        return {
+            "rows": len(found),
+            "least": min(found),
+            "greatest": max(found),
+            "mean": mean,
+            "deviation": deviation,
+        }
 
 
 def parts_to_cut(data: Data) -> dict[str, float]:

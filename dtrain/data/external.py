@@ -78,6 +78,9 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
         if normalize[name] != value:
             found = f"{folder} reads texts with normalize.{name} {normalize[name]}"
             yield f"{key}: {found} (allowed: that of {data.key}.normalize.{name}, {value})"
+    if data.standardize or config.get("standardized"):
+        unit = "is standardised by other training rows" if config.get("standardized") else "is not standardised"
+        yield f"{key}: the number of {folder} {unit} (allowed: a model and a recipe without {data.key}.standardize)"
     longest = positions(config)
     if longest is not None and data.max_length > longest:
         yield f"{key}: {folder} reads {longest} tokens at most (allowed: {data.key}.max_length, {data.max_length}, or more)"

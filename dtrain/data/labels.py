@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 
@@ -21,12 +22,21 @@ def outside(data: Data) -> tuple[str, str]:
     return "does not occur in training", "; if it is right, list all of them in data.labels"
 
 
-def check_all_or_none(part: str, bare: np.ndarray, rows: Rows, files: list[str], problems: Problems) -> None:
+def sorted_labels(found: set[str]) -> list[str]:
+    """Labels in the order of their numbers: by value where all are whole numbers, else by text."""
+    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
+        return sorted(found, key=lambda label: (int(label), label))
+    return sorted(found)
+
+
+def check_all_or_none(
+    part: str, bare: np.ndarray, rows: Rows, files: list[str], problems: Problems, what: str = "label"
+) -> None:
     """A test part is labelled, or it is not: a score of some of its rows would pass for that of all."""
     if part == "test" and bare.any() and not bare.all():
         first = int(np.flatnonzero(bare)[0])
         place = f"{files[rows.file[first]]}:{rows.line[first]}"
-        problems.add(f"{place}: has no label, but other test rows have one; label all of them, or none")
+        problems.add(f"{place}: has no {what}, but other test rows have one; label all of them, or none")
 
 
 def read_label_file(name: str, encoding: str, least: int) -> list[str]:

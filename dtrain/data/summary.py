@@ -23,6 +23,7 @@ def info_of(corpus: Corpus) -> dict[str, Any]:
         "rows": corpus.counts,
         "labels": corpus.labels,
         **({"types": corpus.types, "scheme": corpus.scheme} if corpus.types else {}),
+        **({"numbers": corpus.spread} if corpus.spread else {}),
         "label_counts": corpus.label_counts,
         "remarks": corpus.remarks,
         "empty_texts": {
@@ -49,12 +50,22 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
             not labelled
         )
         lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
+    if "numbers" in info:
+        return [*lines, numbers_in_words(info["numbers"])]
     found = info["label_counts"].get("train", {})
     names = shown([f"{name} {count:,}" for name, count in found.items()])
     what = (
         f"{counted(len(found), 'entity type')}, scheme {info['scheme']}" if "types" in info else f"{len(found)} labels"
     )
     return [*lines, f"{what}: {names}"]
+
+
+def numbers_in_words(spread: Mapping[str, float]) -> str:
+    """What the training rows' numbers of regression come to."""
+    return (
+        f"numbers from {spread['least']:g} to {spread['greatest']:g}, mean {spread['mean']:.4g}, standard deviation "
+        f"{spread['deviation']:.4g}"
+    )
 
 
 def remarks_in_words(info: Mapping[str, Any]) -> list[str]:

@@ -67,8 +67,8 @@ def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature:
 def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """||z_t - z_s||_2^2, the *sum* over classes (Tang et al. 1903.12136, equation 4).
 
-    A mean squared error over rows and classes, as many programs have it, is this with weight 1 / C. Of
-    several teachers, the mean of their logits is the target.
+    A mean squared error over rows and classes, as many programs have it, is this with weight 1 / C. For regression C is 1
+    and z a number. Of several teachers, the mean of their logits is the target.
 
     Args:
         student_logits: float [B, C].

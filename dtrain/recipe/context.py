@@ -57,6 +57,7 @@ class Context:
         elsewhere: names of the teachers of other tasks, each with its task.
         teachers: the sections of the task's teachers, by name.
         sharded: whether teachers that answer are cut up over all ranks.
+        two_texts: whether a row is a pair of texts.
     """
 
     task: TaskRules
@@ -70,3 +71,4 @@ class Context:
     elsewhere: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, TrainSpec] = field(default_factory=dict)
     sharded: bool = False
+    two_texts: bool = False

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from dtrain.errors import InputError
 from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share, TextEncoding
-from dtrain.tasks.rules import rules_of, task_names
+from dtrain.tasks.rules import keys_of_others, rules_of, task_names
 
 
 def _a_task(name: str) -> str:
@@ -40,8 +40,11 @@ class Columns(Closed):
     """Where a row's parts are: names (JSON keys, header names) or numbers from 0 (no header)."""
 
     text: Column = "text"  # column of the text
-    text_b: Column | None = None  # column of the second text, for task pairs alone
-    label: Column = "label"  # column of the label; for tagging in JSON lines, of the spans
+    # column of the second text: for task pairs; for regression and multi_label where a row is a pair
+    text_b: Column | None = None
+    # column of the label; for regression of the number, for multi_label of the labels, for tagging in JSON lines of the
+    # spans
+    label: Column = "label"
     id: Column | None = None  # column of your own row ids; null: rows are known by file and line
     # whether a span's last character is at its end (inclusive) or before it
     span_end: Literal["auto", "inclusive", "exclusive"] = "auto"
@@ -121,7 +124,8 @@ class Data(Closed):
     """Where the rows are, and what is done to their texts."""
 
     _key: str = PrivateAttr(DATA)
-    # classification: classes of texts; pairs: classes of pairs of texts; tagging: entities in texts
+    # classification: classes of texts; pairs: classes of pairs of texts; regression: numbers of texts or pairs;
+    # multi_label: any number of labels of texts or pairs; tagging: entities in texts
     task: TaskName = "classification"
     train: Paths  # labelled files: one path or several, patterns and folders too
     valid: Paths = []  # labelled files that choose each model's best evaluation; left out: cut from train
@@ -142,6 +146,13 @@ class Data(Closed):
     columns: Columns = Columns()  # where a row's parts are: names (JSON keys, header) or numbers from 0 (no header)
     # the labels in their order: a list, or a file of one a line; default: sorted, from the training rows
     labels: list[str] | FilePath | None = None
+    # for multi_label: what stands between the labels of a text, where they are no JSON list; blank: white space
+    separator: Annotated[str, Field(min_length=1)] = ","
+    # for multi_label: a label is an answer where its probability is above this
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    # for regression: learn (number - mean) / standard deviation, both of the training rows; scores and answers are in your
+    # own unit
+    standardize: bool = False
     split: Split = Split()  # shares that are cut off the training rows for parts without a file
     normalize: Normalization = Normalization()  # what is done to every text
     vocabulary: Vocabulary = Vocabulary()  # the students' vocabulary
@@ -158,11 +169,12 @@ class Data(Closed):
     @classmethod
     def labels_differ(cls, value: list[str] | str | None, info: ValidationInfo) -> list[str] | str | None:
         if isinstance(value, list):
-            if rules_of(info.data.get("task", "classification")).tags:
+            rules = rules_of(info.data.get("task", "classification"))
+            if rules.tags:
                 if not value or any(not name or name != name.strip("- ") for name in value):
                     raise ValueError("needs at least one entity type, none empty or with a dash or blank around it")
-            elif len(value) < 2:
-                raise ValueError(f"{len(value)} label(s) given; classification needs at least 2")
+            elif len(value) < rules.least_labels:
+                raise ValueError(f"{len(value)} label(s) given; {rules.name} needs at least {rules.least_labels}")
             twice = sorted({label for label in value if value.count(label) > 1})
             if twice:
                 raise ValueError(f"label {twice[0]!r} is given twice")
@@ -175,7 +187,7 @@ class Data(Closed):
         rules = rules_of(self.task)
         if rules.two_texts and self.columns.text_b is None:
             raise ValueError(f"columns.text_b: must name the second text for task {self.task!r}")
-        if not rules.two_texts and self.columns.text_b is not None:
+        if rules.two_texts is False and self.columns.text_b is not None:
             raise ValueError("columns.text_b: is only for task 'pairs'")
         if self.format not in rules.formats:
             fit = [name for name in task_names() if self.format in rules_of(name).formats]
@@ -183,6 +195,12 @@ class Data(Closed):
                 raise ValueError(f"format: {self.format!r} is only for task {fit[0]!r}")
             allowed = ", ".join(rules.formats)
             raise ValueError(f"format: {self.format!r} is not for task {self.task!r} (allowed: {allowed})")
+        for key in sorted(keys_of_others(self.task) & self.model_fields_set):
+            if getattr(self, key) != type(self).model_fields[key].default:  # a resolved recipe gives every key
+                owners = ", ".join(repr(name) for name in task_names() if key in rules_of(name).keys)
+                raise ValueError(f"{key}: is only for task {owners}")
+        if self.labels is not None and not rules.least_labels:
+            raise ValueError(f"labels: is not for task {self.task!r}, whose rows have none")
         if self.scheme != "auto" and not rules.tags:
             raise ValueError(f"scheme: {self.scheme!r} is only for task 'tagging'")
         if rules.tags and self.vocabulary.unit != "character":

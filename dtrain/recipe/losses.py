@@ -111,7 +111,8 @@ class LossSpec(BaseModel):
     @property
     def unlabelled_until(self) -> float:
         """The share of training after which the loss of a row without a label stays 0, whatever the weight."""
-        return float(self.parameters().get("until", 1.0)) if self.type == "teacher_annealing" else 1.0
+        anneals = {"labelled", "progress"} <= set(self.loss.needs)  # towards the labels
+        return float(self.parameters().get("until", 1.0)) if anneals else 1.0
 
     def weight_at(self, progress: float) -> float:
         """Its weight after a share `progress` of all steps."""

@@ -48,6 +48,8 @@ ENCODER_SIZES = {
     "large": (1024, 24, 16),
 }
 
+TEXT_TASKS = ("classification", "pairs", "regression", "multi_label")  # answered by one vector of logits a row
+
 PRETRAIN = "pretrain"  # as `pretrained`: the model that the recipe's section of this name makes
 
 
@@ -58,6 +60,7 @@ class Architecture(Closed):
         module: its `nn.Module` as "package.module:Class", imported when a model is built or loaded; None for models
             that transformers has.
         tasks: the values of `data.task` that it is for.
+        two_texts: whether it reads the two texts of a pair apart, and nothing else.
         stacked: whether students of one shape can train as one stacked model (`students/ways.py`).
         early_exits: whether it has a classifier after several layers, each of which needs a loss.
     """
@@ -65,6 +68,7 @@ class Architecture(Closed):
     type: str  # which architecture: one section `Model` for each follows
     module: ClassVar[str | None] = None
     tasks: ClassVar[tuple[str, ...]] = ()
+    two_texts: ClassVar[bool] = False
     stacked: ClassVar[bool] = False
     early_exits: ClassVar[bool] = False
 

@@ -58,6 +58,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
     return Context(
         task=rules_of(data.task),
         data_task=data.task,
+        two_texts=data.columns.text_b is not None,
         seed=recipe.seed,
         key=data.key,
         transfer=bool(data.transfer or data.augment),

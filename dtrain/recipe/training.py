@@ -88,7 +88,8 @@ class TrainSpec(Closed):
     evaluate_every: PositiveInt | None = None  # steps between two evaluations; default: an epoch
     adversarial: AdversarialSpec | None = None  # train on embeddings moved against the model as well; left out: not
     # chooses the weights that are kept: accuracy (default), f1, f1_weighted or loss; for tagging f1 (default), f1_macro,
-    # f1_weighted, accuracy or loss; of equal scores, those of the lower loss
+    # f1_weighted, accuracy or loss; for regression pearson (default), spearman or loss; for multi_label f1 (default),
+    # f1_macro, f1_weighted, exact_match or loss; of equal scores, those of the lower loss
     metric: str | None = None
     patience: PositiveInt | None = None  # evaluations without a better score after which training ends; null: never
     checkpoint_every: PositiveInt | None = None  # steps between two checkpoints; default: an epoch
@@ -169,6 +170,8 @@ class TrainSpec(Closed):
                 "model.type",
                 f"{kind!r} reads {', '.join(self.model.tasks)}, and {context.key}.task is {context.data_task!r}",
             )
+        elif self.model.two_texts and not context.two_texts:
+            report("model.type", f"{kind!r} reads two texts a row, and data.columns.text_b names no second one")
         if self.metric not in task.metrics:
             allowed = ", ".join(task.metrics)
             hint = suggest(self.metric, task.metrics)
@@ -283,7 +286,7 @@ class Student(TrainSpec):
         if "transfer" in self.rows and not context.transfer:
             report("rows", f"'transfer' needs {context.key}.transfer or {context.key}.augment")
         if self.noisy and ("noisy" in context.task.excluded or not self.teachers or "transfer" not in self.rows):
-            report("noisy", "needs teachers, rows with transfer, and a task that is not tagging")
+            report("noisy", "needs teachers, rows with transfer, and a task whose rows have one label each")
         if self.noisy and self.noisy.token_noise and self.adversarial:
             report(
                 "adversarial", "not together with noisy.token_noise, by which its second pass would see other tokens"

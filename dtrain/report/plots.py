@@ -180,6 +180,19 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: Path
         _save(figure, path)
 
 
+def scatter(gold: Sequence[float], predicted: Sequence[float], path: Path) -> None:
+    """Predicted numbers against those of the rows, with the line of equal ones."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(5.2, 4.6)
+        axis = axes[0]
+        least, greatest = min([*gold, *predicted]), max([*gold, *predicted])
+        axis.plot([least, greatest], [least, greatest], color=REST, lw=1.2)
+        axis.scatter(gold, predicted, s=14, color=DISTILLED, alpha=0.5, linewidths=0)
+        axis.set_xlabel("the row's number")
+        axis.set_ylabel("predicted")
+        _save(figure, path)
+
+
 def type_scores(per_type: dict[str, dict[str, Any]], path: Path) -> None:
     """F1 of every type as bars, the most frequent type on top, with its number of gold entities."""
     names = sorted(per_type, key=lambda name: -per_type[name]["support"])[::-1]

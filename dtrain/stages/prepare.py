@@ -17,7 +17,7 @@ from dtrain.augment.rows import with_synthetic_rows
 from dtrain.data import PreparedData
 from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
-from dtrain.data.summary import remarks_in_words
+from dtrain.data.summary import numbers_in_words, remarks_in_words
 from dtrain.data.tokenizers import check_tokenizers, tasks_reading, tokenizer_specs
 from dtrain.data.vocabularies import frame_ids, given_tokenizer
 from dtrain.data.write import write_encoded
@@ -269,6 +269,8 @@ def _encode(
 
 def _rows_in_words(info: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {count:,}" for part, count in info["rows"].items())
+    if "numbers" in info:
+        return f"{parts} rows; {numbers_in_words(info['numbers'])}"
     if "types" not in info:
         return f"{parts} rows; {len(info['labels'])} labels"
     whole = sum(info["documents"].values())

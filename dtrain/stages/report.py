@@ -93,7 +93,7 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     """Draw what there is to draw; the plots' files by name."""
     view = VIEWS[results["task"]]
     against_parameters, against_latency = f"{view.lead}_parameters", f"{view.lead}_latency"
-    names = (against_parameters, against_latency, "curves", "confusion", "types")
+    names = (against_parameters, against_latency, "curves", "confusion", "types", "scatter")
     paths = {name: target / f"{name}.png" for name in names}
     groups = sorted(results["groups"], key=lambda group: -group[view.lead]["mean"])
     histories = [
@@ -111,4 +111,6 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
         plots.type_scores(details["per_type"], paths["types"])
     if "confusion" in details:
         plots.confusion(details["confusion"], [row["label"] for row in details["per_class"]], paths["confusion"])
+    if "scatter" in details:
+        plots.scatter(*details["scatter"], paths["scatter"])
     return {name: path for name, path in paths.items() if path.exists()}

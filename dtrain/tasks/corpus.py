@@ -13,12 +13,16 @@ from dtrain.data.splits import stratified_split
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data
 from dtrain.tasks.classification.reading import TextReading
+from dtrain.tasks.multi_label.reading import LabelSetReading
 from dtrain.tasks.reading import Reading
+from dtrain.tasks.regression.reading import NumberReading
 from dtrain.tasks.tagging.reading import DocumentReading
 
 READINGS: dict[str, Reading] = {
     "classification": TextReading(),
     "pairs": TextReading(),
+    "regression": NumberReading(),
+    "multi_label": LabelSetReading(),
     "tagging": DocumentReading(),
 }
 

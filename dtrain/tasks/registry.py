@@ -12,8 +12,16 @@ from dtrain.tasks.classification.preparing import TextPreparing
 from dtrain.tasks.classification.task import Classification
 from dtrain.tasks.classification.view import VIEW as CLASSIFICATION
 from dtrain.tasks.corpus import READINGS
+from dtrain.tasks.multi_label.answers import LabelSets
+from dtrain.tasks.multi_label.preparing import LabelSetPreparing
+from dtrain.tasks.multi_label.task import MultiLabel
+from dtrain.tasks.multi_label.view import VIEW as MULTI_LABEL
 from dtrain.tasks.preparing import Preparing
 from dtrain.tasks.reading import Reading
+from dtrain.tasks.regression.answers import Numbers
+from dtrain.tasks.regression.preparing import NumberPreparing
+from dtrain.tasks.regression.task import Regression
+from dtrain.tasks.regression.view import VIEW as REGRESSION
 from dtrain.tasks.rules import TaskRules, register_rules
 from dtrain.tasks.tagging.answers import Spans
 from dtrain.tasks.tagging.preparing import DocumentPreparing
@@ -22,14 +30,34 @@ from dtrain.tasks.tagging.view import VIEW as TAGGING
 from dtrain.tasks.view import View
 
 # How rows are trained on and scored; how they are written and encoded; how models answer; what a report shows.
-TASKS: dict[str, type[Task]] = {"classification": Classification, "pairs": Classification, "tagging": Tagging}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "pairs": Classification,
+    "regression": Regression,
+    "multi_label": MultiLabel,
+    "tagging": Tagging,
+}
 PREPARING: dict[str, Preparing] = {
     "classification": TextPreparing(),
     "pairs": TextPreparing(),
+    "regression": NumberPreparing(),
+    "multi_label": LabelSetPreparing(),
     "tagging": DocumentPreparing(),
 }
-ANSWERS: dict[str, Answers] = {"classification": Labels(), "pairs": Labels(texts=2), "tagging": Spans()}
-VIEWS: dict[str, View] = {"classification": CLASSIFICATION, "pairs": CLASSIFICATION, "tagging": TAGGING}
+ANSWERS: dict[str, Answers] = {
+    "classification": Labels(),
+    "pairs": Labels(texts=2),
+    "regression": Numbers(texts=0),
+    "multi_label": LabelSets(texts=0),
+    "tagging": Spans(),
+}
+VIEWS: dict[str, View] = {
+    "classification": CLASSIFICATION,
+    "pairs": CLASSIFICATION,
+    "regression": REGRESSION,
+    "multi_label": MULTI_LABEL,
+    "tagging": TAGGING,
+}
 
 
 def task_of(data: PreparedData) -> Task:

@@ -29,7 +29,8 @@ class TaskRules:
         keys: keys of `data` that are for it and no other task, but for those that name them, too.
         two_texts: whether a row is a pair of texts; None: where `data.columns.text_b` names the second one.
         least_labels: how many labels there are at least; 0: a row has none, and the recipe names none.
-        logits: what its models' logits are, which some losses are particular about: `classes` of a softmax over them.
+        logits: what its models' logits are, which some losses are particular about: `classes` of a softmax over them,
+            `labels` each with a sigmoid of its own, a `number`.
         tags: whether a row has a tag a character: then long texts are cut into pieces of `max_length`, so that the
             rows themselves depend on it, and `labels` are types of entities.
         split: the shares of validation and test rows that are cut off the training rows where no file is named.
@@ -74,9 +75,41 @@ _CLASSIFICATION = TaskRules(
     gold=frozenset({"labels"}),
     logits="classes",
 )
+# What takes logits for those of a softmax over classes.
+_NO_CLASSES = frozenset({"label_smoothing", "tolerance", "noisy", "peers", "top_k"})
 _RULES = {
     "classification": _CLASSIFICATION,
     "pairs": replace(_CLASSIFICATION, two_texts=True),
+    "regression": TaskRules(
+        name="regression",
+        metrics=("pearson", "spearman", "loss"),
+        losses=("squared_error", "logit_regression"),
+        weightings=("average", "fixed"),
+        formats=_CLASSIFICATION.formats,
+        needs={"numbers": "float [B]: the rows' numbers, standardised where `data.standardize` says so"},
+        gold=frozenset({"numbers"}),
+        outputs=("logits", "features"),
+        logits="number",
+        excluded=_NO_CLASSES,
+        keys=frozenset({"standardize"}),
+        two_texts=None,
+        least_labels=0,
+    ),
+    "multi_label": TaskRules(
+        name="multi_label",
+        metrics=("f1", "f1_macro", "f1_weighted", "exact_match", "loss"),
+        losses=("binary_cross_entropy", "soft_label_sets"),
+        weightings=("average", "fixed"),
+        formats=_CLASSIFICATION.formats,
+        needs={"label_sets": "float [B, C]: 1 for a label that the row has, else 0"},
+        gold=frozenset({"label_sets"}),
+        outputs=("logits", "features"),
+        logits="labels",
+        excluded=_NO_CLASSES,
+        keys=frozenset({"separator", "threshold"}),
+        two_texts=None,
+        least_labels=1,
+    ),
     "tagging": TaskRules(
         name="tagging",
         metrics=("f1", "f1_macro", "f1_weighted", "accuracy", "loss"),

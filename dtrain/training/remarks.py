@@ -16,12 +16,14 @@ def remarks(
     Args:
         evaluations: its scores on the validation rows over the training.
         kept: those of the weights that were kept.
-        gold: int [N], the validation rows' classes, -1 where a row has none.
+        gold: int [N], the validation rows' classes, -1 where a row has none, 0 where it has a number or several labels.
         labels: names of the classes; empty where a row has more than one answer (tagging).
     """
     if evaluations and all(scores.get("f1") == 0.0 for scores in evaluations):
         count = "the evaluation" if len(evaluations) == 1 else f"all {len(evaluations)} evaluations"
         return [f"f1 was 0.0 in {count}: it has not learnt the task, and nothing can be learnt from it"]
+    if evaluations and all(scores.get("pearson") == 0.0 for scores in evaluations):
+        return ["it gives every validation row the same number: nothing about a row can be learnt from it"]
     name = _only_class(kept, gold, labels) if labels else None
     if name is None:
         return []

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dtrain.recipe.models import Architecture, recurrence, register_architecture
+from dtrain.recipe.models import TEXT_TASKS, Architecture, recurrence, register_architecture
 from dtrain.recipe.values import FilePath, Share, Size, Widths
 
 
@@ -16,7 +16,7 @@ class BiLSTMSpec(Architecture):
 
     type: Literal["bilstm"]
     module: ClassVar[str] = "dtrain.models.bilstm:BiLSTM"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     stacked: ClassVar[bool] = True
     embedding: Size = 512  # width of a token's vector
     hidden: Size = 512  # width of the LSTM's states in each direction
@@ -41,7 +41,7 @@ class TextCNNSpec(Architecture):
 
     type: Literal["textcnn"]
     module: ClassVar[str] = "dtrain.models.textcnn:TextCNN"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     stacked: ClassVar[bool] = True
     embedding: Size = 300  # width of a token's vector
     filters: Size = 256  # filters of each width
@@ -64,7 +64,7 @@ class TextRCNNSpec(Architecture):
 
     type: Literal["text_rcnn"]
     module: ClassVar[str] = "dtrain.models.text_rcnn:TextRCNN"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     embedding: Size = 300  # width of a token's vector
     hidden: Size = 256  # width of the contexts in each direction
     features: Size = 256  # width of the layer between contexts and classifier
@@ -87,7 +87,7 @@ class FastTextSpec(Architecture):
 
     type: Literal["fasttext"]
     module: ClassVar[str] = "dtrain.models.fasttext:FastText"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     embedding: Size = 256  # width of the vectors of tokens and n-grams
     ngrams: Annotated[int, Field(ge=1, le=8)] = 3  # longest n-gram of tokens; 1: tokens alone
     buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16  # rows of the table that n-grams are hashed into
@@ -109,7 +109,8 @@ class SiameseSpec(Architecture):
 
     type: Literal["siamese"]
     module: ClassVar[str] = "dtrain.models.siamese:Siamese"
-    tasks: ClassVar[tuple[str, ...]] = ("pairs",)
+    tasks: ClassVar[tuple[str, ...]] = ("pairs", "regression", "multi_label")
+    two_texts: ClassVar[bool] = True
     embedding: Size = 300  # width of a token's vector
     hidden: Size = 256  # width of the LSTM's states in each direction
     layers: Size = 1  # LSTM layers, one upon the other

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dtrain.recipe.models import Architecture, EncoderModel, EncoderSpec, register_architecture
+from dtrain.recipe.models import TEXT_TASKS, Architecture, EncoderModel, EncoderSpec, register_architecture
 from dtrain.recipe.values import Share, Size, Widths
 
 
@@ -15,7 +15,7 @@ class BertSpec(EncoderSpec):
     """BERT (Devlin et al. 2018)."""
 
     type: Literal["bert"]
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
 
 
 @register_architecture
@@ -23,7 +23,7 @@ class NezhaSpec(EncoderSpec):
     """NEZHA (Wei et al. 2019): BERT with relative positions, alike beyond a distance."""
 
     type: Literal["nezha"]
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     max_relative_position: Size = 64  # distance from which on all positions are alike
 
     @property
@@ -47,7 +47,7 @@ class BertCNNSpec(Architecture):
 
     type: Literal["bert_cnn"]
     module: ClassVar[str] = "dtrain.models.bert_cnn:BertCNN"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
+    tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     encoder: EncoderModel  # the transformer, with its `type`
     filters: Size = 256  # filters of each width
     widths: Widths = [2, 3, 4]  # tokens that a filter sees at once, one convolution each

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from dtrain.data.corpus import Corpus
 from dtrain.data.files import HUB, SUFFIXES, TABLES, Source, resolve_path, suffix_of
-from dtrain.data.labels import check_all_or_none, outside, read_label_file
+from dtrain.data.labels import check_all_or_none, outside, read_label_file, sorted_labels
 from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, shortened, shown
 from dtrain.data.remarks import remark_on_labels
@@ -113,9 +112,7 @@ def _label_map(data: Data, parts: dict[str, Rows], problems: Problems) -> list[s
     found = {label for label in parts["train"].label if label is not None}
     if len(found) < 2:
         raise InputError(f"data.train: only one label ({shown(map(repr, found))}); classification needs at least 2")
-    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
-        return sorted(found, key=lambda label: (int(label), label))
-    return sorted(found)
+    return sorted_labels(found)
 
 
 def _name_numbers(labels: list[str], parts: dict[str, Rows], problems: Problems) -> None:

@@ -1,0 +1,26 @@
+"""Rows with any number of labels: how they are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Value
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.sources import Rows
+from dtrain.recipe.data import Data
+from dtrain.tasks.classification.preparing import TextPreparing
+
+
+class LabelSetPreparing(TextPreparing):
+    """Of task `multi_label`."""
+
+    values = Value("int32")
+
+    def values_of(self, rows: Rows, corpus: Corpus) -> list[list[Any]]:
+        numbers = {label: number for number, label in enumerate(corpus.labels)}
+        several = rows.several + [None] * (len(rows) - len(rows.several))  # synthetic rows have none
+        return [sorted(numbers[label] for label in labels or ()) for labels in several]
+
+    def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
+        return {"threshold": data.threshold}

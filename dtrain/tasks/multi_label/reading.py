@@ -1,0 +1,96 @@
+"""Texts and pairs of texts with any number of labels each: how labels are read, and the label map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.files import Source
+from dtrain.data.labels import check_all_or_none, outside, read_label_file, sorted_labels
+from dtrain.data.problems import Problems, RowError, shortened, shown
+from dtrain.data.records import kind_of
+from dtrain.data.sources import Rows, Target
+from dtrain.errors import InputError, suggest
+from dtrain.recipe.data import Data
+from dtrain.recipe.values import Column
+from dtrain.tasks.classification.reading import TextReading
+
+
+class LabelSetReading(TextReading):
+    """Of task `multi_label`."""
+
+    def target(self, data: Data) -> Target:
+        separator = None if data.separator == "blank" else data.separator
+
+        def read(value: Any, column: Column) -> list[str] | None:
+            return read_labels(value, column, separator)
+
+        return Target("several", read, words="labels ([] or an empty text is none of them)")
+
+    def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
+        most = max((len(labels) for labels in train.several if labels), default=0)
+        if most == 1:
+            problems.remark(
+                "data.train: no row has more than one label; is task classification meant, or another separator?"
+            )
+
+    def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
+        given = data.labels
+        if given is not None:
+            corpus.labels = read_label_file(given, data.encoding, least=1) if isinstance(given, str) else list(given)
+        else:
+            corpus.labels = sorted_labels({label for labels in corpus.parts["train"].several for label in labels or ()})
+            if not corpus.labels:
+                raise InputError(f"data.train: no row has a label (column {data.columns.label!r})")
+        known = set(corpus.labels)
+        for part, rows in corpus.parts.items():
+            bare = np.array([labels is None for labels in rows.several], dtype=bool)
+            corpus.numbers[part] = np.where(bare, -1, 0)
+            check_all_or_none(part, bare, rows, corpus.files, problems, what="list of labels")
+        unknown = [
+            (rows, row, label)
+            for rows in corpus.parts.values()
+            for row, labels in enumerate(rows.several)
+            for label in labels or ()
+            if label not in known
+        ]
+        if unknown:
+            rows, row, label = unknown[0]
+            why, remedy = outside(data)
+            more = f"; {len(unknown) - 1:,} more label(s) of rows are unknown" if len(unknown) > 1 else ""
+            problems.add(
+                f"{corpus.files[rows.file[row]]}:{rows.line[row]}: label {shortened(label)!r} {why}"
+                f"{suggest(label, corpus.labels, 0.5)} (allowed: {shown(corpus.labels)}){more}{remedy}"
+            )
+
+
+def read_labels(value: Any, column: Column, separator: str | None) -> list[str] | None:
+    """Labels of a list, or of a text in which `separator` (None: white space) stands between them; None where there is
+    nothing. An empty list or text has no label.
+
+    Raises:
+        RowError: what is no label, or a label that is there twice.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(separator)]
+        labels = [] if parts == [""] else parts
+    elif isinstance(value, list):
+        labels = [_label(each, column) for each in value]
+    else:
+        raise RowError(f"{column!r} must be a list of labels, or a text", f", found {kind_of(value)}")
+    if "" in labels:
+        raise RowError(f"{column!r} has an empty label", f" in {shortened(str(value))!r}")
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise RowError(f"{column!r} has a label twice", f": {shortened(twice[0])!r}")
+    return labels
+
+
+def _label(value: Any, column: Column) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError(f"{column!r} must be a list of texts or whole numbers", f", found {kind_of(value)} in it")
+    return str(value).strip()

@@ -1,0 +1,1 @@
+"""A number a text, or a pair of texts."""

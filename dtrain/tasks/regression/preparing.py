@@ -1,0 +1,25 @@
+"""Rows with a number: how it is stored, and what is told of the training rows' numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Value
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.sources import Rows
+from dtrain.recipe.data import Data
+from dtrain.tasks.classification.preparing import TextPreparing
+
+
+class NumberPreparing(TextPreparing):
+    """Of task `regression`."""
+
+    values = Value("float64")
+
+    def values_of(self, rows: Rows, corpus: Corpus) -> list[list[Any]]:
+        numbers = rows.number + [None] * (len(rows) - len(rows.number))  # synthetic rows have none
+        return [[] if number is None else [number] for number in numbers]
+
+    def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
+        return {"numbers": corpus.spread, "standardize": data.standardize}

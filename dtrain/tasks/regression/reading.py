@@ -1,0 +1,70 @@
+"""Texts and pairs of texts with a number each: how numbers are read, and what they come to."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.files import Source
+from dtrain.data.labels import check_all_or_none
+from dtrain.data.problems import Problems, RowError, shortened
+from dtrain.data.records import kind_of
+from dtrain.data.sources import Rows, Target
+from dtrain.errors import InputError
+from dtrain.recipe.data import Data
+from dtrain.recipe.values import Column
+from dtrain.tasks.classification.reading import TextReading
+
+NUMBER = "number"  # what the one output of a model is called
+# As people write numbers; Python's float() would also take 1_000, nan, infinity and digits of other scripts.
+WRITTEN = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+class NumberReading(TextReading):
+    """Of task `regression`. Training rows may lack their number: teachers answer them, as they do transfer rows."""
+
+    def target(self, data: Data) -> Target:
+        return Target("number", read_number, needed=("valid",), words="a number")
+
+    def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
+        bare = sum(number is None for number in train.number)
+        if 0 < bare < len(train):
+            problems.remark(
+                f"data.train: {bare:,} of {len(train):,} rows have no number: only teachers' outputs are learnt on them"
+            )
+
+    def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
+        train = [number for number in corpus.parts["train"].number if number is not None]
+        if len(set(train)) < 2:
+            found = f"every number is {train[0]:g}" if train else "no row has a number"
+            raise InputError(f"data.train: {found} (column {data.columns.label!r}); regression needs different ones")
+        corpus.labels = [NUMBER]
+        for part, rows in corpus.parts.items():
+            bare = np.array([number is None for number in rows.number], dtype=bool)
+            corpus.numbers[part] = np.where(bare, -1, 0)
+            check_all_or_none(part, bare, rows, corpus.files, problems, what="number")
+
+
+def read_number(value: Any, column: Column) -> float | None:
+    """A number, or the text of one; None where there is nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        if not WRITTEN.fullmatch(value.strip()):
+            raise RowError(f"{column!r} must be a number", f", found {shortened(value)!r}")
+        number = float(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+    else:
+        raise RowError(f"{column!r} must be a number", f", found {kind_of(value)}")
+    # float32, in which models compute, ends at 3.4e38, and squares of errors must be in it.
+    if not abs(number) <= 1e18:
+        raise RowError(f"{column!r} must be a number of at most 1e18", f", found {value}")
+    return number
