@@ -118,7 +118,7 @@ def test_a_label_outside_training(tmp_path: Path, capsys: pytest.CaptureFixture[
     recipe = written(tmp_path, "multi_label")
     write_rows(tmp_path / "valid.jsonl", [{"text": "x", "label": ["a"]}, {"text": "y", "label": ["b", "cc"]}])
     code = main(["check", str(recipe)])
-    told = "valid.jsonl:2: label 'cc' is never seen in training; did you mean 'c'? (allowed: a, b, c)"
+    told = "valid.jsonl:2: label 'cc' does not occur in training; did you mean 'c'? (allowed: a, b, c)"
     check_refused(capsys.readouterr().err, code, tmp_path, told)
 
 

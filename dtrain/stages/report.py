@@ -112,5 +112,6 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     if "confusion" in details:
         plots.confusion(details["confusion"], [row["label"] for row in details["per_class"]], paths["confusion"])
     if "scatter" in details:
-        plots.scatter(*details["scatter"], paths["scatter"])
+        gold, predicted = details["scatter"]
+        plots.scatter(gold, predicted, paths["scatter"])
     return {name: path for name, path in paths.items() if path.exists()}
