@@ -59,7 +59,7 @@ KEYS = [
     ("regression", "teachers.0.label_smoothing=0.1", "label_smoothing: is not for task 'regression'"),
     ("regression", "teachers.0.model={type: siamese}", "'siamese' reads two texts a row, and data.columns.text_b names no"),
     ("regression", "teachers.0.model={type: multi_exit, encoder: {type: bert}, exits: [1]}", "not for task 'regression'"),
-    ("regression", "students.0.losses=[{type: soft_targets}]", "is not for task 'regression' (allowed: feature_cosine, "),
+    ("regression", "students.0.losses=[{type: soft_targets}]", "soft_targets): is not for task 'regression' (allowed: "),
     ("regression", "students.0.losses=[{type: logit_regression, weighting: confidence}]", "(allowed: average, fixed)"),
     ("regression", "students.0.noisy={}", "a task whose rows have one label each"),
     ("regression", "knowledge.top_k=1", "top_k: is for logits, not for task 'regression'"),
@@ -69,7 +69,7 @@ KEYS = [
     ("multi_label", "data.labels=[a, b]", "train.jsonl:1: label 'c' is not in data.labels (allowed: a, b)"),
     ("multi_label", "teachers.0.metric=pearson", "metric: 'pearson' is not for task 'multi_label'"),
     ("multi_label", "teachers.0.tolerance={}", "tolerance: is not for task 'multi_label'"),
-    ("multi_label", "students.0.losses=[{type: squared_error}]", "is not for task 'multi_label' (allowed: binary_cross_entropy"),
+    ("multi_label", "students.0.losses=[{type: squared_error}]", "squared_error): is not for task 'multi_label' (allowed: "),
     ("multi_label", "data.task=classification", "train.jsonl:1: 'label' must be a text or a whole number, found a list"),
     ("multi_label", "data.task=regression", "train.jsonl:1: 'label' must be a number, found a list"),
 ]  # fmt: skip

@@ -186,9 +186,7 @@ def test_a_kind_with_needs_of_its_own_shares_what_fits(own_needs: Path) -> None:
         InputError, match=r"knowledge\.outputs: 'marginals' is not for task 'expected' \(allowed: logits, "
     ):
         load_recipe(path, ["knowledge.outputs=[logits, marginals]"])
-    with pytest.raises(
-        InputError, match=r"losses\.0 \(cross_entropy\): is not for task 'expected' \(allowed: feature_"
-    ):
+    with pytest.raises(InputError, match=r"losses\.0 \(cross_entropy\): is not for task 'expected' \(allowed: "):
         load_recipe(path, ["students.0.losses=[{type: cross_entropy}]"])
 
 
