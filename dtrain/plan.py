@@ -158,10 +158,19 @@ class Plan:
             FORMAT,
             *(of.tokenizer(tokenizer_name(member)) for of in self.of(member)),
             section,
-            self._outside(member.model),
+            self._outside(member.model) + self._initial(member),
             teachers,
             self._shared(member),
         )
+
+    def _initial(self, member: Teacher | Student) -> list[str]:
+        """The teacher whose weights a model begins with, and the weights that are there now."""
+        encoder = encoder_of(member.model)
+        if encoder is None or encoder.init is None:
+            return []
+        weights = self.folder.model("teachers", encoder.init.source) / "model.safetensors"
+        made = [self._file(weights)] if weights.is_file() else []
+        return [self.model("teachers", encoder.init.source), *made]
 
     @property
     def search(self) -> str | None:

@@ -147,21 +147,16 @@ def _without_pooler(model: Any) -> Any:
 
 
 def _new_config(spec: EncoderSpec, vocabulary: int, pad_id: int, max_length: int | None, **labels: Any) -> Any:
-    hidden, layers, heads = spec.shape()
     dropouts: dict[str, Any] = {} if spec.dropout is None else dict.fromkeys(DROPOUTS, spec.dropout)
     shape: dict[str, Any] = {
+        **spec.config(),
         "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": spec.intermediate or 4 * hidden,
         "max_position_embeddings": max(POSITIONS, max_length or 0),
         "pad_token_id": pad_id,
         **labels,
         **dropouts,
-        **spec.extras,
     }
-    return AutoConfig.for_model(spec.type, **shape)
+    return AutoConfig.for_model(shape.pop("model_type"), **shape)
 
 
 def _pretrained(

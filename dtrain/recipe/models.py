@@ -36,6 +36,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from dtrain.losses.layers import EncoderShape
+from dtrain.recipe.initial import InitSpec
 from dtrain.recipe.values import Closed, FilePath, Size
 
 # hidden size, layers, heads (Turc et al. 2019, 1908.08962, table 1; Devlin et al. for base and large)
@@ -118,6 +119,7 @@ class EncoderSpec(Architecture):
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000  # tokens of the WordPiece vocabulary that is trained
     # another transformer of the recipe, by name: both read the same tokens, position by position
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
+    init: InitSpec | None = None  # copy first weights from a trained teacher of the recipe, of students; null: random
 
     @model_validator(mode="after")
     def scratch_or_pretrained(self) -> Self:
@@ -137,6 +139,8 @@ class EncoderSpec(Architecture):
         values: dict[str, Any] = handler(self)
         if self.tokenizer:
             values = {k: v for k, v in values.items() if k not in ("vocabulary", "vocabulary_size")}
+        if self.init is None:
+            values.pop("init")
         return {k: v for k, v in values.items() if not self.pretrained or k in ("type", "pretrained", "dropout")}
 
     @property
@@ -157,6 +161,18 @@ class EncoderSpec(Architecture):
         """Hidden size, layers and heads of a model from scratch."""
         hidden, layers, heads = ENCODER_SIZES[self.size]
         return self.hidden or hidden, self.layers or layers, self.heads or heads
+
+    def config(self) -> dict[str, Any]:
+        """What a model from scratch has in its transformers configuration, as far as its shape goes."""
+        hidden, layers, heads = self.shape()
+        return {
+            "model_type": self.type,
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": self.intermediate or 4 * hidden,
+            **self.extras,
+        }
 
     @property
     def extras(self) -> dict[str, Any]:

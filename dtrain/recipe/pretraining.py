@@ -99,6 +99,8 @@ class Pretrain(Closed):
         self.seed = seed if self.seed is None else self.seed
         if self.model.pretrained == PRETRAIN:
             report("model.pretrained", f"{PRETRAIN!r} is what this section makes; name another model, or leave it out")
+        if self.model.init is not None:
+            report("model.init", "is for students; `pretrained` continues from a checkpoint")
 
     def training(self, number: int) -> TrainSpec:
         """Phase `number` (from 0) as a specification for the training loop."""

@@ -19,8 +19,9 @@ from pydantic import (
 from dtrain.errors import suggest
 from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
 from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.initial import InitSpec, check_init
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
-from dtrain.recipe.models import PRETRAIN, ExternalSpec, ModelSpec, architectures
+from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec, architectures
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.phases import OWN, StudentPhase, reads_head, resolve_phase
 from dtrain.recipe.sample import Sample
@@ -157,6 +158,9 @@ class TrainSpec(Closed):
                 f"no transformer of the recipe with a tokenizer of its own is called {encoder.tokenizer!r}{hint} "
                 f"(there are: {known})",
             )
+        if encoder is not None and encoder.init is not None:
+            of_encoder = report.at("model") if encoder is self.model else report.at("model", "encoder")
+            self.check_init(encoder, encoder.init, context, of_encoder)
         if isinstance(self.model, ExternalSpec):
             return  # data/external.py compares its folder with the data
         kind = self.model.type
@@ -184,6 +188,15 @@ class TrainSpec(Closed):
             allowed = ", ".join(task.metrics)
             hint = suggest(self.metric, task.metrics)
             report("metric", f"{self.metric!r} is not for task {task.name!r}{hint} (allowed: {allowed})")
+
+    @property
+    def given(self) -> bool:
+        """Whether it is a folder that is taken as it is."""
+        return isinstance(self.model, ExternalSpec)
+
+    def check_init(self, encoder: EncoderSpec, init: InitSpec, context: Context, report: Reporter) -> None:
+        """Report why it cannot begin with a teacher's weights; `report` is of the encoder's section."""
+        report("init", "is for students: teachers are trained one after another, in no order of their own")
 
 
 class ToleranceSpec(Closed):
@@ -314,6 +327,9 @@ class Student(TrainSpec):
     def exits(self) -> bool:
         """Whether its model has a classifier after several layers."""
         return self.model.early_exits
+
+    def check_init(self, encoder: EncoderSpec, init: InitSpec, context: Context, report: Reporter) -> None:
+        check_init(encoder, init, context, report)
 
     @property
     def reads(self) -> Reads:

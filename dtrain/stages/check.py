@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dtrain.data.corpus import Corpus
+from dtrain.data.encoders import check_encoders
 from dtrain.data.external import check_external
 from dtrain.data.files import existing_file, resolve_path
 from dtrain.data.pretrained import check_pretrained
@@ -46,6 +47,7 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
     views = recipe.views()
     for view in views:
         problems += check_external(view)
+    problems += check_encoders(recipe)
     for section in ("teachers", "students"):
         for view in views:
             for member in getattr(view, section):

@@ -10,6 +10,7 @@ from dtrain.knowledge.kinds import is_inside
 from dtrain.models import load, own
 from dtrain.models.multi_exit import MultiExit
 from dtrain.plan import Plan
+from dtrain.recipe.models import encoder_of
 from dtrain.recipe.training import Student
 from dtrain.runfolder import is_done
 from dtrain.runtime.distributed import World
@@ -19,13 +20,18 @@ from dtrain.training.lockstep import LockstepModel, load_lockstep
 
 
 def check_online(plan: Plan) -> None:
-    """Raise InputError where a teacher that answers beside students is not there."""
-    for name in {name: None for student in plan.recipe.students for name in student.reads.online}:
-        folder = plan.folder.model("teachers", name)
-        if not is_done(folder, plan.model("teachers", name)):
-            raise InputError(
-                f"teachers.{name}: answers beside students, and {folder} is not complete; run finetune first"
-            )
+    """Raise InputError where a teacher that answers beside students, or whose layers they begin with, is not there."""
+    for student in plan.recipe.students:
+        encoder = encoder_of(student.model)
+        init = [encoder.init.source] if encoder is not None and encoder.init is not None else []
+        for name in [*student.reads.online, *init]:
+            folder = plan.folder.model("teachers", name)
+            if not is_done(folder, plan.model("teachers", name)):
+                what = "whose layers it begins with" if name in init else "which answers beside it"
+                raise InputError(
+                    f"students.{student.name}: needs its teacher {name}, {what}, and {folder} is not complete; "
+                    "run finetune first"
+                )
 
 
 class OnlineTeachers:

@@ -17,9 +17,11 @@ from dtrain.data.preprocessing import write_preprocessing
 from dtrain.errors import counted
 from dtrain.losses.objective import LossSum, Shapes, build_losses, with_peers
 from dtrain.losses.registry import OF_TEACHERS
-from dtrain.models import build, describe, save_model
+from dtrain.models import build, describe, load, save_model
+from dtrain.models.initial import copy_layers
 from dtrain.models.inside import shape_of
 from dtrain.recipe.answers import is_online
+from dtrain.recipe.models import encoder_of
 from dtrain.recipe.training import LossSpec, Student, Teacher
 from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
@@ -137,6 +139,11 @@ class Members:
                 max_length=section.max_length,
             )
             describe(model, task.config)
+            encoder = encoder_of(spec.model)
+            if encoder is not None and encoder.init is not None:
+                teacher = load(self.folder.model("teachers", encoder.init.source))
+                key = f"students.{spec.name}.model" + ("" if encoder is spec.model else ".encoder")
+                copy_layers(model, teacher, encoder.init, key)
             return model
 
         def losses(model: nn.Module) -> LossSum:

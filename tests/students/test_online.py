@@ -39,7 +39,7 @@ students:
     checkpoint_every: 2
     losses: [{{type: hidden_mse}}, {{type: soft_targets}}]
   - name: first
-    model: &small {{type: nezha, hidden: 16, layers: 1, heads: 2, tokenizer: t}}
+    model: {{type: nezha, hidden: 16, layers: 1, heads: 2, tokenizer: t, init: {{from: t, every: 3}}}}
     epochs: 1
     batch_size: 8
     accumulation: 2
@@ -162,7 +162,10 @@ def test_a_teacher_that_is_not_there(recipe: Callable[..., Recipe], world: World
     loaded = recipe()
     changed = load_recipe(str(Path(loaded.output_dir).parent / "r.yaml"), ["teachers.t.epochs=2"])
     prepare.run(changed, world, Plan(changed).folder)
-    with pytest.raises(InputError, match=r"teachers\.t: answers beside students, and .* is not complete; run finetune"):
+    with pytest.raises(
+        InputError,
+        match=r"students\.states: needs its teacher t, which answers beside it, and .* is not complete; run finetune",
+    ):
         distill.run(changed, world, Plan(changed).folder)
 
 

@@ -1,0 +1,64 @@
+"""Shapes of transformers that the recipe alone does not tell: those of folders, by their config.json. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from dtrain.data.files import resolve_path
+from dtrain.losses.layers import EncoderShape
+from dtrain.recipe.answers import unlike_layers
+from dtrain.recipe.models import Architecture, EncoderSpec, ExternalSpec, encoder_of
+
+if TYPE_CHECKING:
+    from dtrain.recipe.schema import Recipe
+
+
+def encoder_config(spec: Architecture) -> dict[str, Any] | None:
+    """The transformers configuration of a model's transformer, as far as it is known; None where it is not."""
+    encoder = encoder_of(spec)
+    if encoder is not None and not encoder.pretrained:
+        return encoder.config()
+    place = spec.folder if isinstance(spec, ExternalSpec) else encoder.source if encoder is not None else None
+    if place is None:
+        return None
+    try:
+        config = json.loads((resolve_path(place) / "config.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] | None = config.get("encoder") or config
+    except (OSError, ValueError, AttributeError):
+        return None  # a hub model, or a folder whose problem others name
+    return found if isinstance(found, dict) and "num_hidden_layers" in found else None
+
+
+def encoder_shape(spec: Architecture) -> EncoderShape | None:
+    """Width, layers and heads of a model's transformer; None where there is none, and where they are not known."""
+    config = encoder_config(spec)
+    if config is None:
+        return None
+    return EncoderShape(config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"])
+
+
+def check_encoders(recipe: Recipe) -> list[str]:
+    """Layers and weights of teachers in folders that students cannot compare with, or begin with: a line a problem."""
+    teachers = {teacher.name: teacher.model for teacher in recipe.teachers}
+    problems: list[str] = []
+    for student in recipe.students:
+        key = f"students.{student.name}"
+        for loss in student.losses or []:
+            if not loss.loss.inside:
+                continue
+            teacher = (loss.teachers or [""])[0]
+            own, theirs = (encoder_shape(spec) for spec in (student.model, teachers[teacher]))
+            if problem := unlike_layers(loss, own, theirs):
+                problems.append(f"{key}.losses ({loss.type}){'.' * bool(problem[0])}{problem[0]}: {problem[1]}")
+            elif theirs is None and isinstance(teachers[teacher], ExternalSpec):
+                problems.append(f"{key}.losses ({loss.type}): {teacher} has no layers of a transformer to compare with")
+        encoder = encoder_of(student.model)
+        if isinstance(encoder, EncoderSpec) and encoder.init is not None:
+            config = encoder_config(teachers[encoder.init.source])
+            within = "model" if encoder is student.model else "model.encoder"
+            if config is not None and (problem := encoder.init.unlike(encoder.config(), config)):
+                problems.append(f"{key}.{within}.{problem[0]}: {problem[1]}")
+            elif config is None and isinstance(teachers[encoder.init.source], ExternalSpec):
+                problems.append(f"{key}.{within}.init.from: {encoder.init.source} has no layers to copy")
+    return problems

@@ -1,0 +1,44 @@
+"""First weights of a student's transformer: its teacher's embeddings and some of its layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dtrain.errors import InputError
+from dtrain.models.inside import trunk_of
+from dtrain.recipe.initial import InitSpec
+
+
+@torch.no_grad()
+def copy_layers(model: nn.Module, teacher: nn.Module, init: InitSpec, key: str) -> None:
+    """Copy weights of a trained teacher into a new model of the same type, in place.
+
+    Embeddings are copied for as many tokens and positions as the model has.
+
+    Args:
+        key: the recipe's key of the model's section, for messages.
+
+    Raises:
+        InputError: the teacher has no such layers, or weights of other shapes.
+    """
+    own, theirs = trunk_of(model), trunk_of(teacher)
+    if theirs is None:
+        raise InputError(f"{key}.init.from: {init.source} has no layers to copy")
+    problem = init.unlike(own.config.to_dict(), theirs.config.to_dict())
+    if problem:
+        raise InputError(f"{key}.{problem[0]}: {problem[1]}")
+    chosen = [theirs.encoder.layer[layer] for layer in init.chosen(len(theirs.encoder.layer))]
+    pairs = [(own.embeddings, theirs.embeddings), *zip(own.encoder.layer, chosen, strict=True)]
+    if init.pooler and getattr(own, "pooler", None) is not None and getattr(theirs, "pooler", None) is not None:
+        pairs.append((own.pooler, theirs.pooler))
+    for to, source in pairs:
+        weights = dict(source.named_parameters())
+        for name, parameter in to.named_parameters():
+            found = weights[name]
+            if to is own.embeddings and found.dim() == 2:
+                found = found[: len(parameter)]
+            if found.shape[1:] != parameter.shape[1:] or (found.dim() == 1 and found.shape != parameter.shape):
+                shapes = f"{list(found.shape)} in {init.source}, and {list(parameter.shape)} in the model"
+                raise InputError(f"{key}.init: {name} has the shape {shapes}")
+            parameter[: len(found)].copy_(found)
