@@ -169,3 +169,5 @@ _register_inside("keys")
 _register_inside("values")
 # float [B, heads, N, N]: q_i . k_j / sqrt(H / heads), before the softmax; NEZHA's with their relative term
 _register_inside("attention_scores")
+# float [B, N, H]: of a row's cross-entropy with its label, by the embeddings' output; of teachers alone
+_register_inside("embedding_gradients", first_layer=0, last_layer=0)

@@ -22,7 +22,7 @@ from dtrain.losses import weighting
 from dtrain.losses.layers import EncoderShape, Pairs
 from dtrain.losses.outputs import full_precision, mutual_divergence
 from dtrain.losses.over_rows import AllRows
-from dtrain.losses.registry import EXTRA_KEYS, OF_TEACHERS, Loss, find_loss
+from dtrain.losses.registry import EXTRA_KEYS, OF_TEACHERS, TWICE, Loss, find_loss
 from dtrain.losses.width_maps import WidthMaps
 from dtrain.runtime.gather import gather_rows
 
@@ -132,7 +132,7 @@ class LossSum(nn.Module):
             for need in term.loss.needs
             if not need.startswith((OF_TEACHERS, OF_PEERS))
             for name in term.asked(need)
-        }
+        } | {TWICE for term in self.terms if term.loss.twice}
 
     @property
     def teacher_outputs(self) -> dict[str, set[str] | None]:
@@ -350,7 +350,7 @@ def _all_widths(term: Term, widths: Mapping[str, int], shapes: Shapes) -> dict[s
     if term.loss.inside and shapes.student is not None:
         (teacher,) = term.teachers_among(shapes.teachers)
         for of, shape in (("", shapes.student), (OF_TEACHERS, shapes.teachers[teacher])):
-            found |= {f"{of}embeddings": shape.width, f"{of}hidden_states": shape.width}
+            found |= {f"{of}{kind}": shape.width for kind in ("embeddings", "embedding_gradients", "hidden_states")}
             found |= {f"{of}{kind}": shape.width // shape.heads for kind in ("queries", "keys", "values")}
             found |= {f"{of}layers": shape.layers, f"{of}heads": shape.heads}
         found["pairs"] = len(term.pairs)

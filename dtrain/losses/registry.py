@@ -37,6 +37,7 @@ from dtrain.losses.layers import EncoderShape, Layers, Pairs, layer_pairs
 from dtrain.tasks.rules import COMMON_NEEDS, loss_tasks
 
 OF_TEACHERS = "teachers."
+TWICE = "twice"  # beside the needs of losses that differentiate the student: its model is called so that one can
 COMMON_KEYS = ("type", "weight", "teachers", "weighting")  # keys of every loss of a recipe
 # keys that come with what a loss is registered with
 EXTRA_KEYS = {

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from dtrain.losses.layers import EncoderShape, Pairs
+from dtrain.losses.outputs import full_precision
 from dtrain.losses.over_rows import AllRows, pooled, similarity_difference
 from dtrain.losses.over_tokens import mean_over_layers
-from dtrain.losses.registry import register
-from dtrain.losses.relations import activation_maps, flow_difference
+from dtrain.losses.registry import OF_TEACHERS, register
+from dtrain.losses.relations import activation_maps, flow_difference, gradient_difference
+from dtrain.losses.torch_later import functional, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -37,7 +39,8 @@ def attention_transfer(
 
     Where a layer is active, whatever its width: neither widths nor heads have to agree. Layers of BERT and NEZHA end
     with a normalisation that gives every token the same sum of squares, but for its trained scales and shifts: p = 2 says
-    little there, and p = 4 how much a token stands out. It is the activation form.
+    little there, and p = 4 how much a token stands out. For the form on gradients see
+    `gradient_transfer`.
 
     Args:
         student: for each pair, float [B, N, Hs] of the student's layer.
@@ -51,6 +54,55 @@ def attention_transfer(
     """
     pairs = zip(student, teacher, strict=True)
     return beta / 2 * mean_over_layers(activation_maps(s, t, token_mask, power) for s, t in pairs)
+
+
+def _map_of_gradients(widths: Mapping[str, int], *, beta: float) -> nn.Module:
+    own, theirs = widths["embeddings"], widths[f"{OF_TEACHERS}embedding_gradients"]
+    return torch.nn.Identity() if own == theirs else torch.nn.Linear(own, theirs, bias=False)
+
+
+@register(
+    "embeddings",
+    "logits",
+    "labels",
+    "teachers.embedding_gradients",
+    "token_mask",
+    weights=_map_of_gradients,
+    twice=True,
+)
+def gradient_transfer(
+    width_map: nn.Module,
+    embeddings: Sequence[Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    teacher_gradients: Sequence[Tensor],
+    token_mask: Tensor,
+    *,
+    beta: Positive = 1.0,
+) -> Tensor:
+    """beta/2 || dCE_s/de W - dCE_t/de ||_2 over a row's tokens and channels, e what goes into the first layer (1612.03928, eq. 4).
+
+    CE is the cross-entropy of a row with its label; rows without one are left out. W is a trained linear map where the
+    widths differ. Training differentiates the student twice, which takes its attention in the plain form and about three
+    times the time of a step.
+
+    Args:
+        width_map: W.
+        embeddings: one tensor, float [B, N, Hs], of which the logits were computed.
+        logits: float [B, C].
+        labels: int64 [B], in [0, C) also where there is no label.
+        teacher_gradients: one tensor, float [B, N, Ht].
+        token_mask: bool [B, N].
+        beta: the factor.
+
+    Returns:
+        float [B].
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        errors = functional.cross_entropy(full_precision(logits), labels, reduction="sum")
+        (own,) = torch.autograd.grad(errors, list(embeddings), create_graph=True)
+        dtype = next((p.dtype for p in width_map.parameters()), own.dtype)
+        return beta / 2 * gradient_difference(width_map(own.to(dtype)), teacher_gradients[0], token_mask)
 
 
 def _two_at_least(student: EncoderShape, teacher: EncoderShape, pairs: Pairs, parameters: Mapping[str, Any]) -> str:

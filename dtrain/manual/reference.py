@@ -35,7 +35,6 @@ TITLES = {
     "EncoderSpec": "Encoder: shape",
     "CrfSpec": "Decision of a tagger",
     "LossSpec": "Loss of a student",
-    "StudentPhase": "Phase of a student",
 }
 
 

@@ -84,6 +84,43 @@ def taking(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[], ByNa
             handle.remove()
 
 
+@contextlib.contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """A region for one call of `model` whose gradient can itself be differentiated.
+
+    No fused attention has a second derivative, nor has NEZHA's over bands; the plain form of either has.
+    """
+    trunk = trunk_of(model)
+    before = trunk.config._attn_implementation
+    trunk.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        trunk.config._attn_implementation = before
+
+
+@contextlib.contextmanager
+def from_embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A region for one call of `model` that is differentiated by the output of its embeddings alone.
+
+    Parameters get no gradient where they ask for none, and then nothing below the embeddings' output is kept.
+
+    Yields:
+        a list; after the call it holds that output, [B, N, H].
+    """
+    found: list[Tensor] = []
+
+    def begin(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[-1]
+
+    handle = trunk_of(model).embeddings.register_forward_hook(begin)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 def _places(trunk: Any, asked: tuple[str, int] | None) -> dict[tuple[int, str], nn.Module]:
     """Where to take what, by layer and part; LookupError where there is no such thing."""
     if trunk is None or asked is None:

@@ -78,6 +78,7 @@ def check_answers(student: Student, losses: Iterable[LossSpec], context: Context
                 "", f"compares layers of transformers, and {student.name} is a {student.model.type}, which has none"
             )
             return
+        _check_step(student, loss, context, report, of_loss)
         if loss.weighting is not None:
             of_loss("weighting", "is not for losses on what is inside one teacher")
         if len(loss.teachers or []) != 1:
@@ -101,6 +102,24 @@ def check_answers(student: Student, losses: Iterable[LossSpec], context: Context
         _check_online(student, context.teachers[name], context, report)
     if student.noisy and student.answers == "online":
         report("answers", "'online' is not for a noisy student, whose rows are chosen by stored logits (allowed: auto)")
+
+
+def _check_step(student: Student, loss: LossSpec, context: Context, report: Reporter, of_loss: Reporter) -> None:
+    """Report settings in which a step cannot compute the loss."""
+    if loss.loss.over_pairs_of_rows and student.accumulation > 1:
+        report(
+            "accumulation",
+            f"{loss.type} compares all rows of a batch with each other, so that a batch cannot be cut: write 1, and a "
+            "smaller batch_size where memory is short",
+        )
+    if not loss.loss.twice:
+        return
+    if student.parallel == "data":
+        report("parallel", f"'data' is not for {loss.type}, which differentiates the student twice (allowed: null)")
+    if student.activation_checkpointing:
+        report("activation_checkpointing", f"is not for {loss.type}, which differentiates the student twice")
+    if context.sharded:
+        of_loss("", "differentiates its teacher, which knowledge.sharded cuts up; take that away")
 
 
 def unlike_layers(loss: LossSpec, own: EncoderShape | None, theirs: EncoderShape | None) -> tuple[str, str] | None:

@@ -61,13 +61,19 @@ class OnlineTeachers:
             found[name] = OnlineTeacher(model, self.world.device, self.precision, inner=inner, batches=batches)
         return found
 
+    def _differentiated(self, name: str) -> bool:
+        return any("embedding_gradients" in one.reads.online.get(name, []) for one in self.plan.recipe.students)
+
     def _model(self, name: str) -> nn.Module:
         if name not in self._models:
             folder, device = self.plan.folder.model("teachers", name), self.world.device
             if self.plan.recipe.knowledge.sharded and self.world.size > 1:
                 self._models[name] = load_lockstep(lambda: load(folder), self.precision, self.world)
             else:
-                model = pack_products(cast_products(load(folder), self.precision, device), device).to(device)
+                model = cast_products(load(folder), self.precision, device)
+                if not self._differentiated(name):  # packed products have no gradient
+                    model = pack_products(model, device)
+                model = model.to(device)
                 if device.type != "cpu":
                     model = own.transformer().without_mask_checks(model, device)
                 self._models[name] = model.eval().requires_grad_(False)

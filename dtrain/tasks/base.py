@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
 from dtrain.knowledge.kinds import layer_of
-from dtrain.models.inside import taking
+from dtrain.losses.registry import TWICE
+from dtrain.models.inside import taking, twice_differentiable
 
 if TYPE_CHECKING:
     from dtrain.data import PreparedData
@@ -73,8 +75,9 @@ class Task(ABC):
     def ask(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
         """`outputs`, and what losses need of the inside of the model."""
         inside = {name for name in needs if layer_of(name)}
-        with taking(model, inside) as taken:
-            found = self.outputs(model, batch, needs - inside)
+        once_more = twice_differentiable(model) if TWICE in needs else contextlib.nullcontext()
+        with taking(model, inside) as taken, once_more:
+            found = self.outputs(model, batch, needs - inside - {TWICE})
         if "token_mask" in needs:
             ids = batch.inputs["input_ids"]
             found["token_mask"] = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()

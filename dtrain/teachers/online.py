@@ -12,17 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dtrain.data.batch import Batch, ByName
 from dtrain.engines.precision import autocast
 from dtrain.knowledge.collect import model_options, pick
-from dtrain.knowledge.kinds import layer_of
-from dtrain.models.inside import taking
+from dtrain.knowledge.kinds import at_layer, layer_of
+from dtrain.losses.outputs import full_precision
+from dtrain.models.inside import from_embeddings, taking
 from dtrain.teachers.sources import TeacherSource
+
+GRADIENTS = at_layer("embedding_gradients", 0)
 
 
 class OnlineTeacher(TeacherSource):
     """A model that answers in eval mode, without gradient and in a precision of its own.
+
+    Where the gradient of its loss by its embeddings is asked for, that is its answer; its parameters have none.
 
     Args:
         model: what is called; it may be cut up over the ranks, which then ask at the same time.
@@ -81,10 +87,22 @@ class OnlineTeacher(TeacherSource):
         return found
 
     def _compute(self, batch: Batch) -> ByName:
-        inside = {name for name in self._asked if layer_of(name)}
-        plain = sorted(self._asked - inside)
+        inside = {name for name in self._asked if layer_of(name)} - {GRADIENTS}
+        plain = sorted(self._asked - inside - {GRADIENTS})
         self.passes += 1
+        if GRADIENTS in self._asked:
+            with torch.enable_grad(), from_embeddings(self.inner) as embeddings:
+                found = self._pass(batch, inside, [*{*plain, "logits"}])
+                errors = functional.cross_entropy(
+                    full_precision(found["logits"]), batch.targets["labels"], reduction="sum"
+                )
+                (gradient,) = torch.autograd.grad(errors, embeddings)
+            return {name: answer.detach() for name, answer in found.items()} | {GRADIENTS: gradient}
         # Not inference mode, whose tensors autograd does not keep for the student's backward pass.
-        with torch.no_grad(), autocast(self.precision, self.device), taking(self.inner, inside) as taken:
+        with torch.no_grad():
+            return self._pass(batch, inside, plain)
+
+    def _pass(self, batch: Batch, inside: set[str], plain: list[str]) -> ByName:
+        with autocast(self.precision, self.device), taking(self.inner, inside) as taken:
             output = self.model(**batch.inputs, **model_options(self.inner, plain))
             return taken() | {name: pick(name, output) for name in plain}

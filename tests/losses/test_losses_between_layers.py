@@ -18,7 +18,7 @@ from dtrain.losses import find_loss, relations, states
 from dtrain.losses.objective import LossSum, Objective, Shapes, build_losses
 from dtrain.losses.over_rows import AllRows, pooled, similarity_difference
 from dtrain.models import build
-from dtrain.models.inside import shape_of, taking
+from dtrain.models.inside import from_embeddings, shape_of, taking
 from dtrain.recipe.losses import LossSpec
 from dtrain.recipe.models import ModelSpec
 from dtrain.tasks.classification.task import Classification
@@ -42,6 +42,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "attention_transfer": {"beta": 3.0, "power": 4.0},
     "fsp": {"layers": [[0, 0], [1, 2], [2, 4]]},
     "similarity_preserving": {},
+    "gradient_transfer": {"beta": 3.0},
 }
 
 
@@ -81,13 +82,24 @@ def batch(losses: LossSum, teacher: nn.Module, rows: list[int], longer: int = 0)
     ids = torch.zeros_like(mask, dtype=torch.int64)
     ids[mask] = torch.cat([tokens[row, : LENGTHS[row]] for row in rows])
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
-    with torch.no_grad(), taking(teacher, losses.outputs_of("t")) as taken:
-        teacher(**inputs)
     labels = torch.tensor(rows) % 3
+    asked = losses.outputs_of("t")
+    if asked == ["embedding_gradients/0"]:
+        with from_embeddings(teacher) as found:
+            logits = teacher(**inputs).logits
+        answers = dict(zip(asked, gradient_of(logits, labels, found), strict=True))
+    else:
+        with torch.no_grad(), taking(teacher, asked) as taken:
+            teacher(**inputs)
+        answers = taken()
     return Batch(
         np.array(rows), np.array(rows), inputs, {"labels": labels}, torch.tensor([row != 2 for row in rows]),
-        torch.ones(len(rows), dtype=torch.int64), {"t": taken()},
+        torch.ones(len(rows), dtype=torch.int64), {"t": answers},
     )  # fmt: skip
+
+
+def gradient_of(logits: Tensor, labels: Tensor, embeddings: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(nn.functional.cross_entropy(logits, labels, reduction="sum"), embeddings)
 
 
 def objective(student: nn.Module, losses: LossSum) -> Objective:
@@ -169,7 +181,7 @@ def by_formula(name: str, s: Mapping[str, Tensor], t: Mapping[str, Tensor], mask
     return similarity_difference(pooled(s["hidden_states/2"], mask), pooled(t["hidden_states/4"], mask), everyone)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "gradient_transfer"])
 def test_it_is_its_formula_on_the_layers_it_names(name: str, student: nn.Module, teacher: nn.Module) -> None:
     losses = losses_of(name, student, teacher)
     found = batch(losses, teacher, EVERY)
@@ -208,7 +220,7 @@ def test_its_weights_are_the_losses_own_and_learn(name: str, student: nn.Module,
     losses = losses_of(name, student, teacher)
     own = dict(losses.named_parameters())
     mapped = ("hidden_mse", "hidden_cosine", "embedding_mse", "hidden_hint", "fsp")
-    assert bool(own) == (name in (*mapped, "vid"))
+    assert bool(own) == (name in (*mapped, "vid", "gradient_transfer"))
     value(student, teacher, losses, EVERY).backward()
     assert all(p.grad is not None and p.grad.any() for p in own.values())
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
@@ -231,7 +243,7 @@ def test_variances_begin_where_they_are_told(student: nn.Module, teacher: nn.Mod
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher: nn.Module) -> None:
     for name in LOSSES:
-        if name in ("vid",):  # a likelihood
+        if name == "vid":  # a likelihood
             continue
         given = {"layers": [[1, 1]]} if name == "hidden_hint" else {"layers": [[0, 0], [3, 3]]} if name == "fsp" else {}
         losses = losses_of(name, teacher, teacher, **given)
@@ -248,6 +260,49 @@ def test_vid_is_a_normal_likelihood(student: nn.Module, teacher: nn.Module) -> N
     normal = torch.distributions.Normal(mean, (nn.functional.softplus(alpha) + 1e-5).sqrt())
     expected = -normal.log_prob(one.teachers["t"]["hidden_states/4"]).sum(-1).mean() - 12 * math.log(2 * math.pi) / 2
     torch.testing.assert_close(objective(student, losses)(one)[0], expected)
+
+
+def test_transfer_of_gradients(student: nn.Module, teacher: nn.Module) -> None:
+    """Each row by itself, from gradients that autograd finds; the row without a label is left out."""
+    losses = losses_of("gradient_transfer", student, teacher)
+    total = objective(student, losses)(batch(losses, teacher, EVERY))[0]
+    expected = 0.0
+    for row in (0, 1, 3):
+        one = batch(losses, teacher, [row])
+        with from_embeddings(student) as found:
+            logits = student(**one.inputs).logits
+        (own,) = gradient_of(logits, one.targets["labels"], found)
+        apart = losses.stateful["gradient_transfer"](own) - one.teachers["t"]["embedding_gradients/0"]
+        expected += 1.5 * apart.norm().item()
+    assert total.item() == pytest.approx(expected) and expected > 0.01
+
+
+@pytest.mark.parametrize("section", [STUDENT, TEACHER], ids=["bert", "nezha"])
+@pytest.mark.parametrize("longer", [0, 100])
+def test_second_derivatives(section: dict[str, Any], teacher: nn.Module, longer: int) -> None:
+    """Against differences, of weights below, in and above attention; NEZHA has other attention from 66 tokens on."""
+    model = make(section, 1)
+    losses = losses_of("gradient_transfer", model, teacher)
+    given = batch(losses, teacher, EVERY, longer)
+    whole = objective(model, losses)
+    whole(given)[0].backward()
+    names = ("word_embeddings.weight", "layer.0.attention.self.query.weight", "layer.1.intermediate.dense.weight", "classifier.weight")  # fmt: skip
+    parameters = {end: p for name, p in model.named_parameters() for end in names if name.endswith(end)}
+    assert len(parameters) == len(names)
+    for parameter in parameters.values():
+        assert parameter.grad is not None
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        ends = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter += step * direction
+            ends.append(whole(given)[0].item())
+            with torch.no_grad():
+                parameter -= step * direction
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert slope == pytest.approx((parameter.grad * direction).sum().item(), rel=1e-5, abs=1e-7)
+        assert abs(slope) > 1e-6
+    assert all(module.config._attn_implementation != "eager" for module in model.modules() if hasattr(module, "config"))
 
 
 def test_normalised_layers_are_equally_active_in_squares(student: nn.Module, teacher: nn.Module) -> None:

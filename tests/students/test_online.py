@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dtrain.data import PreparedData
 from dtrain.errors import InputError, Stopped
 from dtrain.knowledge.reader import StoreReader
+from dtrain.models import load
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.recipe.schema import Recipe
@@ -129,6 +130,34 @@ def test_online_and_stored_answers_agree_to_the_stores_type(recipe: Callable[...
         online = source.outputs(batch, ["logits"])["logits"]
         assert not online.requires_grad and not online.is_inference()
         torch.testing.assert_close(online, store.read("logits", rows.ids[index]), rtol=2**-11, atol=2**-14)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_gradient_of_a_teacher(recipe: Callable[..., Recipe], world: World, precision: str) -> None:
+    """By its embeddings, of each row by itself; the other answers of the same pass are as ever."""
+    loaded = recipe(
+        f"knowledge.precision={precision}",
+        "students.logits.losses=[{type: gradient_transfer}, {type: cross_entropy}, {type: hidden_mse}]",
+    )
+    data = PreparedData.open(Plan(loaded).folder)
+    (source,) = OnlineTeachers(Plan(loaded), world).of_group(loaded.students[2:]).values()
+    asked = ["embedding_gradients/0", "hidden_states/3", "logits"]
+    batch = task_of(data).collate(data.part("train", "t"), np.array([30, 7, 11]), {"labels"})
+    found = source.outputs(batch, asked)
+    (plain,) = OnlineTeachers(Plan(loaded), world).of_group(loaded.students[2:]).values()
+    for name, expected in plain.outputs(batch, asked[1:]).items():
+        assert torch.equal(found[name], expected) and not found[name].requires_grad
+    whole = load(Plan(loaded).folder.model("teachers", "t")).eval()
+    kept: list[torch.Tensor] = []
+    whole.nezha.embeddings.register_forward_hook(lambda module, given, output: kept.append(output))
+    for row in range(3):
+        length = int(batch.inputs["attention_mask"][row].sum())
+        logits = whole(**{name: tensor[row : row + 1, :length] for name, tensor in batch.inputs.items()}).logits
+        error = torch.nn.functional.cross_entropy(logits, batch.targets["labels"][row : row + 1])
+        (expected,) = torch.autograd.grad(error, kept[-1])
+        apart = (found[asked[0]][row : row + 1, :length] - expected).norm() / expected.norm()
+        assert expected.abs().max() > 1e-5
+        assert apart < (1e-4 if precision == "fp32" else 0.1)
 
 
 def test_without_stored_outputs_there_is_no_store(recipe: Callable[..., Recipe], world: World) -> None:
