@@ -134,6 +134,16 @@ class Plan:
         section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})
         return self._trained(kind, member, section)
 
+    def phase(self, name: str, number: int) -> str:
+        """A student at the end of a phase (from 0); later phases do not matter. The last one's is the student's own."""
+        student = next(s for s in self.recipe.students if s.name == name)
+        assert student.phases is not None
+        if number == len(student.phases) - 1:
+            return self.model("students", name)
+        section = student.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers", "phases", "metric"})
+        section["phases"] = [phase.model_dump(mode="json") for phase in student.phases[: number + 1]]
+        return self._trained("students", student, section)
+
     def training(self, teacher: Teacher) -> str:
         """A teacher's training: shared by teachers that differ only in the epoch whose weights they take (`stop_epoch`)."""
         if teacher.source is not None:

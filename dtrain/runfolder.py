@@ -51,6 +51,10 @@ class RunFolder:
         """`kind` is 'teachers' or 'students'."""
         return self.root / kind / name
 
+    def phase(self, student: str, phase: str) -> Path:
+        """The model at the end of a student's phase, but for the last one's, which is the student."""
+        return self.root / "phases" / student / phase
+
     def pretrained(self, phase: int) -> Path:
         """The model at the end of a phase (from 0) of pre-training; that of the last phase is the result."""
         return self.root / "pretrain" / f"phase-{phase + 1}"

@@ -95,7 +95,7 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
 def _unequal_hints(student: Student, teacher: str, config: dict[str, Any], key: str) -> Iterator[str]:
     """Losses that compare features with those of a teacher that has another number of them."""
     width, own = width_of(config), student.model.feature_width
-    for loss in student.losses or []:
+    for loss in student.all_losses:
         hint = {"features", "teachers.features"} <= set(find_loss(loss.type).needs)
         if hint and teacher in (loss.teachers or []) and width and own and width != own:
             yield f"{key}: has {width} features, and {student.name}, which compares its {own} by {loss.type}, another number"

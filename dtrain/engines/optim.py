@@ -28,11 +28,11 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, ob
     names = Objective.folder_names(model)
     named = {names[name]: parameter for name, parameter in model.named_parameters()}
     for name, parameter in named.items():
-        if not parameter.requires_grad:
-            continue
         prefixes = [p for p in spec.modules if name == p or name.startswith(p.rstrip(".") + ".")]
         prefix = max(prefixes, key=len, default=None)
         used.update(prefixes)
+        if not parameter.requires_grad:
+            continue
         lr = spec.lr if prefix is None else spec.modules[prefix]
         decay = spec.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)

@@ -35,6 +35,7 @@ TITLES = {
     "EncoderSpec": "Encoder: shape",
     "CrfSpec": "Decision of a tagger",
     "LossSpec": "Loss of a student",
+    "StudentPhase": "Phase of a student",
 }
 
 

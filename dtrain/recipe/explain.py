@@ -105,8 +105,8 @@ def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tup
         text = message.removeprefix("Value error, ")
         # Validators of a whole section start their message with the key.
         name, colon, rest = text.partition(": ")
-        if colon and re.fullmatch(r"[a-z_.]+", name):
-            return (*key, *name.split(".")), rest
+        if colon and re.fullmatch(r"[a-z_]+(\.[a-z_]+|\.\d+)*", name):
+            return (*key, *(int(part) if part.isdigit() else part for part in name.split("."))), rest
         return key, text
     return key, message[0].lower() + message[1:] + shown
 

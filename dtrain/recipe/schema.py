@@ -65,12 +65,12 @@ class Search(Closed):
         for key in ("metric", "task"):
             if len({getattr(student, key) for student in students}) > 1:
                 report("", f"students must have one `{key}` to be compared")
-        shortest = min(students, key=lambda student: student.epochs, default=None)
-        if shortest is not None and self.epochs[-1] >= shortest.epochs:
+        shortest = min(students, key=lambda student: student.all_epochs, default=None)
+        if shortest is not None and self.epochs[-1] >= shortest.all_epochs:
             report(
                 "epochs",
-                f"{self.epochs[-1]} is not before the end of student {shortest.name}, which trains {shortest.epochs} "
-                "epochs (stopping it there would save nothing)",
+                f"{self.epochs[-1]} is not before the end of student {shortest.name}, which trains "
+                f"{shortest.all_epochs} epochs (stopping it there would save nothing)",
             )
 
 
@@ -123,7 +123,7 @@ class Knowledge(Closed):
         for student in students:
             if student.noisy:
                 read.setdefault("logits", f"{student.name} (noisy)")
-            for loss in student.losses or []:
+            for loss in student.all_losses:
                 for output in loss.loss.outputs_read(loss.weighting):
                     if not is_online(output, student.answers):
                         read.setdefault(output, f"{student.name} ({loss.type})")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     PositiveInt,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -22,6 +23,7 @@ from dtrain.recipe.initial import InitSpec, check_init
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec, architectures
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
+from dtrain.recipe.phases import OWN, StudentPhase, reads_head, resolve_phase
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.values import (
     OF_STUDENTS,
@@ -176,6 +178,12 @@ class TrainSpec(Closed):
             )
         elif self.model.two_texts and not context.two_texts:
             report("model.type", f"{kind!r} reads two texts a row, and data.columns.text_b names no second one")
+        self.check_metric(context, report)
+
+    def check_metric(self, context: Context, report: Reporter) -> None:
+        """Report a metric that is not for the task."""
+        task = context.task
+        assert self.metric is not None
         if self.metric not in task.metrics:
             allowed = ", ".join(task.metrics)
             hint = suggest(self.metric, task.metrics)
@@ -270,6 +278,50 @@ class Student(TrainSpec):
     parallel: Literal["data"] | None = None  # data: all ranks train it together, as they do teachers; null: one rank
     # students with the same word here learn from each other's answers as well
     peers: Annotated[str, Field(pattern=PATTERN)] | None = None
+    # stretches of training, one after another, each with its own rows, losses and optimizer; left out: one, as above
+    phases: Annotated[list[StudentPhase], Field(min_length=1)] | None = None
+
+    _phase: StudentPhase | None = PrivateAttr(None)  # of a student that stands for one phase of another
+    _filled: bool = PrivateAttr(False)  # whether its phases have taken over what they left out
+
+    @model_validator(mode="after")
+    def phases_of_different_names(self) -> Student:
+        names = [phase.name for phase in self.phases or []]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(f"phases.{number}.name: {name!r} is already the name of phases.{names.index(name)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_what_its_phases_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        gone = set(OWN) - {"metric"} if self._filled else set()
+        return {key: value for key, value in values.items() if key not in gone}
+
+    @property
+    def trainings(self) -> list[Student]:
+        """What it is trained as, one after another: a student for each phase; itself where it has no phases."""
+        return [self] if self.phases is None else [self._in_phase(number) for number in range(len(self.phases))]
+
+    @property
+    def all_losses(self) -> list[LossSpec]:
+        """The terms of all of its trainings."""
+        return [loss for training in self.trainings for loss in training.losses or []]
+
+    @property
+    def all_epochs(self) -> int:
+        """The epochs of all of its trainings."""
+        return sum(training.epochs for training in self.trainings)
+
+    def _in_phase(self, number: int) -> Student:
+        assert self.phases is not None
+        phase = self.phases[number]
+        values = {"phases": None, **phase.settings(self)}
+        if self.seed is not None:
+            values["seed"] = (self.seed + number) % 2**31  # else phases would see the same batches and masks
+        training = self.model_copy(update=values)
+        training._phase, training._filled = phase, False
+        return training
 
     @property
     def exits(self) -> bool:
@@ -282,17 +334,45 @@ class Student(TrainSpec):
     @property
     def reads(self) -> Reads:
         """The kinds of output that its losses read of each teacher, stored or computed beside it."""
-        found = reads_of(self.losses or [], self.teachers or [], self.answers)
+        found = reads_of(self.all_losses, self.teachers or [], self.answers)
         for name in self.teachers or [] if self.noisy else ():  # their stored logits choose its rows
             found.stored.setdefault(name, [])
+        if self._phase is not None:  # another phase may have what this one does not read computed beside it
+            found = Reads({name: kinds for name, kinds in found.stored.items() if kinds}, found.online)
         return found
 
     def resolve(self, context: Context, report: Reporter) -> None:
+        if self.phases is not None and not self._filled:
+            for key in sorted(set(OWN) & self.model_fields_set - {"metric"}):  # by it students are compared, too
+                if all(phase.gives(key) for phase in self.phases):
+                    report(key, "is read by no phase, as each has its own; remove it here")
         super().resolve(context, report)
-        known = len(report.problems)
         if self.peers is not None and self.teachers is None:
             self.teachers = []
         self.teachers = choose_teachers(self.teachers, list(context.widths), report, context.elsewhere)
+        if self.phases is None:
+            self._resolve_training(context, report)
+            return
+        for key in ("peers", "noisy"):
+            if getattr(self, key) is not None:
+                report(key, "is not for a student with phases")
+        for number, (phase, training) in enumerate(zip(self.phases, self.trainings, strict=True)):
+            of_phase = report.at("phases", number, told=phase.name)
+            training._resolve_training(context, of_phase)
+            phase.fill(training)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Keep nothing that its phases have now; its metric is that of the last one, which chooses its weights."""
+        assert self.phases is not None
+        defaults = {key: type(self).model_fields[key].get_default(call_default_factory=True) for key in OWN}
+        self.__dict__.update(defaults | {"metric": self.phases[-1].metric})
+        self._filled = True
+
+    def _resolve_training(self, context: Context, report: Reporter) -> None:
+        """Fill in and check rows and losses."""
+        known = len(report.problems)
+        assert self.teachers is not None
         if self.losses is None:
             self.losses = default_losses(context, bool(self.teachers), self.exits)
         for loss in self.losses:
@@ -307,6 +387,8 @@ class Student(TrainSpec):
             report(
                 "adversarial", "not together with noisy.token_noise, by which its second pass would see other tokens"
             )
+        if self._phase is not None:
+            resolve_phase(self._phase, self, context, report)
         if len(report.problems) == known:
             self._check_losses(self.losses, self.teachers, context, report)
         if len(report.problems) == known:
@@ -364,6 +446,10 @@ class Student(TrainSpec):
             if not weighted and self.peers is None:
                 return f"every weight{rows} is 0 {when}; give one term a weight there (its start, end or until)"
             if self.parallel != "data":
+                continue
+            if self._phase is not None:  # which freezes what none of its losses ever reaches
+                if reads_head(terms) and not reads_head(weighted):
+                    return f"{when} none that reads the model's head has a weight, and with parallel: data every step must reach it"
                 continue
             if weighted and all("features" in n and "logits" not in n for n in needs):
                 return (

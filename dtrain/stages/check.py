@@ -66,6 +66,8 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
         problems += _unfit_model_files(
             "pretrain", recipe.pretrain.model, max(phase.max_length for phase in recipe.pretrain.phases)
         )
+    if any(phase.chooses for student in recipe.students for phase in student.phases or []):
+        problems += find_stage("distill").load().check_phases(recipe)  # imports torch, which other recipes need not
     problems += _unusable_places(recipe)
     for view in views:
         if recipe.report.splits == ["test"] and not view.data.test and not view.data.split.test:
@@ -99,7 +101,10 @@ def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
 def _unusable_places(recipe: Recipe) -> list[str]:
     """Files where the run folder or one of its rooms must be, and a place that cannot be written to."""
     root = Plan(recipe).folder.root
-    rooms = ("data", "pretrain", "teachers", "knowledge", "students", "report", "tensorboard", "checkpoints")
+    rooms = (
+        *("data", "pretrain", "teachers", "knowledge", "students", "phases"),
+        *("report", "tensorboard", "checkpoints"),
+    )
     places = [*reversed(root.parents), root, *(root / room for room in rooms)]
     try:
         for place in places:

@@ -20,6 +20,7 @@ from dtrain.runtime.distributed import World
 from dtrain.runtime.stop import StopRequest
 from dtrain.stages.precompute import expected_identity
 from dtrain.students.online import check_online
+from dtrain.students.phases import check_sharding, history_at, unknown_parameters
 from dtrain.students.placement import cost
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
@@ -35,8 +36,14 @@ MEETING_SECONDS = 30.0  # from the first rank's failure to the last one's, of th
 
 
 def check(recipe: Recipe, world: World) -> None:
-    """Raise InputError for a precision that the launch or the device does not have."""
+    """Raise InputError for a precision that the launch or the device does not have, or a phase that cannot be trained."""
     check_precisions(recipe, world.device)
+    check_sharding(recipe, world)
+
+
+def check_phases(recipe: Recipe) -> list[str]:
+    """What the phases of students name that their models do not have, a line a problem."""
+    return unknown_parameters(recipe)
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
@@ -182,7 +189,7 @@ def _leave_the_stopped(search: Halving, plan: Plan, folder: RunFolder, device: t
         if plan.failure(name) is None and not _is_done(name, plan):
             spec = students[name]
             if best := _best_scores(_history_at(name, plan, folder, 0, device) or [], spec.metric or "accuracy"):
-                log_hyperparameters(folder.tensorboard("students", name), spec, spec.losses or [], best)
+                log_hyperparameters(folder.tensorboard("students", name), spec, spec.all_losses, best)
             _write_failure(plan, name, reason, final=True, search=search.identity)
             remove_checkpoints(folder.checkpoints("students", name))
 
@@ -206,6 +213,9 @@ def _history_at(
         history = read_json(folder.model("students", name) / "history.json")
         return history
     spec = next(student for student in plan.recipe.students if student.name == name)
+    if spec.phases is not None:
+        precision = _precision(spec, device)
+        return history_at(spec, plan, folder, epoch, lambda training: checkpoint_identity(training, precision))
     identity = checkpoint_identity(plan.model("students", name), _precision(spec, device))
     for state in Checkpoints(folder.checkpoints("students", name), identity).states():
         if state["position"]["epoch"] >= epoch:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.data.problems import shown
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, suggest
-from dtrain.log import tell
+from dtrain.log import tell, warn
 from dtrain.models import load
 from dtrain.plan import Plan, plan_of
 from dtrain.predict.blocks import blocks_of, find_answers
@@ -176,6 +177,8 @@ def _settled(
 
 # --- which model -------------------------------------------------------------------------------------
 
+CHANGES = "keys that were changed on the command line of `dtrain run` must be changed here, too"
+
 
 def _of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
     """The plan of the task that is to be answered."""
@@ -212,14 +215,24 @@ def _choose(name: str | None, plan: Plan) -> tuple[str, str]:
     if name is None:
         students = [(kind, member) for kind, member in trained if kind == "students"]
         if not trained:
-            raise InputError("--model: no model of this recipe is trained yet; `dtrain run` trains them")
+            raise InputError(
+                f"--model: no model of this recipe is trained yet; `dtrain run` trains them, and {CHANGES}"
+            )
+        lacking = [
+            member.name for kind, member in plan.members() if kind == "students" and (kind, member) not in trained
+        ]
+        if lacking and not students:
+            warn(f"no student is trained yet for this recipe: a teacher answers; {CHANGES}")
+        elif lacking:
+            warn(f"not trained for this recipe, and so not asked: {shown(lacking)}; {CHANGES}")
         best = max(students or trained, key=lambda entry: _valid_score(entry, plan))
         return best[0], best[1].name
     for kind, member in plan.members():
         if member.name == name:
             if (kind, member) in trained:
                 return kind, name
-            raise InputError(f"--model: {name}: not trained yet for this recipe ({plan.folder.model(kind, name)})")
+            place = plan.folder.model(kind, name)
+            raise InputError(f"--model: {name}: not trained yet for this recipe ({place}); {CHANGES}")
     names = [member.name for _, member in plan.members()]
     raise InputError(f"--model: no model {name!r}{suggest(name, names)} (allowed: {', '.join(names)})")
 

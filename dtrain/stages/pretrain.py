@@ -16,7 +16,6 @@ from dtrain.engines.choose import check_sharding
 from dtrain.engines.optim import scaled_to_batch
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, counted
-from dtrain.log import say
 from dtrain.losses.objective import LossSum
 from dtrain.models import save_model
 from dtrain.models.folder import in_own_memory
@@ -26,7 +25,7 @@ from dtrain.plan import Plan
 from dtrain.pretraining.prepare import PARTS, corpus_tokenizer, prepare_corpus, rows_folder
 from dtrain.recipe import Recipe
 from dtrain.recipe.pretraining import Pretrain
-from dtrain.runfolder import RunFolder, is_done, publish_folder
+from dtrain.runfolder import RunFolder, publish_folder
 from dtrain.runtime.distributed import World
 from dtrain.runtime.stop import StopRequest
 from dtrain.tasks.masked_lm.masking import Masker
@@ -34,10 +33,10 @@ from dtrain.tasks.masked_lm.packing import PackedRows
 from dtrain.tasks.masked_lm.pairs import PairedRows
 from dtrain.tasks.masked_lm.rows import MaskedRows, Rows
 from dtrain.tasks.masked_lm.task import MaskedLanguageModel, MaskedLosses
-from dtrain.training.checkpoint import remove_checkpoints
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position
-from dtrain.training.model_job import ModelJob, Prepared, train_model
+from dtrain.training.model_job import ModelJob, Prepared
+from dtrain.training.phases import train_phases
 
 KIND = "pretrain"  # its folder, also among checkpoints and in TensorBoard
 
@@ -66,15 +65,11 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     plan = Plan(recipe)
     stop = world.stop or StopRequest(world, folder.root)
     world.run_on_main(lambda: prepare_corpus(recipe, folder, plan.corpus, stop))
-    for number in range(len(spec.phases)):
-        identity = plan.pretraining(number)
-        if world.run_on_main(functools.partial(is_done, folder.pretrained(number), identity)):
-            say(f"pretrain phase {number + 1}: complete, nothing to do")
-            if world.is_main:  # of a run that was killed just before it did so
-                remove_checkpoints(folder.checkpoints(KIND, spec.training(number).name))
-            continue
-        train_model(Phase(spec, number, world, folder).job(identity), world, stop)
-        world.wait_for_all("published")
+    phases = range(len(spec.phases))
+    jobs = [Phase(spec, number, world, folder).job(plan.pretraining(number)) for number in phases]
+    for trained in train_phases(jobs, world, stop):
+        if trained.error is not None:
+            raise trained.error
         if world.is_main:
             shutil.rmtree(_latest(folder), ignore_errors=True)
 

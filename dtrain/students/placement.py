@@ -14,9 +14,12 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
         student: resolved, so that `rows` is set.
         tasks: with their rows; None before there are any: all count alike then.
     """
-    tokens = float(student.epochs)
-    if tasks is not None:
-        data = tasks.of(student).data
-        parts = [data.part(part, tokenizer_name(student)) for part in student.rows or ["train"]]
-        tokens *= float(sum(part.lengths.sum() for part in parts))
+    tokens = 0.0
+    for training in student.trainings:
+        epoch = 1.0
+        if tasks is not None:
+            data = tasks.of(student).data
+            parts = [data.part(part, tokenizer_name(student)) for part in training.rows or ["train"]]
+            epoch = float(sum(part.lengths.sum() for part in parts))
+        tokens += training.epochs * epoch
     return tokens * student.model.multiply_adds

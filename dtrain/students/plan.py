@@ -163,6 +163,8 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
         return "peers", "peers see each other's answers in each step"
     if student.noisy is not None:
         return "alone", "a noisy student has rows of its own"
+    if student.phases is not None:
+        return "alone", "each of its phases has an optimizer of its own"
     if student.reads.online:
         return "beside", f"{', '.join(student.reads.online)} answers beside it"
     if placement.fuse == "never":

@@ -15,6 +15,7 @@ from dtrain.recipe.training import Student
 from dtrain.runfolder import fingerprint
 from dtrain.runtime.stop import StopRequest
 from dtrain.students.online import OnlineTeachers
+from dtrain.students.phases import forget_curves, phase_jobs
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.ways import Fused, Peers, Streams
 from dtrain.teachers.online import OnlineTeacher
@@ -23,6 +24,7 @@ from dtrain.training.feed import AHEAD, Reading
 from dtrain.training.loop import MakeSteps, in_turn
 from dtrain.training.members import Members
 from dtrain.training.model_job import ModelJob, Trained, train_models
+from dtrain.training.phases import train_phases
 
 
 class GroupTrainer:
@@ -56,7 +58,7 @@ class GroupTrainer:
         left = list(group.students)
         try:
             for trained in self._side_by_side(left, self._way(group), pause):
-                left = [student for student in left if student is not trained.job.spec]
+                left = [student for student in left if student.name != trained.job.spec.name]
                 yield trained
             return
         except Stopped:
@@ -77,6 +79,9 @@ class GroupTrainer:
             yield from self.train(TrainingGroup(tuple(part), group.way, group.why, group.cost), pause)
 
     def _side_by_side(self, students: list[Student], way: MakeSteps, pause: int | None) -> Iterator[Trained]:
+        if students[0].phases is not None:  # the plan lets it train alone
+            yield from self._in_phases(students[0], pause)
+            return
         shared = _Shared(self.members, students) if len(students) > 1 else None
         jobs = []
         online = self._online.of_group(students)
@@ -91,6 +96,26 @@ class GroupTrainer:
         finally:
             if shared:
                 shared.reading.close()
+
+    def _in_phases(self, student: Student, pause: int | None) -> Iterator[Trained]:
+        """A student whose last phase has ended, or one that has failed."""
+        writes = student.parallel != "data" or self.world.is_main
+        try:
+            jobs = phase_jobs(student, self.plan, self._phase_job, pause)
+            if writes:
+                forget_curves(student, self.plan, self.members.folder)
+        except Exception as error:
+            yield Trained(self._job(student, {}, pause, None), error=error)
+            return
+        for trained in train_phases(jobs, self.world, self.stop):
+            if trained.error is not None or trained.job.final == self.members.folder.model("students", student.name):
+                yield trained
+
+    def _phase_job(self, training: Student, identity: str, order: int, pause: int | None) -> ModelJob:
+        online = self._online.of_group([training])
+        return self.members.student(
+            training, identity, self._teachers(training), online=online, order=order, pause=pause
+        )
 
     def _job(
         self,

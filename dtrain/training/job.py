@@ -77,6 +77,7 @@ class TrainJob:
         headline: scores in words.
         order: the seed of the order of rows; None: the spec's.
         pause: epochs after which to stop for a comparison with others.
+        keep_last: the weights of the last evaluation are kept, whatever their score.
         peers: other students learn from its answers, so it can only continue from a step that all of them have.
         snapshots: what is called with the weights at the end of an epoch, on rank 0.
         data: where the rows come from, to say how a checkpoint differs.
@@ -95,6 +96,7 @@ class TrainJob:
     adversary: Adversary | None = None
     order: int | None = None
     pause: int | None = None
+    keep_last: bool = False
     peers: bool = False
     snapshots: Mapping[int, Snapshot] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)

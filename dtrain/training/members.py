@@ -84,7 +84,7 @@ class Members:
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
         """The losses that it is trained on."""
-        return spec.losses or [] if isinstance(spec, Student) else self.tasks.of(spec).kind.teacher_losses(spec)
+        return spec.all_losses if isinstance(spec, Student) else self.tasks.of(spec).kind.teacher_losses(spec)
 
     def _job(
         self,
@@ -186,6 +186,7 @@ class Members:
             headline=task.headline,
             metrics=speed,
             save=save,
+            terms=self.terms(spec),
             rows=counted(len(train), "row"),
             took=lambda metrics: f"{metrics['seconds_per_epoch']:.1f} s an epoch",
             remarks=lambda evaluations, kept: remarks(

@@ -8,7 +8,7 @@ Teachers, students (members.py) and phases of pre-training (stages/pretrain.py) 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dtrain.errors import InputError, counted
 from dtrain.log import say, say_anywhere
 from dtrain.losses.objective import LossSum, ModelOutputs, Objective
 from dtrain.models import own, parameter_count
+from dtrain.recipe.losses import LossSpec
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import mark_done, publish_folder, write_json
 from dtrain.runtime.distributed import World
@@ -31,6 +32,7 @@ from dtrain.training.checkpoint import remove_checkpoints
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position, TrainJob
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
+from dtrain.training.reach import freeze_unreached
 
 
 @dataclass
@@ -47,7 +49,9 @@ class Prepared:
         save: writes the model's own files into a folder.
         data: where the rows come from, to say how a checkpoint differs.
         rows: how many rows there are, in words.
+        history: what `history.json` holds, from the training's own evaluations.
         took: how long it took, in words, from the metrics.
+        terms: what the losses are made of.
         remarks: what a person should hear of its evaluations and the metrics of those that were kept.
     """
 
@@ -61,6 +65,8 @@ class Prepared:
     save: Callable[[nn.Module, Path, dict[str, Any]], None]
     rows: str
     took: Callable[[Mapping[str, Any]], str]
+    terms: Sequence[LossSpec] = ()
+    history: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list
     remarks: Callable[[list[dict[str, Any]], Mapping[str, Any]], list[str]] = lambda evaluations, kept: []
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +84,8 @@ class ModelJob:
         data_parallel: whether all ranks train it, each on its share of a batch.
         order: the seed of the order of rows; None: the spec's.
         pause: epochs after which to stop for a comparison with others.
+        keep_last: publish the last weights, whatever their score.
+        freezes: parameters that its losses do not reach are frozen: engines would wait for their gradients.
         peers: other students learn from it while it trains.
         early: by epoch, teachers that are this one at its end, to be published on the way.
         log_settings: adds its row to TensorBoard's table of hyper-parameters.
@@ -94,6 +102,8 @@ class ModelJob:
     data_parallel: bool = True
     order: int | None = None
     pause: int | None = None
+    keep_last: bool = False
+    freezes: bool = False
     peers: bool = False
     early: dict[int, list[ModelJob]] = field(default_factory=dict)
     log_settings: Callable[[dict[str, Any]], None] = lambda metrics: None
@@ -116,6 +126,7 @@ class _Built:
     prepared: Prepared
     training: TrainJob
     parameters: int
+    trained: int  # of the parameters, those that are not frozen
 
     @property
     def rows(self) -> int:
@@ -185,7 +196,12 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
     losses = prepared.losses(model)
     together = job.data_parallel and world.size > 1
     objective = Objective(model, losses, prepared.outputs, together=together)
+    feed = prepared.feed(losses)
     try:
+        if job.freezes:
+            alone = Objective(model, losses, prepared.outputs)
+            freeze_unreached(alone, feed, prepared.terms, world, together=together)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         engine = build_engine(world, objective, spec, data_parallel=job.data_parallel, precision=precision)
     except InputError as error:
         raise InputError([f"{job.where}.{problem}" for problem in error.problems]) from None
@@ -194,7 +210,7 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         title=job.title,
         spec=spec,
         engine=engine,
-        feed=prepared.feed(losses),
+        feed=feed,
         evaluate=functools.partial(_evaluate, prepared, precision),
         checkpoints=job.checkpoints,
         tensorboard=job.tensorboard,
@@ -204,10 +220,11 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         adversary=Adversary(spec.adversarial, engine.inner) if spec.adversarial else None,
         order=job.order,
         pause=job.pause,
+        keep_last=job.keep_last,
         peers=job.peers,
         data=prepared.data,
     )
-    built = _Built(job, prepared, training, parameters)
+    built = _Built(job, prepared, training, parameters, trained)
     training.snapshots = {
         epoch: functools.partial(_publish_early, built, others) for epoch, others in job.early.items()
     }
@@ -262,6 +279,7 @@ def _metrics(built: _Built, position: Position) -> dict[str, Any]:
         **{name: value for name, value in best.items() if name not in ("step", "epoch", "split")},
         "split": "valid",
         "parameters": built.parameters,
+        **({"trained_parameters": built.trained} if built.trained < built.parameters else {}),
         "best_epoch": position.best_epoch,
         "best_step": position.best_step,
         "steps": position.step,
@@ -279,11 +297,10 @@ def _publish(job: ModelJob, prepared: Prepared, model: nn.Module, metrics: dict[
         prepared.save(model, folder, metrics)
         metrics["bytes"] = (folder / "model.safetensors").stat().st_size
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "history.json", position.history)
+        write_json(folder / "history.json", prepared.history(position.history))
         mark_done(folder, job.identity)
-    line = (
-        f"{job.title}: best {job.spec.metric} at epoch {position.best_epoch:g}: {prepared.headline(metrics)} on valid"
-    )
+    kept = "its last weights" if job.keep_last else f"best {job.spec.metric} at epoch {position.best_epoch:g}"
+    line = f"{job.title}: {kept}: {prepared.headline(metrics)} on valid"
     say_anywhere(f"{line}; {prepared.took(metrics)} -> {job.final}")
     for remark in metrics["remarks"]:
         say_anywhere(f"{job.title}: REMARK: {remark}")

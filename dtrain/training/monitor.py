@@ -98,10 +98,11 @@ def log_hyperparameters(
         losses: the terms that it was trained on, for the column of their names.
         scores: of the weights that were kept; accuracy, f1 and loss are shown.
     """
+    last = spec.trainings[-1] if isinstance(spec, Student) else spec
     values = {
         "model": spec.model.type,
-        "lr": spec.optimizer.lr,
-        "epochs": spec.epochs,
+        "lr": last.optimizer.lr,
+        "epochs": spec.all_epochs if isinstance(spec, Student) else spec.epochs,
         "seed": spec.seed,
         "losses": "+".join(loss.type for loss in losses),
     }

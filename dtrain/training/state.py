@@ -217,7 +217,8 @@ class TrainState:
             raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
         epoch = round(position.epoch + position.batch / epoch_steps, 4)
         stop_epoch = getattr(spec, "stop_epoch", None)  # a teacher that ends there, whatever its score
-        risen = position.best_score is None or score > position.best_score or stop_epoch is not None
+        risen = position.best_score is None or score > position.best_score
+        risen |= stop_epoch is not None or job.keep_last
         # Of equal scores (an F1 that is still 0.0, or already 1.0) the better calibrated weights are kept, as teachers'
         # probabilities are what is distilled. Patience is about the score alone.
         better = risen or (
@@ -237,7 +238,7 @@ class TrainState:
         position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
         words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}, loss {scores['loss']:.4f}"
         with self._own_work():
-            words += " (best so far)" * better
+            words += " (best so far)" * (better and not job.keep_last)
             self.monitor.evaluation(position.step, epoch, scores, words, position.seconds)
         return better
 

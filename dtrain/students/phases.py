@@ -1,0 +1,275 @@
+"""The phases of a student as jobs, and how far it has come in them.
+
+    phases/<student>/1-general/ ──▶ phases/<student>/2-task/ ──▶ students/<student>/      what each publishes
+    checkpoints/students/<student>/1-general/   tensorboard/students/<student>/1-general/
+
+Epochs and steps of a student are counted over all of its phases: a phase begins where the one before would end by its
+`epochs`, whether patience ended it earlier or not.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dtrain.data.files import resolve_path
+from dtrain.engines.precision import resolve_precision
+from dtrain.errors import InputError
+from dtrain.losses.objective import Objective
+from dtrain.models import build, load
+from dtrain.plan import Plan
+from dtrain.recipe import Recipe
+from dtrain.recipe.models import EncoderSpec, encoder_of
+from dtrain.recipe.phases import StudentPhase, reads_head
+from dtrain.recipe.training import Student
+from dtrain.runfolder import RunFolder, is_done, read_json
+from dtrain.runtime.distributed import World
+from dtrain.training.checkpoint import Checkpoints
+from dtrain.training.job import Position
+from dtrain.training.model_job import ModelJob, Prepared
+from dtrain.training.monitor import log_hyperparameters
+from dtrain.training.reach import freeze, trained_names
+
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PhasePlace:
+    """One phase of a student: where it stands among the others, and where its files are."""
+
+    folder: RunFolder
+    student: Student
+    number: int  # from 0
+
+    @property
+    def phase(self) -> StudentPhase:
+        assert self.student.phases is not None
+        return self.student.phases[self.number]
+
+    @property
+    def name(self) -> str:
+        """Of its folders."""
+        return f"{self.number + 1}-{self.phase.name}"
+
+    @property
+    def is_last(self) -> bool:
+        return self.number == len(self.student.phases or []) - 1
+
+    @property
+    def before(self) -> PhasePlace | None:
+        return replace(self, number=self.number - 1) if self.number else None
+
+    @property
+    def first_epoch(self) -> int:
+        """The epochs of the phases before it."""
+        return sum(training.epochs for training in self.student.trainings[: self.number])
+
+    @property
+    def model(self) -> Path:
+        """The folder that it publishes."""
+        name = self.student.name
+        return self.folder.model("students", name) if self.is_last else self.folder.phase(name, self.name)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder.checkpoints("students", self.student.name, self.name)
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder.tensorboard("students", self.student.name, self.name)
+
+    def earlier(self) -> History:
+        """What the phases before it have logged, in the student's epochs and steps."""
+        history: History = read_json(self.before.model / "history.json") if self.before else []
+        return history
+
+    def counted(self, own: History) -> History:
+        """What it has logged itself, behind what the phases before it have."""
+        earlier = self.earlier()
+        steps = max((entry["step"] for entry in earlier), default=0)
+        later = [
+            {**entry, "step": entry["step"] + steps, "epoch": round(entry["epoch"] + self.first_epoch, 4)}
+            for entry in own
+        ]
+        return [*earlier, *({**entry, "phase": self.phase.name} for entry in later)]
+
+
+def places(folder: RunFolder, student: Student) -> list[PhasePlace]:
+    """All phases of a student, in order."""
+    return [PhasePlace(folder, student, number) for number in range(len(student.phases or []))]
+
+
+def phase_jobs(
+    student: Student, plan: Plan, make: Callable[[Student, str, int, int | None], ModelJob], pause: int | None
+) -> list[ModelJob]:
+    """What a student is trained as, one job after another; those that begin at epoch `pause` or later are left out.
+
+    Args:
+        make: the job of a training as of a student, from its fingerprint, the seed of its order of rows, and its `pause`.
+    """
+    found = []
+    for place, training in zip(places(plan.folder, student), student.trainings, strict=True):
+        if pause is not None and place.first_epoch >= pause:
+            break
+        ends = place.first_epoch + training.epochs
+        order = (plan.order(student) + place.number) % 2**31
+        stop = pause - place.first_epoch if pause is not None and pause < ends else None
+        job = make(training, plan.phase(student.name, place.number), order, stop)
+        job.title = f"{job.title}, phase {place.number + 1} ({place.phase.name})"
+        job.where = f"students.{student.name}.phases.{place.number}"
+        job.final, job.checkpoints, job.tensorboard = place.model, place.checkpoints, place.tensorboard
+        job.keep_last, job.freezes = place.phase.keep == "last", True
+        job.prepare = functools.partial(_prepare, job.prepare, place)
+        root = plan.folder.tensorboard("students", student.name)
+        log = functools.partial(log_hyperparameters, root, student, student.all_losses)
+        job.log_settings = log if place.is_last else lambda metrics: None
+        found.append(job)
+    return found
+
+
+def forget_curves(student: Student, plan: Plan, folder: RunFolder) -> None:
+    """Where its first phase is to begin: remove the curves of an earlier student of this name, phases or not."""
+    first = places(folder, student)[0]
+    if not is_done(first.model, plan.phase(student.name, 0)) and not first.checkpoints.exists():
+        shutil.rmtree(folder.tensorboard("students", student.name), ignore_errors=True)
+
+
+def history_at(
+    student: Student, plan: Plan, folder: RunFolder, epoch: int, identity: Callable[[str], str]
+) -> History | None:
+    """Its scores so far, once it has come to an epoch; None before.
+
+    Args:
+        identity: that of the checkpoints of a training, from its fingerprint.
+    """
+    for place in reversed(places(folder, student)):
+        fingerprint = plan.phase(student.name, place.number)
+        ends = place.first_epoch + student.trainings[place.number].epochs
+        if ends >= epoch and is_done(place.model, fingerprint):
+            history: History = read_json(place.model / "history.json")
+            return history
+        for state in Checkpoints(place.checkpoints, identity(fingerprint)).states():
+            if place.first_epoch + state["position"]["epoch"] >= epoch:
+                return place.counted(state["position"]["history"])
+    return None
+
+
+def unknown_parameters(recipe: Recipe) -> list[str]:
+    """Phases that name parameters or layers which their student's model does not have, a line each.
+
+    Models are built without weights. Of one whose shape only its hub folder tells nothing is known here.
+    """
+    problems = []
+    for student in recipe.students:
+        phases = [(number, phase) for number, phase in enumerate(student.phases or []) if phase.chooses]
+        names = _parameter_names(student, recipe) if phases else None
+        for number, phase in phases:
+            try:
+                trained_names(phase, names or [])
+            except InputError as error:
+                where = f"students.{student.name}.phases.{number}"
+                problems += [f"{where}.{problem}" for problem in error.problems if names is not None]
+    return problems
+
+
+def check_sharding(recipe: Recipe, world: World) -> None:
+    """Raise InputError for a phase that freezes weights under ZeRO in 16 bits, which keeps no exact copy of those."""
+    for student in recipe.students:
+        precision = resolve_precision(student.precision, world.device, f"students.{student.name}.precision")
+        if student.parallel != "data" or world.sharding.kind != "zero" or precision == "fp32":
+            continue
+        for number, phase in enumerate(student.phases or []):
+            if phase.chooses or not reads_head(phase.losses or []):
+                raise InputError(
+                    f"students.{student.name}.phases.{number}: freezes weights, which ZeRO in {precision} would round "
+                    "(allowed: precision: fp32, or a launch with ddp or fsdp2)"
+                )
+
+
+def _parameter_names(student: Student, recipe: Recipe) -> list[str] | None:
+    """Of the student's model; None where they are not known yet."""
+    spec = student.model.model_copy(deep=True)
+    encoder = encoder_of(spec)
+    if encoder is not None and encoder.pretrained:
+        layers = _layers(encoder, recipe)
+        if layers is None:
+            return None
+        encoder.pretrained, encoder.layers = None, layers
+    with torch.device("meta"):
+        try:
+            model = build(spec, vocabulary=8, labels=["a", "b"], pad_id=0)
+        except ValueError:  # it reads its tokenizer, which is not there yet
+            return None
+    return list(Objective.folder_names(model).values())
+
+
+def _layers(encoder: EncoderSpec, recipe: Recipe) -> int | None:
+    """Of a pretrained transformer; None where its folder is not here."""
+    if encoder.made_here and recipe.pretrain is not None:
+        return recipe.pretrain.model.shape()[1]
+    try:
+        return int(read_json(resolve_path(str(encoder.pretrained)) / "config.json")["num_hidden_layers"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _prepare(prepare: Callable[[], Prepared], place: PhasePlace) -> Prepared:
+    """What a phase trains with: as any student, from the weights that the phase before it kept."""
+    prepared = prepare()
+
+    def metrics(position: Position) -> dict[str, Any]:
+        return prepared.metrics(position) | _over_all(place, position)
+
+    return replace(
+        prepared,
+        make=functools.partial(_start, prepared.make, place),
+        metrics=metrics,
+        history=place.counted,
+        remarks=prepared.remarks if place.is_last else lambda evaluations, kept: [],
+    )
+
+
+def _start(make: Callable[[], nn.Module], place: PhasePlace) -> nn.Module:
+    model = make()
+    if place.before is not None:
+        model.load_state_dict(load(place.before.model).state_dict())
+    try:
+        freeze(model, place.phase)
+    except InputError as error:
+        where = f"students.{place.student.name}.phases.{place.number}"
+        raise InputError([f"{where}.{problem}" for problem in error.problems]) from None
+    return model
+
+
+def _over_all(place: PhasePlace, position: Position) -> dict[str, Any]:
+    """What is counted over all phases up to this one, and each phase by itself."""
+    earlier = read_json(place.before.model / "metrics.json") if place.before else {"phases": []}
+    training = place.student.trainings[place.number]
+    scores = next(h for h in position.history if h["split"] == "valid" and h["step"] == position.best_step)
+    own = {
+        "name": place.phase.name,
+        "rows": training.rows,
+        "losses": [loss.type for loss in training.losses or []],
+        "epochs": position.epoch,
+        "steps": position.step,
+        "seconds": round(position.seconds, 3),
+        "kept": place.phase.keep,
+        "epoch": position.best_epoch,
+        "scores": {name: value for name, value in scores.items() if name not in ("step", "epoch", "split")},
+    }
+    phases = [*earlier["phases"], own]
+    steps = sum(phase["steps"] for phase in earlier["phases"])
+    return {
+        "best_epoch": round(position.best_epoch + place.first_epoch, 4),
+        "best_step": position.best_step + steps,
+        "steps": position.step + steps,
+        "seconds": round(sum(phase["seconds"] for phase in phases), 3),
+        "phases": phases,
+    }

@@ -1,0 +1,109 @@
+"""Which parameters are trained: those that a phase names, and of them those that its losses depend on.
+
+A parameter without a gradient is left alone by every optimizer, so freezing what no loss reaches changes no number. But
+DDP waits for the gradient of each parameter, and ZeRO would let those that have none decay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import nn
+
+from dtrain.errors import InputError
+from dtrain.losses.objective import Objective
+from dtrain.recipe.losses import LossSpec, WeightSchedule
+from dtrain.recipe.phases import StudentPhase
+from dtrain.runtime.distributed import World
+from dtrain.training.feed import Feed
+
+_EMBEDDINGS = re.compile(r"(^|\.)embeddings\.")
+_LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
+
+
+def trained_names(phase: StudentPhase, names: Iterable[str]) -> set[str]:
+    """The parameters that a phase lets be trained, of those of its model; names are those of the model folder.
+
+    Raises:
+        InputError: naming the phase's key, where a prefix is that of no parameter, where the model has no such layer, or
+            where nothing would be left.
+    """
+    known = list(names)
+    if phase.up_to_layer is not None:
+        layers = {int(found[2]) for name in known if (found := _LAYER.search(name))}
+        if not layers or phase.up_to_layer > max(layers) + 1:
+            raise InputError(f"up_to_layer: {phase.up_to_layer} is more than the {len(layers)} layers of the model")
+        below = (name for name in known if _LAYER.search(name) is None and _EMBEDDINGS.search(name))
+        inside = ((name, found) for name in known if (found := _LAYER.search(name)))
+        return {*below, *(name for name, found in inside if int(found[2]) < phase.up_to_layer)}
+    key = "train" if phase.train is not None else "freeze"
+    chosen: set[str] = set()
+    for prefix in phase.train or phase.freeze or []:
+        matched = {name for name in known if name == prefix or name.startswith(prefix.rstrip(".") + ".")}
+        if not matched:
+            tops = ", ".join(sorted({name.split(".")[0] for name in known}))
+            raise InputError(f"{key}: no parameter starts with {prefix!r} (the model has {tops})")
+        chosen |= matched
+    if key == "train":
+        return chosen
+    if chosen == set(known):
+        raise InputError("freeze: leaves no parameter of the model to be trained")
+    return set(known) - chosen
+
+
+def freeze(model: nn.Module, phase: StudentPhase) -> None:
+    """Freeze what a phase does not let be trained; raises as `trained_names`."""
+    if phase.chooses:
+        names = Objective.folder_names(model)
+        trained = trained_names(phase, names.values())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(names[name] in trained)
+
+
+def freeze_unreached(
+    objective: Objective, feed: Feed, losses: Sequence[LossSpec], world: World, *, together: bool
+) -> None:
+    """Freeze the model's parameters that no loss depends on, at any moment of training (a collective if `together`).
+
+    A backward pass of one row shows them. Ranks that hold the structure alone are told by rank 0.
+
+    Args:
+        objective: not `together`, as one rank alone computes it.
+        losses: the terms, for the moments at which other weights than before are not 0.
+
+    Raises:
+        InputError: `together`, and some moments' losses reach fewer parameters than others'.
+    """
+    row = np.array([0])
+    feed.begin_step(row, 0, 0)
+    batch = feed.batch(row)  # on every rank: a sharded teacher answers on all of them
+    reached: dict[float, set[str]] = {}
+    if not together or world.rank == 0:
+        objective.to(world.device).train()
+        for moment in sorted(_moments(losses)):
+            total = objective(batch, moment)[0]
+            if total.requires_grad:
+                total.backward()
+            reached[moment] = {name for name, p in objective.model.named_parameters() if p.grad is not None}
+            objective.zero_grad(set_to_none=True)
+    if together:
+        reached = world.gather_objects(reached)[0]
+    ever = set[str]().union(*reached.values())
+    for moment, names in reached.items():
+        if together and names < ever:
+            when = f"at {moment:.3g} of the phase" if moment else "at its beginning"
+            raise InputError(
+                f"losses: {when} none reaches {sorted(ever - names)[0]}, which others train; with parallel: data every "
+                "step must reach all that the phase trains"
+            )
+    for name, parameter in objective.model.named_parameters():
+        if name not in ever:
+            parameter.requires_grad_(False)
+
+
+def _moments(losses: Sequence[LossSpec]) -> set[float]:
+    """Shares of training at one of which every loss has a weight that has one at all: weights go one way to their end."""
+    ends = {loss.weight.until for loss in losses if isinstance(loss.weight, WeightSchedule)}
+    return {0.0} | {end for end in ends if end < 1.0} | {1.0 - 2.0**-20}
