@@ -14,7 +14,7 @@ from typing import Any
 from dtrain.data.files import TABLES, Source
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, RowError, shown
-from dtrain.data.tables import MEND, SpanningRows, add_misread, mended_row, table_rows
+from dtrain.data.tables import EXCEL, MEND, SEPARATORS, SpanningRows, add_misread, mended_row, table_rows
 from dtrain.errors import suggest
 
 Record = Mapping[str | int, Any]
@@ -130,6 +130,11 @@ def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> 
     for row in table_rows(source, problems):
         line = source.separator.join(row.columns)
         if spanning is None:
+            if row.line == 1 and (excel := EXCEL.fullmatch(line)):
+                name = SEPARATORS.get(excel[1], excel[1])
+                remedy = "" if excel[1] == source.separator else f", and set data.delimiter: {name!r}"
+                problems.add(f"{source.name}:1: is a line for Excel alone ({line}): delete it{remedy}")
+                return
             first_line = row.line
             columns = [name.strip() for name in row.columns] if header else list(range(len(row.columns)))
             twice = sorted(

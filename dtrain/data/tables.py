@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ FIELD_CHARACTERS = 1 << 30  # of a quoted column; the csv module's own bound, 13
 SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ","}  # by the recipe's word for them
 
 
+_SPACED_QUOTE = re.compile(r'[ \t]+"')
+EXCEL = re.compile(r'"?sep=(.)"?')  # a first line that tells Excel what separates the columns
 MEND = "correct the quotation marks, or set data.quoting: none if they are part of the text"
 
 
@@ -81,8 +84,20 @@ def _quoted_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
                 return  # every later row would repeat the mistake
             continue
         read = True
+        if any(_SPACED_QUOTE.match(column) for column in row):
+            row = _without_spaces(lines, source.separator) or row
         if row:
             yield TableRow(start, row, list(lines) if len(lines) > 1 else [])
+
+
+def _without_spaces(lines: list[str], separator: str) -> list[str]:
+    """A row with blanks in front of its quotes, which RFC 4180 does not know: read as if they were not there."""
+    try:
+        return next(
+            csv.reader(iter([line + "\n" for line in lines]), delimiter=separator, strict=True, skipinitialspace=True)
+        )
+    except csv.Error:
+        return []
 
 
 class SpanningRows:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 STDIN = Path("/dev/stdin")
 ROLES = ("text", "text_b", "id")  # of columns, of rows without labels
+ARRAY = re.compile(r"\s*\[\s*(\{|$)")  # how an array of JSON objects begins
 HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 # What readers advise for a recipe's files, and the options of `predict` that do the same for the input. The recipe's own
 # keys are no way out there: with another data.quoting it asks for other models than those that were trained.
@@ -75,8 +76,17 @@ def read_texts(
             data = _written_so(_with_columns(data, columns), as_written)
             kind = format or _format(data, path, name)
             source = Source("transfer", path, kind, data.encoding, data.delimiter, data.quoting)
-            if source.format in TABLES and not data.header and not columns:
-                _check_first_row(source, data)
+            if source.format in TABLES and not data.header and (header := _header_of(source, data)):
+                if not columns:
+                    raise InputError(
+                        f"data.transfer: {source.name}: begins with the header {header}, but the recipe reads column "
+                        f"{data.columns.text} of files without one: give --columns text=NAME (or text="
+                        f"{data.columns.text}, if that is a row)"
+                    )
+                warn(
+                    f"--columns: by numbers, so the first row of {name}, {header}, is answered, too; if it is a header, give "
+                    "its names"
+                )
             rows = _read(data, source)
         except InputError as error:
             raise InputError([_in_terms_of_options(problem, path, name) for problem in error.problems]) from None
@@ -160,24 +170,21 @@ def _changed(data: Data, columns: dict[str, Any]) -> Data:
     return data.model_copy(update={"columns": data.columns.model_copy(update=columns)})
 
 
-def _check_first_row(source: Source, data: Data) -> None:
-    """Raise InputError where the recipe reads columns by their numbers, and the first row of this table is a header.
+def _header_of(source: Source, data: Data) -> str:
+    """The first row of a table whose columns are read by their numbers, where it looks like a header, else nothing.
 
     Its cells are then names, each the only one in its column. A single column cannot be told from a text of one word.
     """
     records = (record for _, record in read_records(source, False, data.columns.text, Problems()))
     rows = [list(record.values()) for record in islice(records, COMPARED_ROWS)]
     if len(rows) < 2 or len(rows[0]) < 2 or not all(HEADER_CELL.fullmatch(cell) for cell in rows[0]):
-        return
+        return ""
     for name, column in zip(rows[0], list(zip(*rows[1:], strict=True)), strict=True):
         if name in column:
-            return
+            return ""
     if all(all(HEADER_CELL.fullmatch(cell) for cell in row) for row in rows[1:]):
-        return
-    raise InputError(
-        f"data.transfer: {source.name}: begins with the header {shown(map(repr, rows[0]))}, but the recipe reads column "
-        f"{data.columns.text} of files without one: give --columns text=NAME (or text={data.columns.text}, if that is a row)"
-    )
+        return ""
+    return shown(map(repr, rows[0]))
 
 
 # --- formats -----------------------------------------------------------------------------------------
@@ -192,8 +199,8 @@ def _format(data: Data, path: str, name: str) -> str:
     if not first:
         raise InputError(f"data.transfer: {path}: {'nothing was read' if name == '-' else 'the file is empty'}")
     own = _own_format(data)
-    if _is_object(first):
-        found = "jsonl"
+    if _is_object(first) or ARRAY.match(first):
+        found = "jsonl"  # of which the reader says that an array is none, and how to make lines of it
     elif own in TABLES and _is_row(first, Source("transfer", path, own, delimiter=data.delimiter), data):
         found = own
     else:

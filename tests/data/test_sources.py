@@ -205,6 +205,8 @@ BAD: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[str]]] = {
     "half a character": ({"train.jsonl": GOOD + '{"text": "a\\ud800", "label": "a"}\n'}, {}, ["train.jsonl:3: holds half of a surrogate pair"]),
     "a column too many": ({"t.tsv": "text\tlabel\nx\ta\ny\tb\tc\n"}, {"train": "t.tsv"}, ["t.tsv:3: 3 column(s), but the header has 2; a text may hold a tab: write a space in its place, or delete the row"]),
     "a comma too many": ({"t.csv": "x,a\ny, z,b\n"}, {"train": "t.csv", "header": False, "columns": {"text": 0, "label": 1}}, ["t.csv:2: 3 column(s), but line 1 has 2; a text may hold ',': put that text in quotes, or delete the row"]),
+    "Excel's own line": ({"t.csv": "sep=;\ntext;label\nx;a\n"}, {"train": "t.csv"}, ["t.csv:1: is a line for Excel alone (sep=;): delete it, and set data.delimiter: ';'"]),
+    "Excel's own line, in quotes": ({"t.csv": '"sep=;"\ntext;label\nx;a\n'}, {"train": "t.csv", "delimiter": ";"}, ["t.csv:1: is a line for Excel alone (sep=;): delete it"]),
     "a column too few": ({"t.csv": "x,a\ny\n"}, {"train": "t.csv", "header": False, "columns": {"text": 0, "label": 1}}, ["t.csv:2: 1 column(s), but line 1 has 2; a column is missing, or a text continues on the next line: correct the row, or delete it"]),
     "no such header": ({"t.tsv": "sentence\tlabel\nx\ta\n"}, {"train": "t.tsv"}, ["t.tsv:1: has no 'text'", "found: sentence, label"]),
     "header twice": ({"t.tsv": "text\ttext\nx\ta\n"}, {"train": "t.tsv"}, ["t.tsv:1: the header names column 'text' twice"]),

@@ -114,6 +114,14 @@ def test_texts_of_several_lines_are_told_and_kept(write: Write, label_first: boo
     assert corpus.remarks == [f"{train}:3: 2 row(s) span several lines, the first begins here"]
 
 
+def test_blanks_before_quotes_are_no_part_of_a_column(write: Write) -> None:
+    """As tables that people type have them; what only begins like a quoted column stays as it is."""
+    rows = 'text, label\n"很好, 好", "a"\n不好, "b"\n "x, y", b\n "你好" 他说, a\n'
+    corpus = read(write("t.csv", rows))
+    assert corpus.parts["train"].label == ["a", "b", "b", "a"]
+    assert corpus.parts["train"].text == ["很好, 好", "不好", "x, y", ' "你好" 他说']
+
+
 def test_check_and_prepare_tell_remarks(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f'{"ab"[n % 2]},"第{n}\n条"\n' for n in range(20))
     train = write("t.csv", "label,text\n" + rows)

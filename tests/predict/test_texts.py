@@ -46,12 +46,24 @@ def test_a_header_is_not_a_row_of_numbered_columns(read):
     assert "--columns text=NAME" in problem
 
 
-def test_columns_of_the_input_are_named(read):
+@pytest.mark.parametrize("content", ['[{"text": "好"}, {"text": "坏"}]\n', '[\n  {"text": "好"}\n]\n'])
+def test_an_array_is_refused_from_standard_input_as_from_a_file(read, content):
+    """It was answered line by line, brackets and all."""
+    for section in (JSON, NAMED):
+        for name in ("-", "new.json", "new.txt"):
+            with pytest.raises(InputError, match="the file seems to hold one array, .* jq -c '...' FILE > FILE.jsonl"):
+                read(section, name, content)
+    assert read(JSON, "-", "[图片] 好\n").text == ["[图片] 好"]
+
+
+def test_columns_of_the_input_are_named(read, capsys):
     found = read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a"])
     assert (found.text, found.lines) == (["冠在军在了", "军在队冠", "是在是队"], [2, 3, 4])
     assert read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a,id=qid"]).ids == [0, 1, 2]
     # Or it is said that the first row is one.
+    assert capsys.readouterr().err == ""
     assert read(NUMBERED, "new.tsv", HEADER, columns=["text=1"]).text[0] == "text_a"
+    assert "--columns: by numbers, so the first row of " in capsys.readouterr().err
     found = read(NAMED, "new.tsv", "x\t好\ny\t坏\n", columns=["text=1", "id=0"])
     assert (found.text, found.ids, found.lines) == (["好", "坏"], ["x", "y"], [1, 2])
 
