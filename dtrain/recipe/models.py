@@ -140,7 +140,7 @@ class EncoderSpec(Architecture):
         if self.tokenizer:
             values = {k: v for k, v in values.items() if k not in ("vocabulary", "vocabulary_size")}
         if self.init is None:
-            values.pop("init")
+            values.pop("init", None)
         return {k: v for k, v in values.items() if not self.pretrained or k in ("type", "pretrained", "dropout")}
 
     @property
