@@ -12,6 +12,7 @@ from dtrain.data.tokenizers import STUDENTS, tokenizer_specs
 from dtrain.errors import counted
 from dtrain.recipe.schema import Recipe
 
+UNKNOWN = 0.05  # share of unknown tokens from which on it is told
 MOST_FILES = 5  # of a part, that are named
 # What WordPiece makes a token of, or more: a sign that is no Latin letter or digit is one by itself.
 PIECE = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
@@ -78,6 +79,21 @@ def remarks_in_words(info: Mapping[str, Any]) -> list[str]:
         if count:
             lines.append(f"{part}: {counted(count, 'row')} with an empty text; kept, as the unknown token")
     return lines
+
+
+def unknown_in_words(tokenizer: str, encoding: Mapping[str, Any]) -> str | None:
+    """What it means where a given tokenizer reads much of the text as its unknown token; None where it does not.
+
+    Args:
+        encoding: its `encoded.json`, with this share where the tokenizer was not made of these rows.
+    """
+    share = encoding.get("unknown", 0.0)
+    if share <= UNKNOWN:
+        return None
+    return (
+        f"{tokenizer}: its tokenizer does not know {share:.0%} of the tokens of these rows, and the model cannot tell them "
+        "from each other: take a pretrained model that was made for this language and script"
+    )
 
 
 def cut_in_words(cut: Mapping[str, int], rows: int, recipe: Recipe, about: str = "") -> str | None:

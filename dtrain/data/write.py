@@ -42,6 +42,16 @@ def write_encoded(encode: Encode, rows: Path, parts: list[str], data: Data, fold
     return cut
 
 
+def token_share(folder: Path, parts: Sequence[str], token: int | None) -> float:
+    """The share of a token among all those of encoded parts; 0 where a tokenizer has no such token."""
+    found = total = 0
+    for part in parts:
+        for chunk in load_from_disk(folder / part).data.column("input_ids").chunks:
+            ids = chunk.flatten().to_numpy(zero_copy_only=False)
+            found, total = found + int((ids == token).sum()), total + len(ids)
+    return found / max(total, 1)
+
+
 class RowSummary:
     """What is worth knowing about rows, collected in one pass over the training part and the others.
 

@@ -9,6 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from dtrain.data import tokenizer_name
+from dtrain.data.summary import unknown_in_words
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -65,7 +67,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         ],
         "search": _search(plan.whole, folder) if recipe.students else None,
         "details": _details(folder, student or teacher, view),
-        "remarks": [*data.get("remarks", []), *_remarks(members, folder)],
+        "remarks": [*data.get("remarks", []), *_unknown(members, folder), *_remarks(members, folder)],
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }
@@ -129,6 +131,13 @@ def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dic
         return None
     record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
     return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in view.details}}
+
+
+def _unknown(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
+    """Tokenizers that were given, and do not know much of the text."""
+    names = dict.fromkeys(tokenizer_name(member) for _, member in members)
+    encodings = {name: read_json(folder.data / "encoded" / name / "encoded.json") for name in names}
+    return list(filter(None, (unknown_in_words(name, encoding) for name, encoding in encodings.items())))
 
 
 def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:

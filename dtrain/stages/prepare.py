@@ -17,10 +17,10 @@ from dtrain.augment.rows import with_synthetic_rows
 from dtrain.data import PreparedData
 from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
-from dtrain.data.summary import numbers_in_words, remarks_in_words
+from dtrain.data.summary import numbers_in_words, remarks_in_words, unknown_in_words
 from dtrain.data.tokenizers import check_tokenizers, tasks_reading, tokenizer_specs
 from dtrain.data.vocabularies import frame_ids, given_tokenizer
-from dtrain.data.write import write_encoded
+from dtrain.data.write import token_share, write_encoded
 from dtrain.errors import InputError, Stopped, counted
 from dtrain.log import say, warn
 from dtrain.plan import Plan
@@ -181,7 +181,9 @@ class TaskRows:
                 what = f"stopped on request ({stop.reason}) before tokenizer {name}"
                 raise Stopped(f"prepare: {what}; the same command continues")
             tokenizer = self._given.get(name) or self._counted(name, tasks)
-            encoding = _encode(self.recipe, data, name, tokenizer, self.identity(name))
+            encoding = _encode(self.recipe, data, name, tokenizer, self.identity(name), given=name in self._given)
+            if much := unknown_in_words(name, encoding):
+                warn(much)
             cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
             # Documents are read in pieces, and nothing of them is cut off.
             lost = "" if "documents" in data.info else f" ({cut:.1%} of rows cut at {self.section.max_length})"
@@ -237,9 +239,13 @@ def _training_texts(data: PreparedData) -> Iterator[list[str]]:
 
 
 def _encode(
-    recipe: Recipe, data: PreparedData, name: str, tokenizer: PreTrainedTokenizerFast, identity: str
+    recipe: Recipe, data: PreparedData, name: str, tokenizer: PreTrainedTokenizerFast, identity: str, *, given: bool
 ) -> dict[str, Any]:
-    """Publish a tokenizer, then the parts that it encodes, with a record that vouches for both."""
+    """Publish a tokenizer, then the parts that it encodes, with a record that vouches for both.
+
+    Args:
+        given: whether it was not made of these rows: then the record has the share of them that it does not know.
+    """
     with publish_folder(data.tokenizer_path(name)) as aside:
         tokenizer.save_pretrained(aside)
     files = sorted(data.tokenizer_path(name).iterdir())
@@ -256,6 +262,7 @@ def _encode(
             "frame": frame_ids(tokenizer),
             "max_length": recipe.data.max_length,
             "cut": cut,
+            **({"unknown": token_share(aside, data.parts, tokenizer.unk_token_id)} if given else {}),
             "specials": preparing.specials(tokenizer, recipe.data),
         }
         write_json(aside / "encoded.json", encoding)

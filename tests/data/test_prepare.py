@@ -19,6 +19,8 @@ from dtrain.data import EncodedSplit, Normalizer, PreparedData, encode_texts
 from dtrain.data.encode import Encoder
 from dtrain.errors import DtrainError, InputError
 from dtrain.recipe.data import Normalization
+from dtrain.recipe.training import Teacher
+from dtrain.report.results import _unknown
 from dtrain.runfolder import RunFolder
 
 BERT = {"name": "big", "model": {"type": "bert", "vocabulary_size": 200}}
@@ -85,6 +87,26 @@ def test_collate_against_a_plain_loop(prepare_run: Prepare, corpus: dict[str, An
         "attention_mask": torch.int64,
     }
     assert part.collate(np.array([], dtype=np.int64))["input_ids"].shape == (0, 0)
+
+
+def test_a_given_vocabulary_that_knows_little_of_the_text_is_told(
+    prepare_run: Prepare, corpus: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "第", "条"]))
+    big = {"name": "big", "model": {"type": "bert", "vocabulary": str(tmp_path / "vocab.txt")}}
+    folder = prepare_run(corpus, teachers=(big,))
+    part = PreparedData.open(folder)
+    tokens = np.concatenate([part.part(name, "big").tokens for name in part.parts])
+    share = float((tokens == 1).mean())
+    assert 0.3 < share < 1
+    told = capsys.readouterr().err
+    assert f"warning: big: its tokenizer does not know {share:.0%} of the tokens" in told and "students:" not in told
+    encoded = {
+        name: json.loads((folder.data / "encoded" / name / "encoded.json").read_text()) for name in ("big", "students")
+    }
+    assert encoded["big"]["unknown"] == pytest.approx(share) and "unknown" not in encoded["students"]
+    members = [("teachers", Teacher.model_validate(big))]
+    assert _unknown(members, folder)[0].startswith("big: its tokenizer does not know")
 
 
 def test_pairs(prepare_run: Prepare, jsonl: Write) -> None:
