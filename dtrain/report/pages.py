@@ -91,6 +91,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "summary": tables.summary(results),
         "models": tables.every_model(results),
         "search": tables.search(results["search"], results["failed"]) if results.get("search") else None,
+        "phases": tables.phases(results["phases"], view.lead) if results.get("phases") else None,
         "classes": tables.classes(details["per_class"]) if "per_class" in details else None,
         "types": tables.types(details["per_type"], detailed) if "per_type" in details and detailed else None,
         "examples": [

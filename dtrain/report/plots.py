@@ -29,6 +29,7 @@ KINDS = {
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 LINES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7a5195", "#8c8c8c"]
 REST = "#d0d4da"
+MOST_PHASES = 5  # panels that fit side by side
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
@@ -143,6 +144,37 @@ def training_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], par
             loc="outside lower center",
             ncols=columns,
         )
+        _save(figure, path)
+    return True
+
+
+def phase_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], path: Path) -> bool:
+    """The training objective by epoch, a panel for each phase of students; `histories` as for `training_curves`.
+
+    Returns:
+        Whether some student has phases; if not, no file is written.
+    """
+    points = [entry for _, members in histories for history in members for entry in history if "phase" in entry]
+    names = list(dict.fromkeys(entry["phase"] for entry in points))[:MOST_PHASES]
+    if not names:
+        return False
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(max(6.4, 3.2 * len(names)), 3.2, panels=len(names))
+        for axis, name in zip(axes, names, strict=True):
+            axis.set_title(f"Phase {name}")
+            axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for number, (group, members) in reversed(list(enumerate(histories))):
+                for order, history in enumerate(members):
+                    own = [e for e in history if e.get("phase") == name and e["split"] == "train" and "loss" in e]
+                    if own:
+                        axis.plot(
+                            [entry["epoch"] for entry in own], [entry["loss"] for entry in own],
+                            color=LINES[number] if number < len(LINES) else REST, lw=1.5, alpha=0.85,
+                            marker="o" if len(own) < 15 else None, markersize=3, label=group if order == 0 else None,
+                        )  # fmt: skip
+        axes[0].set_ylabel("training objective")
+        axes[0].legend(frameon=False, fontsize=9)
         _save(figure, path)
     return True
 

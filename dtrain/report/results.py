@@ -34,7 +34,8 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         part are a mapping under its name), `headline` (the part whose scores are told first: test where it is scored,
         since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
         `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
-        alone), `failed`, `search` (who went on and who was stopped on the way, or None), `details` (of the best student:
+        alone), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
+        each, under `student`), `details` (of the best student:
         classes and confusion, or types, their counts and examples), `remarks` (on the data, and on models that learnt
         nothing), `speed` (how it was measured), `versions`.
     """
@@ -66,6 +67,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
             if (kind, member) not in members
         ],
         "search": _search(plan.whole, folder) if recipe.students else None,
+        "phases": _phases(members, folder),
         "details": _details(folder, student or teacher, view),
         "remarks": [*data.get("remarks", []), *_unknown(members, folder), *_remarks(members, folder)],
         "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
@@ -149,6 +151,16 @@ def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) ->
         remarks = read_json(folder.model(kind, member.name) / "metrics.json").get("remarks", [])
         found += [f"{kind[:-1]} {member.name}: {remark}{beside}" for remark in remarks]
     return found
+
+
+def _phases(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[dict[str, Any]]:
+    """The phases of students, one after another."""
+    names = [member.name for _, member in members if isinstance(member, Student) and member.phases is not None]
+    return [
+        {"student": name, **phase}
+        for name in names
+        for phase in read_json(folder.model("students", name) / "metrics.json")["phases"]
+    ]
 
 
 def _search(plan: Plan, folder: RunFolder) -> list[dict[str, Any]] | None:

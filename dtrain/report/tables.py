@@ -81,6 +81,28 @@ def search(rungs: list[dict[str, Any]], failed: list[dict[str, Any]]) -> Table:
     return Table(headers, rows, frozenset(i for i, name in enumerate(names) if name not in ends))
 
 
+def phases(found: list[dict[str, Any]], lead: str) -> Table:
+    """One row a phase of a student; the scores are those of the weights that it kept.
+
+    Args:
+        lead: the score that a task is told by; of phases on plain text the perplexity stands beside it.
+    """
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("student", lambda p: p["student"]),
+        ("phase", lambda p: p["name"]),
+        ("rows", lambda p: ", ".join(p["rows"])),
+        ("losses", lambda p: ", ".join(p["losses"])),
+        ("epochs", lambda p: plain(p["epochs"])),
+        ("steps", lambda p: plain(p["steps"])),
+        ("seconds", lambda p: significant(p["seconds"])),
+        ("weights kept", lambda p: f"{p['kept']}, epoch {p['epoch']:g}"),
+        (f"{lead}, valid (%)", lambda p: percent(p["scores"][lead]) if p["split"] == "valid" else ""),
+        ("perplexity, held out", lambda p: significant(p["scores"].get("perplexity"))),
+        ("loss", lambda p: f"{p['scores']['loss']:.4f}"),
+    ]
+    return _table(columns, found, set())
+
+
 def classes(table: list[dict[str, Any]]) -> Table:
     """Scores of every class of one model."""
     columns: list[tuple[str, Callable[[Row], str]]] = [

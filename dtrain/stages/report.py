@@ -93,7 +93,7 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     """Draw what there is to draw; the plots' files by name."""
     view = VIEWS[results["task"]]
     against_parameters, against_latency = f"{view.lead}_parameters", f"{view.lead}_latency"
-    names = (against_parameters, against_latency, "curves", "confusion", "types", "scatter")
+    names = (against_parameters, against_latency, "curves", "confusion", "types", "scatter", "phases")
     paths = {name: target / f"{name}.png" for name in names}
     groups = sorted(results["groups"], key=lambda group: -group[view.lead]["mean"])
     histories = [
@@ -106,6 +106,7 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     plots.score_against(results, "parameters", paths[against_parameters])
     plots.score_against(results, "milliseconds", paths[against_latency])
     plots.training_curves(histories, "valid", view, paths["curves"])
+    plots.phase_curves(histories, paths["phases"])
     details = results["details"] or {}
     if "per_type" in details:
         plots.type_scores(details["per_type"], paths["types"])

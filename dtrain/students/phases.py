@@ -261,6 +261,7 @@ def _over_all(place: PhasePlace, position: Position) -> dict[str, Any]:
         "steps": position.step,
         "seconds": round(position.seconds, 3),
         "kept": place.phase.keep,
+        "split": "valid",
         "epoch": position.best_epoch,
         "scores": {name: value for name, value in scores.items() if name not in ("step", "epoch", "split")},
     }

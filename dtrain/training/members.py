@@ -205,12 +205,18 @@ class Members:
             f"A {spec.model.type} {kind[:-1]} trained by dtrain on {counted(metrics['training_rows'], 'row')} "
             f"({time.strftime('%Y-%m-%d')}).\n\n"
             f"- {task.answer_in_words}\n- teachers: {', '.join(teachers) or 'none'}\n"
-            f"- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
+            f"{_phases(metrics.get('phases', []))}- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
             f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
             f"- validation rows: {metrics['rows']:g}, {task.headline(metrics)} "
             f"(the best of the evaluations, on the same rows that chose it)\n\n"
             "Load it with `dtrain.load(folder)`.\n"
         )
+
+
+def _phases(phases: list[dict[str, Any]]) -> str:
+    """A line of the model card, before what it says of the last one of them."""
+    told = [f"{p['name']} ({' and '.join(p['rows'])}, {' and '.join(p['losses'])})" for p in phases]
+    return f"- phases: {', '.join(told)}; of the last one:\n" if told else ""
 
 
 def _read(losses: LossSum, teacher: str, spec: Teacher | Student, *, online: bool) -> list[str]:

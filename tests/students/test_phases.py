@@ -21,6 +21,7 @@ from dtrain.plan import Plan
 from dtrain.recipe.training import Student
 from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import World
+from dtrain.stages import evaluate, report
 from dtrain.students.phases import places
 from dtrain.students.search import score_until
 from dtrain.training import loop
@@ -277,3 +278,20 @@ def test_a_search_compares_students_in_their_phases(root: Path, world: World, pl
                 assert rung["scores"][name] == score_until(logged, "loss", rung["epoch"])
     one, other = (plan.folder.model("students", winner) / "model.safetensors" for plan in (found, alone))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_report_shows_every_phase(world: World, plan: Plan) -> None:
+    for stage in (evaluate, report):
+        stage.run(plan.recipe, world, plan.folder)
+    page = (plan.folder.report / "report.md").read_text(encoding="utf-8")
+    table = page.split("## Phases of students")[1]
+    for phase in metrics(plan)["phases"]:
+        assert f"| s | {phase['name']} | {', '.join(phase['rows'])} | {', '.join(phase['losses'])} |" in table
+    assert "![training objective of each phase](phases.png)" in table
+    assert (plan.folder.report / "phases.png").exists()
+    assert "<h2>Phases of students</h2>" in (plan.folder.report / "report.html").read_text(encoding="utf-8")
+    card = (plan.folder.model("students", "s") / "README.md").read_text(encoding="utf-8")
+    assert (
+        "- phases: hint (transfer, feature_hint), soft (train and transfer, cross_entropy and soft_targets), gold ("
+        in card
+    )
