@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import DtrainError
+from dtrain.knowledge.kinds import layer_of
 from dtrain.metrics import count_entities, entities, entity_scores, per_type
 from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.base import Task, check_coverage
@@ -73,8 +74,8 @@ class Tagging(Task):
         if "marginals" in needs:
             found["marginals"] = output.marginals
         for name, kinds in batch.teachers.items():
-            for values in kinds.values():
-                if values.shape != output.logits.shape:
+            for kind, values in kinds.items():
+                if layer_of(kind) is None and values.shape != output.logits.shape:
                     raise DtrainError(
                         f"knowledge of {name}: {list(values.shape)} values for these rows, "
                         f"but the student has {list(output.logits.shape)}"
