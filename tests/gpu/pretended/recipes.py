@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 COMMON = "seed: 5\noutput_dir: {folder}/runs\nlaunch: {{processes: 1}}\nreport: {{latency: false}}\n"
 
@@ -167,7 +168,78 @@ teachers:
   - {{name: teacher, model: {{type: bert, pretrained: pretrain}}, epochs: 1, batch_size: 10}}
 """
 
-RECIPES = {"classification": CLASSIFICATION, "pairs": PAIRS, "tagging": TAGGING, "pretraining": PRETRAINING}
+REGRESSION = """\
+name: numbers
+data:
+  task: regression
+  standardize: true
+  train: {folder}/numbers.jsonl
+  columns: {{text: a, text_b: b, label: score}}
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - &teacher
+    name: bert
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+    epochs: 1
+    batch_size: 10
+    precision: bf16
+  - <<: *teacher
+    name: words
+    model: {{type: fasttext, embedding: 8, buckets: 100}}
+    precision: fp16
+students:
+  - &student
+    name: stack
+    model: {{type: bilstm, embedding: 8, hidden: 8}}
+    epochs: 1
+    batch_size: 10
+    grid: {{seed: [1, 2]}}
+  - <<: *student
+    name: siamese
+    model: {{type: siamese, embedding: 8, hidden: 8}}
+    precision: fp16
+    losses: [{{type: number_annealing}}, {{type: logit_regression, weighting: average}}]
+    grid: {{}}
+"""
+
+MULTI_LABEL = """\
+name: sets
+data:
+  task: multi_label
+  train: {folder}/sets.jsonl
+  transfer: {folder}/more.txt
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - name: bert
+    model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+    epochs: 1
+    batch_size: 10
+    precision: fp16
+students:
+  - &student
+    name: stack
+    model: {{type: textcnn, embedding: 8, filters: 8}}
+    epochs: 1
+    batch_size: 10
+    grid: {{seed: [1, 2]}}
+  - <<: *student
+    name: annealed
+    model: {{type: text_rcnn, embedding: 8, hidden: 8}}
+    precision: bf16
+    losses: [{{type: label_set_annealing}}, {{type: soft_label_sets, weighting: average}}]
+    grid: {{}}
+"""
+
+RECIPES = {
+    "classification": CLASSIFICATION,
+    "pairs": PAIRS,
+    "regression": REGRESSION,
+    "multi_label": MULTI_LABEL,
+    "tagging": TAGGING,
+    "pretraining": PRETRAINING,
+}
 TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅", "money": "股票基金银行利率"}
 
 
@@ -178,7 +250,7 @@ def write(folder: Path) -> dict[str, Path]:
     def text(topic: str, longest: int = 14) -> str:
         return "".join(draw.choice(TOPICS[topic] + "的了是在我") for _ in range(draw.randint(3, longest)))
 
-    def rows(name: str, found: list[dict[str, str]]) -> None:
+    def rows(name: str, found: list[dict[str, Any]]) -> None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]
         (folder / name).write_text("".join(lines), encoding="utf-8")
 
@@ -187,6 +259,8 @@ def write(folder: Path) -> dict[str, Path]:
     rows("test.jsonl", [{"text": text(t), "label": t} for t in draw.choices(topics, k=15)])
     pairs = [(draw.choice(topics), draw.choice(topics)) for _ in range(75)]
     rows("pairs.jsonl", [{"a": text(a), "b": text(b), "label": "same" if a == b else "other"} for a, b in pairs])
+    rows("numbers.jsonl", [{"a": text(a), "b": text(b), "score": round(draw.random() * 5, 1)} for a, b in pairs])
+    rows("sets.jsonl", [{"text": text(a) + text(b), "label": sorted({a, b} - {"money"})} for a, b in pairs])
     (folder / "more.txt").write_text("".join(text(t) + "\n" for t in draw.choices(topics, k=30)), encoding="utf-8")
     sentences = [text(draw.choice(topics)) + "。" for _ in range(320)]
     documents = ["".join(sentences[start : start + 4]) + "\n\n" for start in range(0, len(sentences), 4)]
