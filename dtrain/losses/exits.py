@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from dtrain.losses.class_weights import ClassWeights, of_rows
 from dtrain.losses.outputs import Smoothing, Temperature, full_precision
 from dtrain.losses.registry import register
 from dtrain.losses.torch_later import functional
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 
 
 @register("exits", "labels")
-def exits_cross_entropy(exits: Tensor, labels: Tensor, *, label_smoothing: Smoothing = 0.0) -> Tensor:
-    """The *mean* over exits of -sum_c q_c log softmax(z_e)_c, q as of `cross_entropy` (Phuong and Lampert, ICCV 2019).
+def exits_cross_entropy(
+    exits: Tensor, labels: Tensor, *, label_smoothing: Smoothing = 0.0, class_weights: ClassWeights = None
+) -> Tensor:
+    """The *mean* over exits of -w_y sum_c q_c log softmax(z_e)_c, q and w as of `cross_entropy` (Phuong and Lampert, ICCV 2019).
 
     Args:
         exits: float [E, B, C].
         labels: int64 [B], each in [0, C).
         label_smoothing: e, the share of the label that is spread over all classes.
+        class_weights: w by label, or `balanced`; left out: 1.
 
     Returns:
         float [B].
@@ -31,7 +35,7 @@ def exits_cross_entropy(exits: Tensor, labels: Tensor, *, label_smoothing: Smoot
     values = functional.cross_entropy(
         logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none", label_smoothing=label_smoothing
     )
-    return values.view(len(logits), -1).mean(0)
+    return of_rows(class_weights, labels, values.view(len(logits), -1).mean(0))
 
 
 @register("exits")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dtrain.errors import InputError
 from dtrain.knowledge.kinds import at_layer, is_inside, layer_of
 from dtrain.losses import weighting
+from dtrain.losses.class_weights import weights_in_order
 from dtrain.losses.layers import EncoderShape, Pairs
 from dtrain.losses.outputs import full_precision, mutual_divergence
 from dtrain.losses.over_rows import AllRows
@@ -303,9 +304,15 @@ class Objective(nn.Module):
 
 
 def build_losses(
-    specs: Iterable[LossSpec], widths: Mapping[str, int] | None = None, shapes: Shapes | None = None
+    specs: Iterable[LossSpec],
+    widths: Mapping[str, int] | None = None,
+    shapes: Shapes | None = None,
+    label_counts: Mapping[str, int] | None = None,
 ) -> LossSum:
     """The losses of a recipe; a type that comes again is named `type.2`, `type.3`, ...
+
+    Args:
+        label_counts: labelled training rows of each label, in the order of the labels; what weights of classes need.
 
     Raises:
         ValueError: an unknown loss, a bad parameter, or no loss at all.
@@ -315,7 +322,10 @@ def build_losses(
     for spec in specs:
         earlier = sum(term.loss.name == spec.type for term in terms)
         name = f"{spec.type}.{earlier + 1}" if earlier else spec.type
-        terms.append(Term(name, find_loss(spec.type), spec.weight, spec.parameters(), spec.teachers, spec.weighting))
+        parameters = spec.parameters()
+        if parameters.get("class_weights") is not None:
+            parameters["class_weights"] = weights_in_order(parameters["class_weights"], label_counts or {})
+        terms.append(Term(name, find_loss(spec.type), spec.weight, parameters, spec.teachers, spec.weighting))
     if not terms:
         raise ValueError("losses: none given")
     return LossSum(terms, widths, shapes)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from dtrain.losses.class_weights import ClassWeights, of_rows
 from dtrain.losses.ramp import part_of_way
 from dtrain.losses.registry import register
 from dtrain.losses.torch_later import functional, torch
@@ -25,20 +26,28 @@ Rank = Annotated[int, Field(ge=2)]
 
 
 @register("logits", "labels")
-def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: Smoothing = 0.0) -> Tensor:
-    """-sum_c q_c log softmax(z_s)_c with q = (1 - e) onehot(y) + e / C (Szegedy et al. 1512.00567, sec. 7).
+def cross_entropy(
+    student_logits: Tensor, labels: Tensor, *, label_smoothing: Smoothing = 0.0, class_weights: ClassWeights = None
+) -> Tensor:
+    """w_y times -sum_c q_c log softmax(z_s)_c with q = (1 - e) onehot(y) + e / C (Szegedy et al. 1512.00567, sec. 7).
+
+    The sum over rows is divided by their number, as every term is, and not by the sum of their weights: so a row counts
+    the same in any batch.
 
     Args:
         student_logits: float [B, C].
         labels: int64 [B], each in [0, C).
         label_smoothing: e, the share of the label that is spread over all classes.
+        class_weights: w by label, 1 for labels that are not named; or `balanced`: n / (C n_c) of n labelled training rows,
+            n_c of label c and C labels that have some, which is 1 on average; left out: 1.
 
     Returns:
         float [B].
     """
-    return functional.cross_entropy(
+    values = functional.cross_entropy(
         full_precision(student_logits), labels, reduction="none", label_smoothing=label_smoothing
     )
+    return of_rows(class_weights, labels, values)
 
 
 @register("logits", "teachers.logits", logits=("classes",))

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from dtrain.errors import suggest
+from dtrain.losses.class_weights import ClassWeights
 from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.initial import InitSpec, check_init
@@ -172,12 +173,15 @@ class TrainSpec(Closed):
             allowed = ", ".join([*types, *task.models])
             report("model.type", f"{kind!r} is not for task {task.name!r} (allowed: {allowed}){hint}")
         elif kind not in task.models and context.data_task not in self.model.tasks:
+            reads = ", ".join(name for name in self.model.tasks if name in alike)
             report(
                 "model.type",
-                f"{kind!r} reads {', '.join(self.model.tasks)}, and {context.key}.task is {context.data_task!r}",
+                f"{kind!r} reads {reads}, and {context.key}.task is {context.data_task!r}",
             )
         elif self.model.two_texts and not context.two_texts:
-            report("model.type", f"{kind!r} reads two texts a row, and data.columns.text_b names no second one")
+            report(
+                "model.type", f"{kind!r} reads two texts a row, and {context.key}.columns.text_b names no second one"
+            )
         self.check_metric(context, report)
 
     def check_metric(self, context: Context, report: Reporter) -> None:
@@ -218,6 +222,8 @@ class Teacher(TrainSpec):
     # a model folder of another run, taken as it is; then no key but this, `name` and `task` is given
     source: Annotated[NamedPath | None, Field(alias="from", exclude=True)] = None
     label_smoothing: Share = 0.0  # share of each label that is spread over all classes
+    # weights of labels in the loss, as {rare: 5.0}, those not named 1; balanced: n / (C n_c), by the rows of each label
+    class_weights: ClassWeights = None
     tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; left out: not
     stop_epoch: PositiveInt | None = None  # take the weights at this epoch's end, of a schedule over all `epochs`
 
@@ -249,7 +255,7 @@ class Teacher(TrainSpec):
 
     def resolve(self, context: Context, report: Reporter) -> None:
         super().resolve(context, report)
-        for key in ("label_smoothing", "tolerance"):
+        for key in ("label_smoothing", "class_weights", "tolerance"):
             if key in context.task.excluded and self.source is None and getattr(self, key):
                 report(key, f"is not for task {context.data_task!r}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dtrain.data.class_weights import check_class_weights
 from dtrain.data.corpus import Corpus
 from dtrain.data.encoders import check_encoders
 from dtrain.data.external import check_external
@@ -77,7 +78,11 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
     with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
         prepared = Plan(recipe).stage_done("prepare")
     corpora: dict[str, Corpus] = {}
-    if not prepared:
+    if prepared:
+        for view in views:
+            rows = read_json(Plan(recipe).folder.of_task(view.task).data / "rows" / "data.json")
+            problems += check_class_weights(view, rows["labels"])
+    else:
         for view in views:
             try:
                 corpora[view.task] = _checked_rows(view, problems)
@@ -92,6 +97,7 @@ def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
     """The rows of one task; what is wrong with them as a whole is added to the problems."""
     corpus = check_sources(view.data, view.seed)
     problems += [problem for problem in check_external(view, corpus.labels) if problem not in problems]
+    problems += check_class_weights(view, corpus.labels)
     if not corpus.counts.get("valid"):
         few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
         problems.append(view.data.in_own_keys(f"data.split: {few}; name data.valid, or cut more"))

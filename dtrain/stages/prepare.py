@@ -15,6 +15,7 @@ import datasets
 
 from dtrain.augment.rows import with_synthetic_rows
 from dtrain.data import PreparedData
+from dtrain.data.class_weights import check_class_weights
 from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
 from dtrain.data.summary import numbers_in_words, remarks_in_words, unknown_in_words
@@ -207,6 +208,8 @@ class TaskRows:
 
 def _check_external(recipe: Recipe, labels: list[str] | None = None) -> None:
     problems = check_external(recipe, labels)
+    if labels is not None:
+        problems += check_class_weights(recipe, labels)
     if problems:
         raise InputError(problems)
 

@@ -76,7 +76,7 @@ _CLASSIFICATION = TaskRules(
     logits="classes",
 )
 # What takes logits for those of a softmax over classes.
-_NO_CLASSES = frozenset({"label_smoothing", "tolerance", "noisy", "peers", "top_k"})
+_NO_CLASSES = frozenset({"label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"})
 _RULES = {
     "classification": _CLASSIFICATION,
     "pairs": replace(_CLASSIFICATION, two_texts=True),
@@ -122,7 +122,7 @@ _RULES = {
         },
         gold=frozenset({"nll"}),
         least_labels=1,
-        excluded=frozenset({"augment", "label_smoothing", "tolerance", "noisy", "peers", "top_k"}),
+        excluded=frozenset({"augment", "label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"}),
         tags=True,
         split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut
     ),

@@ -146,8 +146,12 @@ class Members:
                 copy_layers(model, teacher, encoder.init, key)
             return model
 
+        label_counts = data.info["label_counts"].get("train", {})
+
         def losses(model: nn.Module) -> LossSum:
-            found = build_losses(self.terms(spec), _widths(model, teachers, online, data), _shapes(model, online))
+            found = build_losses(
+                self.terms(spec), _widths(model, teachers, online, data), _shapes(model, online), label_counts
+            )
             return with_peers(found) if with_others else found
 
         def feed(losses: LossSum) -> Feed:

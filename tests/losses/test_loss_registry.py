@@ -58,7 +58,7 @@ def test_parameters_are_converted_and_completed() -> None:
     assert coerce_parameters("soft_targets", {"temperature": "1e-3"}) == {"temperature": 0.001}
     assert coerce_parameters("soft_targets", {"temperature": 3}) == {"temperature": 3.0}
     assert coerce_parameters("soft_targets", {}) == {"temperature": 2.0}
-    assert coerce_parameters("cross_entropy", {}) == {"label_smoothing": 0.0}
+    assert coerce_parameters("cross_entropy", {}) == {"label_smoothing": 0.0, "class_weights": None}
     assert coerce_parameters("logit_regression", {}) == {}
 
 

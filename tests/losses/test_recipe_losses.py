@@ -193,7 +193,7 @@ def test_teachers_that_are_tolerant_or_have_exits() -> None:
     tolerant = Teacher.model_validate(plain | {"tolerance": {"weight": 0.3, "k": 4}})
     terms = task.teacher_losses(tolerant)
     assert [(term.type, term.weight, term.parameters()) for term in terms] == [
-        ("cross_entropy", 1.0, {"label_smoothing": 0.1}),
+        ("cross_entropy", 1.0, {"label_smoothing": 0.1, "class_weights": None}),
         ("top_gap", 0.3, {"k": 4}),
     ]
     exits = {"type": "multi_exit", "encoder": {"type": "bert", "size": "tiny"}, "exits": [1]}

@@ -23,7 +23,7 @@ class Classification(TextTask):
     name = "classification"
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
-        smoothing = {"label_smoothing": spec.label_smoothing}
+        smoothing = {"label_smoothing": spec.label_smoothing, "class_weights": spec.class_weights}
         if spec.model.early_exits:
             terms = [{"type": "exits_cross_entropy", **smoothing}, {"type": "exits_distillation"}]
         else:

@@ -1,0 +1,38 @@
+"""Whether the labels that `class_weights` name are those of the rows. Needs no torch: the launching process checks with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dtrain.data.problems import shown
+from dtrain.errors import suggest
+
+if TYPE_CHECKING:
+    from dtrain.recipe.schema import Recipe
+
+
+def check_class_weights(recipe: Recipe, labels: Sequence[str]) -> list[str]:
+    """A line for each label that has a weight and no row.
+
+    Args:
+        recipe: of one task.
+        labels: those of its rows.
+    """
+    return [
+        f"{key}: no label is called {name!r}{suggest(name, labels, 0.5)} (allowed: {shown(labels)})"
+        for key, weights in _given(recipe)
+        if isinstance(weights, dict)
+        for name in weights
+        if name not in labels
+    ]
+
+
+def _given(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for teacher in recipe.teachers:
+        yield f"teachers.{teacher.name}.class_weights", teacher.class_weights
+    for student in recipe.students:
+        for phase, training in enumerate(student.trainings):
+            key = f"students.{student.name}" + ("" if student.phases is None else f".phases.{phase}")
+            for number, loss in enumerate(training.losses or []):
+                yield f"{key}.losses.{number}.class_weights", loss.parameters().get("class_weights")
