@@ -89,7 +89,7 @@ def search(word: str) -> list[str]:
                 title = line.lstrip("# ")
             if word.lower() in line.lower():
                 place = page if line.startswith("# ") else f"{page}: {title}"
-                found.append(f"{place}: {line.strip()}")
+                found.append(f"{place}: {line.strip().removeprefix('- ')}")
     return found
 
 

@@ -27,7 +27,7 @@ def rendered(page: str, columns: int) -> str:
         elif block[0].startswith("#"):
             shown += _filled(_styled(block[0].lstrip("# ").replace("`", ""), _BOLD), width, "")
         elif _ROW.match(block[0]):
-            shown += _table(block, columns)
+            shown += _table(block, columns, width)
         elif item := _ITEM.match(block[0]):
             shown += _filled(_inline(" ".join(line.strip() for line in block)), width, " " * len(item[0]))
         else:
@@ -69,16 +69,22 @@ def _code(lines: list[str], columns: int) -> list[str]:
     return [(indent + line).rstrip() for line in lines]
 
 
-def _table(lines: list[str], columns: int) -> list[str]:
-    """Columns set under each other, where the terminal is wide enough."""
-    rows = [[_inline(cell.strip()) for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+def _table(lines: list[str], columns: int, width: int) -> list[str]:
+    """Columns set under each other; where they are wider than the terminal, an item a row that names each column."""
+    rows = [[_inline(cell.strip()) for cell in re.split(r"(?<!\\)\|", line[1:-1])] for line in lines]
     del rows[1]
     widths = [max(columns_of(row[place]) for row in rows if place < len(row)) for place in range(len(rows[0]))]
     if sum(widths) + 2 * (len(widths) - 1) > columns:
-        return [_inline(line) for line in lines]
+        return [line for row in rows[1:] for line in _filled(f"- {_named(rows[0], row)}", width, "  ")]
     rows = [[cell + " " * (width - columns_of(cell)) for cell, width in zip(row, widths, strict=False)] for row in rows]
     rule = "  ".join("-" * width for width in widths)
     return ["  ".join(rows[0]).rstrip(), rule, *("  ".join(row).rstrip() for row in rows[1:])]
+
+
+def _named(head: list[str], row: list[str]) -> str:
+    """A row in words: its first cell, then each other one that is not empty with its column's name."""
+    cells = [f"{name}: {cell}" if name else cell for name, cell in zip(head[1:], row[1:], strict=False) if cell]
+    return f"{row[0]}: {'; '.join(cells)}" if cells else row[0]
 
 
 def _inline(text: str) -> str:
@@ -90,7 +96,7 @@ def _inline(text: str) -> str:
         else:
             piece = re.sub(r"\[([^\]]+)\]\([^)\s]+\)", lambda link: _styled(link[1], _UNDERLINED), piece)
             piece = re.sub(r"\*\*([^*]+)\*\*", lambda words: _styled(words[1], _BOLD), piece)
-            pieces[place] = re.sub(r"(?<!\S)\*(\w[^*]*)\*", lambda words: _styled(words[1], _UNDERLINED), piece)
+            pieces[place] = re.sub(r"(?<![\w*)])\*(\w[^*]*)\*", lambda words: _styled(words[1], _UNDERLINED), piece)
     return "".join(pieces).replace("\\|", "|")
 
 
