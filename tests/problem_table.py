@@ -66,6 +66,7 @@ def stray_quotes() -> str:
 
 TAGGING = "task: tagging, train: train"
 IDCNN = "{type: idcnn, filters: 4}"
+BETWEEN_LAYERS = 'students.cnn.teachers=[big] students.cnn.losses=[{"type":"hidden_mse"}]'
 PREDICT = "predict RECIPE --model cnn --input"
 CASES = [
     Case("a key is misspelt", command="check RECIPE launch.proceses=2"),
@@ -100,6 +101,9 @@ CASES = [
          model="{type: textcnn, filters: 4, widths: [2], embedding: 2, vectors: vec.txt}"),
     Case("the folder of a pretrained model lacks its files", files={"train.jsonl": JSON, "bert/README": ""},
          model="{type: bert, pretrained: ./bert}"),
+    Case("layers are compared with those of a teacher that reads other tokens", command=f"check RECIPE {BETWEEN_LAYERS}",
+         model="{type: bert, size: tiny}"),
+    Case("layers are compared of a student that has none", command=f"check RECIPE {BETWEEN_LAYERS}"),
     Case("`output_dir` is a file", command="check RECIPE output_dir=train.jsonl"),
     Case("a stage is run before its inputs exist", command="finetune RECIPE"),
     Case("new text has a header, but the model was trained on numbered columns", NUMBERED,

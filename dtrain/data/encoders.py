@@ -1,4 +1,7 @@
-"""Shapes of transformers that the recipe alone does not tell: those of folders, by their config.json. Needs no torch."""
+"""Transformers as far as recipe and folders tell: their shapes, and what teachers beside their students cost.
+
+Of a folder the shape is known by its config.json. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dtrain.data.files import resolve_path
+from dtrain.data.problems import shown
 from dtrain.losses.layers import EncoderShape
 from dtrain.recipe.answers import unlike_layers
 from dtrain.recipe.models import Architecture, EncoderSpec, ExternalSpec, encoder_of
@@ -38,13 +42,48 @@ def encoder_shape(spec: Architecture) -> EncoderShape | None:
     return EncoderShape(config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"])
 
 
+def answers_in_words(recipe: Recipe) -> list[str]:
+    """Which outputs of teachers are computed beside which students, which are read from stores, and what that costs."""
+    teachers = {teacher.name: teacher for teacher in recipe.teachers}
+    said: dict[str, list[str]] = {}
+    for student in recipe.students:
+        reads = student.reads
+        for name, kinds in reads.online.items():
+            stored = reads.stored.get(name, [])
+            line = f"{' and '.join(kinds)} of {name} computed beside it"
+            line += f", {' and '.join(stored)} read from its store" if stored else ""
+            said.setdefault(line + _cost(student.model, teachers[name].model, recipe), []).append(student.name)
+    return [f"answers: {shown(names, 5)}: {line}" for line, names in said.items()]
+
+
+def _cost(student: Architecture, teacher: Architecture, recipe: Recipe) -> str:
+    own, theirs = encoder_config(student), encoder_config(teacher)
+    if own is None or theirs is None:
+        return ""
+    # A step is a forward pass and a backward pass of twice its products; the teacher's is a forward pass alone.
+    share = _products(theirs) / (3 * _products(own))
+    vocabulary = theirs.get("vocab_size", 0) * theirs["hidden_size"]
+    megabytes = 4 * (_products(theirs) + vocabulary) / 2**20
+    held = "over all ranks" if recipe.knowledge.sharded else "a rank"
+    return (
+        f" ({share:.2g} times the computing of a student's step, once for all that read the same rows; "
+        f"{megabytes:,.1f} MB of weights {held})"
+    )
+
+
+def _products(config: dict[str, Any]) -> int:
+    """Multiply-adds of a transformer's layers for one token, and the number of their weights but for vectors."""
+    hidden, between = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
+    return int(config["num_hidden_layers"] * (4 * hidden * hidden + 2 * hidden * between))
+
+
 def check_encoders(recipe: Recipe) -> list[str]:
     """Layers and weights of teachers in folders that students cannot compare with, or begin with: a line a problem."""
     teachers = {teacher.name: teacher.model for teacher in recipe.teachers}
     problems: list[str] = []
     for student in recipe.students:
         key = f"students.{student.name}"
-        for loss in student.losses or []:
+        for loss in student.all_losses:
             if not loss.loss.inside:
                 continue
             teacher = (loss.teachers or [""])[0]

@@ -57,10 +57,13 @@ def reads_of(losses: Iterable[LossSpec], teachers: Iterable[str], answers: Answe
     return found
 
 
-def check_answers(student: Student, losses: Iterable[LossSpec], context: Context, report: Reporter) -> None:
+def check_answers(
+    student: Student, losses: Iterable[LossSpec], context: Context, of_losses: Reporter, report: Reporter
+) -> None:
     """Report what keeps a student's losses from what they compare, as far as the recipe tells.
 
     Args:
+        of_losses: of the section with the losses, the student's or a phase's.
         report: of the student's section.
     """
     terms, known = list(losses), len(report.problems)
@@ -68,7 +71,7 @@ def check_answers(student: Student, losses: Iterable[LossSpec], context: Context
         inside = loss.loss.kinds_inside
         if not inside:
             continue
-        of_loss = report.at("losses", number, told=loss.type)
+        of_loss = of_losses.at("losses", number, told=loss.type)
         if student.answers == "stored":
             report(
                 "answers", f"'stored' has no {inside[0]} for {loss.type}, which no store holds (allowed: auto, online)"

@@ -357,14 +357,14 @@ class Student(TrainSpec):
             self.teachers = []
         self.teachers = choose_teachers(self.teachers, list(context.widths), report, context.elsewhere)
         if self.phases is None:
-            self._resolve_training(context, report)
+            self._resolve_training(context, report, report)
             return
         for key in ("peers", "noisy"):
             if getattr(self, key) is not None:
                 report(key, "is not for a student with phases")
         for number, (phase, training) in enumerate(zip(self.phases, self.trainings, strict=True)):
             of_phase = report.at("phases", number, told=phase.name)
-            training._resolve_training(context, of_phase)
+            training._resolve_training(context, of_phase, report)
             phase.fill(training)
         self._hand_over()
 
@@ -375,8 +375,8 @@ class Student(TrainSpec):
         self.__dict__.update(defaults | {"metric": self.phases[-1].metric})
         self._filled = True
 
-    def _resolve_training(self, context: Context, report: Reporter) -> None:
-        """Fill in and check rows and losses."""
+    def _resolve_training(self, context: Context, report: Reporter, of_student: Reporter) -> None:
+        """Fill in and check rows and losses, whose keys `report` is of."""
         known = len(report.problems)
         assert self.teachers is not None
         if self.losses is None:
@@ -399,7 +399,7 @@ class Student(TrainSpec):
             self._check_losses(self.losses, self.teachers, context, report)
         if len(report.problems) == known:
             self._check_widths(self.losses, context, report)
-            check_answers(self, self.losses, context, report)
+            check_answers(self, self.losses, context, report, of_student)
 
     def _check_losses(self, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter) -> None:
         problem = self._weightless(losses)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from dtrain.data.class_weights import check_class_weights
 from dtrain.data.corpus import Corpus
-from dtrain.data.encoders import check_encoders
+from dtrain.data.encoders import answers_in_words, check_encoders
 from dtrain.data.external import check_external
 from dtrain.data.files import existing_file, resolve_path
 from dtrain.data.pretrained import check_pretrained
@@ -170,6 +170,8 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
         for section in ("teachers", "students"):
             members = [f"{member.name} ({member.model.type})" for member in getattr(recipe, section)]
             say(f"{section}: {shown(members, 10) or 'none'}")
+        for line in answers_in_words(recipe):
+            say(line)
         hub = _hub_models(recipe)
         if hub and (missing := not_cached(hub)):
             say(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dtrain.data.encoders import answers_in_words
 from dtrain.engines.precision import check_precisions, resolve_precision
 from dtrain.errors import DtrainError, EveryStudentFailed, InputError, Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
@@ -89,7 +90,7 @@ def show_plan(recipe: Recipe) -> None:
     except DtrainError:
         tasks = None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for line in describe(_groups(students, plan, tasks, ranks, device), ranks):
+    for line in [*describe(_groups(students, plan, tasks, ranks, device), ranks), *answers_in_words(recipe)]:
         say(line)
 
 

@@ -83,6 +83,9 @@ def test_taggers_compare_layers_too(tmp_path: Path) -> None:
         (f"model: BERT, teachers: [t], answers: stored, {HIDDEN}",
          r"answers: 'stored' has no hidden_states for hidden_mse, which no store holds \(allowed: auto, online\)"),
         ("model: BERT, teachers: [t], answers: never", r"answers: "),
+        (f"model: {{type: bert}}, teachers: [t], phases: [{{name: one, {HIDDEN}}}]", r"students\.0\.model: reads other tokens"),
+        ("model: BERT, teachers: [t], phases: [{name: one, losses: [{type: hidden_mse, layers: [[1, 5]]}]}]",
+         r"phases\.0 \(one\)\.losses\.0 \(hidden_mse\)\.layers: the teacher has no layer 5"),
         ("model: BERT, teachers: [], losses: [{type: hidden_mse}]", r"needs a teacher, and the student has none"),
     ],
 )  # fmt: skip

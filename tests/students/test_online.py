@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dtrain.data import PreparedData
+from dtrain.data.encoders import answers_in_words
 from dtrain.errors import InputError, Stopped
 from dtrain.knowledge.reader import StoreReader
 from dtrain.models import load
@@ -207,3 +208,16 @@ def test_students_of_one_teacher_are_shared_out_over_ranks(recipe: Callable[...,
         )  # fmt: skip
         assert sorted((len(group.students) for group in groups), reverse=True) == expected
         assert {group.way for group in groups} == {"beside" if size > 1 else "alone" for size in expected}
+
+
+def test_check_and_plan_say_who_answers_beside_whom_and_what_it_costs(recipe: Callable[..., Recipe]) -> None:
+    """Of the last student: 3 layers of 16 beside one of 16, of whose step a forward pass is a third."""
+    loaded = recipe()
+    lines = answers_in_words(loaded)
+    assert lines[0].startswith("answers: states: hidden_states of t computed beside it, logits read from its store (")
+    assert lines[1].startswith(
+        "answers: first: hidden_states of t computed beside it (1 times the computing of a student's step,"
+    )
+    assert (
+        lines[2].startswith("answers: logits: logits of t computed beside it (") and "MB of weights a rank)" in lines[2]
+    )
