@@ -174,10 +174,11 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
             say(line)
         hub = _hub_models(recipe)
         if hub and (missing := not_cached(hub)):
+            say(f"downloaded from the Hugging Face hub by the first run: {shown(missing, 10)}")
             say(
-                f"no folder here, so downloaded by the first run from the Hugging Face hub: {shown(missing, 10)} (without a "
-                "network: name a model's folder, or give `size: mini` in place of `pretrained` for one from random weights)"
+                "  (without a network: name a model's folder, or write `size: mini` in place of `pretrained`, which starts"
             )
+            say("  from random weights)")
     for view, info in views:
         for remark in remarks_in_words(info):
             warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")

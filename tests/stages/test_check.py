@@ -75,7 +75,8 @@ def test_what_cannot_be_known_of_models_is_said(topics: Path, capsys: pytest.Cap
     assert main(["check", str(topics), "teachers.bert.model={type: bert, pretrained: bert-base-chines}"]) == 0
     told = capsys.readouterr().out
     assert (
-        "by the first run from the Hugging Face hub: bert-base-chines (without a network: name a model's folder" in told
+        "\ndownloaded from the Hugging Face hub by the first run: bert-base-chines\n  (without a network: name a"
+        in told
     )
 
 
