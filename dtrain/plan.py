@@ -29,6 +29,8 @@ from dtrain.tasks.corpus import source_files
 from dtrain.tasks.rules import keys_of_others, rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
+# Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
+_ADDED = {"tasks", "mixing", "metrics", "baseline"}
 _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
@@ -126,12 +128,14 @@ class Plan:
 
     def model(self, kind: str, name: str) -> str:
         """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
+        if self.recipe.task:
+            return self.whole.model(kind, name)  # which may be of other tasks, too
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
         if isinstance(member.model, ExternalSpec):
             files = model_files(resolve_path(member.model.folder))
             (of,) = self.of(member)
             return fingerprint(kind, FORMAT, of.tokenizer(name), "given", self._contents(files))
-        section = member.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"})
+        section = _section(member, "teachers")
         return self._trained(kind, member, section)
 
     def phase(self, name: str, number: int) -> str:
@@ -148,7 +152,7 @@ class Plan:
         """A teacher's training: shared by teachers that differ only in the epoch whose weights they take (`stop_epoch`)."""
         if teacher.source is not None:
             return self.model("teachers", teacher.name)
-        section = teacher.model_dump(mode="json", exclude=_NO_EFFECT | {"stop_epoch"})
+        section = _section(teacher, "stop_epoch")
         return self._trained("teachers", teacher, section)
 
     def _trained(self, kind: str, member: Teacher | Student, section: dict[str, Any]) -> str:
@@ -193,7 +197,7 @@ class Plan:
         if member.peers is None:
             return [self.order(member)]
         peers = [student for student in self.recipe.students if student.peers == member.peers]
-        sections = [peer.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers"}) for peer in peers]
+        sections = [_section(peer, "teachers") for peer in peers]
         taught = sorted({teacher for peer in peers for teacher in peer.teachers or []})
         return [self.order(member), peers.index(member), sections, [self.knowledge(teacher) for teacher in taught]]
 
@@ -203,6 +207,8 @@ class Plan:
         They depend on the token budget, since the shape of a matrix product decides how it rounds, and on the weights
         that are there now: a teacher trained again may have slightly different ones.
         """
+        if self.recipe.task:
+            return self.whole.knowledge(teacher)
         (of,) = self.of(next(member for member in self.recipe.teachers if member.name == teacher))
         section = of.recipe.knowledge.model_dump(mode="json")
         weights = self.folder.model("teachers", teacher) / "model.safetensors"
@@ -363,6 +369,12 @@ class KeptPlan(Plan):
     def search(self) -> str | None:
         record = _read(self.folder.root / "search.json") if self.recipe.search else None
         return str(record["fingerprint"]) if record else None
+
+
+def _section(member: Teacher | Student, left_out: str) -> dict[str, Any]:
+    """What of a member's section decides its model, beside its teachers and files."""
+    values = member.model_dump(mode="json", exclude=_NO_EFFECT | {left_out})
+    return {key: value for key, value in values.items() if value or key not in _ADDED}
 
 
 def plan_of(recipe: Recipe) -> Plan:

@@ -25,6 +25,7 @@ class Batch:
         teachers: outputs by teacher and kind.
         peers: outputs, by student and kind, of students that train beside this one.
         counted: whether its rows belong to the global batch; a rank without rows takes part with one of another rank's.
+        task: of several, which one it is of.
         room: at most how many rows a rank has of the global batch; None: as many as there are here.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     peers: dict[str, ByName] = field(default_factory=dict)
     counted: bool = True
     room: int | None = None
+    task: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -66,6 +66,9 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
         return
     try:
         config, prepared = (_mapping(folder / name) for name in ("config.json", "preprocessing.json"))
+        if "tasks" in prepared:
+            yield f"{key}: {folder} is a model of several tasks (allowed: one of a single task)"
+            return
         task = prepared.get("task", "classification")
         normalize = Normalization.model_validate(prepared["normalize"]).model_dump()
     except (OSError, ValueError, KeyError) as error:

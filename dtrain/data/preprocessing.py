@@ -24,6 +24,15 @@ def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any]) ->
     Args:
         section: the recipe's; info: of what was prepared from it (`data.json`).
     """
+    write_json(folder / FILE, _values(section, info))
+
+
+def write_preprocessing_of_tasks(folder: Path, tasks: Mapping[str, tuple[Data, Mapping[str, Any]]]) -> None:
+    """The same of a model of several tasks, by task: `{"tasks": {NAME: ...}}`."""
+    write_json(folder / FILE, {"tasks": {name: _values(section, info) for name, (section, info) in tasks.items()}})
+
+
+def _values(section: Data, info: Mapping[str, Any]) -> dict[str, Any]:
     layout = section.model_dump(mode="json", include=LAYOUT)
     values = {
         "task": section.task,
@@ -34,7 +43,7 @@ def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any]) ->
     }
     if rules_of(section.task).two_texts is None:
         values["texts"] = 1 if section.columns.text_b is None else 2
-    write_json(folder / FILE, values)
+    return values
 
 
 def _format(section: Data) -> str:

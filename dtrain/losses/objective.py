@@ -255,7 +255,7 @@ class Objective(nn.Module):
         together: whether all ranks train it, each on its share of a batch.
     """
 
-    def __init__(self, model: nn.Module, losses: LossSum, ask: ModelOutputs, *, together: bool = False) -> None:
+    def __init__(self, model: nn.Module, losses: nn.Module, ask: ModelOutputs, *, together: bool = False) -> None:
         super().__init__()
         self.model = model
         self.losses = losses
@@ -268,14 +268,20 @@ class Objective(nn.Module):
 
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Call the model once, for all that the losses need."""
-        return self._ask(self.model, batch, self.losses.needs)
+        return self._ask(self.model, batch, self.losses_of(batch).needs)
+
+    def losses_of(self, batch: Batch) -> LossSum:
+        """The losses of the batch's task; there is one as a rule."""
+        assert isinstance(self.losses, LossSum)
+        return self.losses
 
     def parts(self, outputs: Mapping[str, Tensor], batch: Batch, progress: float = 0.0) -> Losses:
         """Each term's sum and count, and their weighted total, of outputs that are already there."""
         known: dict[str, Any] = {**batch.targets, **outputs}
-        if "all_rows" in self.losses.needs:
+        losses = self.losses_of(batch)
+        if "all_rows" in losses.needs:
             known["all_rows"] = self._all_rows(batch)
-        return self.losses(
+        found: Losses = losses(
             known,
             batch.teachers,
             batch.labelled,
@@ -283,6 +289,7 @@ class Objective(nn.Module):
             progress=progress,
             peers=batch.peers,
         )
+        return found
 
     def _all_rows(self, batch: Batch) -> AllRows:
         counted = torch.full_like(batch.labelled, batch.counted)

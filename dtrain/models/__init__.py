@@ -6,9 +6,9 @@ something with `.logits` [B, C]. A tagger also takes `tags=` and `marginals=` an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -45,6 +45,7 @@ def build(
     pad_id: int,
     tokenizer_path: Path | None = None,
     max_length: int | None = None,
+    heads: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> nn.Module:
     """A new model in training mode on the CPU, a function of its arguments and torch's generator.
 
@@ -55,6 +56,7 @@ def build(
         pad_id: id of the padding token.
         tokenizer_path: the tokenizer's folder, for the models that read it.
         max_length: longest text in tokens, for models with a limit.
+        heads: of a model of several tasks; see `MultiTask`. It has no labels of its own.
 
     Raises:
         InputError: naming the recipe's key; see `transformer.build_classifier`.
@@ -69,8 +71,16 @@ def build(
     encoder = None
     if spec.transformer is not None:
         home = own.transformer()
-        encoder = home.build_encoder(spec.transformer, vocabulary=vocabulary, pad_id=pad_id, max_length=max_length)
+        encoder = home.build_encoder(
+            spec.transformer,
+            vocabulary=vocabulary,
+            pad_id=pad_id,
+            max_length=max_length,
+            pooler=own.reads_pooler(model_type),
+        )
         shape["encoder"] = home.encoder_config(encoder)
+    if heads is not None:
+        shape["heads"] = heads
     # What a section leaves out beside an encoder is the encoder's.
     shape |= {name: None for name in own.takes(model_type) if name not in own.COMMON and name not in shape}
     if "separator_id" in shape:

@@ -49,6 +49,11 @@ def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def reads_pooler(model_type: str) -> bool:
+    """Whether its modules use the pooler of their encoder."""
+    return bool(getattr(module_of(model_type), "reads_pooler", False))
+
+
 def takes(model_type: str) -> list[str]:
     """Names of the arguments of its constructor, in order."""
     return list(inspect.signature(module_of(model_type)).parameters)
@@ -86,7 +91,7 @@ def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> Any
     wanted = takes(config["model_type"])
     if "encoder" in wanted:
         if encoder is None and config["encoder"] is not None:
-            encoder = transformer().encoder_from_config(config["encoder"])
+            encoder = transformer().encoder_from_config(config["encoder"], pooler=reads_pooler(config["model_type"]))
         known["encoder"] = encoder
     arguments = {name: known[name] if name in known else config[name] for name in wanted}
     model: Any = module_of(config["model_type"])(**arguments)

@@ -52,8 +52,10 @@ def build_classifier(
     return model.train()
 
 
-def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length: int | None = None) -> PreTrainedModel:
-    """A tagger's encoder, without head and pooler, in training mode, float32.
+def build_encoder(
+    spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length: int | None = None, pooler: bool = False
+) -> PreTrainedModel:
+    """A tagger's encoder, without head, and without pooler unless asked for, in training mode, float32.
 
     Raises:
         InputError: as `build_classifier`.
@@ -63,7 +65,7 @@ def build_encoder(spec: EncoderSpec, *, vocabulary: int, pad_id: int, max_length
     else:
         config = _new_config(spec, vocabulary, pad_id, max_length)
         model = AutoModel.from_config(config, attn_implementation=ATTENTION)
-    return _without_pooler(model).train()
+    return (model if pooler else _without_pooler(model)).train()
 
 
 def build_masked_lm(
@@ -102,7 +104,7 @@ def encoder_config(encoder: PreTrainedModel) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("_name_or_path", "id2label", "label2id")}
 
 
-def encoder_from_config(config: dict[str, Any]) -> PreTrainedModel:
+def encoder_from_config(config: dict[str, Any], *, pooler: bool = False) -> PreTrainedModel:
     """A new encoder, as `build_encoder` makes it, with the shape that `encoder_config` told.
 
     Raises:
@@ -116,7 +118,7 @@ def encoder_from_config(config: dict[str, Any]) -> PreTrainedModel:
         )
     except Exception as error:  # its values reach every part of the model's constructor
         raise ValueError(f"encoder: {_first_line(error)}") from None
-    return _without_pooler(model).train()
+    return (model if pooler else _without_pooler(model)).train()
 
 
 def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dtrain.data.dataset import PreparedData
 from dtrain.data.preprocessing import FILE
-from dtrain.errors import InputError
+from dtrain.errors import InputError, suggest
 from dtrain.recipe.data import Data, Normalization
 from dtrain.runfolder import read_json
 from dtrain.tasks.answers import Answers
@@ -52,17 +52,31 @@ class ModelFolder:
         return PreparedData(self.folder, self.written)
 
 
-def read_folder(folder: Path) -> ModelFolder:
+def read_folder(folder: Path, name: str | None = None, option: str = "task") -> ModelFolder:
     """What `dtrain.data.preprocessing` wrote.
 
+    Args:
+        name: which task, of a model of several; option: what it was given by, for messages.
+
     Raises:
-        InputError: the folder does not say how its texts were prepared, or for a kind of task that is not known here.
+        InputError: the folder does not say how its texts were prepared, or for a kind of task that is not known here; or
+            no task is named where there are several, or an unknown one.
     """
     path = folder / FILE
     try:
         found = read_json(path)
     except OSError:
         raise InputError(f"{path}: is missing; how the texts were prepared is not known") from None
+    tasks = found.get("tasks") if isinstance(found, dict) else None
+    if tasks is None and name is not None:
+        raise InputError(f"{option}: {name!r}: {folder} is a model of one task; leave it out")
+    if tasks is not None:
+        allowed = f"(allowed: {', '.join(tasks)})"
+        if name is None:
+            raise InputError(f"{option}: must say which of the tasks of {folder} to answer {allowed}")
+        if name not in tasks:
+            raise InputError(f"{option}: {folder} has no task {name!r}{suggest(name, tasks)} {allowed}")
+        found = tasks[name]
     try:
         task = found.get("task", "classification")
         if task not in ANSWERS:

@@ -10,6 +10,7 @@ import torch
 
 from dtrain.errors import InputError
 from dtrain.models import load
+from dtrain.models.multi_task import for_task
 from dtrain.predict.blocks import blocks, find_answers
 from dtrain.predict.folder import read_folder
 from dtrain.training.inference import BATCH_TOKENS
@@ -26,21 +27,27 @@ class Predictor:
         folder: of a model that dtrain wrote; it says how texts are prepared.
         device: where the model computes.
         batch_tokens: padded tokens in one call of the model.
+        task: of a model of several tasks, which to answer.
 
     Raises:
-        InputError: the folder is no model folder, or does not say how its texts were prepared.
+        InputError: the folder is no model folder, or does not say how its texts were prepared; of several tasks none is
+            named, or one that it does not have.
     """
 
     def __init__(
-        self, folder: str | Path, device: str | torch.device = "cpu", batch_tokens: int = BATCH_TOKENS
+        self,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        batch_tokens: int = BATCH_TOKENS,
+        task: str | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
         self.folder = Path(folder)
         self.device = torch.device(device)
         self.batch_tokens = batch_tokens
-        self.model = load(self.folder, self.device)
-        known = read_folder(self.folder)
+        known = read_folder(self.folder, task)
+        self.model = for_task(load(self.folder, self.device), task or "")
         self.task, self.texts, self.normalize, self.max_length = (
             known.task,
             known.texts,

@@ -23,13 +23,25 @@ class Reporter:
         self._place = place
         self._key: Key = ()
         self._shown = ""
+        self._by_task: dict[str | int, Key] = {}
 
     def at(self, *key: str | int, told: str = "") -> Reporter:
         """The reporter of a section below this one; `told` is shown in parentheses after its key, for example a name."""
         section = Reporter(self._place)
         section.problems = self.problems
+        if key:
+            key = (*self._by_task.get(key[0], key[:1]), *key[1:])
+        else:
+            section._by_task = self._by_task
         section._key = (*self._key, *key)
         section._shown = ".".join(filter(None, (self._shown, *map(str, key)))) + (f" ({told})" if told else "")
+        return section
+
+    def of_task(self, task: str) -> Reporter:
+        """The reporter of what a section says of one of several tasks: `losses` are then `losses.TASK`, and so on."""
+        section = self.at()
+        section._shown = self._shown
+        section._by_task = {"losses": ("losses", task), "metric": ("metrics", task)}
         return section
 
     def __call__(self, key: str | Key, text: str) -> None:
@@ -46,6 +58,7 @@ class Context:
 
     Attributes:
         task: what the kind of task allows.
+        name: the task's, where the recipe has several.
         data_task: the value of `data.task`.
         key: of the task's section of rows: `data`, or `tasks.NAME`.
         seed: the recipe's.
@@ -63,6 +76,7 @@ class Context:
     task: TaskRules
     data_task: str
     seed: int
+    name: str = ""
     key: str = "data"
     transfer: bool = False
     pretrained: str | None = None

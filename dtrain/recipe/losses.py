@@ -127,7 +127,8 @@ class LossSpec(BaseModel):
             if self.teachers or self.weighting:
                 report("", "takes no teachers")
         elif not teachers:
-            report("", "needs a teacher, and the student has none")
+            of = f" of task {context.name!r}" if context.name else ""
+            report("", f"needs a teacher{of}, and the student has none")
         else:
             self.teachers = choose_teachers(self.teachers, teachers, report)
             if self.weighting is not None and self.teachers:

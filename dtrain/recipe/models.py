@@ -64,6 +64,7 @@ class Architecture(Closed):
         two_texts: whether it reads the two texts of a pair apart, and nothing else.
         stacked: whether students of one shape can train as one stacked model (`students/ways.py`).
         early_exits: whether it has a classifier after several layers, each of which needs a loss.
+        several: whether it has a head for each of several tasks, and serves no single one.
     """
 
     type: str  # which architecture: one section `Model` for each follows
@@ -72,6 +73,7 @@ class Architecture(Closed):
     two_texts: ClassVar[bool] = False
     stacked: ClassVar[bool] = False
     early_exits: ClassVar[bool] = False
+    several: ClassVar[bool] = False
 
     @property
     def transformer(self) -> EncoderSpec | None:

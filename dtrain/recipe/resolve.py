@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.peers import check_peers
 from dtrain.recipe.schema import Recipe
-from dtrain.recipe.training import Student, Teacher, check_peers
+from dtrain.recipe.several import check_alike
+from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.rules import rules_of
 
@@ -35,8 +37,13 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         return
     contexts = {name: _context(recipe, name, pretrained) for name in recipe.task_names}
     for member, of_member in zip(members, [*reports[0], *reports[1]], strict=True):
-        (task,) = recipe.tasks_of(member)
-        member.resolve(contexts[task], of_member)
+        own = {task: contexts[task] for task in recipe.tasks_of(member)}
+        if isinstance(member, Student) and member.tasks is not None:
+            check_alike(member, [(recipe.tasks or {})[task] for task in own], of_member)
+            member.resolve_tasks(own, of_member)
+        else:
+            (context,) = own.values()
+            member.resolve(context, of_member)
     if report.problems:
         return
     of_students = [contexts[recipe.tasks_of(student)[0]] for student in recipe.students]
@@ -46,9 +53,9 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
     of_knowledge = report.at("knowledge")
     if recipe.several:
         recipe.knowledge.check_tasks([context.task for context in contexts.values()], of_knowledge)
-    for task, context in contexts.items():
+    for task in contexts:
         view = recipe.of_task(task)
-        view.knowledge.resolve(view.students, context, of_knowledge)
+        view.knowledge.resolve(view.students, contexts[task], of_knowledge)
 
 
 def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
@@ -60,6 +67,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         data_task=data.task,
         two_texts=data.columns.text_b is not None,
         seed=recipe.seed,
+        name=task,
         key=data.key,
         transfer=bool(data.transfer or data.augment),
         pretrained=pretrained,

@@ -289,7 +289,7 @@ class Recipe(Closed):
                 "tasks": {name: self.tasks[name]},
                 "data": self.tasks[name],
                 "teachers": [teacher for teacher in self.teachers if name in self.tasks_of(teacher)],
-                "students": [student for student in self.students if name in self.tasks_of(student)],
+                "students": [student.of_task(name) for student in self.students if name in self.tasks_of(student)],
             }
         )
         view._whole, view._task = self, name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -18,6 +18,7 @@ from pydantic import (
 
 from dtrain.errors import suggest
 from dtrain.losses.class_weights import ClassWeights
+from dtrain.recipe.adversarial import AdversarialSpec
 from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.initial import InitSpec, check_init
@@ -26,6 +27,7 @@ from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec,
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.phases import OWN, StudentPhase, reads_head, resolve_phase
 from dtrain.recipe.sample import Sample
+from dtrain.recipe.several import Mixing, TermsByTask, check_keys, resolve_tasks
 from dtrain.recipe.values import (
     OF_STUDENTS,
     PATTERN,
@@ -37,35 +39,6 @@ from dtrain.recipe.values import (
     check_name,
 )
 from dtrain.tasks.rules import rules_of, task_names
-
-
-class AdversarialSpec(Closed):
-    """Perturb the embeddings against the model in training: methods of Goodfellow 2014, Miyato 2017, Madry 2018.
-
-    With `norm: relative`, `epsilon` and `step_size` are shares of the norm of the row's own embeddings: 0.1 moves a
-    row by a tenth of its size, whatever the model and the length. With `norm: absolute` they are norms themselves.
-    An epsilon or step_size without `norm` is absolute: so it was meant before there was a choice.
-    """
-
-    # one step along the gradient (fgm), along its sign (fgsm), or several small steps (pgd)
-    type: Literal["fgm", "fgsm", "pgd"]
-    # whether sizes are shares of the norm of the row's embeddings, or norms themselves
-    norm: Literal["relative", "absolute"] = "relative"
-    epsilon: Positive = 0.1  # how far embeddings are moved; absolute: default 1.0
-    steps: PositiveInt = 3  # for pgd: number of steps
-    step_size: Positive = 0.03  # for pgd: how far each step goes; absolute: default 0.3
-    weight: Positive = 1.0  # weight of the loss on the perturbed input, which is added to the plain one
-
-    @model_validator(mode="after")
-    def sizes_of_their_norm(self) -> AdversarialSpec:
-        given = self.model_fields_set
-        values: dict[str, Any] = {}
-        if "norm" not in given and given & {"epsilon", "step_size"}:
-            values["norm"] = "absolute"
-        if values.get("norm", self.norm) == "absolute":
-            values |= {key: size for key, size in (("epsilon", 1.0), ("step_size", 0.3)) if key not in given}
-        self.__dict__.update(values)  # still not given: a grid may go on to name one of them
-        return self
 
 
 class TrainSpec(Closed):
@@ -167,7 +140,7 @@ class TrainSpec(Closed):
         kind = self.model.type
         alike = {name for name in task_names() if rules_of(name).name == task.name}
         if kind not in task.models and alike.isdisjoint(self.model.tasks):
-            types = (name for name, spec in architectures().items() if not alike.isdisjoint(spec.tasks))
+            types = (n for n, spec in architectures().items() if not alike.isdisjoint(spec.tasks) and not spec.several)
             inside = task.tags and encoder is self.model
             hint = f"; write {{type: tagger, encoder: {{type: {kind}, ...}}}}" if inside else ""
             allowed = ", ".join([*types, *task.models])
@@ -268,6 +241,12 @@ class Noisy(Closed):
     token_noise: Share = 0.1  # share of the tokens that is blanked, drawn anew each time
 
 
+if TYPE_CHECKING:  # of one task, which most of the package sees alone
+    TermsOf = list[LossSpec]
+else:
+    TermsOf = TermsByTask
+
+
 class Student(TrainSpec):
     """A model trained on labels and teachers' outputs; without teachers it is a from-scratch baseline."""
 
@@ -275,8 +254,17 @@ class Student(TrainSpec):
     teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None
     # what it trains on; default: train, with transfer rows where there are some and it has teachers
     rows: Annotated[list[Literal["train", "transfer"]], Field(min_length=1)] | None = None
-    # terms of a weighted sum; default: labels and teachers in equal parts
-    losses: Annotated[list[LossSpec], Field(min_length=1)] | None = None
+    # the tasks that it is for, where it is for several: one encoder, with a head for each
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
+    # of several tasks, how many batches of an epoch are of each: proportional (default) to its own number of batches,
+    # equal, or {temperature: T}, by the T-th root of that number
+    mixing: Mixing | None = None
+    # terms of a weighted sum, of several tasks by task; default: labels and teachers in equal parts
+    losses: TermsOf | None = None
+    # of several tasks, the metric of each whose mean chooses the weights that are kept; default: each one's first
+    metrics: dict[str, str] = {}
+    # of several tasks, by task the score that its metric is divided by in that mean; left out: 1
+    baseline: dict[str, Positive] = {}
     # where outputs of its teachers come from: auto reads from the store what a store may hold, and has the teacher compute
     # the rest beside the student; online: all is computed beside it; stored: nothing is
     answers: Answers = "auto"
@@ -310,11 +298,6 @@ class Student(TrainSpec):
         return [self] if self.phases is None else [self._in_phase(number) for number in range(len(self.phases))]
 
     @property
-    def all_losses(self) -> list[LossSpec]:
-        """The terms of all of its trainings."""
-        return [loss for training in self.trainings for loss in training.losses or []]
-
-    @property
     def all_epochs(self) -> int:
         """The epochs of all of its trainings."""
         return sum(training.epochs for training in self.trainings)
@@ -329,6 +312,39 @@ class Student(TrainSpec):
         training._phase, training._filled = phase, False
         return training
 
+    _parts: dict[str, Student] = PrivateAttr({})  # of several tasks, the student of each, once it is resolved
+
+    def trained_on(self, tasks: list[str]) -> list[str]:
+        return super().trained_on(tasks) if self.tasks is None else self.tasks
+
+    def check_task(self, tasks: list[str], report: Reporter) -> None:
+        if self.tasks is None:
+            super().check_task(tasks, report)
+        check_keys(self, tasks, report)
+
+    def resolve_tasks(self, contexts: dict[str, Context], report: Reporter) -> None:
+        """Fill in what is left open, and check against each of its several tasks."""
+        self._parts = resolve_tasks(self, contexts, report)
+
+    @property
+    def parts(self) -> dict[str, Student]:
+        """By task, the student of that task alone that it is; of one task itself, by the empty name."""
+        return self._parts or {"": self}
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it stands for one task of a student of several."""
+        return self.model.several and self.tasks is None
+
+    def of_task(self, task: str) -> Student:
+        """The student of one of its tasks alone; itself where it has one."""
+        return self._parts.get(task, self)
+
+    @property
+    def all_losses(self) -> list[LossSpec]:
+        """The terms of all of its trainings, and of all of its tasks."""
+        return [loss for part in self.parts.values() for training in part.trainings for loss in training.losses or []]
+
     @property
     def exits(self) -> bool:
         """Whether its model has a classifier after several layers."""
@@ -340,6 +356,11 @@ class Student(TrainSpec):
     @property
     def reads(self) -> Reads:
         """The kinds of output that its losses read of each teacher, stored or computed beside it."""
+        if self._parts:
+            each = [part.reads for part in self._parts.values()]
+            return Reads(
+                {k: v for r in each for k, v in r.stored.items()}, {k: v for r in each for k, v in r.online.items()}
+            )
         found = reads_of(self.all_losses, self.teachers or [], self.answers)
         for name in self.teachers or [] if self.noisy else ():  # their stored logits choose its rows
             found.stored.setdefault(name, [])
@@ -464,29 +485,3 @@ class Student(TrainSpec):
             if self.exits and all("exits" not in n for n in needs):
                 return f"{when} no loss of exits has a weight, and with parallel: data every step must reach all classifiers"
         return None
-
-
-def check_peers(students: list[Student], contexts: list[Context], reports: list[Reporter]) -> bool:
-    """Whether there are students that learn from each other; those make every step together, on the same batch."""
-    sets: dict[str, list[tuple[Student, Reporter, Context]]] = {}
-    for student, report, context in zip(students, reports, contexts, strict=True):
-        if student.peers is not None:
-            sets.setdefault(student.peers, []).append((student, report, context))
-    for name, members in sets.items():
-        first, report, context = members[0]
-        of_set = report.at("peers", told=name)
-        if "peers" in context.task.excluded:
-            of_set("", f"is not for task {context.data_task!r}")
-        if len(members) == 1:
-            of_set("", f"{first.name} is alone; peers are two students or more with the same word")
-        for student, report, _ in members:
-            own = report.at(told=student.name)
-            if student.tokenizer != first.tokenizer:
-                own("model", f"peers read the same tokens, and those of {first.name} are others; see model.tokenizer")
-            for key in ("patience", "adversarial", "parallel", "noisy"):
-                if getattr(student, key) is not None:
-                    own(key, "is not for peers, who make every step together")
-            for key in ("task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
-                if getattr(student, key) != getattr(first, key):
-                    own(key, f"must be that of its peer {first.name}, as they share each batch")
-    return bool(sets)

@@ -124,7 +124,8 @@ def _structure(member: Teacher | Student, place: Path) -> str:
 
 
 def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
-    return read_json(folder.model(kind, name) / "evaluation.json")
+    found: dict[str, Any] = read_json(folder.model(kind, name) / "evaluation.json")
+    return found["tasks"][folder.task] if "tasks" in found else found  # of a model of several tasks
 
 
 def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dict[str, Any] | None:
@@ -149,6 +150,9 @@ def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) ->
         pupils = [m.name for k, m in members if k == "students" and member.name in (getattr(m, "teachers", None) or [])]
         beside = f"; students that learn from it: {', '.join(pupils)}" if kind == "teachers" and pupils else ""
         remarks = read_json(folder.model(kind, member.name) / "metrics.json").get("remarks", [])
+        if isinstance(member, Student) and member.is_part:  # each remark of it begins with a task
+            of = f"{folder.task}: "
+            remarks = [remark.removeprefix(of) for remark in remarks if remark.startswith(of)]
         found += [f"{kind[:-1]} {member.name}: {remark}{beside}" for remark in remarks]
     return found
 
@@ -208,15 +212,15 @@ def _groups(
                 "name": _shared_name([model["name"] for model in own]),
                 "members": [model["name"] for model in own],
                 "seeds": [model["seed"] for model in own],
-                **{key: _spread([model[key] for model in own]) for key in view.spread},
-                **{p: {key: _spread([model[p][key] for model in own]) for key in view.spread} for p in parts},
+                **{key: spread([model[key] for model in own]) for key in view.spread},
+                **{p: {key: spread([model[p][key] for model in own]) for key in view.spread} for p in parts},
                 **{key: statistics.fmean(model[key] for model in own) for key in costs},
             }
         )
     return groups
 
 
-def _spread(values: list[float]) -> dict[str, float | None]:
+def spread(values: list[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation (null for a single value)."""
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from dtrain.recipe.schema import Recipe
+from dtrain.report.results import spread
 from dtrain.report.tables import Row, Table, kind, large, score_of, spread_text
 from dtrain.tasks.registry import VIEWS
 
@@ -42,7 +43,11 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
             row["scores"][name] = score_of(group, view.lead, of, of["headline"])
     for row in groups.values():
         if len(row["scores"]) == len(tasks) > 1:
-            row["mean"] = _mean(list(row["scores"].values()))
+            each = [
+                [_own_score(of, VIEWS[of["task"]].lead, row["kind"], name) for of in results.values()]
+                for name in row["members"]
+            ]
+            row["mean"] = spread([statistics.fmean(scores) for scores in each])
     order = {"teachers": 0, "students": 1}
     return {
         "name": recipe.name,
@@ -89,6 +94,7 @@ def _score(task: str, row: Row) -> str:
     return spread_text(row["scores"][task]) if task in row["scores"] else ""
 
 
-def _mean(spreads: list[dict[str, float | None]]) -> dict[str, float | None]:
-    """The mean over tasks; a deviation of it is not known from those of the tasks."""
-    return {"mean": statistics.fmean(float(spread["mean"] or 0.0) for spread in spreads), "std": None}
+def _own_score(of: Row, lead: str, kind: str, name: str) -> float:
+    """What one model has on the part that scores are told of."""
+    model = next(model for model in of["models"] if (model["kind"], model["name"]) == (kind, name))
+    return float(score_of(model, lead, of, of["headline"]))

@@ -8,6 +8,7 @@ import torch
 
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.models import load
+from dtrain.models.multi_task import for_task
 from dtrain.recipe.training import Student, Teacher
 from dtrain.report.latency import machine, measure
 from dtrain.runfolder import RunFolder, fingerprint
@@ -35,7 +36,7 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
     for kind, member in members:
         key = structure[f"{kind}/{member.name}"]
         if key not in models:
-            models[key] = load(folder.model(kind, member.name))
+            models[key] = for_task(load(folder.model(kind, member.name)), folder.task)
             parts[key] = data.part(part, tokenizer_name(member))
     rates: dict[str, dict[str, float]] = {}
     rows: dict[str, int] = {}

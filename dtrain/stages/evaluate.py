@@ -15,6 +15,7 @@ from dtrain.errors import InputError, Stopped
 from dtrain.log import say
 from dtrain.models import load
 from dtrain.models.multi_exit import MultiExit
+from dtrain.models.multi_task import for_task
 from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
@@ -45,13 +46,19 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             raise Stopped(f"evaluate: {what}; the same command continues")
         precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
         workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
-        model, of = load(folder.model(kind, member.name)), tasks.of(member)
-        records = _records(model, member, of, parts[of.name], workers)
-        scored = {"precision": precision, "parts": records.pop("parts")}
-        record = {"fingerprint": plan.evaluation(kind, member.name), **records, **scored}
+        model, own = load(folder.model(kind, member.name)), tasks.all_of(member)
+        found = {name: _records(for_task(model, name), member, of, parts[name], workers) for name, of in own.items()}
+        record: dict[str, Any] = {"fingerprint": plan.evaluation(kind, member.name)}
+        if len(own) == 1:
+            (records,) = found.values()
+            scored = {"precision": precision, "parts": records["parts"]}
+            record |= {key: value for key, value in records.items() if key != "parts"} | scored
+        else:
+            record |= {"precision": precision, "tasks": found}
         path = folder.model(kind, member.name) / "evaluation.json"
         world.run_on_main(functools.partial(write_json, path, record))
-        _tell(f"{kind[:-1]} {member.name}", of, record)
+        for name, of in own.items():
+            _tell(f"{kind[:-1]} {member.name}{f', {name}' if len(own) > 1 else ''}", of, found[name])
 
 
 def _records(

@@ -19,7 +19,9 @@ from dtrain.data.problems import shown
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, suggest
 from dtrain.log import tell, warn
+from dtrain.metrics.tasks import scores_of
 from dtrain.models import load
+from dtrain.models.multi_task import for_task
 from dtrain.plan import Plan, plan_of
 from dtrain.predict.blocks import blocks_of, find_answers
 from dtrain.predict.folder import read_folder
@@ -71,7 +73,7 @@ def run(
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder.of_task(recipe.task))
     place = folder.model(kind, name)
-    asked = _Asked(answers, place, recipe.data, data, form, target)
+    asked = _Asked(answers, place, recipe.data, data, form, target, recipe.task)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
     workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
     as_written = {"encoding": encoding, "delimiter": delimiter, "quoting": quoting}
@@ -117,16 +119,14 @@ def run_folder(
     """
     if model is not None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
-    if task is not None:
-        raise InputError(f"--task: chooses among the tasks of a recipe, and {place} is a model of one")
-    known = read_folder(place)
+    known = read_folder(place, task, "--task")
     target = _settled(world, known.answers, known.task, form, format, output)
     if input is None:
         raise InputError("--input: a model folder has no rows; name a file, or - for stdin")
     as_written = {"encoding": encoding, "delimiter": delimiter, "quoting": quoting}
     texts = _share(world, functools.partial(read_texts, known.section, input, format, columns or (), as_written))
     tell(f"predict: {place}")
-    asked = _Asked(known.answers, place, known.section, known.prepared, form, target)
+    asked = _Asked(known.answers, place, known.section, known.prepared, form, target, task or "")
     asked.answer(texts, None, known.normalize, known.max_length, Workers.of(world, "fp32"))
 
 
@@ -140,12 +140,13 @@ class _Asked:
     data: PreparedData
     form: str
     target: Path | None
+    task: str
 
     def answer(
         self, texts: Texts, part: EncodedSplit | None, normalize: Normalization, max_length: int, workers: Workers
     ) -> None:
         """Write the answers to `texts`; `part`: they are encoded already."""
-        model = load(self.place)
+        model = for_task(load(self.place), self.task)
         if part is None:
             read = self.answers.reader(self.place, normalize, max_length)
             found = find_answers(self.answers, model, read, blocks_of(texts), workers)
@@ -240,7 +241,8 @@ def _choose(name: str | None, plan: Plan) -> tuple[str, str]:
 def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
     kind, member = entry
     metrics = read_json(plan.folder.model(kind, member.name) / "metrics.json")
-    return -metrics["loss"] if member.metric == "loss" else metrics[member.metric]
+    scores = scores_of(metrics, plan.recipe.task)
+    return float(-scores["loss"] if member.metric == "loss" else scores[str(member.metric)])
 
 
 def _check_output(path: Path) -> None:

@@ -125,7 +125,7 @@ class Phase:
 
         return Prepared(
             make=functools.partial(self._model, len(tokenizer), tokenizer.pad_token_id),
-            losses=lambda model: MaskedLosses(),  # type: ignore[arg-type, return-value]
+            losses=lambda model: MaskedLosses(),
             outputs=task.outputs,
             feed=feed,
             evaluate=evaluate,

@@ -7,6 +7,7 @@ from typing import Any
 
 from dtrain.errors import InputError
 from dtrain.log import say, warn
+from dtrain.metrics.tasks import scores_of
 from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots, several
@@ -89,6 +90,12 @@ def _check_complete(plan: Plan) -> None:
         raise InputError(problems)
 
 
+def _history(folder: RunFolder, kind: str, name: str) -> list[dict[str, Any]]:
+    """The evaluations of a model, of several tasks with the scores of this one."""
+    entries = read_json(folder.model(kind, name) / "history.json")
+    return [entry | scores_of(entry, folder.task) for entry in entries]
+
+
 def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str, Path]:
     """Draw what there is to draw; the plots' files by name."""
     view = VIEWS[results["task"]]
@@ -99,7 +106,7 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     histories = [
         (
             group["name"],
-            [read_json(folder.model(group["kind"], name) / "history.json") for name in group["members"]],
+            [_history(folder, group["kind"], name) for name in group["members"]],
         )
         for group in groups
     ]

@@ -15,11 +15,12 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
         tasks: with their rows; None before there are any: all count alike then.
     """
     tokens = 0.0
-    for training in student.trainings:
-        epoch = 1.0
-        if tasks is not None:
-            data = tasks.of(student).data
-            parts = [data.part(part, tokenizer_name(student)) for part in training.rows or ["train"]]
-            epoch = float(sum(part.lengths.sum() for part in parts))
-        tokens += training.epochs * epoch
+    for part in student.parts.values():
+        for training in part.trainings:
+            epoch = 1.0
+            if tasks is not None:
+                data = tasks.of(part).data
+                rows = [data.part(name, tokenizer_name(student)) for name in training.rows or ["train"]]
+                epoch = float(sum(each.lengths.sum() for each in rows))
+            tokens += training.epochs * epoch
     return tokens * student.model.multiply_adds

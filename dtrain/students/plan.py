@@ -159,6 +159,8 @@ def _always_sees_classifier(loss: LossSpec) -> bool:
 def _way(student: Student, placement: Placement, machine: Machine, task: str) -> tuple[Way, str]:
     if student.parallel == "data":
         return "all ranks", "parallel: data"
+    if student.tasks is not None:
+        return "alone", "a student of several tasks has batches of its own"
     if student.peers is not None:
         return "peers", "peers see each other's answers in each step"
     if student.noisy is not None:

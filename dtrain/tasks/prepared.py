@@ -52,8 +52,12 @@ class PreparedTasks(dict[str, PreparedTask]):
             found[view.task] = PreparedTask(view, place, data, task_of(data))
         return found
 
+    def all_of(self, member: Teacher | Student) -> dict[str, PreparedTask]:
+        """Those that a model is for, by name, in the model's order."""
+        any_task = next(iter(self.values()))
+        return {name: self[name] for name in any_task.recipe.tasks_of(member)}
+
     def of(self, member: Teacher | Student) -> PreparedTask:
         """The one that a model of one task is for."""
-        any_task = next(iter(self.values()))
-        (name,) = any_task.recipe.tasks_of(member)
-        return self[name]
+        (task,) = self.all_of(member).values()
+        return task

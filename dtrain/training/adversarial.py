@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.models import embedding_of
-from dtrain.recipe.training import AdversarialSpec
+from dtrain.recipe.adversarial import AdversarialSpec
 
 
 class Adversary:

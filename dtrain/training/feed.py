@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dtrain.data.batch import Batch, ByName
+from dtrain.data.batching import training_batches
 from dtrain.teachers.online import OnlineTeacher
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
 
@@ -148,6 +150,16 @@ class Feed:
         self._perturb = perturb
         self.draw = draw
 
+    def epoch(self, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None) -> Sequence[np.ndarray]:
+        """The global batches of an epoch, in order, as positions in `rows`; see `training_batches`."""
+        return _batches(self.rows, seed, epoch, batch_size, batch_tokens)
+
+    def steps(self, epochs: int, seed: int, batch_size: int | None, batch_tokens: int | None) -> int:
+        """The batches of all epochs. Only batches of tokens have to be cut for that, which takes its time."""
+        if batch_size is not None:
+            return epochs * -(-len(self.rows.lengths) // batch_size)
+        return sum(len(self.epoch(seed, epoch, batch_size, batch_tokens)) for epoch in range(epochs))
+
     def begin_step(self, batch: np.ndarray, epoch: int, step: int) -> None:
         """Before the micro-batches of a global batch are asked for."""
         if self.draw:
@@ -189,6 +201,14 @@ class Feed:
                 ids = self.rows.ids[index]  # type: ignore[attr-defined]
                 found.append(((name, tuple(kinds)), functools.partial(source.read, ids, kinds)))
         return found
+
+
+@lru_cache(maxsize=2)
+def _batches(
+    rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None
+) -> Sequence[np.ndarray]:
+    """Models trained together share the very arrays."""
+    return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)
 
 
 def _used_by(stream: Any, tensor: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.remarks import remarks
+from dtrain.training.several import prepare_tasks
 from dtrain.training.workers import Workers
 
 if TYPE_CHECKING:
@@ -102,12 +103,34 @@ class Members:
             where=f"{kind}.{spec.name}",
             spec=spec,
             identity=identity,
-            prepare=functools.partial(self._prepare, kind, spec, teachers, online, reading, rows),
+            prepare=functools.partial(self._prepare, kind, spec, teachers, online, reading, rows)
+            if len(self.tasks.all_of(spec)) == 1
+            else functools.partial(self._prepare_tasks, spec, teachers, online),
             final=self.folder.model(kind, spec.name),
             checkpoints=self.folder.checkpoints(kind, spec.name),
             tensorboard=tensorboard,
             log_settings=lambda metrics: log_hyperparameters(tensorboard, spec, self.terms(spec), metrics),
         )
+
+    def _prepare_tasks(
+        self, spec: Teacher | Student, teachers: Mapping[str, TeacherSource], online: Mapping[str, OnlineTeacher]
+    ) -> Prepared:
+        """Of a student of several tasks: what it would train with on each of them, and together."""
+        assert isinstance(spec, Student)
+        prepared = {}
+        for task, part in spec.parts.items():
+            own = {name: source for name, source in teachers.items() if name in part.reads.stored}
+            beside = {name: source for name, source in online.items() if name in part.reads.online}
+            prepared[task] = self._prepare("students", part, own, beside, None, None)
+        return prepare_tasks(spec, self.tasks.all_of(spec), prepared, functools.partial(self._begin, spec))
+
+    def _begin(self, spec: Teacher | Student, model: nn.Module) -> None:
+        """Give a new model the weights that it is to begin with, where they are a teacher's."""
+        encoder = encoder_of(spec.model)
+        if encoder is not None and encoder.init is not None:
+            teacher = load(self.folder.model("teachers", encoder.init.source))
+            key = f"students.{spec.name}.model" + ("" if encoder is spec.model else ".encoder")
+            copy_layers(model, teacher, encoder.init, key)
 
     def _prepare(
         self,
@@ -139,11 +162,7 @@ class Members:
                 max_length=section.max_length,
             )
             describe(model, task.config)
-            encoder = encoder_of(spec.model)
-            if encoder is not None and encoder.init is not None:
-                teacher = load(self.folder.model("teachers", encoder.init.source))
-                key = f"students.{spec.name}.model" + ("" if encoder is spec.model else ".encoder")
-                copy_layers(model, teacher, encoder.init, key)
+            self._begin(spec, model)
             return model
 
         label_counts = data.info["label_counts"].get("train", {})
@@ -192,6 +211,7 @@ class Members:
             save=save,
             terms=self.terms(spec),
             rows=counted(len(train), "row"),
+            count=len(train),
             took=lambda metrics: f"{metrics['seconds_per_epoch']:.1f} s an epoch",
             remarks=lambda evaluations, kept: remarks(
                 evaluations, kept, valid.labels, [] if task.types else task.labels

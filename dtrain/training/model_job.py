@@ -20,7 +20,7 @@ from dtrain.engines.choose import build_engine, build_model
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, counted
 from dtrain.log import say, say_anywhere
-from dtrain.losses.objective import LossSum, ModelOutputs, Objective
+from dtrain.losses.objective import ModelOutputs, Objective
 from dtrain.models import own, parameter_count
 from dtrain.recipe.losses import LossSpec
 from dtrain.recipe.training import TrainSpec
@@ -41,14 +41,16 @@ class Prepared:
 
     Attributes:
         make: gives the model with its first weights, on the CPU.
-        losses: gives the losses of that model, after it was made.
+        losses: gives the losses of that model, after it was made: a `LossSum`, of several tasks one for each.
         outputs: asks the model for what its losses need; see `Task.outputs`.
+        objective: makes the objective of (model, losses, together=); None: the usual one, with `outputs`.
         feed: gives the batches, for these losses.
         evaluate: scores a model in a precision, over all ranks where they train it together.
         metrics: what `metrics.json` holds beyond the scores and what every training has.
         save: writes the model's own files into a folder.
         data: where the rows come from, to say how a checkpoint differs.
         rows: how many rows there are, in words.
+        count: the same as a number.
         history: what `history.json` holds, from the training's own evaluations.
         took: how long it took, in words, from the metrics.
         terms: what the losses are made of.
@@ -56,9 +58,9 @@ class Prepared:
     """
 
     make: Callable[[], nn.Module]
-    losses: Callable[[nn.Module], LossSum]
+    losses: Callable[[nn.Module], nn.Module]
     outputs: ModelOutputs
-    feed: Callable[[LossSum], Feed]
+    feed: Callable[[Any], Feed]
     evaluate: Callable[[nn.Module, str], dict[str, float]]
     headline: Callable[[Mapping[str, Any]], str]
     metrics: Callable[[Position], dict[str, Any]]
@@ -69,6 +71,8 @@ class Prepared:
     history: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list
     remarks: Callable[[list[dict[str, Any]], Mapping[str, Any]], list[str]] = lambda evaluations, kept: []
     data: Mapping[str, Any] = field(default_factory=dict)
+    objective: Callable[..., Objective] | None = None
+    count: int = 0
 
 
 @dataclass(eq=False)
@@ -195,11 +199,12 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
     parameters = parameter_count(model)
     losses = prepared.losses(model)
     together = job.data_parallel and world.size > 1
-    objective = Objective(model, losses, prepared.outputs, together=together)
+    make = prepared.objective or functools.partial(Objective, ask=prepared.outputs)
+    objective = make(model, losses, together=together)
     feed = prepared.feed(losses)
     try:
         if job.freezes:
-            alone = Objective(model, losses, prepared.outputs)
+            alone = make(model, losses)
             freeze_unreached(alone, feed, prepared.terms, world, together=together)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         engine = build_engine(world, objective, spec, data_parallel=job.data_parallel, precision=precision)

@@ -70,7 +70,7 @@ class Monitor:
         if not self.speaks:
             return
         for name, value in scores.items():
-            if name not in ("rows", "characters", "entities"):
+            if name.rpartition(".")[2] not in ("rows", "characters", "entities"):
                 self.writer.add_scalar(f"valid/{name}", value, step)
         self.writer.flush()
         say_anywhere(f"{self.title}: epoch {epoch:g}, step {step}: {words}; {seconds:.0f} s")

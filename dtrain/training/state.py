@@ -7,19 +7,18 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 
-from dtrain.data import share_of, training_batches
+from dtrain.data import share_of
 from dtrain.data.batch import Batch
 from dtrain.engines.optim import rate, scaled_to_batch
 from dtrain.engines.speed import Clock, Speed
 from dtrain.errors import DtrainError, Stopped
 from dtrain.runfolder import fingerprint
 from dtrain.training.communication import CommunicationShare
-from dtrain.training.feed import AHEAD, Rows
+from dtrain.training.feed import AHEAD
 from dtrain.training.job import Diverged, Position, TrainJob, checkpoints_of
 from dtrain.training.loss_log import LossLog
 from dtrain.training.monitor import Monitor
@@ -337,22 +336,16 @@ class TrainState:
     # --- epochs --------------------------------------------------------------------------------------
 
     def _steps(self) -> int:
-        """Of all epochs. Only batches of tokens have to be cut for that, which takes its time."""
+        """Of all epochs."""
         spec = self.job.spec
-        if spec.batch_size is not None:
-            return spec.epochs * -(-len(self.job.rows.lengths) // spec.batch_size)
-        return sum(len(self._epoch(epoch)) for epoch in range(spec.epochs))
+        return self.job.feed.steps(spec.epochs, self._order, spec.batch_size, spec.batch_tokens)
 
     def _epoch(self, epoch: int) -> Sequence[np.ndarray]:
-        spec = self.job.spec
-        seed = spec.seed if self.job.order is None else self.job.order
+        return self.job.feed.epoch(self._order, epoch, self.job.spec.batch_size, self.job.spec.batch_tokens)
+
+    @property
+    def _order(self) -> int:
+        """The seed of the order of rows."""
+        seed = self.job.spec.seed if self.job.order is None else self.job.order
         assert seed is not None
-        return _batches(self.job.rows, seed, epoch, spec.batch_size, spec.batch_tokens)
-
-
-@lru_cache(maxsize=2)
-def _batches(
-    rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None
-) -> Sequence[np.ndarray]:
-    """Models trained together share the very arrays."""
-    return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)
+        return seed

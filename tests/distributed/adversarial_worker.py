@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.models import build
+from dtrain.recipe.adversarial import AdversarialSpec
 from dtrain.recipe.architectures.taggers import TaggerSpec
-from dtrain.recipe.training import AdversarialSpec
 from dtrain.training.adversarial import Adversary
 
 IDS = torch.tensor([[2, 7, 8, 9, 4, 6, 3], [2, 5, 11, 3, 0, 0, 0], [2, 9, 9, 12, 5, 3, 0], [2, 6, 3, 0, 0, 0, 0]])

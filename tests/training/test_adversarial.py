@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dtrain.models import build, embedding_of
+from dtrain.recipe.adversarial import AdversarialSpec
 from dtrain.recipe.models import ModelSpec
-from dtrain.recipe.training import AdversarialSpec
 from dtrain.training.adversarial import Adversary
 
 SMALL = {"hidden": 16, "layers": 2, "heads": 2, "dropout": 0.0}

@@ -1,0 +1,60 @@
+"""The objective of a model of several tasks: losses by task, of which a batch's task says which are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from dtrain.losses.objective import Losses, LossSum, ModelOutputs, Objective
+
+if TYPE_CHECKING:
+    from dtrain.data.batch import Batch
+
+
+class TaskLosses(nn.Module):
+    """The losses of each task, by its name."""
+
+    def __init__(self, losses: Mapping[str, LossSum]) -> None:
+        super().__init__()
+        self.by_task = nn.ModuleDict(losses)
+
+    def __getitem__(self, task: str) -> LossSum:
+        found = self.by_task[task]
+        assert isinstance(found, LossSum)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_task)
+
+
+class TasksObjective(Objective):
+    """A model of several tasks and the losses of each. A batch is of one task, and has no other task's terms.
+
+    Args:
+        asks: by task, what calls the model for a batch and names what came out of it; the model is called as one of that
+            task alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, losses: TaskLosses, asks: Mapping[str, ModelOutputs], *, together: bool = False
+    ) -> None:
+        def ask(model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
+            return asks[batch.task](model.of_task(batch.task), batch, needs)  # type: ignore[operator]
+
+        super().__init__(model, losses, ask, together=together)
+
+    def losses_of(self, batch: Batch) -> LossSum:
+        assert isinstance(self.losses, TaskLosses)
+        return self.losses[batch.task]
+
+    def parts(self, outputs: Mapping[str, Tensor], batch: Batch, progress: float = 0.0) -> Losses:
+        """As the base class; terms are named `TASK.TERM`."""
+        total, sums, counts = super().parts(outputs, batch, progress)
+        assert isinstance(self.losses, TaskLosses)
+        idle = [p for task in self.losses if task != batch.task for p in self.losses[task].parameters()]
+        if idle:  # every parameter takes part in every backward pass: DDP waits for the gradient of each
+            total = total + 0.0 * sum(parameter.sum() for parameter in idle)
+        task = batch.task
+        return total, {f"{task}.{name}": s for name, s in sums.items()}, {f"{task}.{n}": c for n, c in counts.items()}

@@ -1,0 +1,29 @@
+"""A model of several tasks: an encoder that they share, and a head for each."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from dtrain.recipe.architectures.taggers import CrfSpec
+from dtrain.recipe.models import EncoderModel, register_architecture
+from dtrain.recipe.values import Share
+
+
+@register_architecture
+class MultiTaskSpec(CrfSpec):
+    """MT-DNN (Liu et al. 2019), BAM (Clark et al. 2019): one transformer and a small head for each task.
+
+    A text's head is a linear layer over the pooled first token, a tagger's one over the states of its characters, with a
+    CRF. For a student with `tasks`.
+    """
+
+    type: Literal["multi_task"]
+    module: ClassVar[str] = "dtrain.models.multi_task:MultiTask"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs", "tagging")
+    several: ClassVar[bool] = True
+    encoder: EncoderModel  # the transformer that all tasks share, with its `type`
+    dropout: Share = 0.1  # dropout of what reaches the heads
+
+    @property
+    def feature_width(self) -> int | None:
+        return None if self.encoder.pretrained else self.encoder.shape()[0]

@@ -1,0 +1,32 @@
+"""Students that learn from each other: what they must have alike."""
+
+from __future__ import annotations
+
+from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.training import Student
+
+
+def check_peers(students: list[Student], contexts: list[Context], reports: list[Reporter]) -> bool:
+    """Whether there are students that learn from each other; those make every step together, on the same batch."""
+    sets: dict[str, list[tuple[Student, Reporter, Context]]] = {}
+    for student, report, context in zip(students, reports, contexts, strict=True):
+        if student.peers is not None:
+            sets.setdefault(student.peers, []).append((student, report, context))
+    for name, members in sets.items():
+        first, report, context = members[0]
+        of_set = report.at("peers", told=name)
+        if "peers" in context.task.excluded:
+            of_set("", f"is not for task {context.data_task!r}")
+        if len(members) == 1:
+            of_set("", f"{first.name} is alone; peers are two students or more with the same word")
+        for student, report, _ in members:
+            own = report.at(told=student.name)
+            if student.tokenizer != first.tokenizer:
+                own("model", f"peers read the same tokens, and those of {first.name} are others; see model.tokenizer")
+            for key in ("patience", "adversarial", "parallel", "noisy"):
+                if getattr(student, key) is not None:
+                    own(key, "is not for peers, who make every step together")
+            for key in ("task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
+                if getattr(student, key) != getattr(first, key):
+                    own(key, f"must be that of its peer {first.name}, as they share each batch")
+    return bool(sets)
