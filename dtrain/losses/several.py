@@ -41,9 +41,10 @@ class TasksObjective(Objective):
         self, model: nn.Module, losses: TaskLosses, asks: Mapping[str, ModelOutputs], *, together: bool = False
     ) -> None:
         def ask(model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-            return asks[batch.task](model.of_task(batch.task), batch, needs)  # type: ignore[operator]
+            return self.asks[batch.task](model.of_task(batch.task), batch, needs)  # type: ignore[operator]
 
         super().__init__(model, losses, ask, together=together)
+        self.asks = dict(asks)
 
     def losses_of(self, batch: Batch) -> LossSum:
         assert isinstance(self.losses, TaskLosses)

@@ -54,8 +54,6 @@ def check_keys(student: Student, tasks: list[str], report: Reporter) -> None:
                 report(key, "is for a student of several tasks; name them in its `tasks`")
         if isinstance(student.losses, dict):
             report("losses", "by task is for a student of several tasks; name them in its `tasks`, or give a list")
-        if student.model.several:
-            report("model.type", f"{student.model.type!r} is for a student of several tasks; name them in its `tasks`")
         return
     for key in OF_ONE:
         if getattr(student, key) is not None:

@@ -106,6 +106,8 @@ class TrainSpec(Closed):
     def check_task(self, tasks: list[str], report: Reporter) -> None:
         """Report a task that the recipe does not have, or none where it has several."""
         allowed = f"(allowed: {', '.join(tasks)})"
+        if self.model.several:
+            report("model.type", f"{self.model.type!r} is for a student of several tasks, which names them in `tasks`")
         if self.task is None:
             if len(tasks) > 1:
                 report("task", f"must say which of the recipe's tasks it is for {allowed}")
