@@ -280,18 +280,23 @@ def _models(task: str, chinese: bool) -> list[str]:
     if task == "tagging":
         teacher = f"{{type: tagger, encoder: {{type: bert, pretrained: {pretrained}}}, lstm: 128}}"
         rates, student = "{type: adamw, lr: 5.0e-4, modules: {encoder: 5.0e-5}}", "{type: idcnn}"
+        # As the teachers of the recipe resume_ner.
+        alone = ("{type: tagger, embedding: 256, lstm: 256}", 8, "{type: adamw, lr: 2.0e-3}")
     else:
         teacher, rates = f"{{type: bert, pretrained: {pretrained}}}", "{type: adamw, lr: 2.0e-5}"
         student = "{type: bilstm, embedding: 256, hidden: 256, dropout: 0.5}"
+        alone = ("{type: textcnn}", 8, "{type: adamw, lr: 1.0e-3}")
     return [
         "",
         "# learns from the labels; its outputs on every row become the knowledge that students learn from",
         "teachers:",
         "  - name: bert",
-        f"    # a pretrained BERT, as the texts are {'Chinese' if chinese else 'not Chinese'}; the first run downloads it. Without a network,",
-        f"    # write one of these in place of `pretrained: {pretrained}`:",
-        "    #   pretrained: FOLDER   a folder with its config.json, model.safetensors and vocab.txt, copied from elsewhere",
-        "    #   size: mini           a small one from random weights, which needs no download and learns less",
+        f"    # a pretrained BERT, as the texts are {'Chinese' if chinese else 'not Chinese'}; the first run downloads it. Without a network, let",
+        "    # `pretrained` name a folder with its config.json, model.safetensors and vocab.txt, copied from elsewhere; or take a",
+        "    # smaller teacher that needs no download, with these three lines in place of those below:",
+        f"    #   model: {alone[0]}",
+        f"    #   epochs: {alone[1]}",
+        f"    #   optimizer: {alone[2]}",
         f"    model: {teacher}",
         "    epochs: 3",
         f"    optimizer: {rates}",

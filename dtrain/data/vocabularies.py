@@ -77,7 +77,7 @@ def given_tokenizer(
             raise InputError(f"{key}: no tokenizer can be loaded: {reason}") from error
         raise InputError(
             f"{key}: no such folder here, and from the hub no tokenizer can be loaded: {reason.rstrip('.')}; without a "
-            "network, name a model's folder, or give `size: mini` in place of `pretrained` for one from random weights"
+            "network, name a model's folder, or take a model that needs no download, as {type: textcnn}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{key}: its tokenizer has no fast form ({type(tokenizer).__name__})")

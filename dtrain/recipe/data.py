@@ -138,7 +138,7 @@ class Data(Closed):
     encoding: TextEncoding = "utf-8"
     # what stands between columns of tables; auto: a tab in .tsv, a comma in .csv
     delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"
-    # whether quotes around a column of a table are no part of it; auto: quotes in .csv, none in .tsv
+    # quotation marks around a column of a table: markup (quotes) or part of the text (none); auto: quotes in .csv, none in .tsv
     quoting: Literal["auto", "quotes", "none"] = "auto"
     # scheme of the tags in CoNLL files; auto: found from the tags
     scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"
@@ -156,7 +156,7 @@ class Data(Closed):
     split: Split = Split()  # shares that are cut off the training rows for parts without a file
     normalize: Normalization = Normalization()  # what is done to every text
     vocabulary: Vocabulary = Vocabulary()  # the students' vocabulary
-    # tokens (for tagging characters) of a text at most; what is longer is cut, for tagging into pieces
+    # the most tokens (for tagging characters) of a text; longer texts are cut off, for tagging into pieces
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     workers: PositiveInt | Literal["auto"] = "auto"  # processes that encode rows; auto: by the cores
 

@@ -121,7 +121,8 @@ class EncoderSpec(Architecture):
     vocabulary_size: Annotated[int, Field(ge=100)] = 8000  # tokens of the WordPiece vocabulary that is trained
     # another transformer of the recipe, by name: both read the same tokens, position by position
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
-    init: InitSpec | None = None  # copy first weights from a trained teacher of the recipe, of students; null: random
+    # of a student: start from the weights of a trained teacher of the recipe; null: random
+    init: InitSpec | None = None
 
     @model_validator(mode="after")
     def scratch_or_pretrained(self) -> Self:

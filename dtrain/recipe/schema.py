@@ -198,7 +198,7 @@ class Recipe(Closed):
     pretrain: Pretrain | None = None
     # a section `Data` for each task by the task's name, in place of `data`
     tasks: Annotated[dict[Annotated[str, AfterValidator(check_name)], Data], Field(min_length=1)] | None = None
-    # the rows: short for one task; where `tasks` holds one, that one, and of several none
+    # the rows of a recipe of one task; a recipe with `tasks` has them there
     data: Data = Field(default=None)  # type: ignore[assignment]
     # the models whose outputs become the knowledge; trained one after another by all ranks
     teachers: list[Teacher] = []

@@ -63,7 +63,8 @@ class TrainSpec(Closed):
     optimizer: OptimizerSpec = OptimizerSpec()  # the optimizer with its rates
     schedule: ScheduleSpec = ScheduleSpec()  # how the rate rises and falls
     evaluate_every: PositiveInt | None = None  # steps between two evaluations; default: an epoch
-    adversarial: AdversarialSpec | None = None  # train on embeddings moved against the model as well; left out: not
+    # adversarial training on moved embeddings, beside the ordinary loss; null: none
+    adversarial: AdversarialSpec | None = None
     # chooses the weights that are kept: accuracy (default), f1, f1_weighted or loss; for tagging f1 (default), f1_macro,
     # f1_weighted, accuracy or loss; for regression pearson (default), spearman or loss; for multi_label f1 (default),
     # f1_macro, f1_weighted, exact_match or loss; of equal scores, those of the lower loss
@@ -199,8 +200,9 @@ class Teacher(TrainSpec):
     label_smoothing: Share = 0.0  # share of each label that is spread over all classes
     # weights of labels in the loss, as {rare: 5.0}, those not named 1; balanced: n / (C n_c), by the rows of each label
     class_weights: ClassWeights = None
-    tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; left out: not
-    stop_epoch: PositiveInt | None = None  # take the weights at this epoch's end, of a schedule over all `epochs`
+    tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; null: off
+    # take the weights at the end of this epoch, while the schedule is that of all `epochs`
+    stop_epoch: PositiveInt | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -270,7 +272,7 @@ class Student(TrainSpec):
     # where outputs of its teachers come from: auto reads from the store what a store may hold, and has the teacher compute
     # the rest beside the student; online: all is computed beside it; stored: nothing is
     answers: Answers = "auto"
-    noisy: Noisy | None = None  # choose transfer rows and blank tokens as a noisy student does; left out: not
+    noisy: Noisy | None = None  # a noisy student: choose transfer rows and blank tokens; null: off
     parallel: Literal["data"] | None = None  # data: all ranks train it together, as they do teachers; null: one rank
     # students with the same word here learn from each other's answers as well
     peers: Annotated[str, Field(pattern=PATTERN)] | None = None

@@ -185,7 +185,7 @@ _STAGES = [
             option(
                 "--quoting",
                 choices=("auto", "quotes", "none"),
-                help="whether quotes around a column of an input table are no part of it (default: the recipe's)",
+                help="quotation marks around a column: markup (quotes) or text (none) (default: the recipe's)",
             ),
             option("--output", help="where to write (default: stdout)"),
             option(

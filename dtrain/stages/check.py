@@ -176,9 +176,8 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
         if hub and (missing := not_cached(hub)):
             say(f"downloaded from the Hugging Face hub by the first run: {shown(missing, 10)}")
             say(
-                "  (without a network: name a model's folder, or write `size: mini` in place of `pretrained`, which starts"
+                "  (without a network: name a model's folder, or take a model that needs no download, as {type: textcnn})"
             )
-            say("  from random weights)")
     for view, info in views:
         for remark in remarks_in_words(info):
             warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")

@@ -41,7 +41,8 @@ class Monitor:
             total=total_steps,
             initial=first_step,
             desc=title,
-            unit="step",
+            # The rate is in rows. Within 80 columns, a bar of tqdm's own layout would leave no place for it.
+            bar_format="{l_bar}{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             disable=quiet,
             leave=False,
             dynamic_ncols=True,
