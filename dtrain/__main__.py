@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pydoc
@@ -81,6 +82,16 @@ COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
             *_RECIPE,
             option("--resolved", action="store_true", help="print the recipe with every default"),
             option("--store", action="store_true", help="verify every byte of the knowledge stores"),
+        ),
+    ),
+    "plan": (
+        "what training would take of GPUs that need not be here: memory, largest micro-batch, bytes sent, which config",
+        (
+            *_RECIPE,
+            option("--gpus", type=int, default=0, help="of a node (default: those that are here, or 1)"),
+            option("--nodes", type=int, default=1, help="with as many GPUs each (default: 1)"),
+            option("--memory", help="of a GPU, as 80GB (default: that of those that are here, or 80GB)"),
+            option("--config", help="one way alone: ddp, fsdp2, zero1, zero2, zero3, zero2_offload, zero3_offload"),
         ),
     ),
     "stages": (
@@ -248,6 +259,8 @@ def _command(arguments: argparse.Namespace) -> int:
         if name == "stages":  # for launch/local.sh and launch/slurm/pipeline.sh
             print("\n".join(job_lines(recipe) if arguments.jobs else [stage.name for stage in of_run(recipe)]))
             return EXIT_DONE
+        if name == "plan":
+            return _plan(recipe, arguments)
         names, corpora = _stages(arguments, recipe), {}
         if name == "check" or not (
             here or recipe.kept
@@ -280,6 +293,19 @@ def _command(arguments: argparse.Namespace) -> int:
         words = [arguments.recipe, *arguments.overrides, *(["--group", arguments.group] if arguments.group else [])]
         return run_everything(group.own(recipe) if group else recipe, names, words, machines)
     return _run_here(recipe, names, stage, group, arguments)
+
+
+def _plan(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    """Say what the recipe takes of GPUs; its data may be missing, and then only the size of the store is not known."""
+    from dtrain.planning import command
+    from dtrain.stages import check
+
+    counts: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(InputError):
+        counts = {task: corpus.counts for task, corpus in check.check_inputs(recipe).items()}
+    rows = {task: sum(each.get(part, 0) for part in ("train", "transfer")) for task, each in counts.items()}
+    asked = {name: getattr(arguments, name) for name in ("gpus", "nodes", "memory", "config")}
+    return command.run(recipe, rows, **asked)
 
 
 def _run_here(

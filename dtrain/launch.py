@@ -56,7 +56,7 @@ def launch_spec(recipe: Recipe, stage: str) -> Way:
     """Processes and accelerate config of a stage: the recipe's `launch`, overridden by `launch.stages`."""
     special = recipe.launch.stages.get(stage)
     wanted = (special and special.processes) or recipe.launch.processes
-    processes = (_gpus() or 2) if wanted == "auto" else int(wanted)
+    processes = (visible_gpus() or 2) if wanted == "auto" else int(wanted)
     config = find_config((special and special.accelerate_config) or recipe.launch.accelerate_config)
     return Way(processes, config)
 
@@ -85,7 +85,7 @@ def find_config(name: str) -> Path:
     raise InputError(f"launch.accelerate_config: no config {name!r} (allowed: a path, or one of {names})")
 
 
-def _gpus() -> int:
+def visible_gpus() -> int:
     """The number of visible GPUs, asked of the driver: importing torch takes a second."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -109,7 +109,9 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
             code = _alone(way, arguments)
         else:
             ranks = way.processes * machines.count
-            code = _of_several().accelerate_launch(way.config, ranks, arguments, machines, port, gpus=bool(_gpus()))
+            code = _of_several().accelerate_launch(
+                way.config, ranks, arguments, machines, port, gpus=bool(visible_gpus())
+            )
     finally:
         forward.restore()
         os.environ.pop(LAUNCHER, None)

@@ -19,7 +19,8 @@ LONGEST = 500  # lines of a file
 DOORS = {
     "dtrain.data.records": 1,  # `datasets`, where a file needs it: `check` takes no second for it
     "dtrain.hub": 2,  # huggingface_hub, where a recipe names something of the hub
-    "dtrain.__main__": 11,  # the command line
+    "dtrain.stages.check": 1,  # the plan for GPUs, with torch, where there are any
+    "dtrain.__main__": 13,  # the command line
     "dtrain.launch": 1,  # the launcher, with torch, which a run of one process does without
     "dtrain.engines.choose": 4,  # FSDP2, half a second that other engines do without; deepspeed
     "dtrain.recipe.drawing": 1,  # optuna

@@ -21,7 +21,7 @@ from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.hub import not_cached
-from dtrain.launch import launch_spec
+from dtrain.launch import launch_spec, visible_gpus
 from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.pretraining.corpus import check_corpus
@@ -181,7 +181,7 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
     for view, info in views:
         for remark in remarks_in_words(info):
             warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")
-    for remark in _unsaid_norms(recipe):
+    for remark in (*_unsaid_norms(recipe), *_too_large(recipe)):
         warn(remark)
     if not resolved:
         say("the recipe can be run; --resolved prints it with every default")
@@ -215,6 +215,15 @@ def _hub_models(recipe: Recipe) -> list[str]:
         encoders.append(encoder_of(recipe.pretrain.model))
     names = [each.pretrained for each in encoders if each is not None and each.pretrained and not each.made_here]
     return list(dict.fromkeys(name for name in names if not resolve_path(name).is_dir()))
+
+
+def _too_large(recipe: Recipe) -> list[str]:
+    """Teachers that will not fit the GPUs that are here."""
+    if not recipe.teachers or not visible_gpus():
+        return []
+    from dtrain.planning import command
+
+    return command.warnings(recipe)
 
 
 def _unsaid_norms(recipe: Recipe) -> list[str]:

@@ -1,0 +1,76 @@
+"""`dtrain plan`: what a recipe would take of GPUs that need not be here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from dtrain.errors import EXIT_DONE, InputError
+from dtrain.log import say
+from dtrain.planning.members import torch_sees
+from dtrain.planning.report import Gpus, lines, unfit
+from dtrain.planning.ways import GIB, WAYS
+from dtrain.recipe import Recipe
+
+DEFAULT_GB = 80.0
+PRECISIONS = ("_bf16", "_fp16")
+
+
+def run(
+    recipe: Recipe, rows: Mapping[str, int], *, gpus: int, nodes: int, memory: str | None, config: str | None
+) -> int:
+    """Say it.
+
+    Args:
+        rows: by task, what the store will hold, where that is known.
+        gpus: of a node; 0: those that are here, or 1.
+        memory: of a GPU, as '80GB'; None: that of those here, or 80 GB.
+        config: one way alone, by its name in accelerate_configs/.
+
+    Raises:
+        InputError: naming the option.
+    """
+    here, size = torch_sees()
+    if gpus < 0 or nodes < 1:
+        raise InputError(f"--gpus, --nodes: {gpus}, {nodes} (allowed: 1 and more)")
+    asked = Gpus(nodes, gpus or here or 1, bytes_of(memory) if memory else size or DEFAULT_GB * GIB)
+    say("\n".join(lines(recipe, asked, rows, way_of(config) if config else None)))
+    return EXIT_DONE
+
+
+def way_of(config: str) -> str:
+    """The way that a config is of: the same without a precision in its name.
+
+    Raises:
+        InputError: it is none of those that are planned.
+    """
+    name = config
+    for ending in PRECISIONS:
+        name = name.removesuffix(ending)
+    if name not in WAYS:
+        raise InputError(f"--config: {config!r} is not planned (allowed: {', '.join(WAYS)})")
+    return name
+
+
+def bytes_of(text: str) -> float:
+    """'80GB' or '80' in bytes, GB of 2^30 bytes, as the makers of GPUs count.
+
+    Raises:
+        InputError: it is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b?)?", text.strip().lower())
+    if not found or not float(found[1]):
+        raise InputError(f"--memory: {text!r} is no size (as 80GB)")
+    return float(found[1]) * GIB
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What `dtrain check` warns of: teachers that will not fit the GPUs that are here; nothing where there are none."""
+    here, size = torch_sees()
+    if not here:
+        return []
+    try:
+        way = way_of(recipe.launch.accelerate_config)
+    except InputError:
+        return []  # a config of the user's own
+    return unfit(recipe, Gpus(1, here, size), way)

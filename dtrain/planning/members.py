@@ -1,0 +1,131 @@
+"""Teachers and students of a recipe as far as memory is concerned: parameters, activations, rows of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig
+
+from dtrain.models import build
+from dtrain.planning.trial import (
+    CLASSES,
+    Activations,
+    Shape,
+    module_activations,
+    transformer_activations,
+    transformer_shape,
+)
+from dtrain.recipe import Recipe
+from dtrain.recipe.models import Architecture, EncoderSpec, ExternalSpec
+from dtrain.recipe.training import Student, Teacher, TrainSpec
+
+WORDS = 20_000  # of a vocabulary that is not known before the data is prepared
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+CHINESE = 21_128  # tokens of bert-base-chinese
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher or student.
+
+    Attributes:
+        config: of its transformer; None without one.
+        length: tokens of a row, the most that `data.max_length` allows.
+        rows: of a step over all ranks.
+        assumed: what was not known, in words.
+    """
+
+    spec: TrainSpec
+    config: dict[str, Any] | None
+    length: int
+    precision: str
+    assumed: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.spec.batch_size or max(1, (self.spec.batch_tokens or 0) // self.length)
+
+    def micro_batch(self, ranks: int) -> int:
+        """Rows of one rank's largest micro-batch."""
+        return -(-self.rows // (ranks * self.spec.accumulation))
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        if self.config is not None:
+            return transformer_shape(self.config)
+        with contextlib.suppress(Exception), FakeTensorMode():
+            sizes = [p.numel() for p in self._make().parameters()]
+            return Shape(sum(sizes), len(sizes), 0, 0, max(sizes))
+        # What cannot be built without data: its table of words, and about a weight for each product.
+        table = WORDS * getattr(self.spec.model, "embedding", 0)
+        return Shape(table + round(self.spec.model.multiply_adds), 16, 0, 0, table)
+
+    def activations(self, checkpointing: bool) -> Activations:
+        if self.config is not None:
+            return transformer_activations(self.config, self.length, self.precision, checkpointing)
+        with contextlib.suppress(Exception):
+            return module_activations(self._make, self.length, self.precision)
+        # LSTMs look at numbers, which fake tensors have not. cuDNN keeps four gates and two states a direction; about as
+        # much again passes by.
+        model: Any = self.spec.model
+        width = getattr(model, "embedding", 0) * 4 + getattr(model, "hidden", 0) * getattr(model, "layers", 1) * 2 * 14
+        return Activations(((4.0 * self.length * max(width, 64), 0.0),), "formula")
+
+    def _make(self) -> nn.Module:
+        labels = [str(number) for number in range(CLASSES)]
+        return build(self.spec.model, vocabulary=WORDS, labels=labels, pad_id=0, max_length=self.length)
+
+
+def members_of(recipe: Recipe, section: str) -> Iterator[Member]:
+    """Those of `teachers` or `students`; teachers from a folder (`from`) are not trained, and left out."""
+    for view in recipe.views():
+        found: list[Teacher | Student] = getattr(view, section)
+        for spec in found:
+            if isinstance(spec.model, ExternalSpec):
+                continue
+            config, assumed = _config(spec.model)
+            precision = "bf16" if spec.precision == "auto" else spec.precision
+            yield Member(spec, config, view.data.max_length, precision, tuple(assumed))
+
+
+def _config(model: Architecture) -> tuple[dict[str, Any] | None, list[str]]:
+    """The configuration of the transformer in a model, and what was assumed."""
+    encoder = model.transformer
+    if encoder is None:
+        return None, [f"a vocabulary of {WORDS:,} words"]
+    kind = str(encoder.type)
+    if not encoder.pretrained:
+        hidden, layers, heads = encoder.shape()
+        shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+        size, assumed = _vocabulary(encoder)
+        own = {"model_type": kind, "vocab_size": size, "intermediate_size": encoder.intermediate or 4 * hidden}
+        return {**own, **shape, **encoder.extras}, assumed
+    name = str(encoder.source)
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False).to_dict()
+    except (OSError, ValueError):
+        return {"model_type": kind, "vocab_size": CHINESE, **BASE}, [f"{name} is not here: the shape of a BERT-base"]
+    return config, []
+
+
+def _vocabulary(encoder: EncoderSpec) -> tuple[int, list[str]]:
+    if encoder.vocabulary and Path(encoder.vocabulary).is_file():
+        with Path(encoder.vocabulary).open(encoding="utf-8") as file:
+            return sum(1 for _ in file), []
+    return encoder.vocabulary_size, []
+
+
+def torch_sees() -> tuple[int, float]:
+    """GPUs that are visible here, and the bytes of the smallest."""
+    if not torch.cuda.is_available():
+        return 0, 0.0
+    sizes = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    return len(sizes), float(min(sizes))

@@ -1,0 +1,215 @@
+"""A recipe's plan: what each way to train each teacher takes, what fits, and which config it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dtrain.knowledge.kinds import find_kind
+from dtrain.planning.members import Member, members_of
+from dtrain.planning.trial import Activations
+from dtrain.planning.ways import GIB, PREFERRED, WAYS, Memory, memory, most_rows, room, sent
+from dtrain.recipe import Recipe
+from dtrain.students.plan import MOST_FUSED
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What is planned for."""
+
+    nodes: int
+    each: int  # GPUs of a node
+    memory: float  # bytes of a GPU
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.each
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One way to train one teacher."""
+
+    way: str
+    checkpointing: bool
+    memory: Memory
+    rows: int  # of the recipe's micro-batch
+    most: int  # rows of the largest that fits
+    sent: float  # bytes a rank and step
+    how: str  # how the activations were got
+
+    @property
+    def fits(self) -> bool:
+        return self.most >= self.rows
+
+
+def ways_of(member: Member, gpus: Gpus, only: str | None = None) -> list[Trained]:
+    """Every way to train a teacher, or one config alone, with and without activation checkpointing."""
+    free, found = room(gpus.memory), []
+    kept = (False, True) if member.config is not None else (False,)
+    known = {checkpointing: member.activations(checkpointing) for checkpointing in kept}
+    ways = [only] if only else (list(WAYS) if gpus.ranks > 1 else ["ddp"])
+    for way in ways:
+        for checkpointing, each in known.items():
+            found.append(_trained(member, way, checkpointing, each, gpus, free))
+    return found
+
+
+def _trained(member: Member, way: str, checkpointing: bool, each: Activations, gpus: Gpus, free: float) -> Trained:
+    rows, optimizer = member.micro_batch(gpus.ranks), member.spec.optimizer.type
+    how = {"ranks": gpus.ranks, "optimizer": optimizer, "precision": member.precision}
+    return Trained(
+        way,
+        checkpointing,
+        memory(way, member.shape, each.of(rows), ranks=gpus.ranks, optimizer=optimizer, precision=member.precision),
+        rows,
+        most_rows(way, member.shape, each, free, **how),
+        sent(
+            way,
+            member.shape,
+            ranks=gpus.ranks,
+            optimizer=optimizer,
+            precision=member.precision,
+            passes=member.spec.accumulation * (2 if member.spec.adversarial else 1),
+        ),
+        each.how,
+    )
+
+
+def chosen(found: list[Trained], member: Member) -> Trained | None:
+    """The way that it would take: with the recipe's micro-batch and checkpointing if one fits, without offload if possible.
+
+    Then activation checkpointing is tried, then a smaller micro-batch, then offload.
+    """
+    order = {way: number for number, way in enumerate(PREFERRED)}
+    as_asked = member.spec.activation_checkpointing
+
+    def rank(one: Trained) -> tuple[bool, bool, bool, int]:
+        return (
+            one.way.endswith("_offload"),
+            not one.fits,
+            one.checkpointing != as_asked,
+            order.get(one.way, len(order)),
+        )
+
+    possible = [one for one in found if one.most >= 1 and (one.checkpointing or not as_asked)]
+    return min(possible, key=rank, default=None)
+
+
+def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None = None) -> list[str]:
+    """The plan in words.
+
+    Args:
+        rows: by task, how many rows the store will hold; what is not there is not known.
+        only: one of the configs, by the name of its file.
+    """
+    told = [
+        f"{recipe.name} on {gpus.nodes} x {gpus.each} GPUs of {gpus.memory / GIB:.0f} GB, of which "
+        f"{room(gpus.memory) / GIB:.1f} may be used; GB of 2^30 bytes",
+        "t: tracked on fake tensors of 2 and 4 layers, with lines through them; f: by formula",
+    ]
+    for member in members_of(recipe, "teachers"):
+        told += ["", *_teacher(member, gpus, only)]
+    told += ["", *_store(recipe, rows)] if recipe.teachers else []
+    told += ["", *_students(recipe, gpus)] if recipe.students else []
+    return told
+
+
+def _teacher(member: Member, gpus: Gpus, only: str | None) -> list[str]:
+    spec, shape = member.spec, member.shape
+    found = ways_of(member, gpus, only)
+    mark = "t" if found[0].how == "tracked" else "f"
+    told = [
+        f"teacher {spec.name}: {spec.model.type}, {shape.parameters / 1e6:,.1f} M parameters, {member.precision}, "
+        f"{spec.optimizer.type}; {member.rows} rows a step, {found[0].rows} of {member.length} tokens in a micro-batch"
+        + "".join(f"; assumed: {words}" for words in member.assumed),
+        f"  {'':29}{'weights':>9}{'grads':>8}{'optim.':>8}{'buffers':>9}{'activ.':>8}{'peak':>8}      {'rows':>7}{'sent':>9}",
+        f"  {'':29}{'f':>9}{'f':>8}{'f':>8}{'f':>9}{mark:>8}{mark + 'f':>8}      {'at most':>7}{'GB/step':>9}",
+    ]
+    for one in found:
+        m = one.memory
+        name = one.way + (" + checkpointing" if one.checkpointing else "")
+        sizes = (m.weights, m.gradients, m.optimizer, m.buffers, m.activations, m.peak)
+        figures = "".join(f"{size / GIB:>{width}.2f}" for size, width in zip(sizes, (6, 8, 8, 9, 8, 8), strict=True))
+        told.append(f"  {name:32}{figures} {'fits' if one.fits else 'no':>4} {one.most:>7}{one.sent / GIB:>9.2f}")
+    best = chosen(found, member)
+    if best is None:
+        told.append("  takes: none fits: more GPUs, larger ones, or a smaller teacher")
+        return told
+    words = f"  takes: launch.accelerate_config: {best.way}"
+    if best.checkpointing != spec.activation_checkpointing:
+        words += f", activation_checkpointing: {str(best.checkpointing).lower()}"
+    if not best.fits:
+        words += f", accumulation: {-(-member.rows // (gpus.ranks * best.most))}"
+    return [*told, words]
+
+
+def _store(recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
+    told = []
+    for view in recipe.views():
+        outputs = view.knowledge.outputs or ["logits"]
+        size = 4 if view.knowledge.dtype == "float32" else 2
+        for member in members_of(view, "teachers"):
+            width = 0
+            for name in outputs:
+                kind = find_kind(name)
+                own = view.knowledge.top_k or LABELS if kind.top_k else LABELS
+                if name == "features":
+                    own = member.spec.model.feature_width or BASE_FEATURES
+                width += own * (member.length if kind.per_token else 1)
+            count, of = (
+                (rows[view.task], "") if view.task in rows else (MILLION, " a million rows (not known how many)")
+            )
+            told.append(
+                f"store of {member.spec.name}: {count * width * size / GIB:.3f} GB{of}: {', '.join(outputs)}, "
+                f"{view.knowledge.dtype} (f; {LABELS} labels assumed)"
+            )
+    return told
+
+
+LABELS = 15
+BASE_FEATURES = 768
+
+
+def _students(recipe: Recipe, gpus: Gpus) -> list[str]:
+    """One line for each shape of a student."""
+    told: dict[str, str] = {}
+    for member in members_of(recipe, "students"):
+        each = member.activations(member.spec.activation_checkpointing)
+        one = memory(
+            "ddp",
+            member.shape,
+            each.of(member.micro_batch(1)),
+            ranks=1,
+            optimizer=member.spec.optimizer.type,
+            precision=member.precision,
+        )
+        beside = int(room(gpus.memory) / one.peak)
+        key = f"{member.spec.model.model_dump_json()} {member.rows} {member.precision}"
+        mark = "t" if each.how == "tracked" else "f"
+        told.setdefault(
+            key,
+            f"student {member.spec.name}: {member.spec.model.type}, {member.shape.parameters / 1e6:,.2f} M parameters: "
+            f"{one.peak / GIB:.2f} GB ({mark}), {min(beside, MOST_FUSED)} beside each other on a GPU"
+            + (f" (room for {beside}; groups are of {MOST_FUSED} at most)" if beside > MOST_FUSED else ""),
+        )
+    return list(told.values())
+
+
+def unfit(recipe: Recipe, gpus: Gpus, only: str) -> list[str]:
+    """What to warn of: teachers that do not fit these GPUs by the config that the recipe names."""
+    told = []
+    for member in members_of(recipe, "teachers"):
+        found = ways_of(member, gpus, only)
+        asked = next(
+            one for one in found if one.checkpointing == (member.spec.activation_checkpointing and len(found) > 1)
+        )
+        if not asked.fits:
+            told.append(
+                f"teachers.{member.spec.name}: {asked.rows} rows of {member.length} tokens a micro-batch take about "
+                f"{asked.memory.peak / GIB:.1f} GB of GPUs of {gpus.memory / GIB:.0f} by {only}; at most {asked.most} rows "
+                "fit: dtrain plan says which config, or accumulation, would do"
+            )
+    return told

@@ -1,0 +1,198 @@
+"""Trials on fake tensors: parameters and activations of a model, without its numbers, from small ones of the same width.
+
+A trial computes one micro-batch forward and backward with tensors that have shapes and no numbers. Parameters and
+activations grow by the same amount with each layer, and activations with each row, so those of 24 layers and of any
+micro-batch follow from 2 and 4 layers and 4 and 8 rows by lines.
+
+The most is alive at the end of the forward pass (16-bit copies of weights are still there) or in the backward pass (a layer
+is computed again): each has lines of its own, and the larger counts.
+
+Fake tensors are on the CPU, where no CUDA is needed; what a GPU computes otherwise is put in place: NEZHA's attention by
+doubled heads, masks that are not looked at, attention that keeps no probabilities.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel
+
+import dtrain.models.nezha  # noqa: F401  the Auto classes then know it
+from dtrain.models.nezha import attention, modeling
+from dtrain.models.transformer import without_mask_checks
+from dtrain.planning.tracker import LiveBytes, held_by
+
+LAYERS = (2, 4)
+ROWS = (32, 64)
+CLASSES = 15
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that activations, and what a pass leaves for a moment, take at their peak.
+
+    Attributes:
+        lines: for each pass, bytes a row and bytes whatever the rows.
+        how: how the figures were got: 'tracked' or 'formula'.
+    """
+
+    lines: tuple[tuple[float, float], ...]
+    how: str
+
+    def of(self, rows: int) -> float:
+        return max(a_row * rows + fixed for a_row, fixed in self.lines)
+
+    def most_rows(self, free: float) -> int:
+        """Rows whose activations fit into `free` bytes."""
+        return max(0, min(int((free - fixed) / max(a_row, 1.0)) for a_row, fixed in self.lines))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as far as memory is concerned.
+
+    Attributes:
+        parameters, tensors: how many numbers, in how many parameters.
+        block: parameters of one layer; the others, embeddings above all, are no layer's.
+        largest: of the largest parameter.
+    """
+
+    parameters: int
+    tensors: int
+    layers: int
+    block: int
+    largest: int
+
+
+class _WithHead(nn.Module):
+    """A transformer under the classifier of its first token."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_config(config, attn_implementation="sdpa")
+        self.head = nn.Linear(config.hidden_size, CLASSES)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(states[:, 0])
+
+
+def transformer_shape(config: dict[str, Any]) -> Shape:
+    """Parameters of a transformer with a small head, by a line from two small ones: exact."""
+    small, more = (_counts(_key(config, layers)) for layers in LAYERS)
+    layers = int(config["num_hidden_layers"])
+    each = [(after - before) / (LAYERS[1] - LAYERS[0]) for before, after in zip(small, more, strict=True)]
+    parameters, tensors = (round(first + more * (layers - LAYERS[0])) for first, more in zip(small, each, strict=True))
+    return Shape(parameters, tensors, layers, round(each[0]), config["vocab_size"] * config["hidden_size"])
+
+
+def transformer_activations(config: dict[str, Any], length: int, precision: str, checkpointing: bool) -> Activations:
+    """Of a transformer of any number of layers over rows of `length` tokens."""
+    few, more = (
+        _lines(*(_peaks(_key(config, layers), rows, length, precision, checkpointing) for rows in ROWS))
+        for layers in LAYERS
+    )
+    steps = (int(config["num_hidden_layers"]) - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
+    longer = ((a + (b - a) * steps for a, b in zip(*lines, strict=True)) for lines in zip(few, more, strict=True))
+    return Activations(tuple((a_row, fixed) for a_row, fixed in longer), "tracked")
+
+
+def module_activations(make: Callable[[], nn.Module], length: int, precision: str) -> Activations:
+    """Of any model of the package that fake tensors go through."""
+
+    def ask(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+        return model(input_ids=ids, attention_mask=mask).logits
+
+    return Activations(_lines(*(_step(make, rows, length, precision, ask) for rows in ROWS)), "tracked")
+
+
+def _lines(low: tuple[int, int], high: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    """Through what `ROWS` took in each pass."""
+    slopes = [(b - a) / (ROWS[1] - ROWS[0]) for a, b in zip(low, high, strict=True)]
+    return tuple((slope, a - slope * ROWS[0]) for slope, a in zip(slopes, low, strict=True))
+
+
+def _key(config: dict[str, Any], layers: int) -> tuple[tuple[str, Any], ...]:
+    """The configuration with this many layers, to be remembered by; no dropout of attention: see `_as_on_a_gpu`."""
+    changed = {**config, "num_hidden_layers": layers, "attention_probs_dropout_prob": 0.0, "use_cache": False}
+    return tuple(sorted((key, value) for key, value in changed.items() if isinstance(value, (str, int, float))))
+
+
+def _config(key: tuple[tuple[str, Any], ...]) -> Any:
+    values = dict(key)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@functools.cache
+def _counts(key: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
+    with FakeTensorMode():
+        model = _WithHead(_config(key))
+        return sum(p.numel() for p in model.parameters()), len(list(model.parameters()))
+
+
+@functools.cache
+def _peaks(
+    key: tuple[tuple[str, Any], ...], rows: int, length: int, precision: str, checkpointing: bool
+) -> tuple[int, int]:
+    def make() -> nn.Module:
+        model = _WithHead(_config(key))
+        if checkpointing:
+            model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        return without_mask_checks(model, torch.device("cuda"))
+
+    return _step(make, rows, length, precision, lambda model, ids, mask: model(ids, mask))
+
+
+def _step(
+    make: Callable[[], nn.Module],
+    rows: int,
+    length: int,
+    precision: str,
+    ask: Callable[[nn.Module, Tensor, Tensor], Tensor],
+) -> tuple[int, int]:
+    """Bytes beyond weights and gradients at the peaks of forward and backward pass, not of a step's first micro-batch."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _as_on_a_gpu(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make().train()
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        mask, labels = torch.ones_like(ids), torch.zeros(rows, dtype=torch.long)
+        tracker = LiveBytes()
+        tracker.hold([*held_by(model), ids, mask, labels])
+        with tracker:
+            for _ in range(2):  # the gradients are there from the first
+                tracker.restart()
+                dtype = torch.bfloat16 if precision != "fp32" else torch.float32
+                with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
+                    answers = ask(model, ids, mask)
+                loss = functional.cross_entropy(answers.float(), labels, reduction="sum")
+                forward = tracker.peak.passing
+                tracker.restart()
+                loss.backward()
+                tracker.hold(held_by(model))
+                del answers, loss
+        return forward, tracker.peak.passing
+
+
+@contextlib.contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """Take the forms that a GPU would. Its attention keeps no probabilities under dropout, a CPU's does: none is dropped."""
+    turned, visible = attention.turned_attention, modeling._visible
+    attention.turned_attention = attention.doubled_head_attention
+    modeling._visible = _not_looked_at
+    try:
+        yield
+    finally:
+        attention.turned_attention, modeling._visible = turned, visible
+
+
+def _not_looked_at(attention_mask: Tensor | None, embeddings: Tensor) -> Tensor | None:
+    return None if attention_mask is None else attention_mask[:, None, None, :].bool()

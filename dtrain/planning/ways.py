@@ -1,0 +1,112 @@
+"""Memory and traffic of a step by how a model is spread: weights, gradients and the optimizer's state, by formula.
+
+P is the number of parameters, N the number of ranks. Whatever is float32 takes 4 bytes a number. See Rajbhandari et al.
+2020 (ZeRO, 1910.02054, figure 1 and section 7) for what each stage keeps and sends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtrain.planning.trial import Activations, Shape
+
+GIB = 2**30
+WAYS = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+# In the order in which they are tried: what sends least comes first, what waits for the host's memory last.
+PREFERRED = ("ddp", "zero2", "fsdp2", "zero3", "zero2_offload", "zero3_offload")
+MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}
+BUCKETS = 2 * 50_000_000  # numbers in DeepSpeed's two buckets of `reduce_bucket_size`, see ds_configs/
+KEPT_BACK = 1.5 * GIB  # CUDA's own memory, NCCL's buffers, workspaces of cuBLAS and cuDNN
+USABLE = 0.95  # of the rest: the allocator's gaps
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU in a step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    activations: float
+    evaluation: float  # whole weights that are gathered to be scored, in place of gradients and activations
+
+    @property
+    def held(self) -> float:
+        """What is there whatever the micro-batch."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
+
+    @property
+    def peak(self) -> float:
+        scoring = self.weights + self.optimizer + self.evaluation if self.evaluation else 0.0
+        return max(self.held + self.activations, scoring)
+
+
+def room(memory: float) -> float:
+    """Bytes that a training may take of a GPU of this size."""
+    return (memory - KEPT_BACK) * USABLE
+
+
+def memory(way: str, shape: Shape, activations: float, *, ranks: int, optimizer: str, precision: str) -> Memory:
+    """What one GPU holds; `activations` in bytes."""
+    whole = shape.parameters
+    state = 4.0 * MOMENTS[optimizer]
+    directions = 4.0 if optimizer == "lamb" else 0.0  # LAMB makes all of a rank's directions before it scales them
+    if ranks == 1:
+        way = "ddp"
+    if way == "ddp":
+        # DDP copies gradients into buckets of its own, and they stay there.
+        buckets = 4.0 * whole if ranks > 1 else 0.0
+        return Memory(4.0 * whole, 4.0 * whole, state * whole, buckets + directions * whole, activations, 0.0)
+    share = whole / ranks
+    if way == "fsdp2":
+        # Two layers are gathered, one of them under way; the rest of the model from its first use to its last. The
+        # gradient of a layer is whole until it is scattered.
+        rest = max(whole - shape.block * shape.layers, 0)
+        gathered = 4.0 * (3 * shape.block + 2 * rest)
+        return Memory(4 * share, 4 * share, state * share, gathered + directions * share, activations, 4.0 * whole)
+    stage, half = int(way[4]), precision != "fp32"
+    size = 2.0 if half else 4.0
+    offload = way.endswith("_offload")
+    master = 4.0 if half else (4.0 if stage < 3 else 0.0)  # DeepSpeed steps a float32 copy
+    weights = size * (share if stage == 3 else whole)
+    gradients = size * (whole if stage == 1 else share)
+    optimizer_bytes = 0.0 if offload else (state + master) * share
+    if offload and stage >= 2:
+        gradients = 0.0 if stage == 2 else size * share
+    buffers = size * BUCKETS + (0.0 if offload else directions * share)
+    if stage == 3:
+        buffers += size * (2 * shape.block + shape.largest)
+    evaluation = 4.0 * whole if stage == 3 or half else 0.0
+    return Memory(weights, gradients, optimizer_bytes, buffers, activations, evaluation)
+
+
+def sent(way: str, shape: Shape, *, ranks: int, optimizer: str, precision: str, passes: int) -> float:
+    """Bytes that one rank sends in a step of `passes` backward passes, by rings.
+
+    An all-reduce of n bytes sends 2 (N-1)/N n; a gather or a scatter half of it.
+    """
+    if ranks == 1:
+        return 0.0
+    part = (ranks - 1) / ranks * shape.parameters
+    size = 2.0 if precision != "fp32" else 4.0
+    stage = int(way[4]) if way.startswith("zero") else 0
+    if way == "ddp":
+        found = 2 * 4.0 * part
+    elif way == "fsdp2":  # weights before each forward and each backward pass; gradients once
+        found = 4.0 * part * (2 * passes + 1)
+    elif stage == 1:  # gradients once, then the new weights
+        found = size * part * 2
+    elif stage == 2:
+        found = size * part * (passes + 1)
+    else:
+        found = size * part * 3 * passes
+    return found + (16.0 * shape.tensors * 2 if optimizer == "lamb" else 0.0)  # two float64 sums a parameter
+
+
+def most_rows(way: str, shape: Shape, each: Activations, free: float, **how: object) -> int:
+    """Rows of the largest micro-batch that fits into `free` bytes; 0 where none does."""
+    empty = memory(way, shape, 0.0, **how)  # type: ignore[arg-type]
+    if empty.peak > free:
+        return 0
+    return each.most_rows(free - empty.held)
