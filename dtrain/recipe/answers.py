@@ -81,7 +81,7 @@ def check_answers(
                 "", f"compares layers of transformers, and {student.name} is a {student.model.type}, which has none"
             )
             return
-        _check_step(student, loss, context, report, of_loss)
+        _check_step(student, loss, context, of_losses, report, of_loss)
         if loss.weighting is not None:
             of_loss("weighting", "is not for losses on what is inside one teacher")
         if len(loss.teachers or []) != 1:
@@ -107,10 +107,12 @@ def check_answers(
         report("answers", "'online' is not for a noisy student, whose rows are chosen by stored logits (allowed: auto)")
 
 
-def _check_step(student: Student, loss: LossSpec, context: Context, report: Reporter, of_loss: Reporter) -> None:
+def _check_step(
+    student: Student, loss: LossSpec, context: Context, of_losses: Reporter, report: Reporter, of_loss: Reporter
+) -> None:
     """Report settings in which a step cannot compute the loss."""
     if loss.loss.over_pairs_of_rows and student.accumulation > 1:
-        report(
+        of_losses(
             "accumulation",
             f"{loss.type} compares all rows of a batch with each other, so that a batch cannot be cut: write 1, and a "
             "smaller batch_size where memory is short",

@@ -15,6 +15,8 @@ from tests.recipe.test_answers import load
     [
         ("accumulation: 2, losses: [{type: similarity_preserving}]",
          r"students\.0\.accumulation: similarity_preserving compares all rows of a batch .*: write 1, and a smaller batch_size"),
+        ("phases: [{name: one, accumulation: 2, epochs: 1, losses: [{type: similarity_preserving}]}]",
+         r"phases\.0.*accumulation: similarity_preserving compares all rows"),
         ("parallel: data, losses: [{type: gradient_transfer}]",
          r"students\.0\.parallel: 'data' is not for gradient_transfer, which differentiates the student twice \(allowed: null\)"),
         ("activation_checkpointing: true, losses: [{type: gradient_transfer}]",
