@@ -31,7 +31,9 @@ def test_the_tracker_counts_as_torchs_does() -> None:
                 model(inputs).sum().backward()
             model.zero_grad(set_to_none=True)
         peak = theirs.get_tracker_snapshot("peak")[torch.device("cpu")]
-    assert mine.peak.total == pytest.approx(peak["Total"], rel=5e-3)  # the allocator of GPUs gives out blocks of 512 bytes
+    assert mine.peak.total == pytest.approx(
+        peak["Total"], rel=5e-3
+    )  # the allocator of GPUs gives out blocks of 512 bytes
     assert mine.now.total < mine.peak.total  # and freed what torch has freed
 
 
