@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dtrain.recipe.architectures.taggers import CrfSpec
-from dtrain.recipe.models import EncoderModel, register_architecture
+from dtrain.recipe.models import TEXT_TASKS, EncoderModel, register_architecture
 from dtrain.recipe.values import Share
 
 
@@ -19,7 +19,7 @@ class MultiTaskSpec(CrfSpec):
 
     type: Literal["multi_task"]
     module: ClassVar[str] = "dtrain.models.multi_task:MultiTask"
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs", "tagging")
+    tasks: ClassVar[tuple[str, ...]] = (*TEXT_TASKS, "tagging")
     several: ClassVar[bool] = True
     encoder: EncoderModel  # the transformer that all tasks share, with its `type`
     dropout: Share = 0.1  # dropout of what reaches the heads
