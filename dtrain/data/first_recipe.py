@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,12 @@ TEXTS = ("text", "sentence", "content", "review", "title", "query", "body", "文
 PAIRS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"))
 LABELS = ("label", "labels", "category", "class", "target", "sentiment", "intent", "topic", "标签", "类别")
 IDS = ("id", "idx", "guid", "index")
+NUMBERS = ("score", "similarity", "rating", "stars", "number", "value", "target", "label", "评分", "分数")
+SETS = (*LABELS, "tags", "topics", "genres", "emotions")
 SPANS = ("spans", "entities", "label", "labels", "ner")
 BESIDE = {"valid": ("valid", "dev", "val", "validation"), "test": ("test",), "transfer": ("transfer", "unlabelled")}
 EVALUATED = 2000  # validation rows from which on a comment says what they cost
+DECIMAL = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 TAG = re.compile("O|[A-Z]-.+")
 
 
@@ -90,6 +93,10 @@ def recipe_for(path: Path) -> str:
             lines.append("  header: false # the first line looks like a row: columns are numbers from 0")
         columns = ", ".join(f"{key}: {_quoted(value)}" for key, value in guess.columns.items())
         lines.append(f"  columns: {{{columns}}}")
+    if guess.task == "regression":
+        lines.append(
+            "  standardize: true # numbers are learnt as deviations from their mean; answers are in your own unit"
+        )
     if guess.labels:
         lines.append(f"  # labels among the first {len(guess.texts)} rows: {_shown(guess.labels)}")
     length = sorted(map(len, guess.texts))[int(len(guess.texts) * 0.95)] if guess.texts else 128
@@ -142,14 +149,18 @@ def _guess_json(lines: Sequence[str]) -> Guess | None:
         records.append(record)
     keys = list(dict.fromkeys(key for record in records for key in record))
     spans = next((key for key in SPANS if any(_holds_spans(record.get(key)) for record in records)), None)
-    scalar = [key for key in keys if all(isinstance(record.get(key), str | int | None) for record in records)]
-    table = [[str(record.get(key, "")) for key in scalar] for record in records]
+    scalar = [key for key in keys if all(isinstance(record.get(key), str | int | float | None) for record in records)]
+    table = [["" if record.get(key) is None else str(record[key]) for key in scalar] for record in records]
     if spans is not None:
         text = _text_column(scalar, table)
         if text is None:
             return None
         texts = [row[scalar.index(text)] for row in table]
         return Guess("tagging", "jsonl", {"text": text, "label": spans}, texts=texts)
+    sets = [key for key in keys if _holds_labels([record.get(key) for record in records])]
+    if sets:
+        column = next((key for name in SETS for key in sets if key.lower() == name), sets[0])
+        return _guess_sets(column, [record.get(column) or [] for record in records], scalar, table)
     return _guess_columns("jsonl", scalar, table, header=True)
 
 
@@ -158,6 +169,28 @@ def _holds_spans(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(isinstance(inner, dict) for inner in value.values())
     return isinstance(value, list) and bool(value) and all(isinstance(e, dict) and "start" in e for e in value)
+
+
+def _holds_labels(values: Sequence[Any]) -> bool:
+    """Lists of short texts or whole numbers, some of them with one."""
+    lists = [value for value in values if value is not None]
+    words = [word for value in lists if isinstance(value, list) for word in value]
+    whole = all(isinstance(word, str | int) and not isinstance(word, bool) for word in words)
+    return bool(words) and whole and all(isinstance(v, list) for v in lists) and _short(map(str, words))
+
+
+def _guess_sets(
+    label: str, sets: Sequence[Sequence[Any]], columns: Sequence[str], rows: list[list[str]]
+) -> Guess | None:
+    """Lists of labels, beside the longest text or a pair of texts."""
+    values = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
+    pair = _pair_by_name(columns)
+    text = pair[0] if pair else _text_column(columns, rows)
+    if text is None:
+        return None
+    found: dict[str, str | int] = {"text": text} | ({"text_b": pair[1]} if pair else {}) | {"label": label}
+    labels = sorted({str(word) for words in sets for word in words})
+    return Guess("multi_label", "jsonl", found, True, _read(values, text, pair), labels)
 
 
 def _guess_conll(lines: Sequence[str]) -> Guess | None:
@@ -179,25 +212,32 @@ def _guess_table(path: Path, lines: Sequence[str]) -> Guess | None:
     if width < 2:
         return None
     names = [name.strip() for name in rows[0]]
-    known = {name.lower() for name in names} & {*TEXTS, *LABELS, *IDS, *(name for pair in PAIRS for name in pair)}
+    of_pairs = (name for pair in PAIRS for name in pair)
+    known = {name.lower() for name in names} & {*TEXTS, *LABELS, *NUMBERS, *IDS, *of_pairs}
     header = bool(known) and len(set(names)) == width
     columns: list[str | int] = [*names] if header else [*range(width)]
     return _guess_columns("csv" if separator == "," else "tsv", columns, rows[header:], header)
 
 
 def _guess_columns(kind: str, columns: Sequence[str | int], rows: list[list[str]], header: bool) -> Guess | None:
-    """Which columns are the label (by name, else few values), the text (the longest), and a second text."""
+    """Which columns are the label (by name, else few values) or a number, the text (the longest), and a second text."""
     if not rows or not columns:
         return None
     values = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
     few = [c for c in columns if 2 <= len(set(values[c])) <= max(2, min(200, len(rows) // 4)) and _short(values[c])]
     label = next((c for name in LABELS for c in few if str(c).lower() == name), None)
+    decimal = [column for column in columns if _is_decimal(values[column])]
+    number = next((c for name in NUMBERS for c in decimal if str(c).lower() == name), None)
+    if number is None and len(decimal) == 1 and label in (None, decimal[0]):
+        number = decimal[0]
+    if number is not None:
+        label = number
     label = label if label is not None else min(few, key=lambda c: len(set(values[c])), default=None)
     if label is None:
         return None
     rest = [column for column in columns if column != label and column not in few]
     names = {str(column).lower(): column for column in columns}
-    pair = next(((names[a], names[b]) for a, b in PAIRS if a in names and b in names), None)
+    pair = _pair_by_name(columns)
     if pair is None and not header:
         texts = [c for c in rest if sum(map(len, values[c])) >= 4 * len(rows)]
         pair = (texts[0], texts[1]) if len(texts) == 2 else None
@@ -211,9 +251,29 @@ def _guess_columns(kind: str, columns: Sequence[str | int], rows: list[list[str]
     row_id = next((names[name] for name in IDS if name in names), None)
     if row_id is not None and len(set(values[row_id])) == len(rows):
         found["id"] = row_id
-    task = "pairs" if pair else "classification"
-    read = values[text] if pair is None else [a + b for a, b in zip(values[text], values[pair[1]], strict=True)]
-    return Guess(task, kind, found, header, read, sorted(set(values[label])))
+    read = _read(values, text, pair)
+    if number is not None:
+        return Guess("regression", kind, found, header, read)
+    return Guess("pairs" if pair else "classification", kind, found, header, read, sorted(set(values[label])))
+
+
+def _pair_by_name(columns: Sequence[Any]) -> tuple[Any, Any] | None:
+    names = {str(column).lower(): column for column in columns}
+    return next(((names[a], names[b]) for a, b in PAIRS if a in names and b in names), None)
+
+
+def _read(values: Mapping[Any, list[str]], text: Any, pair: tuple[Any, Any] | None) -> list[str]:
+    """What a model reads of each row."""
+    return values[text] if pair is None else [a + b for a, b in zip(values[text], values[pair[1]], strict=True)]
+
+
+def _is_decimal(values: Sequence[str]) -> bool:
+    """Numbers of which some are no whole ones, at least three different; most rows have one."""
+    filled = [value.strip() for value in values if value.strip()]
+    if 2 * len(filled) < len(values) or not all(DECIMAL.fullmatch(value) for value in filled):
+        return False
+    numbers = set(map(float, filled))
+    return len(numbers) > 2 and any(not number.is_integer() for number in numbers)
 
 
 def _short(values: Iterable[str]) -> bool:
@@ -254,6 +314,8 @@ def _why_task(guess: Guess) -> str:
     reasons = {
         "classification": f"one text and {len(guess.labels)} labels",
         "pairs": f"two texts and {len(guess.labels)} labels",
+        "regression": f"{'two texts' if 'text_b' in guess.columns else 'one text'} and a number with decimals",
+        "multi_label": f"lists of labels, {len(guess.labels)} different ones",
         "tagging": "entities with their places" if guess.format == "jsonl" else "a tag on each line",
     }
     return reasons[guess.task]

@@ -141,3 +141,38 @@ def without_a_network(text: str) -> str:
     """The recipe with the commented lines of its teacher in place of those below them."""
     head, found, tail = re.split(r"    # smaller teacher .*\n((?:    #   .*\n){3})(?:    \w.*\n){3}", text)
     return head + found.replace("    #   ", "    ") + tail
+
+
+def test_decimal_numbers_are_regression() -> None:
+    lines = ["index\tgenre\tsentence1\tsentence2\tscore"]
+    lines += [f"{n}\tnews\t{TEXTS[n % 4]}\t{TEXTS[n % 3]}{n}\t{n / 8:.3f}" for n in range(40)]
+    recipe, text = first("train.tsv", "\n".join(lines) + "\n")
+    assert recipe.data.task == "regression" and recipe.data.standardize
+    found = recipe.data.columns.model_dump(exclude={"span_end"})
+    assert found == {"text": "sentence1", "text_b": "sentence2", "label": "score", "id": "index"}
+    assert "task: regression # two texts and a number with decimals" in text
+    assert main(["check", "shop.yaml", "teachers.0.model={type: bert, size: tiny}"]) == 0
+
+
+def test_numbers_of_json_lines_and_of_tables_without_a_header() -> None:
+    rows_ = [{"text": TEXTS[n % 4] + str(n), "stars": None if n % 9 == 8 else n / 10} for n in range(40)]
+    recipe, text = first("reviews.jsonl", "".join(json.dumps(row) + "\n" for row in rows_))
+    assert recipe.data.task == "regression" and recipe.data.columns.label == "stars"
+    assert "# one text and a number with decimals" in text
+    Path("reviews.yaml").unlink()
+    recipe, _ = first("plain.tsv", "".join(f"{TEXTS[n % 4]}{n}\t{n / 10}\n" for n in range(40)))
+    assert recipe.data.task == "regression" and (recipe.data.columns.text, recipe.data.columns.label) == (0, 1)
+
+
+def test_whole_numbers_and_a_column_called_label_are_classes() -> None:
+    lines = ["text,stars,weight,label", *(f"{TEXTS[n % 4]}{n},{n % 5},{n / 7:.2f},{'ab'[n % 2]}" for n in range(40))]
+    recipe, _ = first("rated.csv", "\n".join(lines) + "\n")
+    assert recipe.data.task == "classification" and recipe.data.columns.label == "label"
+
+
+def test_lists_of_labels() -> None:
+    rows_ = [{"text": TEXTS[n % 4] + str(n), "tags": ["fast"] * (n % 2) + ["cheap"] * (n % 3 > 1)} for n in range(40)]
+    recipe, text = first("tagged.jsonl", "".join(json.dumps(row) + "\n" for row in rows_))
+    assert recipe.data.task == "multi_label" and recipe.data.columns.label == "tags"
+    assert "# lists of labels, 2 different ones" in text and "rows: cheap, fast" in text
+    assert main(["check", "tagged.yaml", "teachers.0.model={type: bert, size: tiny}"]) == 0
