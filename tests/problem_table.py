@@ -29,6 +29,8 @@ SHOWN = 320  # characters of a line
 TEXTS = {"sport": "球赛进攻队员", "money": "股票银行基金"}
 ROWS = [{"text": TEXTS[label] + str(n), "label": label} for n in range(30) for label in TEXTS]
 JSON = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+NUMBERS = "".join(json.dumps({"text": f"text {n}", "label": n / 2}) + "\n" for n in range(30))
+SETS = "".join(json.dumps({"text": f"text {n}", "label": ["sport", "new"][: 1 + n % 2]}) + "\n" for n in range(30))
 TSV = "".join(f"{row['text']}\t{row['label']}\n" for row in ROWS)
 NUMBERED = "train: train.tsv, header: false, columns: {text: 0, label: 1}"
 BIO = "张 B-PER\n三 I-PER\n在 O\n北 B-LOC\n京 I-LOC\n\n" * 40
@@ -90,6 +92,13 @@ CASES = [
          {"train.jsonl": JSON, "t.jsonl": JSON.replace("球", "足")}),
     Case("a label does not occur in training", "train: train.jsonl, test: v.jsonl",
          {"train.jsonl": JSON, "v.jsonl": JSON.replace("sport", "film", 1)}),
+    Case("a score is no number", "task: regression, train: n.jsonl", {"n.jsonl": NUMBERS.replace(" 2.5}", ' "high"}')}),
+    Case(
+        "a label stands twice in a list",
+        "task: multi_label, train: s.jsonl",
+        {"s.jsonl": SETS.replace(', "new"', ', "sport"', 1)},
+    ),
+    Case("a class that does not exist has a weight", command="check RECIPE teachers.0.class_weights.sports=2"),
     Case("one tag belongs to another scheme", f"{TAGGING}.bio", {"train.bio": BIO + "李 B-PER\n四 E-PER\n\n"}, model=IDCNN),
     Case("one file is BIOES, another is BIO", f"{TAGGING}.bio, test: test.bio",
          {"train.bio": BIO, "test.bio": BIO.replace("三 I", "三 E").replace("京 I", "京 E")}, model=IDCNN),
@@ -137,11 +146,10 @@ def run(case: Case, trained: Path) -> tuple[str, int]:
 
 
 def write_recipe(case: Case) -> None:
-    student = f"{{name: cnn, teachers: [], losses: [{{type: LOSS}}], model: {case.model}, epochs: 1}}"
-    loss = "tag_likelihood" if "tagging" in case.data else "cross_entropy"
+    student = f"{{name: cnn, teachers: [], model: {case.model}, epochs: 1}}"
     teacher = f"{{name: big, model: {case.model}, epochs: 1}}"
     Path("recipe.yaml").write_text(
-        f"name: r\ndata: {{{case.data}}}\nteachers: [{teacher}]\nstudents: [{student.replace('LOSS', loss)}]\n"
+        f"name: r\ndata: {{{case.data}}}\nteachers: [{teacher}]\nstudents: [{student}]\n"
         "launch: {processes: 1}\nreport: {latency: false}\n",
         encoding="utf-8",
     )

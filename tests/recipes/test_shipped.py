@@ -64,6 +64,29 @@ def test_other_recipes_fit_the_real_files(name, data_folder):
     check_inputs(load_recipe(name, [f"data.{part}={data_folder.parent / path}" for part, path in parts.items()]))
 
 
+def test_stsb_runs_on_an_extract_of_the_real_files(data_folder, tmp_path, monkeypatch):
+    """Every stage, with GLUE's own columns; models as in the recipe, but small."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "dev"):
+        lines = (data_folder / "stsb" / f"{part}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / f"{part}.tsv").write_text("".join(lines[:1] + lines[1::40]), encoding="utf-8")
+    check_inputs(
+        load_recipe("stsb", [f"data.train={data_folder}/stsb/train.tsv", f"data.test={data_folder}/stsb/dev.tsv"])
+    )
+    small = "{type: siamese, embedding: 8, hidden: 4}"
+    changes = ["data.train=train.tsv", "data.test=dev.tsv", "data.augment.n_iter=1", "report.latency=false"]
+    changes += [f"students.*.{change}" for change in (f"model={small}", "epochs=1", "grid={}")]
+    changes += [
+        "teachers.bert.model={type: bert, size: tiny, layers: 1, vocabulary_size: 300}",
+        "teachers.bert.epochs=1",
+    ]
+    assert main(["run", "stsb", "launch.processes=1", *changes]) == 0
+    results = json.loads((tmp_path / "runs/stsb/report/results.json").read_text())
+    assert results["rows"]["train"] == 130 and results["rows"]["test"] == 38
+    assert {model["name"] for model in results["models"]} == {"bert", "siamese_scratch", "siamese_distilled"}
+    assert all(-1 <= model["test"]["pearson"] <= 1 for model in results["models"])
+
+
 def test_reviews_recipe_fits_every_domain(data_folder, tmp_path):
     """The commands in the recipe's header, where `dtrain` and `python` only write down what they were asked."""
     script = header_commands("reviews_distill")
