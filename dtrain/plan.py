@@ -18,12 +18,13 @@ from dtrain.data.files import resolve_path
 from dtrain.data.tokenizers import tasks_reading, tokenizer_name
 from dtrain.errors import EveryStudentFailed
 from dtrain.knowledge.format import damage
+from dtrain.log import say
 from dtrain.pretraining.corpus import corpus_files
 from dtrain.pretraining.excluded import excluded_sources
 from dtrain.recipe.models import ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
-from dtrain.runfolder import DONE, RunFolder, file_fingerprint, fingerprint, is_done, read_json
+from dtrain.runfolder import DONE, RunFolder, drop_damaged, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
 from dtrain.tasks.corpus import source_files
 from dtrain.tasks.rules import keys_of_others, rules_of
@@ -268,6 +269,16 @@ class Plan:
             or (kind == "students" and self.diverged(m.name))
             for m in getattr(self.recipe, kind)
         )
+
+    def models_are_whole(self, kind: str) -> bool:
+        """Whether no teacher, or no student, was damaged since it was written; one that was is to be trained again."""
+        whole = True
+        for member in getattr(self.recipe, kind):
+            damaged = drop_damaged(self.folder.model(kind, member.name))
+            if damaged is not None:
+                whole = False
+                say(f"{kind[:-1]} {member.name}: {damaged} is damaged, so it is trained again")
+        return whole
 
     def precomputed(self) -> bool:
         """Whether the outputs of every teacher that a student learns from are stored."""

@@ -59,8 +59,8 @@ class Stage:
         name: the word on the command line.
         help: one line for `dtrain -h`.
         done: whether all that the stage would write is there for exactly these inputs; imports nothing heavy.
-        whole: whether the bytes of what `done` found are those that were written, where later stages refuse others.
-            Asked before the stage is left out: else what they refuse would never be mended.
+        whole: whether the bytes of what `done` found are those that were written, where later stages refuse others or
+            would be wrong without a word. Asked before the stage is left out: else damage would never be mended.
         job: how a cluster runs it; a stage without one runs only when asked for by name, and writes nothing into
             the run folder.
         needs: the stages whose output it reads, complete for this recipe.
@@ -113,6 +113,7 @@ _STAGES = [
         "finetune",
         "train every teacher, all ranks together",
         done=lambda plan: plan.trained("teachers"),
+        whole=lambda plan: plan.models_are_whole("teachers"),
         job=Job("finetune", nodes="all"),
         needs=("pretrain", "prepare"),
     ),
@@ -128,6 +129,7 @@ _STAGES = [
         "distill",
         "train every student, placed over the ranks",
         done=lambda plan: plan.trained("students"),
+        whole=lambda plan: plan.models_are_whole("students"),
         job=Job("distill", array=True),
         needs=("prepare", "precompute"),
         options=(

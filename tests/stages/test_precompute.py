@@ -1,4 +1,4 @@
-"""precompute on a run that seems finished: a store that lost or changed bytes is mended, not taken for complete."""
+"""A run that seems finished: a store or a model that lost or changed bytes is mended, not taken for complete."""
 
 from __future__ import annotations
 
@@ -60,3 +60,25 @@ def test_a_whole_store_is_left_alone(recipe: Recipe, world: World, capsys: pytes
     capsys.readouterr()
     precompute.run(recipe, world, Plan(recipe).folder)
     assert "knowledge of cnn: complete, nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["teachers", "students"])
+def test_a_damaged_model_is_trained_again(
+    recipe: Recipe, world: World, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Its weights load without a word, and are not what was trained."""
+    distill.run(recipe, world, Plan(recipe).folder)
+    stage, page = ("finetune", finetune) if kind == "teachers" else ("distill", distill)
+    (member,) = getattr(recipe, kind)
+    weights = Plan(recipe).folder.model(kind, member.name) / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])  # the size stays
+    assert Plan(recipe).stage_done(stage), "by the files' sizes"
+    capsys.readouterr()
+    assert not Plan(recipe).complete(stage)
+    told = f"{kind[:-1]} {member.name}: model.safetensors is damaged, so it is trained again\n"
+    assert capsys.readouterr().out == told
+    page.run(recipe, world, Plan(recipe).folder)
+    assert weights.read_bytes() == content
+    assert Plan(recipe).complete(stage) and Plan(recipe).complete("precompute")
+    assert " is damaged" not in capsys.readouterr().out
