@@ -79,7 +79,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def show_plan(recipe: Recipe) -> None:
-    """Print who would train where, with whom, and why not fused. Writes nothing; needs no earlier stage."""
+    """Print who would train where, with whom, and why not stacked. Writes nothing; needs no earlier stage."""
     ranks = launch_spec(recipe, "distill").processes
     plan = Plan(recipe)
     students = [student for student in recipe.students if student.name in _waiting(plan)]

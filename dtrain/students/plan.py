@@ -114,7 +114,7 @@ def plan_groups(
 
 
 def describe(groups: Sequence[TrainingGroup], ranks: int) -> list[str]:
-    """The plan in words: who trains where, with whom, and why not fused."""
+    """The plan in words: who trains where, with whom, and why not stacked."""
     count = sum(len(group.students) for group in groups)
     sizes = f"{counted(count, 'student')} in {counted(len(groups), 'group')} on {counted(ranks, 'rank')}"
     lines = [f"plan: {sizes}{', longest first' if len(groups) > 1 else ''}"]
@@ -125,11 +125,11 @@ def describe(groups: Sequence[TrainingGroup], ranks: int) -> list[str]:
         where = "all ranks" if group.way == "all ranks" else f"rank {rank}"
         if group.way != "all ranks":
             load[rank] += group.cost
-        why = f" (not fused: {group.why})" if group.why else ""
+        why = f" (not stacked: {group.why})" if group.why else ""
         share = f"{100 * group.cost / whole:.0f} % of the work"
         lines.append(f"  {number + 1}. {where}: {', '.join(group.names)}: {WORDS[group.way]}{why}, {share}")
     if ranks > 1:
-        lines.append("  (a rank that is free takes the next group, so ranks may come out otherwise)")
+        lines.append("  (a rank that is free takes the next group, so the ranks may differ)")
     return lines
 
 
@@ -172,7 +172,7 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
     if placement.fuse == "never":
         return "alone", "placement.fuse is never"
     if placement.fuse == "auto" and machine.device == "cpu":
-        return "alone", "on a CPU arithmetic binds, and stacking gains nothing"
+        return "alone", "it is no faster on a CPU"
     why = why_not_stacked(student, machine.precision(student), task)
     if not why:
         return "fused", ""

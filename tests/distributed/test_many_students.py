@@ -142,7 +142,7 @@ def test_search_stops_the_worst(taught: Path, tmp_path: Path) -> None:
     assert [len(rung["kept"]) for rung in search["rungs"]] == [5, 2]
     assert set(weights(run)) == set(search["rungs"][1]["kept"])
     assert told.count("stopped by the search") == 9
-    assert "all ranks: cnn-lr0.01-seed1: by all ranks (not fused: parallel: data)" in told
+    assert "all ranks: cnn-lr0.01-seed1: by all ranks (not stacked: parallel: data)" in told
     for rung in search["rungs"]:
         lowest = min(rung["scores"][name] for name in rung["kept"])
         assert all(rung["scores"][name] <= lowest for name in rung["stopped"])

@@ -128,7 +128,7 @@ def test_a_stack_s_classifier_has_a_gradient_in_every_step(losses: list[dict[str
 def test_a_cpu_places_and_does_not_fuse_unless_told_to() -> None:
     students = [student(name) for name in "abc"]
     assert {(group.way, len(group.students)) for group in plan(students, "cpu")} == {("alone", 1)}
-    assert "arithmetic binds" in plan(students, "cpu")[0].why
+    assert "no faster on a CPU" in plan(students, "cpu")[0].why
     assert [group.way for group in plan(students, "cpu", fuse="always")] == ["fused"]
     assert {group.way for group in plan(students, "cuda", fuse="never")} == {"alone"}
 
@@ -150,7 +150,7 @@ def test_longest_first_and_all_ranks_before() -> None:
     assert told[0] == "plan: 3 students in 3 groups on 2 ranks, longest first"
     assert describe(groups[1:2], 1)[0] == "plan: 1 student in 1 group on 1 rank"
     assert "1. all ranks: all: by all ranks" in told[1]
-    assert "2. rank 0: long: alone (not fused: on a CPU" in told[2]
+    assert "2. rank 0: long: alone (not stacked: it is no faster on a CPU)" in told[2]
     assert "3. rank 1: short" in told[3]
 
 
