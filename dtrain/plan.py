@@ -21,6 +21,7 @@ from dtrain.knowledge.format import damage
 from dtrain.log import say
 from dtrain.pretraining.corpus import corpus_files
 from dtrain.pretraining.excluded import excluded_sources
+from dtrain.pretraining.plain_text import plain_text_of
 from dtrain.recipe.models import ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -70,12 +71,27 @@ class Plan:
         """Tokens of the text to pre-train on: its files, what is kept out of it, words, normalisation, tokenizer."""
         spec = self.recipe.pretrain
         assert spec is not None
+        model = [spec.model.type, spec.model.pretrained, spec.model.vocabulary, spec.model.vocabulary_size]
+        return self._text(self.recipe, [*model, self._outside(spec.model)])
+
+    def plain_text(self, student: Student) -> str:
+        """The tokens of the text that a student's phases read."""
+        text = plain_text_of(self.recipe, student)
+        assert text is not None
+        if text.shared:
+            return self.corpus
+        with text.named():
+            return self._text(text.recipe, [of.tokenizer(tokenizer_name(student)) for of in self.of(student)])
+
+    def _text(self, recipe: Recipe, reader: list[Any]) -> str:
+        """The text of `recipe.pretrain`, and what reads it."""
+        spec = recipe.pretrain
+        assert spec is not None
         section = spec.corpus.model_dump(mode="json", exclude={"separate", "exclude"})
-        out = excluded_sources(self.recipe)
+        out = excluded_sources(recipe)
         inside = [path for _, source in corpus_files(spec.corpus) for path in source.files]
         if spec.corpus.dictionary:
             inside.append(resolve_path(spec.corpus.dictionary))
-        model = [spec.model.type, spec.model.pretrained, spec.model.vocabulary, spec.model.vocabulary_size]
         return fingerprint(
             "corpus",
             FORMAT,
@@ -83,7 +99,7 @@ class Plan:
             [self._file(path) for path in inside],
             sorted([s.format, *([s.name] if s.format == "hub" else map(self._file, s.files))] for s in out),
             next(iter(self.tasks.values())).recipe.data.normalize.model_dump(mode="json"),
-            [*model, self._outside(spec.model)],
+            reader,
             spec.seed,
             *(plan.data if parts_to_cut(plan.recipe.data) else None for plan in self.tasks.values()),
         )
@@ -149,6 +165,13 @@ class Plan:
         section["phases"] = [phase.model_dump(mode="json") for phase in student.phases[: number + 1]]
         return self._trained("students", student, section)
 
+    def _plain_text(self, student: Student) -> list[Any]:
+        """What decides the rows of a student's phases on plain text; nothing where none is."""
+        if not any(phase.on_plain_text for phase in student.phases or []):
+            return []
+        masking = self.recipe.pretrain.masking.model_dump(mode="json") if self.recipe.pretrain else None
+        return [self.plain_text(student), masking]
+
     def training(self, teacher: Teacher) -> str:
         """A teacher's training: shared by teachers that differ only in the epoch whose weights they take (`stop_epoch`)."""
         if teacher.source is not None:
@@ -166,6 +189,7 @@ class Plan:
             self._outside(member.model) + self._initial(member),
             teachers,
             self._shared(member),
+            *(self._plain_text(member) if isinstance(member, Student) else []),
         )
 
     def _initial(self, member: Teacher | Student) -> list[str]:

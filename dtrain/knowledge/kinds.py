@@ -141,6 +141,10 @@ register_kind(
 )
 
 
+# float [M, V]: scores over the vocabulary at the M masked positions of rows of plain text, computed beside the student
+register_kind(OutputKind("vocabulary", "plain_text", lambda output: output.vocabulary, stored=False))
+
+
 # --- inside a transformer, computed beside the student and never stored ------------------------------
 # [B, N, ...] of the N tokens of the longest row; what stands at padded positions is finite and means nothing.
 

@@ -98,6 +98,32 @@ def build_masked_lm(
     return model.train()
 
 
+def load_masked_lm(spec: EncoderSpec, key: str, vocabulary: int) -> PreTrainedModel:
+    """The pretrained model that a section names, with its scores over the vocabulary, on the CPU, float32.
+
+    Args:
+        key: of the recipe, for what is wrong.
+        vocabulary: how many tokens it must score at least.
+
+    Raises:
+        InputError: as `build_classifier`, or where it has no such head.
+    """
+    model: Any = _pretrained(AutoModelForMaskedLM, spec, key, vocabulary, None, needed="cls.predictions.")
+    decoder = model.cls.predictions.decoder
+    decoder.weight = nn.Parameter(decoder.weight.detach().clone())  # to be cast to another type than the embeddings
+    found: PreTrainedModel = model
+    return found
+
+
+def load_trunk(spec: EncoderSpec, key: str) -> PreTrainedModel:
+    """The transformer of the pretrained model that a section names, without head and pooler, on the CPU, float32.
+
+    Raises:
+        InputError: as `build_classifier`.
+    """
+    return _without_pooler(_pretrained(AutoModel, spec, key, 0, None))
+
+
 def encoder_config(encoder: PreTrainedModel) -> dict[str, Any]:
     """The encoder's configuration as JSON holds it, without what names files or labels."""
     values = json.loads(json.dumps(encoder.config.to_dict()))
@@ -162,8 +188,16 @@ def _new_config(spec: EncoderSpec, vocabulary: int, pad_id: int, max_length: int
 
 
 def _pretrained(
-    auto: Any, spec: EncoderSpec, key: str, vocabulary: int, max_length: int | None, **labels: Any
+    auto: Any,
+    spec: EncoderSpec,
+    key: str,
+    vocabulary: int,
+    max_length: int | None,
+    *,
+    needed: str | None = None,
+    **labels: Any,
 ) -> PreTrainedModel:
+    """`needed`: weights whose names begin so must be there, too."""
     name = str(spec.source)
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise InputError(f"{key}: {name}: has no config.json")
@@ -198,6 +232,8 @@ def _pretrained(
             )
         raise InputError(f"{key}: {name}: cannot be loaded: {reason}") from None
     _check_encoder(model, info, f"{key}: {name}")
+    if needed and (absent := sorted(weight for weight in info["missing_keys"] if weight.startswith(needed))):
+        raise InputError(f"{key}: {name}: lacks {absent[0]}: it has no head of a masked language model")
     return model
 
 

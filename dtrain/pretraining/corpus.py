@@ -17,10 +17,12 @@ from dtrain.data.tokenizers import bert_vocabulary
 from dtrain.errors import InputError
 from dtrain.pretraining.excluded import excluded_sources, excluded_texts, lines_of
 from dtrain.pretraining.words import check_dictionary
-from dtrain.recipe.pretraining import CorpusSource, CorpusSpec, Pretrain
+from dtrain.recipe.corpus import CorpusSource, CorpusSpec
+from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.schema import Recipe
 
 KEY = "pretrain.corpus"
+FOLDER = "corpus"  # the folder under `data/` of the text that `pretrain` reads
 PLAIN = (".txt", ".text")
 IN_FOLDERS = (*PLAIN, ".jsonl")  # what is read of a folder where no format is named
 

@@ -24,7 +24,7 @@ from dtrain.data.problems import Problems
 from dtrain.data.vocabularies import WordCounter, given_tokenizer, load_tokenizer, tokenizer_of_words
 from dtrain.errors import DtrainError, InputError
 from dtrain.log import say
-from dtrain.pretraining.corpus import KEY, DocumentNormalizer, read_documents
+from dtrain.pretraining.corpus import FOLDER, KEY, DocumentNormalizer, read_documents
 from dtrain.pretraining.excluded import excluded_texts
 from dtrain.pretraining.pieces import Pieces, hear, remove_pieces
 from dtrain.pretraining.words import TokenFlagger, check_dictionary, segmenter
@@ -60,11 +60,21 @@ TOKENS = datasets.Features(
 )
 
 
-def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str, stop: StopRequest | None = None) -> None:
+def prepare_corpus(
+    recipe: Recipe,
+    folder: RunFolder,
+    identity: str,
+    stop: StopRequest | None = None,
+    *,
+    name: str = FOLDER,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> None:
     """Tokens and, for the length of every phase, packed rows, unless they are there for these very inputs.
 
     Args:
         stop: heard on this rank alone, since the others wait for it.
+        name: of its folder under `data/`.
+        tokenizer: what reads the text; None: the one that `pretrain.model` brings, or a new one.
 
     Raises:
         InputError: for files that are not what the recipe says, or too little text to fill a row; tokens stay then.
@@ -72,17 +82,17 @@ def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str, stop: StopR
     """
     spec = recipe.pretrain
     assert spec is not None
-    corpus = folder.data / "corpus"
+    corpus = folder.data / name
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizers' threads and forked workers do not mix
     lengths = sorted({phase.max_length for phase in spec.phases})
-    missing = [length for length in lengths if not is_done(rows_folder(folder, spec, length), identity)]
+    missing = [length for length in lengths if not is_done(rows_folder(folder, spec, length, name), identity)]
     there = is_done(corpus, identity)
     if there:
         remove_pieces(corpus)  # of a run that was killed just before it did so
         if not missing:
             return
-    given = _given_tokenizer(recipe, spec)
+    given = tokenizer or _given_tokenizer(recipe, spec)
     if not there:
         problems = Problems()
         if spec.corpus.dictionary:
@@ -93,22 +103,22 @@ def prepare_corpus(recipe: Recipe, folder: RunFolder, identity: str, stop: StopR
             mark_done(aside, identity)
         missing = lengths
     for length in missing:
-        with publish_folder(rows_folder(folder, spec, length)) as aside:
+        with publish_folder(rows_folder(folder, spec, length, name)) as aside:
             counts, left_out = _write_packed(corpus, length, spec.next_sentence, stop, aside)
             mark_done(aside, identity)
         told = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in counts.items())
         without = f"; left out {left_out:,} without two sentences of a document" if left_out else ""
-        say(f"pretrain: {told} rows of {length} tokens{without}")
+        say(f"{'pretrain' if name == FOLDER else name}: {told} rows of {length} tokens{without}")
 
 
-def corpus_tokenizer(folder: RunFolder) -> Path:
+def corpus_tokenizer(folder: RunFolder, name: str = FOLDER) -> Path:
     """Where the tokenizer is that the corpus was tokenised with."""
-    return folder.data / "corpus" / "tokenizer"
+    return folder.data / name / "tokenizer"
 
 
-def rows_folder(folder: RunFolder, spec: Pretrain, length: int) -> Path:
+def rows_folder(folder: RunFolder, spec: Pretrain, length: int, name: str = FOLDER) -> Path:
     """Where the rows of a phase are; pairs beside rows of single texts, so that one corpus serves both."""
-    return folder.data / "corpus" / f"{'pairs' if spec.next_sentence else 'rows'}-{length}"
+    return folder.data / name / f"{'pairs' if spec.next_sentence else 'rows'}-{length}"
 
 
 def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast | None:

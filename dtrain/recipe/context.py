@@ -71,6 +71,8 @@ class Context:
         teachers: the sections of the task's teachers, by name.
         sharded: whether teachers that answer are cut up over all ranks.
         two_texts: whether a row is a pair of texts.
+        corpus: whether there is plain text for phases of students.
+        separate: whether a token of it attends to the tokens of its own document alone.
     """
 
     task: TaskRules
@@ -86,3 +88,5 @@ class Context:
     teachers: dict[str, TrainSpec] = field(default_factory=dict)
     sharded: bool = False
     two_texts: bool = False
+    corpus: bool = False
+    separate: bool = False

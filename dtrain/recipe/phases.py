@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dtrain.recipe.losses import LossSpec
+from dtrain.losses import loss_names
+from dtrain.recipe.corpus import MaskingSpec
+from dtrain.recipe.losses import LossSpec, choose_teachers
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.values import Closed, Positive, check_name
+from dtrain.tasks.rules import PLAIN_TEXT
 
 if TYPE_CHECKING:
     from dtrain.recipe.context import Context, Reporter
@@ -24,6 +27,9 @@ OWN = (
 # of the task say nothing of it.
 OF_HEAD = frozenset({"logits", "exits", "emissions", "marginals", "nll"})
 
+CORPUS = "corpus"
+MASKED = frozenset({"vocabulary", "masked_labels", "masked_rows"})
+
 Prefixes = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
@@ -36,7 +42,12 @@ class StudentPhase(Closed):
     """
 
     name: str  # names its curves, its checkpoints and its folder
-    rows: Annotated[list[Literal["train", "transfer"]], Field(min_length=1)] | None = None  # what it trains on
+    # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, with nothing beside it
+    rows: Annotated[list[Literal["train", "transfer", "corpus"]], Field(min_length=1)] | None = None
+    # tokens in a row of plain text; default: 128
+    max_length: Annotated[int, Field(ge=8, le=512)] | None = None
+    # which tokens of plain text are masked, where a loss asks for them; default: that of `pretrain`, else 15 % of them
+    masking: MaskingSpec | None = None
     losses: Annotated[list[LossSpec], Field(min_length=1)] | None = None  # terms of a weighted sum
     epochs: PositiveInt | None = None  # passes over its rows
     batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks
@@ -80,6 +91,11 @@ class StudentPhase(Closed):
         return getattr(self, key) is not None
 
     @property
+    def on_plain_text(self) -> bool:
+        """Whether its rows are plain text; asked once they are filled in."""
+        return self.rows == [CORPUS]
+
+    @property
     def chooses(self) -> bool:
         """Whether it names parameters to be trained, or not to be."""
         return any(getattr(self, key) is not None for key in ("train", "freeze", "up_to_layer"))
@@ -97,15 +113,35 @@ class StudentPhase(Closed):
             setattr(self, key, getattr(resolved, key))
 
 
+def check_names(phases: list[StudentPhase]) -> None:
+    """Raise ValueError where two phases have one name."""
+    names = [phase.name for phase in phases]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"phases.{number}.name: {name!r} is already the name of phases.{names.index(name)}")
+
+
+def check_last(phases: list[StudentPhase], report: Reporter) -> None:
+    """Report a last phase that leaves the student without a trained head; `report` is of the student."""
+    if phases[-1].on_plain_text:
+        last = f"the last phase is on {CORPUS}, and leaves a head that is not trained; add one on rows of the task"
+        report(("phases", len(phases) - 1), last)
+
+
 def resolve_phase(phase: StudentPhase, training: Student, context: Context, report: Reporter) -> None:
     """Fill in and check what a phase has beside the settings of any training.
 
     Args:
         training: the student that stands for the phase, with its losses filled in.
     """
+    if CORPUS in (training.rows or []):
+        _resolve_plain_text(phase, training, context, report)
+    for key in ("max_length", "masking"):
+        if training.rows != [CORPUS] and getattr(phase, key) is not None:
+            report(key, f"is for a phase with rows: [{CORPUS}]")
     if training.batch_tokens and training.optimizer.lr_scaling:
         report("optimizer.lr_scaling", "needs batch_size in place of batch_tokens")
-    if phase.metric is not None:
+    if phase.metric is not None and training.rows != [CORPUS]:
         training.check_metric(context, report)
     if phase.keep is None:
         phase.keep = "best" if reads_head(training.losses or []) else "last"
@@ -120,6 +156,51 @@ def resolve_phase(phase: StudentPhase, training: Student, context: Context, repo
         layers = encoder.shape()[1]
         if phase.up_to_layer > layers:
             report("up_to_layer", f"{phase.up_to_layer} is more than the {layers} layers of the model")
+
+
+def _resolve_plain_text(phase: StudentPhase, training: Student, context: Context, report: Reporter) -> None:
+    if training.rows != [CORPUS]:
+        report("rows", f"{CORPUS!r} is text without labels, cut into rows of one length: it stands alone")
+        return
+    if not context.corpus:
+        report("rows", f"{CORPUS!r} needs text: the section `corpus`, or `pretrain` with its corpus")
+    if context.separate:
+        report(
+            "rows",
+            "each token of a row of plain text attends to all others here, and pretrain.corpus.separate says otherwise; "
+            "write a section `corpus` without it",
+        )
+    if training.model.transformer is None:
+        report(
+            "rows", f"{CORPUS!r} is for students that are transformers, and {training.name} is a {training.model.type}"
+        )
+    if training.adversarial is not None:
+        report("rows", f"{CORPUS!r} is not together with `adversarial`")
+    if phase.metric is not None:
+        report("metric", f"is not for a phase on {CORPUS}, which ends with its last weights")
+    if phase.keep == "best":
+        report("keep", f"a phase on {CORPUS} ends with its last weights")
+    for number, loss in enumerate(training.losses or []):
+        of_loss = report.at("losses", number, told=loss.type)
+        if PLAIN_TEXT.name not in loss.loss.tasks:
+            allowed = ", ".join(loss_names(PLAIN_TEXT.name))
+            of_loss("", f"is not for plain text, which has no labels (allowed: {allowed})")
+        elif "teachers.vocabulary" in loss.loss.needs:
+            for name in choose_teachers(loss.teachers, training.teachers or [], of_loss):
+                encoder = context.teachers[name].model.transformer
+                if encoder is None or not encoder.pretrained:
+                    of_loss(
+                        "teachers",
+                        f"{name} starts from no pretrained model, whose scores over the vocabulary are compared",
+                    )
+    phase.keep, phase.max_length = "last", phase.max_length or 128
+    if training.metric is not None:
+        training.metric = "loss" if asks_for_masks(training.losses or []) else training.metric
+
+
+def asks_for_masks(losses: list[LossSpec]) -> bool:
+    """Whether some loss asks for masked positions of plain text."""
+    return any(not MASKED.isdisjoint(loss.loss.needs) for loss in losses)
 
 
 def reads_head(losses: list[LossSpec]) -> bool:

@@ -62,6 +62,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
     """What the members of a task know of the rest of the recipe."""
     data = recipe.data if recipe.tasks is None else recipe.tasks[task or next(iter(recipe.tasks))]
     own = {teacher.name: task in recipe.tasks_of(teacher) for teacher in recipe.teachers}
+    text = recipe.corpus or (recipe.pretrain.corpus if recipe.pretrain else None)
     return Context(
         task=rules_of(data.task),
         data_task=data.task,
@@ -76,6 +77,8 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         elsewhere={teacher.name: str(teacher.task) for teacher in recipe.teachers if not own[teacher.name]},
         teachers={teacher.name: teacher for teacher in recipe.teachers if own[teacher.name]},
         sharded=recipe.knowledge.sharded,
+        corpus=text is not None,
+        separate=text is not None and text.separate,
     )
 
 

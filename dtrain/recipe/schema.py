@@ -24,6 +24,7 @@ from dtrain.errors import suggest
 from dtrain.knowledge.kinds import kind_names
 from dtrain.recipe.answers import is_online
 from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.corpus import CorpusSpec
 from dtrain.recipe.data import Data
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
@@ -196,6 +197,8 @@ class Recipe(Closed):
     output_dir: FilePath = "runs"  # the folder that holds the run folders
     # an encoder made from plain text first (masked language modelling); left out: none
     pretrain: Pretrain | None = None
+    # plain text for phases of students with `rows: [corpus]`; left out: that of `pretrain`
+    corpus: CorpusSpec | None = None
     # a section `Data` for each task by the task's name, in place of `data`
     tasks: Annotated[dict[Annotated[str, AfterValidator(check_name)], Data], Field(min_length=1)] | None = None
     # the rows of a recipe of one task; a recipe with `tasks` has them there

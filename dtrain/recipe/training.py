@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -25,7 +26,7 @@ from dtrain.recipe.initial import InitSpec, check_init
 from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec, architectures
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
-from dtrain.recipe.phases import OWN, StudentPhase, reads_head, resolve_phase
+from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, reads_head, resolve_phase
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.several import Mixing, TermsByTask, check_keys, resolve_tasks
 from dtrain.recipe.values import (
@@ -38,7 +39,7 @@ from dtrain.recipe.values import (
     Share,
     check_name,
 )
-from dtrain.tasks.rules import rules_of, task_names
+from dtrain.tasks.rules import PLAIN_TEXT, rules_of, task_names
 
 
 class TrainSpec(Closed):
@@ -284,10 +285,7 @@ class Student(TrainSpec):
 
     @model_validator(mode="after")
     def phases_of_different_names(self) -> Student:
-        names = [phase.name for phase in self.phases or []]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise ValueError(f"phases.{number}.name: {name!r} is already the name of phases.{names.index(name)}")
+        check_names(self.phases or [])
         return self
 
     @model_serializer(mode="wrap")
@@ -391,6 +389,7 @@ class Student(TrainSpec):
             of_phase = report.at("phases", number, told=phase.name)
             training._resolve_training(context, of_phase, report)
             phase.fill(training)
+        check_last(self.phases, report)
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -404,8 +403,10 @@ class Student(TrainSpec):
         """Fill in and check rows and losses, whose keys `report` is of."""
         known = len(report.problems)
         assert self.teachers is not None
+        on_plain_text = self.rows is not None and CORPUS in self.rows
         if self.losses is None:
-            self.losses = default_losses(context, bool(self.teachers), self.exits)
+            plain = [LossSpec(type=PLAIN_TEXT.losses[0])]
+            self.losses = plain if on_plain_text else default_losses(context, bool(self.teachers), self.exits)
         for loss in self.losses:
             loss.fill()
         if self.rows is None:
@@ -420,6 +421,8 @@ class Student(TrainSpec):
             )
         if self._phase is not None:
             resolve_phase(self._phase, self, context, report)
+        if on_plain_text:
+            context = replace(context, task=PLAIN_TEXT)
         if len(report.problems) == known:
             self._check_losses(self.losses, self.teachers, context, report)
         if len(report.problems) == known:
@@ -435,7 +438,7 @@ class Student(TrainSpec):
         of_exits = [loss.type for loss in losses if "exits" in loss.loss.needs]
         if of_exits and not self.exits:
             report("losses", f"{of_exits[0]} is for model type multi_exit")
-        elif self.exits and not of_exits:
+        elif self.exits and not of_exits and self._phase is None:
             report("losses", "every exit needs a loss: exits_cross_entropy or exits_distillation")
         if self.rows == ["transfer"] and not any(loss.loss.teacher_output for loss in losses):
             report("rows", f"transfer rows have no labels for {losses[0].type}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,9 +26,10 @@ from dtrain.launch import launch_spec, visible_gpus
 from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.pretraining.corpus import check_corpus
-from dtrain.recipe import Recipe, dump_recipe
+from dtrain.pretraining.plain_text import plain_text_of
+from dtrain.recipe import Recipe, Student, dump_recipe
 from dtrain.recipe.models import encoder_of
-from dtrain.runfolder import read_json
+from dtrain.runfolder import is_done, read_json
 from dtrain.stages import find_stage, run_names
 from dtrain.tasks.corpus import check_sources
 
@@ -69,6 +71,7 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
         )
     if any(phase.chooses for student in recipe.students for phase in student.phases or []):
         problems += find_stage("distill").load().check_phases(recipe)  # imports torch, which other recipes need not
+    problems += _unfit_texts(recipe)
     problems += _unusable_places(recipe)
     for view in views:
         if recipe.report.splits == ["test"] and not view.data.test and not view.data.split.test:
@@ -102,6 +105,27 @@ def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
         few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
         problems.append(view.data.in_own_keys(f"data.split: {few}; name data.valid, or cut more"))
     return corpus
+
+
+def _unfit_texts(recipe: Recipe) -> list[str]:
+    """Text for phases of students that is not there or not what the recipe says, where it is not prepared yet."""
+    problems: list[str] = []
+    for student in recipe.students:
+        text = plain_text_of(recipe, student)
+        if text is None or text.shared:  # pre-training's own is checked with it
+            continue
+        prepared = functools.partial(_is_read, recipe, student, text.name)
+        try:
+            with text.named():
+                check_corpus(text.recipe, prepared)
+        except InputError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    return problems
+
+
+def _is_read(recipe: Recipe, student: Student, name: str) -> bool:
+    plan = Plan(recipe)
+    return is_done(plan.folder.data / name, plan.plain_text(student))
 
 
 def _unusable_places(recipe: Recipe) -> list[str]:

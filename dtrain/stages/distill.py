@@ -23,6 +23,7 @@ from dtrain.stages.precompute import expected_identity
 from dtrain.students.online import check_online
 from dtrain.students.phases import check_sharding, history_at, unknown_parameters
 from dtrain.students.placement import cost
+from dtrain.students.plain_text import prepare_texts
 from dtrain.students.plan import Machine, TrainingGroup, describe, plan_groups
 from dtrain.students.search import Halving, score_until
 from dtrain.students.train import GroupTrainer
@@ -56,6 +57,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     world.run_on_main(lambda: check_online(plan))
     tasks = PreparedTasks.open(recipe, folder)
     stop = world.stop or StopRequest(world, folder.root)
+    world.run_on_main(lambda: prepare_texts(plan, folder, set(_waiting(plan)), stop))
     for name in sorted({s.name for s in recipe.students} - set(world.run_on_main(lambda: _waiting(plan)))):
         say(f"student {name}: complete, nothing to do")
     members = Members(tasks, world, folder)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.knowledge.kinds import is_inside
 from dtrain.models import load, own
+from dtrain.models.folder import in_own_memory
 from dtrain.models.multi_exit import MultiExit
+from dtrain.models.with_vocabulary import WithVocabulary
 from dtrain.plan import Plan
 from dtrain.recipe.models import encoder_of
 from dtrain.recipe.training import Student
@@ -63,6 +67,51 @@ class OnlineTeachers:
 
     def _differentiated(self, name: str) -> bool:
         return any("embedding_gradients" in one.reads.online.get(name, []) for one in self.plan.recipe.students)
+
+    def on_plain_text(self, training: Student, vocabulary: int) -> dict[str, OnlineTeacher]:
+        """Sources for a phase on plain text: the pretrained models that teachers start from; of a teacher from scratch itself.
+
+        Args:
+            vocabulary: how many tokens the student scores.
+
+        Raises:
+            InputError: a teacher scores fewer tokens, or none where its scores are compared.
+        """
+        found: dict[str, OnlineTeacher] = {}
+        for name, kinds in training.reads.online.items():
+            scored = "vocabulary" in kinds
+            model = self._reader(name, vocabulary if scored else None)
+            inner = model.model if isinstance(model, LockstepModel) else model
+            found[name] = OnlineTeacher(model, self.world.device, self.precision, inner=inner)
+        return found
+
+    def _reader(self, name: str, vocabulary: int | None) -> nn.Module:
+        """A teacher as it reads plain text, with its scores over the vocabulary where they are asked for."""
+        key = f"{name}, plain text, {vocabulary}"
+        if key not in self._models:
+            (teacher,) = (teacher for teacher in self.plan.recipe.teachers if teacher.name == name)
+            encoder = teacher.model.transformer
+            home = own.transformer()
+
+            def made() -> nn.Module:
+                if encoder is None or not encoder.pretrained:
+                    return WithVocabulary(load(self.plan.folder.model("teachers", name)))
+                where = f"teachers.{name}.model.pretrained"
+                if vocabulary is None:
+                    return WithVocabulary(in_own_memory(home.load_trunk(encoder, where)))
+                model = in_own_memory(home.load_masked_lm(encoder, where, vocabulary))
+                return WithVocabulary(model, model.cls, vocabulary)
+
+            self._models[key] = self._ready(made)
+        return self._models[key]
+
+    def _ready(self, made: Callable[[], nn.Module]) -> nn.Module:
+        """A model as it answers beside students: on the device, or cut up over all ranks."""
+        device = self.world.device
+        if self.plan.recipe.knowledge.sharded and self.world.size > 1:
+            return load_lockstep(made, self.precision, self.world)
+        model = cast_products(made(), self.precision, device)
+        return pack_products(model, device).to(device).eval().requires_grad_(False)
 
     def _model(self, name: str) -> nn.Module:
         if name not in self._models:

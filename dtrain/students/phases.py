@@ -27,7 +27,7 @@ from dtrain.models import build, load
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe
 from dtrain.recipe.models import EncoderSpec, encoder_of
-from dtrain.recipe.phases import StudentPhase, reads_head
+from dtrain.recipe.phases import StudentPhase, asks_for_masks, reads_head
 from dtrain.recipe.training import Student
 from dtrain.runfolder import RunFolder, is_done, read_json
 from dtrain.runtime.distributed import World
@@ -37,6 +37,11 @@ from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.reach import freeze, trained_names
 
+# What a phase trains with on its rows, from what the student trains with on those of its task.
+OnRows = Callable[[Prepared], Prepared]
+# The job of a training as of a student: from the training, its phase, its fingerprint, the seed of its order of rows and
+# the epochs after which it waits.
+MakeJob = Callable[[Student, StudentPhase, str, int, int | None], tuple[ModelJob, OnRows]]
 History = list[dict[str, Any]]
 
 
@@ -85,6 +90,11 @@ class PhasePlace:
     def tensorboard(self) -> Path:
         return self.folder.tensorboard("students", self.student.name, self.name)
 
+    @property
+    def held_out(self) -> bool:
+        """Whether it is scored on plain text that is held out, and not on rows of the task."""
+        return self.phase.on_plain_text and asks_for_masks(self.phase.losses or [])
+
     def earlier(self) -> History:
         """What the phases before it have logged, in the student's epochs and steps."""
         history: History = read_json(self.before.model / "history.json") if self.before else []
@@ -94,8 +104,14 @@ class PhasePlace:
         """What it has logged itself, behind what the phases before it have."""
         earlier = self.earlier()
         steps = max((entry["step"] for entry in earlier), default=0)
+        held_out = {"split": "held_out"} if self.held_out else {}
         later = [
-            {**entry, "step": entry["step"] + steps, "epoch": round(entry["epoch"] + self.first_epoch, 4)}
+            {
+                **entry,
+                **(held_out if entry["split"] == "valid" else {}),
+                "step": entry["step"] + steps,
+                "epoch": round(entry["epoch"] + self.first_epoch, 4),
+            }
             for entry in own
         ]
         return [*earlier, *({**entry, "phase": self.phase.name} for entry in later)]
@@ -106,14 +122,8 @@ def places(folder: RunFolder, student: Student) -> list[PhasePlace]:
     return [PhasePlace(folder, student, number) for number in range(len(student.phases or []))]
 
 
-def phase_jobs(
-    student: Student, plan: Plan, make: Callable[[Student, str, int, int | None], ModelJob], pause: int | None
-) -> list[ModelJob]:
-    """What a student is trained as, one job after another; those that begin at epoch `pause` or later are left out.
-
-    Args:
-        make: the job of a training as of a student, from its fingerprint, the seed of its order of rows, and its `pause`.
-    """
+def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -> list[ModelJob]:
+    """What a student is trained as, one job after another; those that begin at epoch `pause` or later are left out."""
     found = []
     for place, training in zip(places(plan.folder, student), student.trainings, strict=True):
         if pause is not None and place.first_epoch >= pause:
@@ -121,12 +131,12 @@ def phase_jobs(
         ends = place.first_epoch + training.epochs
         order = (plan.order(student) + place.number) % 2**31
         stop = pause - place.first_epoch if pause is not None and pause < ends else None
-        job = make(training, plan.phase(student.name, place.number), order, stop)
+        job, rows = make(training, place.phase, plan.phase(student.name, place.number), order, stop)
         job.title = f"{job.title}, phase {place.number + 1} ({place.phase.name})"
         job.where = f"students.{student.name}.phases.{place.number}"
         job.final, job.checkpoints, job.tensorboard = place.model, place.checkpoints, place.tensorboard
         job.keep_last, job.freezes = place.phase.keep == "last", True
-        job.prepare = functools.partial(_prepare, job.prepare, place)
+        job.prepare = functools.partial(_prepare, job.prepare, place, rows)
         root = plan.folder.tensorboard("students", student.name)
         log = functools.partial(log_hyperparameters, root, student, student.all_losses)
         job.log_settings = log if place.is_last else lambda metrics: None
@@ -220,16 +230,16 @@ def _layers(encoder: EncoderSpec, recipe: Recipe) -> int | None:
         return None
 
 
-def _prepare(prepare: Callable[[], Prepared], place: PhasePlace) -> Prepared:
+def _prepare(prepare: Callable[[], Prepared], place: PhasePlace, rows: OnRows) -> Prepared:
     """What a phase trains with: as any student, from the weights that the phase before it kept."""
-    prepared = prepare()
+    plain = prepare()
+    prepared = rows(replace(plain, make=functools.partial(_start, plain.make, place)))
 
     def metrics(position: Position) -> dict[str, Any]:
         return prepared.metrics(position) | _over_all(place, position)
 
     return replace(
         prepared,
-        make=functools.partial(_start, prepared.make, place),
         metrics=metrics,
         history=place.counted,
         remarks=prepared.remarks if place.is_last else lambda evaluations, kept: [],
@@ -261,7 +271,7 @@ def _over_all(place: PhasePlace, position: Position) -> dict[str, Any]:
         "steps": position.step,
         "seconds": round(position.seconds, 3),
         "kept": place.phase.keep,
-        "split": "valid",
+        "split": "held_out" if place.held_out else "valid",
         "epoch": position.best_epoch,
         "scores": {name: value for name, value in scores.items() if name not in ("step", "epoch", "split")},
     }

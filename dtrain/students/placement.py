@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dtrain.data import tokenizer_name
+from dtrain.recipe.phases import CORPUS
 from dtrain.recipe.training import Student
 from dtrain.tasks.prepared import PreparedTasks
 
@@ -20,7 +21,12 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
             epoch = 1.0
             if tasks is not None:
                 data = tasks.of(part).data
-                rows = [data.part(name, tokenizer_name(student)) for name in training.rows or ["train"]]
+                rows = [data.part(name, tokenizer_name(student)) for name in _parts(training)]
                 epoch = float(sum(each.lengths.sum() for each in rows))
             tokens += training.epochs * epoch
     return tokens * student.model.multiply_adds
+
+
+def _parts(training: Student) -> list[str]:
+    """Whose tokens an epoch has; of a phase on plain text, which may not be read yet, as many are assumed as it would have."""
+    return [part for part in training.rows or [] if part != CORPUS] or ["train"]

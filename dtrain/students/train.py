@@ -11,11 +11,13 @@ from dtrain.errors import Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
 from dtrain.log import say_anywhere
 from dtrain.plan import Plan
+from dtrain.recipe.phases import StudentPhase
 from dtrain.recipe.training import Student
 from dtrain.runfolder import fingerprint
 from dtrain.runtime.stop import StopRequest
 from dtrain.students.online import OnlineTeachers
-from dtrain.students.phases import forget_curves, phase_jobs
+from dtrain.students.phases import OnRows, forget_curves, phase_jobs
+from dtrain.students.plain_text import PlainTextPhase, vocabulary_of
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.ways import Fused, Peers, Streams
 from dtrain.teachers.online import OnlineTeacher
@@ -111,11 +113,19 @@ class GroupTrainer:
             if trained.error is not None or trained.job.final == self.members.folder.model("students", student.name):
                 yield trained
 
-    def _phase_job(self, training: Student, identity: str, order: int, pause: int | None) -> ModelJob:
-        online = self._online.of_group([training])
-        return self.members.student(
-            training, identity, self._teachers(training), online=online, order=order, pause=pause
-        )
+    def _phase_job(
+        self, training: Student, phase: StudentPhase, identity: str, order: int, pause: int | None
+    ) -> tuple[ModelJob, OnRows]:
+        if not phase.on_plain_text:
+            online = self._online.of_group([training])
+            stored = self._teachers(training)
+            job = self.members.student(training, identity, stored, online=online, order=order, pause=pause)
+            return job, lambda prepared: prepared
+        online = self._online.on_plain_text(training, vocabulary_of(training, self.plan))
+        rows = PlainTextPhase(training, phase, self.plan, self.members.folder, self.world, online)
+        # As on rows of its task, which are not read.
+        on_task = training.model_copy(update={"rows": ["train"]})
+        return self.members.student(on_task, identity, {}, online=online, order=order, pause=pause), rows.prepared
 
     def _job(
         self,

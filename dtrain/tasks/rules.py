@@ -129,6 +129,20 @@ _RULES = {
 }
 
 
+# What students are asked on rows of plain text, in a phase: no task of a recipe's, but one that losses are for.
+PLAIN_TEXT = TaskRules(
+    name="plain_text",
+    metrics=("loss",),
+    losses=("mlm", "vocabulary_kl"),
+    weightings=("average", "fixed"),
+    formats=(),
+    needs={
+        "masked_labels": "int64 [M]: the tokens that stood at the M masked positions of all rows",
+        "masked_rows": "int64 [M]: in which of the B rows each masked position is",
+    },
+)
+
+
 def task_names() -> list[str]:
     """The values that `data.task` may have."""
     return list(_RULES)
@@ -147,7 +161,7 @@ def keys_of_others(task: str) -> set[str]:
 def loss_tasks() -> dict[str, TaskRules]:
     """The tasks as losses know them: rules by their `name`, those of the first `data.task` that has it."""
     found: dict[str, TaskRules] = {}
-    for rules in _RULES.values():
+    for rules in (*_RULES.values(), PLAIN_TEXT):
         found.setdefault(rules.name, rules)
     return found
 

@@ -224,6 +224,10 @@ class Members:
         teachers = spec.teachers or [] if isinstance(spec, Student) else []
         task = self.tasks.of(spec).kind
         losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in self.terms(spec))
+        scores = f"held-out text: loss {metrics['loss']:.4f}"  # of a phase on plain text
+        if metrics["split"] == "valid":
+            best = "the best of the evaluations, on the same rows that chose it"
+            scores = f"validation rows: {metrics['rows']:g}, {task.headline(metrics)} ({best})"
         return (
             f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"
             f"A {spec.model.type} {kind[:-1]} trained by dtrain on {counted(metrics['training_rows'], 'row')} "
@@ -231,8 +235,7 @@ class Members:
             f"- {task.answer_in_words}\n- teachers: {', '.join(teachers) or 'none'}\n"
             f"{_phases(metrics.get('phases', []))}- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
             f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
-            f"- validation rows: {metrics['rows']:g}, {task.headline(metrics)} "
-            f"(the best of the evaluations, on the same rows that chose it)\n\n"
+            f"- {scores}\n\n"
             "Load it with `dtrain.load(folder)`.\n"
         )
 

@@ -44,8 +44,8 @@ from dtrain.losses.objective import Objective
 from dtrain.models.masked_lm import MaskedLM
 from dtrain.models.transformer import build_masked_lm
 from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
+from dtrain.recipe.corpus import MaskingSpec
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
-from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.training import TrainSpec
 from dtrain.runtime.distributed import World, connect
 from dtrain.runtime.stop import StopRequest

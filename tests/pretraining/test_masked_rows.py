@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from dtrain.data import share_of
-from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.recipe.corpus import MaskingSpec
 from dtrain.tasks.masked_lm.masking import MASKABLE, WORD_START, Masker
 from dtrain.tasks.masked_lm.packing import PackedRows, write_rows
 from dtrain.tasks.masked_lm.rows import MaskedRows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.recipe.corpus import MaskingSpec
 from dtrain.tasks.masked_lm.masking import MASKABLE, PIECE_START, WORD_START, Masker
 
 MASK, VOCABULARY = 4, 1000

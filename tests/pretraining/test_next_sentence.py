@@ -25,8 +25,8 @@ from dtrain.models.transformer import build_classifier, build_masked_lm
 from dtrain.plan import Plan
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
+from dtrain.recipe.corpus import MaskingSpec
 from dtrain.recipe.models import EncoderSpec
-from dtrain.recipe.pretraining import MaskingSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.tasks.masked_lm.masking import MASKABLE, SENTENCE, WORD, WORD_START, Masker
 from dtrain.tasks.masked_lm.pairs import PairedRows, write_pairs

@@ -14,7 +14,7 @@ from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare
-from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.recipe.corpus import MaskingSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.masked_lm.masking import MASKABLE, OTHER, PIECE_START, SECOND, SENTENCE, WORD, WORD_START, Masker

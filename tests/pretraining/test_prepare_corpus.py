@@ -18,7 +18,7 @@ from dtrain.errors import DtrainError, InputError, Stopped
 from dtrain.plan import Plan
 from dtrain.pretraining import prepare
 from dtrain.pretraining.corpus import check_corpus, read_documents
-from dtrain.recipe.pretraining import CorpusSpec
+from dtrain.recipe.corpus import CorpusSpec
 from dtrain.recipe.schema import Recipe
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.masked_lm.masking import MASKABLE, UNKNOWN

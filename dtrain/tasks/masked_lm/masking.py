@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dtrain.recipe.pretraining import MaskingSpec
+from dtrain.recipe.corpus import MaskingSpec
 from dtrain.tasks.masked_lm.draws import ACTION, CROSSING, LENGTH, TOKEN, UNIT, draw, row_keys, uniform
 
 # Flags of a document's tokens, as bits.

@@ -1,0 +1,67 @@
+"""The plain text of students' phases: that of `corpus` or of `pretrain`, as a student's tokenizer reads it.
+
+A text that pre-training has read with the same tokenizer is not read again, only cut into rows of other lengths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dtrain.errors import InputError
+from dtrain.pretraining.corpus import FOLDER, KEY
+from dtrain.recipe.models import PRETRAIN
+from dtrain.recipe.pretraining import Phase, Pretrain
+from dtrain.recipe.schema import Recipe
+from dtrain.recipe.training import Student
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """A text as one tokenizer reads it.
+
+    Attributes:
+        recipe: its section `pretrain` stands for the text, with a phase for each length of rows.
+        name: of the folder under `data/`.
+        shared: whether it is pre-training's own.
+    """
+
+    recipe: Recipe
+    name: str
+    shared: bool
+
+    @property
+    def spec(self) -> Pretrain:
+        assert self.recipe.pretrain is not None
+        return self.recipe.pretrain
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """A region whose errors name the section that the text is from."""
+        try:
+            yield
+        except InputError as error:
+            named = [problem.replace(f"{KEY}.", "corpus.") for problem in error.problems]
+            raise InputError(named if self.recipe.corpus else error.problems) from error.__cause__
+
+
+def plain_text_of(recipe: Recipe, student: Student) -> PlainText | None:
+    """The text that a student's phases read; None where none of them reads any."""
+    lengths = {phase.max_length: None for phase in student.phases or [] if phase.on_plain_text and phase.max_length}
+    if not lengths:
+        return None
+    phases = [Phase(max_length=length) for length in lengths]
+    own = recipe.pretrain
+    (reader,) = (m for m in (*recipe.teachers, *recipe.students) if m.name == student.tokenizer)
+    encoder = reader.model.transformer
+    shared = recipe.corpus is None and encoder is not None and encoder.pretrained == PRETRAIN
+    if shared and own is not None:
+        section = own.model_copy(update={"phases": phases, "next_sentence": False})
+        return PlainText(recipe.model_copy(update={"pretrain": section}), FOLDER, True)
+    text = recipe.corpus or (own.corpus if own else None)
+    assert text is not None
+    seed = recipe.seed if own is None or recipe.corpus else own.seed
+    section = Pretrain.model_validate({"model": {"type": "bert"}, "corpus": text.model_dump(), "seed": seed})
+    section.phases = phases
+    return PlainText(recipe.model_copy(update={"pretrain": section}), f"{FOLDER}-{student.tokenizer}", False)
