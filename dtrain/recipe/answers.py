@@ -103,6 +103,11 @@ def check_answers(
     online = reads_of(terms, student.teachers or [], student.answers).online
     for name in online if len(report.problems) == known else ():
         _check_online(student, context.teachers[name], context, report)
+    needs = {need for loss in terms for need in loss.loss.needs}
+    has_crf = getattr(student.model, "crf", False) and not student.in_phase
+    if has_crf and student.parallel == "data" and online and needs.isdisjoint({"nll", "marginals"}):
+        text = "with parallel: data every step must reach the CRF: add tag_likelihood or marginal_matching"
+        of_losses("losses", f"{text}, or write model.crf: false")
     if student.noisy and student.answers == "online":
         report("answers", "'online' is not for a noisy student, whose rows are chosen by stored logits (allowed: auto)")
 

@@ -295,6 +295,11 @@ class Student(TrainSpec):
         return {key: value for key, value in values.items() if key not in gone}
 
     @property
+    def in_phase(self) -> bool:
+        """Whether it stands for one phase of another, in which what no loss reaches is frozen."""
+        return self._phase is not None
+
+    @property
     def trainings(self) -> list[Student]:
         """What it is trained as, one after another: a student for each phase; itself where it has no phases."""
         return [self] if self.phases is None else [self._in_phase(number) for number in range(len(self.phases))]

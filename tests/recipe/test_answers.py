@@ -62,6 +62,14 @@ def test_taggers_compare_layers_too(tmp_path: Path) -> None:
     assert recipe.students[0].reads.online == {"t": ["hidden_states"]}
 
 
+def test_with_all_ranks_every_step_reaches_the_crf(tmp_path: Path) -> None:
+    hidden = "model: BERT, teachers: [t], parallel: data, losses: [{type: hidden_mse}"
+    with pytest.raises(InputError, match=r"students\.0\.losses: with parallel: data every step must reach the CRF"):
+        load(tmp_path, f"{hidden}]", "tagging")
+    load(tmp_path, f"{hidden}, {{type: tag_likelihood}}]", "tagging")
+    load(tmp_path, "model: BERT, teachers: [t], losses: [{type: hidden_mse}]", "tagging")
+
+
 @pytest.mark.parametrize(
     ("student", "message"),
     [

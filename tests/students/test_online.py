@@ -221,3 +221,25 @@ def test_check_and_plan_say_who_answers_beside_whom_and_what_it_costs(recipe: Ca
     assert (
         lines[2].startswith("answers: logits: logits of t computed beside it (") and "MB of weights a rank)" in lines[2]
     )
+
+
+def test_taggers_learn_from_layers_and_from_online_emissions(tmp_path: Path, world: World) -> None:
+    label = [{"start": 0, "end": 2, "type": "PER"}]
+    rows = [{"text": f"张{n}在北京" + "工作" * (n % 4), "label": label} for n in range(10)] * 2
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape = "{type: tagger, lstm: null, encoder: {type: %s, hidden: 8, layers: 2, heads: 2%s}}"
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\noutput_dir: {tmp_path}/runs\n"
+        f"data: {{task: tagging, train: {tmp_path}/rows.jsonl, valid: {tmp_path}/rows.jsonl, columns: {{span_end: exclusive}}}}\n"
+        f"teachers: [{{name: t, epochs: 1, model: {shape % ('nezha', '')}}}]\nstudents:\n"
+        f"  - name: s\n    model: {shape % ('bert', ', tokenizer: t')}\n    epochs: 1\n    answers: online\n"
+        "    losses: [{type: hidden_mse}, {type: attention_mse}, {type: emission_regression}, {type: tag_likelihood}]\n"
+        "launch: {processes: 1}\n"
+    )
+    loaded = load_recipe(str(tmp_path / "r.yaml"))
+    folder = Plan(loaded).folder
+    for stage in (prepare, finetune, precompute, distill):
+        stage.run(loaded, world, folder)
+    assert not folder.knowledge("t").exists()
+    history = json.loads((folder.model("students", "s") / "history.json").read_text())
+    assert {"hidden_mse", "attention_mse", "emission_regression", "tag_likelihood"} <= history[0].keys()
