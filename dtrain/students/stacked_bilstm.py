@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dtrain.models.bilstm import BiLSTM, padded_ids
-from dtrain.students.stacked import dropout_each, embed_each, linear_each
+from dtrain.students.stacked import dropout_each, embed_each, linear_each, rows_to_align
 
 
 def forward_bilstm(
@@ -35,7 +36,9 @@ def forward_bilstm(
     Returns:
         Logits [K, B, C] and features [K, B, 2 x hidden].
     """
-    first = models[0]
+    first, rows = models[0], len(input_ids)
+    more = rows_to_align(rows, first.lstm.hidden_size)  # rows without a token, which nothing is asked of
+    input_ids, attention_mask = (functional.pad(given, (0, 0, 0, more)) for given in (input_ids, attention_mask))
     lengths = attention_mask.sum(1).clamp(min=1)
     ids = padded_ids(input_ids, attention_mask, first.pad_token_id)
     real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # [B, L]
@@ -48,6 +51,7 @@ def forward_bilstm(
         features = states.masked_fill(~real[:, :, None], -torch.inf).amax(2)
     else:
         features = states.masked_fill(~real[:, :, None], 0.0).sum(2) / lengths[:, None]
+    features = features[:, :rows]
     dropped = dropout_each(features, [model.dropout.p for model in models], random)
     return linear_each(dropped, weights["classifier.weight"], weights["classifier.bias"]), features
 
