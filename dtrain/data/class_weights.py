@@ -34,5 +34,6 @@ def _given(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for student in recipe.students:
         for phase, training in enumerate(student.trainings):
             key = f"students.{student.name}" + ("" if student.phases is None else f".phases.{phase}")
+            of = f"losses.{recipe.task}" if student.is_part else "losses"
             for number, loss in enumerate(training.losses or []):
-                yield f"{key}.losses.{number}.class_weights", loss.parameters().get("class_weights")
+                yield f"{key}.{of}.{number}.class_weights", loss.parameters().get("class_weights")

@@ -180,6 +180,21 @@ def test_an_unknown_label_is_seen_also_where_rows_are_prepared(
     assert "teachers.cnn.class_weights: no label is called 'nobody'" in capsys.readouterr().err
 
 
+def test_a_student_of_several_tasks_names_the_task(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recipe.parent
+    write_rows(folder / "numbers.jsonl", [{"text": f"text {n}", "label": n / 3} for n in range(30)])
+    encoder = "{type: bert, size: tiny, layers: 1, vocabulary_size: 100}"
+    (folder / "two.yaml").write_text(
+        f"name: two\noutput_dir: {folder}/runs\ntasks:\n  num: {{task: regression, train: {folder}/numbers.jsonl}}\n"
+        f"  cls: {{task: pairs, train: {folder}/train.jsonl, columns: {{text: a, text_b: b}}}}\nstudents:\n"
+        f"  - {{name: both, tasks: [num, cls], teachers: [], model: {{type: multi_task, encoder: {encoder}}},\n"
+        "     losses: {cls: [{type: cross_entropy, class_weights: {3: 2}}]}}\n"
+    )
+    code = main(["check", str(folder / "two.yaml")])
+    told = "students.both.losses.cls.0.class_weights: no label is called '3' (allowed: 1, 2, yes)"
+    check_refused(capsys.readouterr().err, code, folder, told)
+
+
 def test_tasks_without_classes_have_no_weights_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"text": f"text {n}", "label": n / 3} for n in range(12)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
