@@ -47,6 +47,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.root / "report"
 
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
     def model(self, kind: str, name: str) -> Path:
         """`kind` is 'teachers' or 'students'."""
         return self.root / kind / name

@@ -114,6 +114,11 @@ class LinearChainCRF(CRF):
                 path.append(tag)
             return torch.cat(path[::-1], dim=1).masked_fill(~mask, -1)
 
+    @torch.no_grad()
+    def scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What decoding adds to emissions, float32: start [T], end [T], transitions [T (from), T (to)]."""
+        return self._exact(self.start_transitions.new_zeros(1, 1, self.num_tags))[1:]
+
     def _exact(self, emissions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Emissions, start, end and transitions in the dtype of the sums."""
         dtype = torch.float64 if emissions.dtype == torch.float64 else torch.float32

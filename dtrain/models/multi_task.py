@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtrain.models.crf import LinearChainCRF
 from dtrain.models.output import ClassifierOutput, TaggerOutput
 from dtrain.models.sequence import SequenceTagger
 
@@ -196,6 +197,10 @@ class TaggerOfTask(OfTask):
 
     def decode(self, emissions: Tensor, mask: Tensor) -> Tensor:
         return self._head.decode(emissions, mask)
+
+    @property
+    def crf(self) -> LinearChainCRF | None:
+        return self._head.crf
 
     @property
     def _head(self) -> TagHead:

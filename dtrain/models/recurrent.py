@@ -8,6 +8,7 @@ at its ends.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,14 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 POOLINGS = ("final", "max", "mean")
+
+
+class InPlaceOfLSTM(nn.Module):
+    """What stands where a model has an LSTM, for a target that reads texts in a way of its own (dtrain/export)."""
+
+    def read_both_ways(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """As the function of this name."""
+        raise NotImplementedError
 
 
 def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
@@ -30,10 +39,12 @@ def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         [B, L, 2 H], zero behind a text's end.
     """
+    if isinstance(lstm, InPlaceOfLSTM):
+        return lstm.read_both_ways(inputs, lengths)
     lengths = lengths.long()
     if inputs.device.type == "cpu":
         longest = int(lengths.max())
-        states = _padded(lstm, inputs[:, :longest], lengths)
+        states = read_padded(lstm, inputs[:, :longest], lengths)
     else:
         on_host = lengths.cpu()  # the one wait for the device: packing needs each length there
         longest = int(on_host.max())
@@ -48,7 +59,7 @@ def pooled(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     """
     if pooling == "final":
         before, after = states.chunk(2, dim=-1)
-        last = before[torch.arange(len(states), device=states.device), lengths.long() - 1]
+        last = before[torch.arange(states.shape[0], device=states.device), lengths.long() - 1]
         return torch.cat([last, after[:, 0]], dim=1).tanh()
     if pooling == "max":
         beyond = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
@@ -102,7 +113,16 @@ def weight_names(lstm: nn.LSTM) -> list[str]:
     return [f"{kind}_l{layer}{way}" for layer in range(lstm.num_layers) for way in ways for kind in kinds]
 
 
-def _padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+OneWay = Callable[[nn.LSTM, Tensor, str], Tensor]
+
+
+def read_padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, one_way: OneWay | None = None) -> Tensor:
+    """`read_both_ways` on a CPU; int64 lengths, none of which is waited for.
+
+    Args:
+        one_way: what computes one direction of one layer, named as its weights end: [B, L, I] -> [B, L, H].
+    """
+    one_way = one_way or _one_way
     rows, tokens, _ = inputs.shape
     places = torch.arange(tokens)
     beyond = (places >= lengths[:, None])[..., None]
@@ -111,8 +131,8 @@ def _padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
     turned = turned.flatten()
     states = inputs
     for layer in range(lstm.num_layers):
-        forward = _one_way(lstm, states, f"l{layer}")
-        backward = _one_way(lstm, _Turned.apply(states, turned), f"l{layer}_reverse")
+        forward = one_way(lstm, states, f"l{layer}")
+        backward = one_way(lstm, _Turned.apply(states, turned), f"l{layer}_reverse")
         states = torch.cat([forward, _Turned.apply(backward, turned)], dim=-1)
     return states.masked_fill(beyond, 0.0)
 
@@ -147,7 +167,7 @@ def _one_way(lstm: nn.LSTM, inputs: Tensor, name: str) -> Tensor:
 
 
 def _lstm(inputs: Tensor, weights: list[Tensor], training: bool) -> Tensor:
-    start = inputs.new_zeros(1, len(inputs), weights[1].shape[1])
+    start = inputs.new_zeros(1, inputs.shape[0], weights[1].shape[1])
     # has_biases, num_layers, dropout, train, bidirectional, batch_first
     return torch.lstm(inputs, (start, start), weights, True, 1, 0.0, training, False, True)[0]
 

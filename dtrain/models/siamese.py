@@ -75,6 +75,7 @@ class Siamese(nn.Module):
         texts, lengths = torch.cat([embedded, behind]), torch.cat([first, second])
         texts = texts * (places < lengths[:, None])[..., None]  # padding is zero, as its embedding
         lengths = lengths.clamp(min=1)
-        u, v = pooled(read_both_ways(self.lstm, texts, lengths), lengths, self.pooling).chunk(2)
+        vectors = pooled(read_both_ways(self.lstm, texts, lengths), lengths, self.pooling)
+        u, v = vectors[: ids.shape[0]], vectors[ids.shape[0] :]
         features = torch.cat([u, v, (u - v).abs(), u * v], dim=1)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)

@@ -9,6 +9,7 @@ the package asks of it; and a module of torch, which it names. The package's own
         type: Literal["my_net"]
         hidden: Size = 64
         module: ClassVar[str] = "my_package.my_net:MyNet"
+        graph: ClassVar[str] = LOGITS
         tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
 
 The module's constructor takes `vocab_size`, `pad_token_id`, `classes` (a number) or `tags` (their names), and its keys in
@@ -51,6 +52,7 @@ ENCODER_SIZES = {
 
 TEXT_TASKS = ("classification", "pairs", "regression", "multi_label")  # answered by one vector of logits a row
 
+LOGITS, EMISSIONS = "dtrain.export.graphs:Logits", "dtrain.export.graphs:Emissions"  # as `graph`
 PRETRAIN = "pretrain"  # as `pretrained`: the model that the recipe's section of this name makes
 
 
@@ -65,6 +67,8 @@ class Architecture(Closed):
         stacked: whether students of one shape can train as one stacked model (`students/ways.py`).
         early_exits: whether it has a classifier after several layers, each of which needs a loss.
         several: whether it has a head for each of several tasks, and serves no single one.
+        graph: what of it `dtrain export` writes, a `Graph` of dtrain/export/graphs.py as "package.module:Class"; None: it
+            cannot be exported.
     """
 
     type: str  # which architecture: one section `Model` for each follows
@@ -74,6 +78,7 @@ class Architecture(Closed):
     stacked: ClassVar[bool] = False
     early_exits: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    graph: ClassVar[str | None] = None
 
     @property
     def transformer(self) -> EncoderSpec | None:
@@ -105,6 +110,7 @@ class EncoderSpec(Architecture):
     """
 
     _made_here: str | None = PrivateAttr(None)
+    graph: ClassVar[str | None] = LOGITS
     # a model folder or hub name to start from; `pretrain`: what the section `pretrain` makes
     pretrained: FilePath | None = None
     # shape of a model from scratch: tiny 2 layers of 128, mini 4 of 256, small 4 of 512, medium 8 of 512, base 12 of

@@ -158,6 +158,23 @@ _STAGES = [
         needs=("prepare",),  # and the models, likewise
     ),
     Stage(
+        "export",
+        "a trained model as a folder that answers without torch: ONNX, or a program of torch.export",
+        kept=True,
+        folders=True,
+        options=(
+            option("--model", help="a teacher's or student's name (default: the best student)"),
+            option("--task", help="of a model for several tasks, the one to export"),
+            option("--to", choices=("onnx", "torch"), default="onnx", help="the kind of file (default: onnx)"),
+            option("--quantize", choices=("int8",), help="weights in 8 bits, for --to onnx"),
+            option(
+                "--check",
+                action="store_true",
+                help="compare answers and scores with the model's on the validation rows",
+            ),
+        ),
+    ),
+    Stage(
         "predict",
         "label or tag new text with a trained model",
         kept=True,

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
-from dtrain.data.problems import shown
 from dtrain.engines.precision import resolve_precision
-from dtrain.errors import InputError, suggest
-from dtrain.log import tell, warn
-from dtrain.metrics.tasks import scores_of
+from dtrain.errors import InputError
+from dtrain.log import tell
 from dtrain.models import load
 from dtrain.models.multi_task import for_task
-from dtrain.plan import Plan, plan_of
+from dtrain.plan import plan_of
 from dtrain.predict.blocks import blocks_of, find_answers
+from dtrain.predict.choose import choose, of_task
 from dtrain.predict.folder import read_folder
 from dtrain.predict.texts import prepared_texts, read_texts
-from dtrain.recipe import Recipe, Student, Teacher
+from dtrain.recipe import Recipe
 from dtrain.recipe.data import Data, Normalization
-from dtrain.runfolder import RunFolder, atomic_write, is_done, read_json
+from dtrain.runfolder import RunFolder, atomic_write
 from dtrain.runtime.distributed import World
 from dtrain.tasks.answers import Answers, Texts
 from dtrain.tasks.registry import ANSWERS
@@ -65,11 +64,11 @@ def run(
     Raises:
         InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
     """
-    plan = _of_task(plan_of(recipe), model, task)
+    plan = of_task(plan_of(recipe), model, task)
     recipe = plan.recipe
     answers = ANSWERS[recipe.data.task]
     target = _settled(world, answers, recipe.data.task, form, format, output)
-    kind, name = world.run_on_main(lambda: list(_choose(model, plan)))
+    kind, name = world.run_on_main(lambda: list(choose(model, plan)))
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder.of_task(recipe.task))
     place = folder.model(kind, name)
@@ -174,75 +173,6 @@ def _settled(
     if target is not None:
         world.run_on_main(lambda: _check_output(target))
     return target
-
-
-# --- which model -------------------------------------------------------------------------------------
-
-CHANGES = "keys that were changed on the command line of `dtrain run` must be changed here, too"
-
-
-def _of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
-    """The plan of the task that is to be answered."""
-    names = list(plan.recipe.tasks or ())
-    allowed = f"(allowed: {', '.join(names)})"
-    if task is not None and task not in names:
-        raise InputError(
-            f"--task: no task {task!r}{suggest(task, names)} {allowed}"
-            if names
-            else "--task: is for a recipe with `tasks`; its only rows are those of `data`"
-        )
-    if not plan.recipe.several:
-        return plan
-    known = {member.name: member for _, member in plan.members()}
-    if model is None or model not in known:
-        if task is None and model is None:
-            raise InputError(f"--task: must say which of the recipe's tasks to answer {allowed}")
-        return plan.tasks[task or names[0]]  # where an unknown model is named among those that there are
-    own = plan.recipe.tasks_of(known[model])
-    if task is None and len(own) > 1:
-        raise InputError(f"--task: must say which of the tasks of {model} to answer (allowed: {', '.join(own)})")
-    if task is not None and task not in own:
-        raise InputError(f"--task: {model} is not for task {task!r} (allowed: {', '.join(own)})")
-    return plan.tasks[task or own[0]]
-
-
-def _choose(name: str | None, plan: Plan) -> tuple[str, str]:
-    """Kind and name of the model that was asked for, or of the best one."""
-    trained = [
-        (kind, member)
-        for kind, member in plan.members()
-        if is_done(plan.folder.model(kind, member.name), plan.model(kind, member.name))
-    ]
-    if name is None:
-        students = [(kind, member) for kind, member in trained if kind == "students"]
-        if not trained:
-            raise InputError(
-                f"--model: no model of this recipe is trained yet; `dtrain run` trains them, and {CHANGES}"
-            )
-        lacking = [
-            member.name for kind, member in plan.members() if kind == "students" and (kind, member) not in trained
-        ]
-        if lacking and not students:
-            warn(f"no student is trained yet for this recipe: a teacher answers; {CHANGES}")
-        elif lacking:
-            warn(f"not trained for this recipe, and so not asked: {shown(lacking)}; {CHANGES}")
-        best = max(students or trained, key=lambda entry: _valid_score(entry, plan))
-        return best[0], best[1].name
-    for kind, member in plan.members():
-        if member.name == name:
-            if (kind, member) in trained:
-                return kind, name
-            place = plan.folder.model(kind, name)
-            raise InputError(f"--model: {name}: not trained yet for this recipe ({place}); {CHANGES}")
-    names = [member.name for _, member in plan.members()]
-    raise InputError(f"--model: no model {name!r}{suggest(name, names)} (allowed: {', '.join(names)})")
-
-
-def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
-    kind, member = entry
-    metrics = read_json(plan.folder.model(kind, member.name) / "metrics.json")
-    scores = scores_of(metrics, plan.recipe.task)
-    return float(-scores["loss"] if member.metric == "loss" else scores[str(member.metric)])
 
 
 def _check_output(path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dtrain.data import EncodedSplit
 from dtrain.data.dataset import PreparedData
+from dtrain.errors import InputError
 from dtrain.recipe.data import Data, Normalization
 from dtrain.training.workers import Workers
 
@@ -31,6 +32,25 @@ class Texts:
     def __getitem__(self, rows: slice) -> Texts:
         """Some of the rows."""
         return Texts(self.ids[rows], self.text[rows], self.text_b[rows], self.lines[rows])
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exported model of one kind of task needs beside its graphs.
+
+    Attributes:
+        script: a module of this package, whose file becomes `predict.py`: no import of this package, 100 lines at most.
+        settings: what it has to know, as JSON holds it.
+        normalization: what it does to text first, likewise.
+        tokenizer: the text of `tokenizer.json`.
+        types: whether the graph reads token types.
+    """
+
+    script: str
+    settings: dict[str, Any]
+    normalization: dict[str, Any]
+    tokenizer: str
+    types: bool = False
 
 
 class Answers(ABC):
@@ -61,6 +81,20 @@ class Answers(ABC):
         Args:
             section: the recipe's; data: what was prepared from it. Some forms are those of the user's own files.
         """
+
+    def exported(
+        self, model: nn.Module, place: Path, normalize: Normalization, max_length: int, texts: int
+    ) -> Exported:
+        """How a model answers away from this package.
+
+        Args:
+            place: the model's folder.
+            texts: of a row, 1 or 2.
+
+        Raises:
+            InputError: such models cannot be exported.
+        """
+        raise InputError(f"export: {place}: models for this kind of task cannot be exported")
 
 
 def model_labels(model: nn.Module) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dtrain.recipe.models import TEXT_TASKS, Architecture, recurrence, register_architecture
+from dtrain.recipe.models import LOGITS, TEXT_TASKS, Architecture, recurrence, register_architecture
 from dtrain.recipe.values import FilePath, Share, Size, Widths
 
 
@@ -16,6 +16,7 @@ class BiLSTMSpec(Architecture):
 
     type: Literal["bilstm"]
     module: ClassVar[str] = "dtrain.models.bilstm:BiLSTM"
+    graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     stacked: ClassVar[bool] = True
     embedding: Size = 512  # width of a token's vector
@@ -41,6 +42,7 @@ class TextCNNSpec(Architecture):
 
     type: Literal["textcnn"]
     module: ClassVar[str] = "dtrain.models.textcnn:TextCNN"
+    graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     stacked: ClassVar[bool] = True
     embedding: Size = 300  # width of a token's vector
@@ -64,6 +66,7 @@ class TextRCNNSpec(Architecture):
 
     type: Literal["text_rcnn"]
     module: ClassVar[str] = "dtrain.models.text_rcnn:TextRCNN"
+    graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     embedding: Size = 300  # width of a token's vector
     hidden: Size = 256  # width of the contexts in each direction
@@ -87,6 +90,7 @@ class FastTextSpec(Architecture):
 
     type: Literal["fasttext"]
     module: ClassVar[str] = "dtrain.models.fasttext:FastText"
+    graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     embedding: Size = 256  # width of the vectors of tokens and n-grams
     ngrams: Annotated[int, Field(ge=1, le=8)] = 3  # longest n-gram of tokens; 1: tokens alone
@@ -109,6 +113,7 @@ class SiameseSpec(Architecture):
 
     type: Literal["siamese"]
     module: ClassVar[str] = "dtrain.models.siamese:Siamese"
+    graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = ("pairs", "regression", "multi_label")
     two_texts: ClassVar[bool] = True
     embedding: Size = 300  # width of a token's vector

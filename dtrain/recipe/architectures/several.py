@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dtrain.recipe.architectures.taggers import CrfSpec
-from dtrain.recipe.models import TEXT_TASKS, EncoderModel, register_architecture
+from dtrain.recipe.models import EMISSIONS, TEXT_TASKS, EncoderModel, register_architecture
 from dtrain.recipe.values import Share
 
 
@@ -19,6 +19,7 @@ class MultiTaskSpec(CrfSpec):
 
     type: Literal["multi_task"]
     module: ClassVar[str] = "dtrain.models.multi_task:MultiTask"
+    graph: ClassVar[str | None] = EMISSIONS
     tasks: ClassVar[tuple[str, ...]] = (*TEXT_TASKS, "tagging")
     several: ClassVar[bool] = True
     encoder: EncoderModel  # the transformer that all tasks share, with its `type`

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dtrain.recipe.models import Architecture, EncoderModel, recurrence, register_architecture
+from dtrain.recipe.models import EMISSIONS, Architecture, EncoderModel, recurrence, register_architecture
 from dtrain.recipe.values import FilePath, Share, Size
 
 
@@ -29,6 +29,7 @@ class TaggerSpec(CrfSpec):
 
     type: Literal["tagger"]
     module: ClassVar[str] = "dtrain.models.tagger:Tagger"
+    graph: ClassVar[str | None] = EMISSIONS
     tasks: ClassVar[tuple[str, ...]] = ("tagging",)
     encoder: EncoderModel | None = None  # a transformer, with its `type`; null: a table of character vectors
     embedding: Size = 128  # width of a character's vector, where there is no encoder
@@ -68,6 +69,7 @@ class IdcnnSpec(CrfSpec):
 
     type: Literal["idcnn"]
     module: ClassVar[str] = "dtrain.models.idcnn:IDCNN"
+    graph: ClassVar[str | None] = EMISSIONS
     tasks: ClassVar[tuple[str, ...]] = ("tagging",)
     embedding: Size = 128  # width of a character's vector
     filters: Size = 128  # filters of each convolution

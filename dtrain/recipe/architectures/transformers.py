@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dtrain.recipe.models import TEXT_TASKS, Architecture, EncoderModel, EncoderSpec, register_architecture
+from dtrain.recipe.models import LOGITS, TEXT_TASKS, Architecture, EncoderModel, EncoderSpec, register_architecture
 from dtrain.recipe.values import Share, Size, Widths
 
 
@@ -47,6 +47,7 @@ class BertCNNSpec(Architecture):
 
     type: Literal["bert_cnn"]
     module: ClassVar[str] = "dtrain.models.bert_cnn:BertCNN"
+    graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     encoder: EncoderModel  # the transformer, with its `type`
     filters: Size = 256  # filters of each width
@@ -69,6 +70,7 @@ class MultiExitSpec(Architecture):
 
     type: Literal["multi_exit"]
     module: ClassVar[str] = "dtrain.models.multi_exit:MultiExit"
+    graph: ClassVar[str | None] = "dtrain.export.graphs:Exits"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "pairs")
     early_exits: ClassVar[bool] = True
     encoder: BertSpec  # the BERT, with its `type`

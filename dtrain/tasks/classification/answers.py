@@ -15,13 +15,17 @@ from dtrain.data import EncodedSplit, Normalizer, encode_texts
 from dtrain.data.dataset import PreparedData
 from dtrain.data.encode import Encoder
 from dtrain.data.files import Source, resolve_path
+from dtrain.data.normalization_table import table_of_texts
 from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
 from dtrain.data.vocabularies import load_tokenizer
+from dtrain.errors import InputError
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
-from dtrain.tasks.answers import Answers, Texts, model_labels
+from dtrain.tasks.answers import Answers, Exported, Texts, model_labels
 from dtrain.training.workers import Workers
+
+SCRIPT = "dtrain.tasks.classification.exported"
 
 
 class TextAnswers(Answers):
@@ -57,6 +61,29 @@ class TextAnswers(Answers):
             return encode_texts(encoders[pairs], tokenizer.pad_token_id, text, text_b if pairs else None)
 
         return read
+
+    def meaning(self, model: nn.Module) -> dict[str, Any]:
+        """How `predict.py` of an exported model makes an answer of logits: the entry `answer`, and what belongs to it."""
+        raise InputError(f"export: models that answer with {', '.join(self.columns)} cannot be exported")
+
+    def exported(
+        self, model: nn.Module, place: Path, normalize: Normalization, max_length: int, texts: int
+    ) -> Exported:
+        with quiet_transformers():
+            tokenizer = load_tokenizer(place)
+        encoder = Encoder(tokenizer, max_length, pairs=texts == 2)
+        settings = {
+            **self.meaning(model),
+            "texts": texts,
+            "labels": model_labels(model),
+            "types": encoder.types,
+            "pad_id": tokenizer.pad_token_id,
+            "unknown_id": encoder.unknown,
+            "blank_id": encoder.blank,
+            "mask_id": encoder.mask,
+        }
+        table = table_of_texts(normalize)
+        return Exported(SCRIPT, settings, table, encoder.backend.to_str(), encoder.types)
 
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterator[dict[str, Any]]:
         logits = torch.zeros(len(part), len(model_labels(model)))
@@ -95,6 +122,9 @@ class Labels(TextAnswers):
 
     def cells(self, answer: dict[str, Any]) -> list[str]:
         return [answer["label"], f"{answer['score']:.6f}"]
+
+    def meaning(self, model: nn.Module) -> dict[str, Any]:
+        return {"answer": "label"}
 
     def lines(
         self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData

@@ -33,3 +33,6 @@ class LabelSets(TextAnswers):
 
     def cells(self, answer: dict[str, Any]) -> list[str]:
         return [json.dumps(answer["labels"], ensure_ascii=False)]
+
+    def meaning(self, model: nn.Module) -> dict[str, Any]:
+        return {"answer": "labels", "threshold": float(described(model, THRESHOLD, 0.5))}

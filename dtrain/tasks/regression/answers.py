@@ -25,3 +25,7 @@ class Numbers(TextAnswers):
 
     def cells(self, answer: dict[str, Any]) -> list[str]:
         return [f"{answer['number']:.7g}"]
+
+    def meaning(self, model: nn.Module) -> dict[str, Any]:
+        scale = Scale.from_config(described(model, SCALE, None))
+        return {"answer": "number", "scale": scale.deviation, "shift": scale.mean}

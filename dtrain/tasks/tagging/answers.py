@@ -17,12 +17,14 @@ from torch import nn
 from dtrain.data import EncodedSplit, encode_documents
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.dataset import PreparedData
+from dtrain.data.normalization_table import table_of_characters
+from dtrain.data.pieces import FULL_STOPS
 from dtrain.data.schemes import Span, write_tags
 from dtrain.data.vocabularies import load_tokenizer
 from dtrain.metrics.spans_text import answer_spans
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
-from dtrain.tasks.answers import Answers, Texts, model_labels
+from dtrain.tasks.answers import Answers, Exported, Texts, model_labels
 from dtrain.training.workers import Workers
 
 BLANK = "\u2581"  # stands for white space, which has no place in a column
@@ -41,9 +43,27 @@ class Spans(Answers):
         encoder = CharacterEncoder(tokenizer, normalize)
         return lambda texts: encode_documents(encoder, tokenizer.pad_token_id, texts.text, max_length)
 
+    def exported(
+        self, model: nn.Module, place: Path, normalize: Normalization, max_length: int, texts: int
+    ) -> Exported:
+        with quiet_transformers():
+            tokenizer = load_tokenizer(place)
+        encoder = CharacterEncoder(tokenizer, normalize)
+        settings = {
+            "types": _types(model),
+            "max_length": max_length,
+            "full_stops": "".join(sorted(FULL_STOPS)),
+            "pad_id": tokenizer.pad_token_id,
+            "unknown_id": encoder.unknown,
+            "before": encoder.before,
+            "after": encoder.after,
+        }
+        table = table_of_characters(normalize)
+        return Exported("dtrain.tasks.tagging.exported", settings, table, tokenizer.backend_tokenizer.to_str())
+
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> list[list[dict[str, Any]]]:
         assert part.documents is not None
-        types = [name.removeprefix("B-") for name in model_labels(model)[1::4]]
+        types = _types(model)
         mine: dict[int, TaggedPiece] = {}
         for rows, (tags, sure) in workers.outputs(model, part, lambda output: best_tags(model, output)):
             for row, row_tags, row_sure in zip(rows.tolist(), tags.cpu().numpy(), sure.cpu().numpy(), strict=True):
@@ -82,6 +102,10 @@ class Spans(Answers):
                 for character, tag in zip(text, write_tags(found, len(text), data.scheme), strict=True):
                     yield f"{BLANK if character.isspace() else character} {tag}"
                 yield ""
+
+
+def _types(model: nn.Module) -> list[str]:
+    return [name.removeprefix("B-") for name in model_labels(model)[1::4]]
 
 
 def _clue_line(key: str | int, spans: list[dict[str, Any]]) -> str:

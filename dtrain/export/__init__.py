@@ -1,0 +1,1 @@
+"""Trained models as graphs that run without torch and dtrain: ONNX, or a program of torch.export."""

@@ -1,0 +1,37 @@
+"""int8: onnxruntime's dynamic quantisation of a graph's weights; activations are scaled as they come."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+# Of float weights: matrix products, LSTMs and tables of vectors. Convolutions stay float: in int8 they were slower and
+# cost the most accuracy (tests/benchmarks/results/export.md).
+OPERATORS = ["MatMul", "Gemm", "LSTM", "Gather", "Attention"]
+
+
+def quantize(path: Path) -> None:
+    """Put int8 weights in the place of a graph's float ones.
+
+    Weights of a matrix have a scale a column, since one for all of a classifier's rows cost up to a point of accuracy.
+    """
+    quantization: Any = importlib.import_module("onnxruntime.quantization")
+    aside = path.with_name(f"float-{path.name}")
+    path.rename(aside)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a step that torch's exporter has done already
+    try:
+        quantization.quantize_dynamic(
+            aside,
+            path,
+            op_types_to_quantize=OPERATORS,
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"DefaultTensorType": 1},  # float32, where shapes could not be inferred
+        )
+    finally:
+        root.setLevel(level)
+    aside.unlink()

@@ -1,0 +1,23 @@
+"""Which exports there are of a model, as its folder is now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dtrain.runfolder import DONE, RunFolder, fingerprint, read_json
+
+
+def identity_of(place: Path) -> str:
+    """Of the model in a folder, as an export of it records it."""
+    return fingerprint("export", read_json(place / DONE)["fingerprint"])
+
+
+def exports_of(folder: RunFolder, kind: str, name: str) -> list[Path]:
+    """The export folders of a model (`kind` is 'teachers' or 'students'), in the order of their names."""
+    found = []
+    for path in sorted(folder.export.glob("*/metrics.json")):
+        metrics = read_json(path)
+        of = (metrics.get("kind"), metrics["model"], metrics.get("made_from"))
+        if of == (kind, name, identity_of(folder.model(kind, name))):
+            found.append(path.parent)
+    return found

@@ -1,0 +1,77 @@
+"""Which of a recipe's models answers, and for which of its tasks."""
+
+from __future__ import annotations
+
+from dtrain.data.problems import shown
+from dtrain.errors import InputError, suggest
+from dtrain.log import warn
+from dtrain.metrics.tasks import scores_of
+from dtrain.plan import Plan
+from dtrain.recipe import Student, Teacher
+from dtrain.runfolder import is_done, read_json
+
+CHANGES = "keys that were changed on the command line of `dtrain run` must be changed here, too"
+
+
+def of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
+    """The plan of the task that is to be answered."""
+    names = list(plan.recipe.tasks or ())
+    allowed = f"(allowed: {', '.join(names)})"
+    if task is not None and task not in names:
+        raise InputError(
+            f"--task: no task {task!r}{suggest(task, names)} {allowed}"
+            if names
+            else "--task: is for a recipe with `tasks`; its only rows are those of `data`"
+        )
+    if not plan.recipe.several:
+        return plan
+    known = {member.name: member for _, member in plan.members()}
+    if model is None or model not in known:
+        if task is None and model is None:
+            raise InputError(f"--task: must say which of the recipe's tasks to answer {allowed}")
+        return plan.tasks[task or names[0]]  # where an unknown model is named among those that there are
+    own = plan.recipe.tasks_of(known[model])
+    if task is None and len(own) > 1:
+        raise InputError(f"--task: must say which of the tasks of {model} to answer (allowed: {', '.join(own)})")
+    if task is not None and task not in own:
+        raise InputError(f"--task: {model} is not for task {task!r} (allowed: {', '.join(own)})")
+    return plan.tasks[task or own[0]]
+
+
+def choose(name: str | None, plan: Plan) -> tuple[str, str]:
+    """Kind and name of the model that was asked for, or of the best one."""
+    trained = [
+        (kind, member)
+        for kind, member in plan.members()
+        if is_done(plan.folder.model(kind, member.name), plan.model(kind, member.name))
+    ]
+    if name is None:
+        students = [(kind, member) for kind, member in trained if kind == "students"]
+        if not trained:
+            raise InputError(
+                f"--model: no model of this recipe is trained yet; `dtrain run` trains them, and {CHANGES}"
+            )
+        lacking = [
+            member.name for kind, member in plan.members() if kind == "students" and (kind, member) not in trained
+        ]
+        if lacking and not students:
+            warn(f"no student is trained yet for this recipe: a teacher answers; {CHANGES}")
+        elif lacking:
+            warn(f"not trained for this recipe, and so not asked: {shown(lacking)}; {CHANGES}")
+        best = max(students or trained, key=lambda entry: _valid_score(entry, plan))
+        return best[0], best[1].name
+    for kind, member in plan.members():
+        if member.name == name:
+            if (kind, member) in trained:
+                return kind, name
+            place = plan.folder.model(kind, name)
+            raise InputError(f"--model: {name}: not trained yet for this recipe ({place}); {CHANGES}")
+    names = [member.name for _, member in plan.members()]
+    raise InputError(f"--model: no model {name!r}{suggest(name, names)} (allowed: {', '.join(names)})")
+
+
+def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
+    kind, member = entry
+    metrics = read_json(plan.folder.model(kind, member.name) / "metrics.json")
+    scores = scores_of(metrics, plan.recipe.task)
+    return float(-scores["loss"] if member.metric == "loss" else scores[str(member.metric)])

@@ -1,0 +1,159 @@
+"""export: a trained model as a folder that answers without torch and dtrain.
+
+model folder -> graph(s), tokenizer, table of normalisation, predict.py -> compared with the model on validation rows
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dtrain.data import PreparedData, tokenizer_name
+from dtrain.errors import InputError
+from dtrain.export.check import difference
+from dtrain.export.folder import Wish, check_wish, export_model
+from dtrain.export.record import identity_of
+from dtrain.export.session import ExportedModel, script_of
+from dtrain.kept import is_run_folder, load_kept
+from dtrain.log import say
+from dtrain.plan import Plan, plan_of
+from dtrain.predict.choose import choose, of_task
+from dtrain.predict.predictor import Predictor
+from dtrain.recipe import Recipe
+from dtrain.runfolder import RunFolder, read_json, write_json
+from dtrain.runtime.distributed import World
+from dtrain.tasks.registry import task_of
+from dtrain.training.workers import Workers
+
+CHECKED = 2000  # validation rows that answers are compared on; scores are of all
+KINDS = ("teachers", "students")
+
+
+def run(
+    recipe: Recipe,
+    world: World,
+    folder: RunFolder,
+    *,
+    model: str | None,
+    task: str | None = None,
+    to: str,
+    quantize: str | None,
+    check: bool,
+) -> None:
+    """Write `export/<model>/` in the run folder. The main rank works, the others wait.
+
+    Args:
+        model: the name of a student or teacher; default: the best student by the metric on valid.
+        task: of a model of several tasks, which to export.
+        to: `onnx` or `torch`.
+        quantize: `int8`, or None.
+        check: compare it with the model on the validation rows.
+
+    Raises:
+        InputError: no such model, it is not trained, or it cannot be exported so.
+    """
+    wish = _Asked(model, task, to, quantize is not None, check)
+    world.run_on_main(lambda: _export(recipe, folder, wish))
+
+
+def run_folder(
+    place: Path,
+    world: World,
+    *,
+    model: str | None,
+    task: str | None = None,
+    to: str,
+    quantize: str | None,
+    check: bool,
+) -> None:
+    """The same of one model folder: of a run into its `export/`, else into `export/<name>/` here.
+
+    Raises:
+        InputError: as `run`; with `model`; with `check` where the folder is of no run, which has the rows.
+    """
+    if model is not None:
+        raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
+    place = place.absolute()
+    root = place.parent.parent
+    if is_run_folder(root) and place.parent.name in KINDS:
+        recipe = load_kept(str(root), [], models=True)
+        run(recipe, world, plan_of(recipe).folder, model=place.name, task=task, to=to, quantize=quantize, check=check)
+        return
+    if check:
+        raise InputError(f"--check: compares on the validation rows of a run, and {place} is in none")
+    wish = Wish(place, place.name, to, quantize is not None, task)
+    final = Path("export") / wish.folder_name
+    world.run_on_main(lambda: _write(wish, final))
+
+
+def _write(wish: Wish, final: Path) -> None:
+    export_model(wish, final)
+    say(f"export: {final}")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line asks of a recipe's models."""
+
+    model: str | None
+    task: str | None
+    to: str
+    int8: bool
+    check: bool
+
+
+def _export(recipe: Recipe, folder: RunFolder, asked: _Asked) -> None:
+    plan = of_task(plan_of(recipe), asked.model, asked.task)
+    kind, name = choose(asked.model, plan)
+    place = folder.model(kind, name)
+    wish = Wish(place, name, asked.to, asked.int8, plan.recipe.task if _of_several(plan, kind, name) else None)
+    check_wish(wish)
+    final = folder.export / wish.folder_name
+    model, _ = export_model(wish, final)
+    metrics = {**read_json(final / "metrics.json"), "kind": kind, "made_from": identity_of(place)}
+    if asked.check:
+        member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
+        data = PreparedData.open(folder.of_task(plan.recipe.task))
+        metrics |= _compared(wish, final, model, data, tokenizer_name(member), str(member.metric))
+    write_json(final / "metrics.json", metrics)
+    shutil.rmtree(final / "__pycache__", ignore_errors=True)
+    say(f"export: {final} ({metrics['bytes']:,} bytes)")
+
+
+def _of_several(plan: Plan, kind: str, name: str) -> bool:
+    """Whether a model answers for more than one task."""
+    whole = plan.recipe.whole
+    member = next(m for m in (whole.teachers if kind == "teachers" else whole.students) if m.name == name)
+    return len(whole.tasks_of(member)) > 1
+
+
+def _compared(
+    wish: Wish, final: Path, model: nn.Module, data: PreparedData, tokenizer: str, metric: str
+) -> dict[str, Any]:
+    """What the check finds: answers to texts by `Predictor` and by `predict.py`, and scores of both."""
+    part = data.part("valid", tokenizer)
+    rows = data.rows("valid").select(range(min(CHECKED, len(part))))
+    texts = [list(rows[column]) for column in ("text", "text_b") if column in rows.column_names]
+    found = difference(Predictor(wish.place, task=wish.task)(*texts), script_of(final).Model()(*texts))
+    task, workers = task_of(data), Workers(torch.device("cpu"), torch.get_num_threads())
+    before, after = (task.scores(each, part, workers) for each in (model, ExportedModel(final, model)))
+    say(
+        f"export: check on {found.rows:,} validation rows: {found.flips} answers differ, numbers by {found.largest:.2g} at "
+        f"most; {metric} {before[metric]:.4f} before, {after[metric]:.4f} after"
+    )
+    return {
+        "check": {
+            "split": "valid",
+            "rows": found.rows,
+            "flips": found.flips,
+            "largest_difference": found.largest,
+            "metric": metric,
+            "before": before[metric],
+            "after": after[metric],
+        }
+    }

@@ -1,0 +1,122 @@
+"""A tiny model of every architecture, as the folders that training leaves and exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtrain.data.preprocessing import write_preprocessing
+from dtrain.data.vocabularies import character_tokenizer, student_tokenizer, trained_tokenizer
+from dtrain.export.folder import Wish, export_model
+from dtrain.models import build, describe, save_model
+from dtrain.recipe.data import Data, Vocabulary
+from dtrain.recipe.models import Architecture, EncoderSpec, ModelSpec, of_type
+
+SAMPLE = [
+    "电脑前面的皇后说：今天的股票涨了三点，真的吗？球队在北京赢了比赛。",
+    "里面有abc和xyz，价格是£30！天气很好；我们去看电影，演员和导演都来了。",
+    "the weather is fine and the film is long",
+]
+LONG = "球队在北京赢了比赛。电脑里面有股票，" * 9  # 162 characters: cut, or for a tagger read in pieces
+TEXTS = [
+    "電腦裡面的皇后說：股票漲了",
+    "ＡＢＣ，ｘｙｚ！３０",
+    "球队😀在👨‍👩‍👧北京[SEP]赢\u200b了▒比赛",
+    "",
+    "  \t ",
+    LONG,
+    "The Film is long",
+    "a",
+]
+LABELS = ["sport", "money", "film"]
+TAGS = ["O", *(f"{place}-{kind}" for kind in ("PER", "LOC") for place in "BIES")]
+ENCODER = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 32, "vocabulary_size": 300}
+BERT, NEZHA = {"type": "bert", **ENCODER}, {"type": "nezha", **ENCODER}
+
+# By name: the task, and the section `model`. NEZHA's positions end at 64, and its texts do not.
+MODELS: dict[str, tuple[str, dict]] = {
+    "bert": ("classification", BERT),
+    "bert_pairs": ("pairs", BERT),
+    "nezha": ("classification", NEZHA),
+    "bert_cnn": ("classification", {"type": "bert_cnn", "encoder": BERT, "filters": 6, "widths": [2, 3]}),
+    "multi_exit": (
+        "classification",
+        {"type": "multi_exit", "encoder": {**BERT, "layers": 2}, "exits": [1], "confidence": 0.6},
+    ),
+    "bilstm": ("classification", {"type": "bilstm", "embedding": 12, "hidden": 8, "layers": 2}),
+    "textcnn": ("classification", {"type": "textcnn", "embedding": 12, "filters": 6}),
+    "text_rcnn": ("classification", {"type": "text_rcnn", "embedding": 12, "hidden": 8, "features": 6}),
+    "fasttext": ("pairs", {"type": "fasttext", "embedding": 12, "buckets": 64}),
+    "siamese": ("pairs", {"type": "siamese", "embedding": 12, "hidden": 8}),
+    "multi_label": ("multi_label", {"type": "textcnn", "embedding": 12, "filters": 6}),
+    "regression": ("regression", {"type": "fasttext", "embedding": 12, "buckets": 64}),
+    "tagger": ("tagging", {"type": "tagger", "embedding": 12, "lstm": 8, "constrain": True}),
+    "softmax_tagger": ("tagging", {"type": "idcnn", "embedding": 12, "filters": 8, "crf": False}),
+    "nezha_tagger": ("tagging", {"type": "tagger", "encoder": {**NEZHA, "layers": 2}, "fusion": "dynamic", "lstm": 8}),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder, and what `Predictor` is asked."""
+
+    folder: Path
+    task: str
+    texts: tuple[list[str], ...]
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: _made(root / name, *MODELS[name]) for name in MODELS}
+
+
+@pytest.fixture(scope="session")
+def exported(model_folders: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds the export of each model under its name."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    root = tmp_path_factory.mktemp("exported")
+    for name, model in model_folders.items():
+        export_model(Wish(model.folder, name, "onnx"), root / name)
+    return root
+
+
+def _made(folder: Path, task: str, section: dict) -> Model:
+    spec: ModelSpec = of_type(section, Architecture).model_validate(section)
+    tokenizer_path = folder.with_name(f"{folder.name}-tokenizer")
+    batches, lower = [[text.lower() for text in SAMPLE]], True
+    if not isinstance(spec.transformer, EncoderSpec):
+        tokenizer = student_tokenizer(Vocabulary(min_count=1), batches)
+    elif task == "tagging":
+        tokenizer = character_tokenizer(spec.transformer, 1, batches, lower)
+    else:
+        tokenizer = trained_tokenizer(spec.transformer, batches, lower)
+    tokenizer.save_pretrained(tokenizer_path)
+    pairs = task in ("pairs", "regression")
+    columns = {"text_b": "b"} if pairs else {}
+    data = Data.model_validate({"task": task, "train": "train.jsonl", "columns": columns, "max_length": 100})
+    labels = TAGS if task == "tagging" else ["number"] if task == "regression" else LABELS
+    torch.manual_seed(3)
+    model = build(
+        spec,
+        vocabulary=len(tokenizer),
+        labels=labels,
+        pad_id=tokenizer.pad_token_id,
+        tokenizer_path=tokenizer_path,
+        max_length=data.max_length,
+    )
+    with torch.no_grad():  # far from indifferent: a new model's answers hardly depend on the text
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.mul_(4.0 if spec.transformer is not None else 2.5)
+    if task == "multi_label":
+        describe(model, {"threshold": 0.3})
+    if task == "regression":
+        describe(model, {"standardized": {"mean": 2.5, "deviation": 1.5}})
+    save_model(model, folder, tokenizer_path, "a card")
+    write_preprocessing(folder, data, {})
+    return Model(folder, task, (TEXTS, TEXTS[::-1]) if pairs else (TEXTS,))
