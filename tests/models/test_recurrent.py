@@ -72,7 +72,7 @@ def test_pooling_final_is_tanh_of_the_final_states() -> None:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Texts are packed, as they are on a GPU; the dtypes that the kernel is asked for."""
-    monkeypatch.setattr(recurrent, "_padded", recurrent._packed)
+    monkeypatch.setattr(recurrent, "read_padded", recurrent._packed)
     kernel, dtypes = torch.lstm, []
 
     def counted(
