@@ -79,9 +79,13 @@ def test_students_train_in_every_way(results: Results) -> None:
         assert f": {way}" in told
 
 
+def test_students_share_one_pass_of_their_teacher(results: Results) -> None:
+    assert ": side by side, with one pass of their teacher for all" in results["layers"]["told"]
+
+
 def test_every_loss_is_among_them(files: dict[str, Path]) -> None:
     used: set[str] = set()
     for path in files.values():
         recipe = load_recipe(str(path), [])
-        used |= {loss.type for student in recipe.students for loss in student.losses or []}
+        used |= {loss.type for student in recipe.students for loss in student.all_losses}
     assert set(loss_names()) - used == set(), "add it to a student of tests/gpu/pretended/recipes.py"

@@ -166,6 +166,13 @@ data:
   split: {{valid: 0.2}}
 teachers:
   - {{name: teacher, model: {{type: bert, pretrained: pretrain}}, epochs: 1, batch_size: 10}}
+students:
+  - name: general
+    model: {{type: bert, layers: 1, hidden: 16, heads: 2, tokenizer: teacher}}
+    batch_size: 10
+    phases:
+      - {{name: general, rows: [corpus], epochs: 1, losses: [{{type: mlm}}, {{type: vocabulary_kl}}, {{type: hidden_mse}}]}}
+      - {{name: task, epochs: 1}}
 """
 
 REGRESSION = """\
@@ -232,7 +239,53 @@ students:
     grid: {{}}
 """
 
+LAYERS = """\
+name: layers
+data:
+  train: {folder}/train.jsonl
+  split: {{valid: 0.2}}
+teachers:
+  - {{name: nezha, model: {{type: nezha, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}, epochs: 1, batch_size: 10}}
+students:
+  - &student
+    name: states
+    model: {{type: bert, layers: 2, hidden: 8, heads: 2, tokenizer: nezha}}
+    epochs: 1
+    batch_size: 10
+    accumulation: 2
+    losses:
+      - {{type: soft_targets}}
+      - {{type: hidden_mse}}
+      - {{type: hidden_cosine}}
+      - {{type: hidden_hint, layers: [[1, 1]]}}
+      - {{type: embedding_mse}}
+      - {{type: vid, weight: 0.01}}
+      - {{type: fsp}}
+      - {{type: attention_transfer}}
+    grid: {{seed: [1, 2]}}
+  - <<: *student
+    name: relations
+    model: {{type: nezha, layers: 1, hidden: 16, heads: 2, tokenizer: nezha, init: {{from: nezha, every: 2}}}}
+    accumulation: 1
+    precision: fp16
+    losses:
+      - {{type: cross_entropy}}
+      - {{type: attention_mse}}
+      - {{type: attention_kl}}
+      - {{type: value_relations}}
+      - {{type: qkv_relations, relation_heads: 4}}
+      - {{type: similarity_preserving}}
+    grid: {{}}
+  - <<: *student
+    name: gradients
+    precision: bf16
+    answers: online
+    losses: [{{type: cross_entropy}}, {{type: gradient_transfer}}, {{type: soft_targets}}]
+    grid: {{}}
+"""
+
 RECIPES = {
+    "layers": LAYERS,
     "classification": CLASSIFICATION,
     "pairs": PAIRS,
     "regression": REGRESSION,
