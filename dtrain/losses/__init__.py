@@ -11,6 +11,7 @@ NO_LOSSES = {
     "min_norm",
     "objective",
     "ramp",
+    "several",
     "variational",
     "weighting",
     "width_maps",
