@@ -42,8 +42,9 @@ class PlainText:
         try:
             yield
         except InputError as error:
-            named = [problem.replace(f"{KEY}.", "corpus.") for problem in error.problems]
-            raise InputError(named if self.recipe.corpus else error.problems) from error.__cause__
+            key = "corpus." if self.recipe.corpus else f"{KEY}."
+            problems = (problem.replace("pretrain.model", "the tokenizer that reads it") for problem in error.problems)
+            raise InputError([problem.replace(f"{KEY}.", key) for problem in problems]) from error.__cause__
 
 
 def plain_text_of(recipe: Recipe, student: Student) -> PlainText | None:

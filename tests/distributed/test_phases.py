@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -19,13 +20,21 @@ pytestmark = pytest.mark.distributed
 BERT = {"type": "bert", "layers": 2, "heads": 2, "dropout": 0.0}
 STATES = {"type": "hidden_mse", "teachers": ["t"]}
 PHASES = [
-    {"name": "states", "losses": [STATES], "epochs": 1, "up_to_layer": 1},
+    {
+        "name": "states",
+        "rows": ["corpus"],
+        "max_length": 16,
+        "losses": [{"type": "mlm"}, STATES],
+        "epochs": 1,
+        "up_to_layer": 1,
+    },
     {"name": "answers", "losses": [{"type": "cross_entropy"}, STATES], "epochs": 2, "freeze": ["bert.embeddings"]},
 ]
 STUDENT = {"model": {**BERT, "hidden": 8, "tokenizer": "t"}, "phases": PHASES, "batch_size": 8, "checkpoint_every": 1}
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": {"train": "train.jsonl", "split": {"valid": 0.2}},
+    "corpus": {"sources": [{"path": "text.txt", "documents": "line"}], "held_out": 0.2},
     "teachers": [{"name": "t", "model": {**BERT, "hidden": 12, "vocabulary_size": 100}, "epochs": 1, "batch_size": 8}],
     "students": [{"name": "whole", **STUDENT, "parallel": "data"}, {"name": "alone", **STUDENT}],
     "launch": {"processes": 2, "timeout": 60},
@@ -58,6 +67,8 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write(tmp_path_factory.mktemp("phases") / "undisturbed", RECIPE)
+    lines = [" ".join(random.Random(number).choices(["abc", "bcd"], k=12)) for number in range(30)]
+    (folder / "text.txt").write_text("\n".join(lines))
     codes, told = ended(start_ranks(["-m", "dtrain", *RUN], folder))
     assert codes == [0, 0], told
     return folder
