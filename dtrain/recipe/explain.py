@@ -54,32 +54,38 @@ def _without_tags(path: Key, values: Any) -> Key:
     return tuple(key)
 
 
-def _fields_at(key: Key, root: Any) -> list[str]:
-    """The keys that the schema `root` allows in the section at `key`."""
-    model: Any = root
-    parts = iter(key)
-    for part in parts:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        model = _section(annotation)
-        if model is None:
-            return []
-        if _is_mapping(annotation):
-            next(parts, None)  # any word
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _fields_at(key: Key, root: type[BaseModel]) -> list[str]:
+    """The keys that the schema `root` allows in the section at `key`; none where its alternatives have several."""
+    here: list[Any] = [root]
+    for part in key:
+        here = [inner for annotation in here for inner in _inside(annotation, part)]
+    sections = {section for annotation in here for section in _sections(annotation)}
+    if len(sections) != 1:
+        return []
+    return [field.alias or name for name, field in sections.pop().model_fields.items()]
 
 
-def _is_mapping(annotation: Any) -> bool:
-    return get_origin(annotation) is dict or any(map(_is_mapping, get_args(annotation)))
+def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
+    """What an annotation allows at a key or a place of a list."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is list or origin is dict:
+        if isinstance(part, int) == (origin is list):
+            yield arguments[-1]
+    elif arguments:
+        for argument in arguments:
+            yield from _inside(argument, part)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
+        yield annotation.model_fields[str(part)].annotation
 
 
-def _section(annotation: Any) -> Any:
-    """The section in an annotation, where there is one and no other."""
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections among the alternatives of an annotation, but a model's, whose keys depend on its `type`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return None if annotation is Architecture else annotation  # whose keys depend on its `type`
-    found = [s for s in map(_section, get_args(annotation)) if s is not None]
-    return found[0] if len(found) == 1 else None
+        if annotation is not Architecture:
+            yield annotation
+    elif get_origin(annotation) not in (list, dict):
+        for argument in get_args(annotation):
+            yield from _sections(argument)
 
 
 def _explain(problem: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple[Key, str]:

@@ -22,7 +22,24 @@ SMALLER = (
     (r"split: \{valid: [\d.]+\}", "split: {valid: 0.2}"),
     (r"processes: auto", "processes: 1"),
 )
-WORDS = ["the", "plan", "of", "a", "new", "film", "is", "good", "bad", "news", "for", "some", "people", "who", "like", "it"]
+WORDS = [
+    "the",
+    "plan",
+    "of",
+    "a",
+    "new",
+    "film",
+    "is",
+    "good",
+    "bad",
+    "news",
+    "for",
+    "some",
+    "people",
+    "who",
+    "like",
+    "it",
+]
 RECIPES = {
     "glue_multitask": ["sst2", "mrpc", "rte", "stsb"],
     "clue_multitask": ["tnews", "afqmc", "cluener"],
