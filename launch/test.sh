@@ -37,6 +37,9 @@ if [[ $(uname -m) == x86_64 ]]; then
         tests -n 2 -m 'not slow' tests/models tests/losses tests/training tests/students
 fi
 check 'real processes' tests -m 'distributed and not slow'
+if command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q '^GPU'; then
+    check 'on GPUs' tests -m gpu
+fi
 check 'SLURM' tests -m 'slurm and not slow'
 
 echo "== seconds of each"

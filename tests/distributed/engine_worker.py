@@ -103,11 +103,11 @@ def start(world: World, way: str, setting: dict[str, Any]) -> Engine:
 
 def train_step(engine: Engine, setting: dict[str, Any], step: int) -> tuple[float, bool]:
     """One step on this rank's share of the global batch: its mean loss, and whether it was applied."""
-    rows, labels = batch(step)
+    rows, labels = (tensor.to(engine.world.device) for tensor in batch(step))
     parts = setting.get("accumulation", 1)
     total = 0.0
     engine.module.poisoned = setting.get("overflow") == [engine.rank, step]  # type: ignore[assignment]
-    shares = torch.arange(ROWS)[engine.rank :: engine.ranks].chunk(parts)
+    shares = torch.arange(ROWS, device=rows.device)[engine.rank :: engine.ranks].chunk(parts)
     for number, share in enumerate(shares):
         with engine.synchronise_when(number == len(shares) - 1), engine.autocast():
             loss = nn.functional.cross_entropy(engine.model(rows[share]), labels[share], reduction="sum") / ROWS

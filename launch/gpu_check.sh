@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# What can be found out in the first minutes on a machine with GPUs: at most 8 minutes on one, 20 on eight. The most telling
+# comes first, each part has its own time limit, and results are written as they come: JSON a part, and page.md.
+#
+#   bash launch/gpu_check.sh [FOLDER]             results in FOLDER (default: gpu-check); no network is needed
+#   bash launch/gpu_check.sh --wheels [FOLDER]    beforehand, with a network: what the machine lacks (default: gpu-wheels)
+#
+# The machine brings Python with torch 2.11 or newer for CUDA, transformers and accelerate; PYTHON names it (default:
+# python3). DTRAIN_TEST_DEVICE=cpu tries the script itself on a machine without GPUs, with tiny sizes.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+
+if [[ ${1:-} == --wheels ]]; then
+    exec "$python" "$root/launch/gpu_wheels.py" "${2:-$root/gpu-wheels}"
+fi
+
+out=$(mkdir -p "${1:-gpu-check}" && cd "${1:-gpu-check}" && pwd)
+if [[ -d $root/gpu-wheels ]]; then
+    # Beside what the machine has, which stays as it is; nothing is resolved, as no index can be asked.
+    [[ -x $out/.venv/bin/python ]] || "$python" -m venv --system-site-packages "$out/.venv"
+    "$out/.venv/bin/python" - "$root/gpu-wheels" <<'PYTHON'
+import importlib.metadata, pathlib, re, subprocess, sys
+wheels = []
+for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
+    try:
+        importlib.metadata.version(re.sub("_", "-", wheel.name.split("-")[0]))
+    except importlib.metadata.PackageNotFoundError:
+        wheels.append(str(wheel))
+if wheels:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels]
+    raise SystemExit(subprocess.run(pip).returncode)
+PYTHON
+    python=$out/.venv/bin/python
+fi
+cd "$root"
+export PYTHONPATH=$root HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+exec "$python" launch/gpu_parts.py "$out"

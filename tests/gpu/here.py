@@ -1,0 +1,50 @@
+"""Where the tests on GPUs run: on GPUs; with DTRAIN_TEST_DEVICE=cpu on CPUs, to see that the tests themselves have no slip."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.processes import free_port
+
+DEVICE = os.environ.get("DTRAIN_TEST_DEVICE", "cuda")
+ON_GPU = DEVICE == "cuda"
+ROOT = Path(__file__).parent.parent.parent
+
+
+def environment() -> dict[str, str]:
+    """Of a command: this checkout, and no GPU where the tests are tried on CPUs."""
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return own if ON_GPU else own | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(words: Sequence[str | Path], folder: Path, seconds: float = 400) -> subprocess.CompletedProcess[str]:
+    """A command of Python in a process of its own: CUDA cannot be used in one that was forked after it was looked at."""
+    whole = [sys.executable, *(str(word) for word in words)]
+    return subprocess.run(whole, cwd=folder, env=environment(), capture_output=True, text=True, timeout=seconds)
+
+
+def run_ranks(words: Sequence[str | Path], folder: Path, ranks: int, seconds: float = 400) -> tuple[list[int], str]:
+    """The same command as ranks of one machine; their exit codes and what they said."""
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    whole = [sys.executable, *(str(word) for word in words)]
+    started = []
+    for rank in range(ranks):
+        own = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        log = (folder / f"rank-{rank}.log").open("w+")
+        started.append((subprocess.Popen(whole, cwd=folder, env=environment() | own, stdout=log, stderr=log), log))
+    codes, told = [], ""
+    try:
+        for process, _ in started:
+            codes.append(process.wait(timeout=seconds))
+    finally:
+        for process, log in started:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            told += log.read()
+            log.close()
+    return codes, told
