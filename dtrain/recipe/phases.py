@@ -176,8 +176,8 @@ def _resolve_plain_text(phase: StudentPhase, training: Student, context: Context
         )
     if training.adversarial is not None:
         report("rows", f"{CORPUS!r} is not together with `adversarial`")
-    if phase.metric is not None:
-        report("metric", f"is not for a phase on {CORPUS}, which ends with its last weights")
+    if phase.metric not in (None, "loss"):
+        report("metric", f"is not for a phase on {CORPUS}, which ends with its last weights (allowed: loss)")
     if phase.keep == "best":
         report("keep", f"a phase on {CORPUS} ends with its last weights")
     for number, loss in enumerate(training.losses or []):
@@ -194,8 +194,7 @@ def _resolve_plain_text(phase: StudentPhase, training: Student, context: Context
                         f"{name} starts from no pretrained model, whose scores over the vocabulary are compared",
                     )
     phase.keep, phase.max_length = "last", phase.max_length or 128
-    if training.metric is not None:
-        training.metric = "loss" if asks_for_masks(training.losses or []) else training.metric
+    training.metric = "loss"
 
 
 def asks_for_masks(losses: list[LossSpec]) -> bool:

@@ -15,6 +15,7 @@ from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import DtrainError, InputError
 from dtrain.models import load
 from dtrain.plan import Plan
+from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import World
 from dtrain.stages import distill, finetune, precompute, prepare, pretrain
@@ -228,3 +229,10 @@ def test_refused(root: Path, phase: dict[str, Any], student: dict[str, Any], sec
         check_inputs(plan_of(root, "refused", values, teachers=[SCRATCH], **corpus).recipe)
     assert told in "\n".join(found.value.problems)
     assert not (root / "runs" / "refused").exists()
+
+
+def test_a_resolved_recipe_is_the_same_again(root: Path) -> None:
+    recipe = plan_of(root, "resolved", STUDENT, teachers=[FIRST], pretrain=pretraining(root)).recipe
+    path = root / "written.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
