@@ -63,7 +63,7 @@ class Predictor:
         Returns:
             Of a classifier its `label`, the label's probability `score`, and all probabilities `scores` by label. Of a
             tagger a list of entities: `text`, `type`, `start`, `end` (exclusive) and `score`, the least probability of a
-            character's tag in it.
+            character's tag in it. Of task regression a `number`; of multi_label its `labels`, and all `scores`.
 
         Raises:
             InputError: one text a row for a model of pairs, or two for another; or something that is no text.
