@@ -52,7 +52,9 @@ def choose(name: str | None, plan: Plan) -> tuple[str, str]:
                 f"--model: no model of this recipe is trained yet; `dtrain run` trains them, and {CHANGES}"
             )
         lacking = [
-            member.name for kind, member in plan.members() if kind == "students" and (kind, member) not in trained
+            member.name
+            for kind, member in plan.members()
+            if kind == "students" and (kind, member) not in trained and plan.failure(member.name) is None
         ]
         if lacking and not students:
             warn(f"no student is trained yet for this recipe: a teacher answers; {CHANGES}")
