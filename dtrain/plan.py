@@ -248,7 +248,9 @@ class Plan:
         members = [
             (kind, m.name, self.evaluation(kind, m.name), self._result(kind, m.name)) for kind, m in self.members()
         ]
-        return fingerprint("report", FORMAT, self.recipe.report.model_dump(mode="json"), self.recipe.name, members)
+        exports = [file_fingerprint(path) for path in sorted(self.folder.export.glob("*/metrics.json"))]
+        shown = [self.recipe.report.model_dump(mode="json"), self.recipe.name, members, *([exports] if exports else [])]
+        return fingerprint("report", FORMAT, *shown)
 
     def members(self) -> list[tuple[str, Teacher | Student]]:
         """Every model of the recipe as (kind, member), teachers first."""

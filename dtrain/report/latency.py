@@ -36,7 +36,8 @@ def measure(
         parts: the rows as each model reads them, by the same names; the same rows in the same order.
 
     Returns:
-        `rows_per_second` by name, and `rows`, the number of rows timed in each repeat.
+        `rows_per_second` by name; `rows`, the number of rows timed in each repeat; and where a batch is one row,
+        `milliseconds` by name: over all repeats the median `p50`, and `p99`, which 1 in 100 took longer than.
     """
     rows = min(ROWS, min(map(len, parts.values())))
     chosen = np.linspace(0, min(map(len, parts.values())) - 1, rows).astype(np.int64)
@@ -47,13 +48,19 @@ def measure(
         slowest = max(min(one(1) for _ in range(3)) for one in passes.values())
         count = max(1, min(len(next(iter(batches.values()))), int(PASS_SECONDS / slowest)))
         seconds: dict[str, list[float]] = {name: [] for name in models}
+        calls: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(REPEATS):
             for name, one in passes.items():
-                seconds[name].append(one(count))
+                seconds[name].append(one(count, calls[name]))
     timed = min(rows, count * batch)
     return {
         "rows_per_second": {name: timed / statistics.median(values) for name, values in seconds.items()},
         "rows": timed,
+        "milliseconds": {
+            name: {f"p{share}": 1000 * float(np.percentile(values, share)) for share in (50, 99)}
+            for name, values in calls.items()
+            if values
+        },
     }
 
 
@@ -73,17 +80,24 @@ def _batches(part: EncodedSplit, rows: np.ndarray, batch: int, device: torch.dev
     return [{key: value.to(device) for key, value in part.collate(cut).items()} for cut in cuts]
 
 
-def _pass(model: nn.Module, batches: list[dict[str, torch.Tensor]], device: torch.device) -> Callable[[int], float]:
-    """A function that runs the first `count` batches and gives the seconds that it took."""
+def _pass(model: nn.Module, batches: list[dict[str, torch.Tensor]], device: torch.device) -> Callable[..., float]:
+    """A function that runs the first `count` batches and gives the seconds that it took; those of each go into `calls`."""
     decode = getattr(model, "decode", None)  # of taggers, whose logits are not yet an answer
 
-    def run(count: int) -> float:
+    def run(count: int, calls: list[float] | None = None) -> float:
         _wait(device)
-        start = time.perf_counter()
+        start = before = time.perf_counter()
         for inputs in batches[:count]:
             answer = model(**inputs)
             if decode is not None:
                 decode(answer.logits, answer.mask)
+            if (
+                calls is not None and len(inputs["input_ids"]) == 1
+            ):  # a row at a time is waited for, as whoever asks waits
+                _wait(device)
+                now = time.perf_counter()
+                calls.append(now - before)
+                before = now
         _wait(device)
         return time.perf_counter() - start
 

@@ -90,6 +90,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "student": by_name.get(("students", results["student"])),
         "summary": tables.summary(results),
         "models": tables.every_model(results),
+        "exported": tables.exported(results) if results["exported"] else None,
         "search": tables.search(results["search"], results["failed"]) if results.get("search") else None,
         "phases": tables.phases(results["phases"], view.lead) if results.get("phases") else None,
         "classes": tables.classes(details["per_class"]) if "per_class" in details else None,

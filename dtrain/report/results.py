@@ -11,6 +11,7 @@ from typing import Any
 
 from dtrain.data import tokenizer_name
 from dtrain.data.summary import unknown_in_words
+from dtrain.export.record import exports_of
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -20,6 +21,7 @@ from dtrain.tasks.view import View
 
 TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")
 COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression", "mean_layer")
+_BY_MODEL = ("rows_per_second", "milliseconds")  # of what was measured, what each model has its own of
 _OWN = {"name", "seed", "grid", "checkpoint_every"}  # what may differ within a group
 
 
@@ -34,7 +36,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         part are a mapping under its name), `headline` (the part whose scores are told first: test where it is scored,
         since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
         `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
-        alone), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
+        alone), `exported` (what `dtrain export` made of them), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
         each, under `student`), `details` (of the best student:
         classes and confusion, or types, their counts and examples), `remarks` (on the data, and on models that learnt
         nothing), `speed` (how it was measured), `versions`.
@@ -45,6 +47,9 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
     for model in models:
         for name, rates in (speed["rows_per_second"] if speed else {}).items():
             model[f"rows_per_second_{name}"] = rates[f"{model['kind']}/{model['name']}"]
+        for name, times in (speed["milliseconds"] if speed else {}).items():
+            for share, value in times[f"{model['kind']}/{model['name']}"].items():
+                model[f"milliseconds_{name}_{share}"] = value
     teacher, student = best(models, "teachers", view.lead), best(models, "students", view.lead)
     for model in models:
         _compare(model, teacher)
@@ -66,13 +71,33 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
             for kind, member in plan.members()
             if (kind, member) not in members
         ],
+        "exported": _exported(members, folder, speed),
         "search": _search(plan.whole, folder) if recipe.students else None,
         "phases": _phases(members, folder),
         "details": _details(folder, student or teacher, view),
         "remarks": [*data.get("remarks", []), *_unknown(members, folder), *_remarks(members, folder)],
-        "speed": {key: value for key, value in speed.items() if key != "rows_per_second"} if speed else None,
+        "speed": {key: value for key, value in speed.items() if key not in _BY_MODEL} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }
+
+
+def _exported(
+    members: list[tuple[str, Teacher | Student]], folder: RunFolder, speed: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """What `dtrain export` made of these models: size, what its check found, and speed where that was measured."""
+    found = []
+    for kind, member in members:
+        for place in exports_of(folder, kind, member.name):
+            entry = {"name": place.name, **read_json(place / "metrics.json")}
+            own = f"export/{place.name}"
+            for name, rates in (speed["rows_per_second"] if speed else {}).items():
+                if own in rates:
+                    entry[f"rows_per_second_{name}"] = rates[own]
+            for name, times in (speed["milliseconds"] if speed else {}).items():
+                for share, value in times.get(own, {}).items():
+                    entry[f"milliseconds_{name}_{share}"] = value
+            found.append(entry)
+    return found
 
 
 def trained_members(plan: Plan) -> list[tuple[str, Teacher | Student]]:

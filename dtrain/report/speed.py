@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dtrain.data import PreparedData, tokenizer_name
+from dtrain.export.record import can_be_run, exports_of
+from dtrain.export.session import ExportedModel
 from dtrain.models import load
 from dtrain.models.multi_task import for_task
 from dtrain.recipe.training import Student, Teacher
@@ -20,8 +23,9 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
     """Rows a second of every member on CPU, and on a GPU where there is one.
 
     Returns:
-        `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`) and then by `kind/name`; `rows`, the
-        number of rows timed, by measurement; `part`; `machine`.
+        `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`) and then by `kind/name`, of exported models
+        by `export/name`; `milliseconds` of one row, by measurement and name `p50` and `p99`; `rows`, the number of rows
+        timed, by measurement; `part`; `machine`.
     """
     data = PreparedData.open(folder)
     # Weights do not change the speed, so one model of each structure is timed; but with exits they decide at which layer
@@ -38,11 +42,33 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
         if key not in models:
             models[key] = for_task(load(folder.model(kind, member.name)), folder.task)
             parts[key] = data.part(part, tokenizer_name(member))
+    exports = _exports(members, folder)
+    for kind, member in members:
+        for name, place in exports.get((kind, member.name), {}).items():
+            models[name] = ExportedModel(place, for_task(load(folder.model(kind, member.name)), folder.task))
+            parts[name] = data.part(part, tokenizer_name(member))
+            structure[name] = name
     rates: dict[str, dict[str, float]] = {}
+    times: dict[str, dict[str, dict[str, float]]] = {}
     rows: dict[str, int] = {}
     for device in ("cpu", "gpu") if torch.cuda.is_available() else ("cpu",):
         for batch in BATCHES:
-            timed = measure(models, parts, torch.device("cuda" if device == "gpu" else "cpu"), batch)
+            here = {
+                key: model for key, model in models.items() if device == "cpu" or not isinstance(model, ExportedModel)
+            }
+            known = {name: key for name, key in structure.items() if key in here}
+            timed = measure(here, parts, torch.device("cuda" if device == "gpu" else "cpu"), batch)
             rows[f"{device}_{batch}"] = timed["rows"]
-            rates[f"{device}_{batch}"] = {name: timed["rows_per_second"][key] for name, key in structure.items()}
-    return {"rows_per_second": rates, "rows": rows, "part": part, "machine": machine()}
+            rates[f"{device}_{batch}"] = {name: timed["rows_per_second"][key] for name, key in known.items()}
+            if timed["milliseconds"]:
+                times[f"{device}_{batch}"] = {name: timed["milliseconds"][key] for name, key in known.items()}
+    return {"rows_per_second": rates, "milliseconds": times, "rows": rows, "part": part, "machine": machine()}
+
+
+def _exports(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> dict[tuple[str, str], dict[str, Path]]:
+    """By member the exports of it that can be run here, `export/name` and where each is."""
+    found: dict[tuple[str, str], dict[str, Path]] = {}
+    for kind, member in members:
+        places = exports_of(folder, kind, member.name)
+        found[kind, member.name] = {f"export/{place.name}": place for place in places if can_be_run(place)}
+    return found

@@ -53,8 +53,46 @@ def every_model(results: dict[str, Any]) -> Table:
         ("steps", lambda m: plain(m.get("steps"))),
         ("s / epoch", lambda m: significant(m.get("seconds_per_epoch"))),
         ("rows/s in training", lambda m: significant(m.get("rows_per_second"))),
+        *_millisecond_columns(),
     ]
     return _table(columns, models, marked)
+
+
+def exported(results: dict[str, Any]) -> Table:
+    """One row an exported model, beside the model that it was made from."""
+    own = {(model["kind"], model["name"]): model for model in results["models"]}
+
+    def of(entry: Row) -> Row:
+        return own[entry["kind"], entry["model"]]
+
+    def smaller(entry: Row) -> str:
+        return f"{large(entry['bytes'], 'B')} ({times(of(entry)['bytes'] / entry['bytes'])})"
+
+    def rate(entry: Row, key: str) -> str:
+        found = entry.get(key)
+        return "" if found is None else f"{significant(found)} ({times(found / of(entry)[key])})"
+
+    def check(entry: Row, write: Callable[[Row], str]) -> str:
+        return write(entry["check"]) if "check" in entry else ""
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("exported", lambda e: e["name"]),
+        ("kind of file", lambda e: e["to"] + ", int8" * e["int8"]),
+        ("graphs on disk (smaller)", smaller),
+        *((f"rows/s, CPU, batch {n} (speed-up)", partial(rate, key=f"rows_per_second_cpu_{n}")) for n in (1, 64)),
+        *_millisecond_columns(),
+        ("other answers", lambda e: check(e, lambda c: f"{plain(c['flips'])} of {plain(c['rows'])}")),
+        ("numbers differ by", lambda e: check(e, lambda c: f"{c['largest_difference']:.1g}")),
+        ("score, valid", lambda e: check(e, lambda c: f"{c['metric']} {c['before']:.4f} → {c['after']:.4f}")),
+    ]
+    return _table(columns, results["exported"], set())
+
+
+def _millisecond_columns() -> list[tuple[str, Callable[[Row], str]]]:
+    def shown(row: Row, key: str) -> str:
+        return significant(row.get(key))
+
+    return [(f"ms a row, CPU, {share}", partial(shown, key=f"milliseconds_cpu_1_{share}")) for share in ("p50", "p99")]
 
 
 def search(rungs: list[dict[str, Any]], failed: list[dict[str, Any]]) -> Table:

@@ -9,9 +9,10 @@ from dtrain import __main__, kept
 from dtrain.errors import InputError
 from dtrain.export import record
 from dtrain.export.check import difference
+from dtrain.plan import plan_of
 from dtrain.recipe.models import architectures
 from dtrain.runfolder import read_json
-from dtrain.stages import export
+from dtrain.stages import export, report
 
 
 def exported(run, world, **options):
@@ -40,11 +41,20 @@ def test_the_check_tells_what_an_export_costs(run, world, onnx, capsys):
         assert "answers differ" in capsys.readouterr().out
         assert record.exports_of(run.folder, "students", "cnn-seed3") == [folder]
         assert record.exports_of(run.folder, "students", "cnn-seed2") == []
+        report.run(run.recipe, world, run.folder)
+        (shown,) = read_json(run.folder.report / "results.json")["exported"]
+        assert shown["name"] == "cnn-seed3-int8" and shown["rows_per_second_cpu_64"] > 0
+        assert 0 < shown["milliseconds_cpu_1_p50"] <= shown["milliseconds_cpu_1_p99"]
+        page = (run.folder.report / "report.md").read_text(encoding="utf-8")
+        assert "## Exported models" in page and "| cnn-seed3-int8 | onnx, int8 |" in page
+        assert "Exported models" in (run.folder.report / "report.html").read_text(encoding="utf-8")
+        assert plan_of(run.recipe).reported()
         # One of other weights is none of this model's.
         (folder / "metrics.json").write_text(json.dumps({**found, "made_from": "other"}))
         assert record.exports_of(run.folder, "students", "cnn-seed3") == []
     finally:
         shutil.rmtree(run.folder.export, ignore_errors=True)
+        report.run(run.recipe, world, run.folder)
 
 
 @pytest.mark.parametrize(
