@@ -113,6 +113,8 @@ CASES = [
     Case("layers are compared with those of a teacher that reads other tokens", command=f"check RECIPE {BETWEEN_LAYERS}",
          model="{type: bert, size: tiny}"),
     Case("layers are compared of a student that has none", command=f"check RECIPE {BETWEEN_LAYERS}"),
+    Case("a student is for several tasks, and the recipe has one", command="check RECIPE students.cnn.tasks=[news,names]"),
+    Case("tasks are mixed for a student of one task", command="check RECIPE students.cnn.mixing=equal"),
     Case("`output_dir` is a file", command="check RECIPE output_dir=train.jsonl"),
     Case("a stage is run before its inputs exist", command="finetune RECIPE"),
     Case("new text has a header, but the model was trained on numbered columns", NUMBERED,

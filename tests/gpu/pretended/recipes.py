@@ -284,7 +284,37 @@ students:
     grid: {{}}
 """
 
+SEVERAL = """\
+name: several
+tasks:
+  topic: {{train: {folder}/train.jsonl, transfer: {folder}/more.txt, split: {{valid: 0.2}}}}
+  like:
+    task: regression
+    train: {folder}/numbers.jsonl
+    columns: {{text: a, text_b: b, label: score}}
+    split: {{valid: 0.2}}
+  names: {{task: tagging, train: {folder}/train.bmes, split: {{valid: 0.2}}, max_length: 24}}
+teachers:
+  - {{name: cnn, task: topic, model: {{type: textcnn, embedding: 8, filters: 8}}, epochs: 1, batch_size: 10, precision: bf16}}
+  - {{name: tagger, task: names, model: {{type: tagger, embedding: 8, lstm: 8}}, epochs: 1, batch_size: 10}}
+students:
+  - &student
+    name: half
+    tasks: [topic, like, names]
+    mixing: {{temperature: 2}}
+    model: {{type: multi_task, encoder: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}}}
+    epochs: 1
+    batch_size: 10
+    precision: fp16
+    losses: {{topic: [{{type: teacher_annealing}}], like: [{{type: squared_error}}]}}
+  - <<: *student
+    name: moved
+    precision: bf16
+    adversarial: {{type: fgm}}
+"""
+
 RECIPES = {
+    "several": SEVERAL,
     "layers": LAYERS,
     "classification": CLASSIFICATION,
     "pairs": PAIRS,
