@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name, training_batches
-from dtrain.errors import DtrainError
+from dtrain.errors import DtrainError, InputError
 from dtrain.knowledge.reader import StoreReader
 from dtrain.models import build, load
 from dtrain.plan import Plan
+from dtrain.recipe import Recipe
 from dtrain.recipe.training import Student
 from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import World
 from dtrain.stages import evaluate, report
-from dtrain.students.phases import places
+from dtrain.students.phases import check_sharding, places
 from dtrain.students.search import score_until
 from dtrain.training import loop
 from dtrain.training.state import TrainState
-from tests.students.phased import GOLD, HINT, SOFT, STUDENT, run, write_rows
+from tests.students.phased import GOLD, HINT, SOFT, STUDENT, plan_of, run, write_rows
 
 STEPS = {"hint": 8, "soft": 12, "gold": 9}
 
@@ -295,3 +297,19 @@ def test_the_report_shows_every_phase(world: World, plan: Plan) -> None:
         "- phases: hint (transfer, feature_hint), soft (train and transfer, cross_entropy and soft_targets), gold ("
         in card
     )
+
+
+def test_zero_in_16_bits_has_no_exact_copy_of_what_a_phase_freezes(root: Path) -> None:
+    zero: Any = SimpleNamespace(device=torch.device("cpu"), sharding=SimpleNamespace(kind="zero"))
+    ddp: Any = SimpleNamespace(device=torch.device("cpu"), sharding=SimpleNamespace(kind="ddp"))
+
+    def recipe(**changes: Any) -> Recipe:
+        return plan_of(root, "zero", {**STUDENT, "parallel": "data", "precision": "bf16", **changes}).recipe
+
+    with pytest.raises(InputError, match=r"students\.s\.phases\.0: freezes weights, which ZeRO in bf16 would round"):
+        check_sharding(recipe(), zero)
+    with pytest.raises(InputError, match=r"students\.s\.phases\.0: freezes weights"):
+        check_sharding(recipe(phases=[SOFT, GOLD]), zero)
+    for fine in ({"precision": "fp32"}, {"phases": [GOLD]}, {"parallel": None}):
+        check_sharding(recipe(**fine), zero)
+    check_sharding(recipe(), ddp)
