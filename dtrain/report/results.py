@@ -164,8 +164,9 @@ def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dic
 def _unknown(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
     """Tokenizers that were given, and do not know much of the text."""
     names = dict.fromkeys(tokenizer_name(member) for _, member in members)
-    encodings = {name: read_json(folder.data / "encoded" / name / "encoded.json") for name in names}
-    return list(filter(None, (unknown_in_words(name, encoding) for name, encoding in encodings.items())))
+    places = {name: folder.data / "encoded" / name / "encoded.json" for name in names}
+    told = (unknown_in_words(name, read_json(place)) for name, place in places.items() if place.is_file())
+    return list(filter(None, told))
 
 
 def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
