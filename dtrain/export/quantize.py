@@ -7,15 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-# Of float weights: matrix products, LSTMs and tables of vectors. Convolutions stay float: in int8 they were slower and
-# cost the most accuracy (tests/benchmarks/results/export.md).
+# Of float weights: matrix products, LSTMs and tables of vectors. Convolutions stay float.
 OPERATORS = ["MatMul", "Gemm", "LSTM", "Gather", "Attention"]
 
 
 def quantize(path: Path) -> None:
     """Put int8 weights in the place of a graph's float ones.
 
-    Weights of a matrix have a scale a column, since one for all of a classifier's rows cost up to a point of accuracy.
+    Weights of a matrix have a scale a column.
     """
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     aside = path.with_name(f"float-{path.name}")

@@ -27,6 +27,7 @@ from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
 from dtrain.teachers.online import OnlineTeacher
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
+from dtrain.training.card import use_in_words
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
@@ -235,9 +236,12 @@ class Members:
             f"- {task.answer_in_words}\n- teachers: {', '.join(teachers) or 'none'}\n"
             f"{_phases(metrics.get('phases', []))}- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
             f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
-            f"- {scores}\n\n"
-            "Load it with `dtrain.load(folder)`.\n"
+            f"- {scores}\n{self._use(kind, spec)}"
         )
+
+    def _use(self, kind: str, spec: Teacher | Student) -> str:
+        """How it is used."""
+        return use_in_words(self.folder.model(kind, spec.name), self.tasks.of(spec).recipe.data)
 
 
 def _phases(phases: list[dict[str, Any]]) -> str:

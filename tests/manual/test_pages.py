@@ -111,6 +111,18 @@ def test_python_runs(code: str, run_folder: Path) -> None:
         exec(compile(code, "<page>", "exec"), {})
 
 
+@pytest.mark.parametrize("place", ["teachers/bert", "students/bilstm"])
+def test_the_code_of_a_model_card_runs(place: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = (run_folder / "runs" / "topics" / place / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    with contextlib.chdir(run_folder):
+        exec(compile(code, "<card>", "exec"), {})
+    assert "'label': " in capsys.readouterr().out
+    for word in ("pipeline_tag: text-classification", "simplify", "`AutoModel`", "labels: money, sport", "train.jsonl"):
+        assert word in card
+    assert "licence: not given" in card and "validation rows: " in card
+
+
 def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Those on the embedded sample that train nothing."""
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,30 @@
+"""What a model card says of use: how the model is asked, and what is done to text before it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dtrain.recipe.data import Data
+
+
+def use_in_words(place: Path, section: Data) -> str:
+    """The last part of a card.
+
+    Args:
+        place: where the model's folder will be.
+        section: the recipe's `data`, of one task.
+    """
+    steps = [name for name, done in section.normalize.model_dump().items() if done]
+    rows = '["a text"], ["its partner"]' if section.columns.text_b is not None else '["a text", "another"]'
+    files = {part: getattr(section, part) for part in ("train", "valid", "test", "transfer")}
+    named = "; ".join(f"{part} {', '.join(names)}" for part, names in files.items() if names)
+    return (
+        f"- data: {named}\n"
+        f"- input: normalised ({', '.join(steps) or 'no step'}), at most {section.max_length} tokens\n"
+        "- speed: `dtrain report` measures it beside the other models\n"
+        "- licence: not given; it is for whoever trained the model, and owns its data, to say\n\n"
+        f"```python\nimport dtrain\n\npredictor = dtrain.Predictor({str(place)!r})\nprint(predictor({rows}))\n```\n\n"
+        "The predictor normalises text as it was normalised in training. `AutoModel` and a tokenizer alone do not, and "
+        "answer otherwise on text that normalisation changes: traditional characters, full-width forms, capitals.\n\n"
+        "`dtrain.load(folder)` gives the model alone, a torch module.\n"
+    )
