@@ -1,4 +1,4 @@
-"""Teachers that answer beside the students of a rank: loaded once, handed to each group anew."""
+"""Teachers that answer beside the students of a rank: loaded once for groups in a row, handed to each group anew."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ class OnlineTeachers:
         self.plan, self.world = plan, world
         self.precision = resolve_precision(plan.recipe.knowledge.precision, world.device, "knowledge.precision")
         self._models: dict[str, nn.Module] = {}
+
+    def keep_for(self, students: list[Student]) -> None:
+        """Let go of teachers that none of these students asks: a device may not have room for all of a recipe."""
+        asked = {name for student in students for name in student.reads.online}
+        self._models = {name: model for name, model in self._models.items() if name in asked}
 
     def of_group(self, students: list[Student]) -> dict[str, OnlineTeacher]:
         """Sources for students that train side by side: each answers once for all of them.

@@ -81,6 +81,7 @@ class GroupTrainer:
             yield from self.train(TrainingGroup(tuple(part), group.way, group.why, group.cost), pause)
 
     def _side_by_side(self, students: list[Student], way: MakeSteps, pause: int | None) -> Iterator[Trained]:
+        self._online.keep_for(students)
         if students[0].phases is not None:  # the plan lets it train alone
             yield from self._in_phases(students[0], pause)
             return

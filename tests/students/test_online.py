@@ -161,6 +161,16 @@ def test_the_gradient_of_a_teacher(recipe: Callable[..., Recipe], world: World, 
         assert apart < (1e-4 if precision == "fp32" else 0.1)
 
 
+def test_teachers_that_nobody_asks_any_more_are_let_go(recipe: Callable[..., Recipe], world: World) -> None:
+    loaded = recipe()
+    teachers = OnlineTeachers(Plan(loaded), world)
+    first = teachers.of_group(loaded.students[:1])["t"]
+    teachers.keep_for(loaded.students[1:])
+    assert teachers.of_group(loaded.students[1:])["t"].model is first.model
+    teachers.keep_for([loaded.students[0].model_copy(update={"teachers": []})])
+    assert teachers.of_group(loaded.students[:1])["t"].model is not first.model
+
+
 def test_without_stored_outputs_there_is_no_store(recipe: Callable[..., Recipe], world: World) -> None:
     loaded = recipe("students.states.losses=[{type: hidden_mse}, {type: cross_entropy}]")
     assert not Plan(loaded).folder.knowledge("t").exists()
