@@ -88,6 +88,8 @@ def read_texts(
                     "its names"
                 )
             rows = _read(data, source)
+            if source.format in TABLES and not data.header and not columns:
+                _check_not_ids(rows.text, source, data)
         except InputError as error:
             raise InputError([_in_terms_of_options(problem, path, name) for problem in error.problems]) from None
     return Texts(_ids(rows.key, list(rows.file), list(rows.line)), rows.text, rows.text_b, list(rows.line))
@@ -185,6 +187,23 @@ def _header_of(source: Source, data: Data) -> str:
     if all(all(HEADER_CELL.fullmatch(cell) for cell in row) for row in rows[1:]):
         return ""
     return shown(map(repr, rows[0]))
+
+
+def _check_not_ids(texts: Sequence[str], source: Source, data: Data) -> None:
+    """Raise InputError where the column that is read as text holds whole numbers alone, and another one holds words.
+
+    Such a file has its ids where the recipe's files have their texts; its answers would look like any others.
+    """
+    if not all(text.strip().isdigit() for text in texts[:COMPARED_ROWS]):
+        return
+    records = (record for _, record in read_records(source, False, data.columns.text, Problems()))
+    rows = list(islice(records, COMPARED_ROWS))
+    words = [column for column in rows[0] if not any(str(row[column]).strip().isdigit() for row in rows)]
+    if words:
+        raise InputError(
+            f"data.transfer: {source.name}: column {data.columns.text}, which the recipe reads as text, holds whole numbers "
+            f"alone: give --columns text={words[0]} (or text={data.columns.text}, if those are the texts)"
+        )
 
 
 # --- formats -----------------------------------------------------------------------------------------

@@ -68,6 +68,19 @@ def test_columns_of_the_input_are_named(read, capsys):
     assert (found.text, found.ids, found.lines) == (["好", "坏"], ["x", "y"], [1, 2])
 
 
+def test_a_column_of_ids_is_not_read_as_text(read):
+    """Without a header, only the numbers tell that the columns are others than the recipe's."""
+    ids = "17\t冠在军在了\n18\t军在队冠\n"
+    with pytest.raises(InputError) as refused:
+        read(NUMBERED, "new.tsv", ids)
+    (problem,) = refused.value.problems
+    assert problem.startswith("--input: ") and "holds whole numbers alone: give --columns text=1 (or text=0" in problem
+    assert read(NUMBERED, "new.tsv", ids, columns=["text=1"]).text == ["冠在军在了", "军在队冠"]
+    assert read(NUMBERED, "new.tsv", ids, columns=["text=0"]).text == ["17", "18"]
+    for texts in ("17\t1\n18\t0\n", "17\tx\n多\ty\n", "17\n18\n"):  # numbers everywhere; one text; one column
+        assert len(read(NUMBERED, "new.tsv", texts).text) == 2
+
+
 @pytest.mark.parametrize(
     "content",
     [
