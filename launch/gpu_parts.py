@@ -40,12 +40,14 @@ class Part:
 
 def parts(out: Path) -> list[Part]:
     """In the order of how much each tells."""
-    benchmarks, students = "tests/benchmarks", ["--members", "1", "4", "8", "--batches", "128", "--steps", "32"]
+    benchmarks, students = "tests/benchmarks", ["--members", "1", "4", "8", "--steps", "32", "--batches", "128"]
+    if TRIED:
+        students = ["--models", "textcnn", "--steps", "4"]
     few = ["--layers", "2", "--hidden", "64", "--steps", "2"] if TRIED else ["--layers", "24", "--steps", "5"]
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
     launch += ["--num_processes", str(GPUS), "tests/benchmarks/teacher_step_speed.py"]
     rows = "24" if TRIED else "512"
-    synthetic = [f"{benchmarks}/precompute_speed.py", str(out / "rows"), "--part", "a", "d", "--corpora", "tnews"]
+    synthetic = [f"{benchmarks}/precompute_speed.py", str(out / "rows"), "--part", "a", "d", "--corpora", "titles"]
     found = [
         Part("models", "every model and kernel path against the CPU", [*TEST, "tests/gpu/test_models_on_gpu.py"], 60),
         Part("step", "a BERT-large step", ["-m", "tests.gpu.figures", "step", *QUICK], 50),
