@@ -54,6 +54,15 @@ def test_a_moved_run_predicts_and_reports(run, moved, tmp_path, capsys):
     assert model.config.num_labels == 3
 
 
+def test_a_moved_run_exports(run, moved, capsys):
+    """Its validation rows are in the run folder, so that the check needs none of the data."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    assert __main__.main(["export", f"{MOVED}/students/cnn-seed1", "--check"]) == 0
+    assert "check on 40 validation rows: 0 answers differ" in capsys.readouterr().out
+    assert (moved / "export" / "cnn-seed1" / "predict.py").is_file()
+
+
 def run_of(capsys, words):
     assert __main__.main(words) == 0
     return capsys.readouterr().out
