@@ -195,6 +195,8 @@ class Recipe(Closed):
     # decides first weights, orders of rows, splits and draws wherever no other seed is given
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output_dir: FilePath = "runs"  # the folder that holds the run folders
+    # the language of the texts, as model cards name it: `zh`, `en`, `pt-BR`, ...; left out: cards name none
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")] | None = None
     # an encoder made from plain text first (masked language modelling); left out: none
     pretrain: Pretrain | None = None
     # plain text for phases of students with `rows: [corpus]`; left out: that of `pretrain`

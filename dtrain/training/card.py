@@ -7,6 +7,15 @@ from pathlib import Path
 from dtrain.recipe.data import Data
 
 
+def card_head(language: str | None, **more: str) -> str:
+    """What hubs read at the top of a card: the library, the recipe's `language` where it has one, and `more` keys."""
+    lines = ["library_name: dtrain"]
+    if language is not None:
+        lines.append(f'language: "{language}"')  # in quotes: `no`, Norwegian, is false in YAML
+    lines += [f"{key}: {value}" for key, value in more.items()]
+    return "---\n" + "\n".join(lines) + "\n---\n"
+
+
 def use_in_words(place: Path, section: Data) -> str:
     """The last part of a card.
 

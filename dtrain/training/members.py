@@ -27,7 +27,7 @@ from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
 from dtrain.teachers.online import OnlineTeacher
 from dtrain.teachers.sources import StoredTeacher, TeacherSource
-from dtrain.training.card import use_in_words
+from dtrain.training.card import card_head, use_in_words
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
@@ -230,7 +230,7 @@ class Members:
             best = "the best of the evaluations, on the same rows that chose it"
             scores = f"validation rows: {metrics['rows']:g}, {task.headline(metrics)} ({best})"
         return (
-            f"---\nlibrary_name: dtrain\npipeline_tag: {task.card_tag}\n---\n# {spec.name}\n\n"
+            f"{card_head(self.tasks.of(spec).recipe.language, pipeline_tag=task.card_tag)}# {spec.name}\n\n"
             f"A {spec.model.type} {kind[:-1]} trained by dtrain on {counted(metrics['training_rows'], 'row')} "
             f"({time.strftime('%Y-%m-%d')}).\n\n"
             f"- {task.answer_in_words}\n- teachers: {', '.join(teachers) or 'none'}\n"

@@ -20,6 +20,7 @@ from dtrain.models import build, save_model
 from dtrain.recipe.several import exponent_of
 from dtrain.recipe.training import Student
 from dtrain.tasks.rules import rules_of
+from dtrain.training.card import card_head
 from dtrain.training.job import Position
 from dtrain.training.model_job import Prepared
 from dtrain.training.tasks_feed import TasksFeed
@@ -143,8 +144,10 @@ def _card(spec: Student, tasks: Mapping[str, PreparedTask], headline: str, metri
         )
     tags: Sequence[str] = list(dict.fromkeys(of.kind.card_tag for of in tasks.values()))
     rows = counted(metrics["training_rows"], "row")
+    shown = f"[{', '.join(tags)}]"
+    language = next(iter(tasks.values())).recipe.language  # the recipe's, not the task's
     return (
-        f"---\nlibrary_name: dtrain\ntags: [{', '.join(tags)}]\n---\n# {spec.name}\n\n"
+        f"{card_head(language, tags=shown)}# {spec.name}\n\n"
         f"One encoder with a head for each of {len(tasks)} tasks, trained by dtrain on {rows} ({time.strftime('%Y-%m-%d')}).\n\n"
         + "\n".join(lines)
         + f"\n- parameters: {metrics['parameters']:,}\n"
