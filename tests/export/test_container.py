@@ -18,6 +18,8 @@ from dtrain.export.quantize import quantize
 from dtrain.export.session import script_of
 from tests.export.conftest import MODELS, TEXTS
 
+pytestmark = pytest.mark.distributed  # an environment is made and models are read in it: a minute
+
 ROOT = Path(__file__).parent.parent.parent
 NEEDED = (
     "numpy",

@@ -21,6 +21,8 @@ from dtrain.recipe import load_recipe
 from tests.gpu.host_waits import HOST_WAITS
 from tests.gpu.pretended import recipes
 
+pytestmark = pytest.mark.distributed  # a process of its own, for over a minute
+
 ROOT = Path(__file__).parent.parent.parent
 SCALE = 2.0**21  # the first loss scale of float16: so large that steps overflow before it has fallen
 Results = dict[str, dict[str, Any]]

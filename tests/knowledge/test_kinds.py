@@ -68,7 +68,7 @@ def test_names_are_given_once(recipe: str) -> None:
     with pytest.raises(ValueError, match="'logits' is registered twice"):
         register_kind(find_kind("logits"))
     with pytest.raises(
-        ValueError, match=r"unknown output 'logit' \(known: logits, features, emissions, marginals, emb"
+        ValueError, match=r"unknown output 'logit' \(known: logits, features, emissions, marginals, vocab"
     ):
         find_kind("logit")
 

@@ -64,7 +64,7 @@ def losses(model: Model, device: str = "cpu") -> list[float]:
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("plain", [False, True], ids=["read both ways", "torch's own call"])
 def test_an_lstm_is_trained_with_the_weights_of_the_last_step(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
-    monkeypatch.setattr(recurrent, "_padded", recurrent._packed)  # as on a GPU
+    monkeypatch.setattr(recurrent, "read_padded", recurrent._packed)  # as on a GPU
     expected = losses(Model(plain))
     monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
     cut = Model(plain)

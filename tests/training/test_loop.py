@@ -33,6 +33,7 @@ from dtrain.runtime.distributed import World
 from dtrain.runtime.stop import StopRequest
 from dtrain.tasks.classification.scoring import evaluate_part
 from dtrain.tasks.classification.task import Classification
+from dtrain.training import feed
 from dtrain.training.adversarial import Adversary
 from dtrain.training.feed import Feed
 from dtrain.training.job import Diverged, Position, TrainJob
@@ -221,15 +222,13 @@ def test_rows_are_ordered_for_the_epochs_that_are_begun_alone(
     world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of many epochs takes its first step as soon as one of few."""
-    from dtrain.training import state
-
-    ordered, order = [], state.training_batches
+    ordered, order = [], feed.training_batches
 
     def counted(lengths: np.ndarray, seed: int, epoch: int, **size: Any) -> list[np.ndarray]:
         ordered.append(epoch)
         return order(lengths, seed, epoch, **size)
 
-    monkeypatch.setattr(state, "training_batches", counted)
+    monkeypatch.setattr(feed, "training_batches", counted)
     with pytest.raises(Stopped, match="at step 10 of 6500"):
         train(world, rows, tmp_path, spec(epochs=500), stop_at=1)
     assert ordered == [0]
