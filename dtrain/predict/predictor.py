@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.models import load
 from dtrain.models.multi_task import for_task
 from dtrain.predict.blocks import blocks, find_answers
 from dtrain.predict.folder import read_folder
-from dtrain.training.inference import BATCH_TOKENS
+from dtrain.recipe.values import Precision
+from dtrain.training.inference import BATCH_TOKENS, cast_products, pack_products
 from dtrain.training.workers import Workers
 
 
@@ -28,10 +30,12 @@ class Predictor:
         device: where the model computes.
         batch_tokens: padded tokens in one call of the model.
         task: of a model of several tasks, which to answer.
+        precision: `fp32`, or what products are computed in: `bf16`, on a CPU that has such products about twice as fast
+            for a transformer; `fp16` on a GPU; `auto`: bf16 on GPUs that compute in it, else fp32.
 
     Raises:
         InputError: the folder is no model folder, or does not say how its texts were prepared; of several tasks none is
-            named, or one that it does not have.
+            named, or one that it does not have; an unknown precision, or one that the device lacks.
     """
 
     def __init__(
@@ -40,14 +44,19 @@ class Predictor:
         device: str | torch.device = "cpu",
         batch_tokens: int = BATCH_TOKENS,
         task: str | None = None,
+        precision: str = "fp32",
     ) -> None:
         if batch_tokens < 1:
             raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
         self.folder = Path(folder)
         self.device = torch.device(device)
         self.batch_tokens = batch_tokens
+        if precision not in get_args(Precision):
+            raise InputError(f"precision: {precision!r} is unknown (allowed: {', '.join(get_args(Precision))})")
+        self.precision = resolve_precision(precision, self.device, "precision")
         known = read_folder(self.folder, task)
-        self.model = for_task(load(self.folder, self.device), task or "")
+        model = for_task(load(self.folder, self.device), task or "")
+        self.model = pack_products(cast_products(model, self.precision, self.device), self.device)
         self.task, self.texts, self.normalize, self.max_length = (
             known.task,
             known.texts,
@@ -82,7 +91,7 @@ class Predictor:
         if isinstance(texts, str) or isinstance(texts_b, str):
             raise InputError("give a list of texts, not one text")
         rows = blocks(_checked(texts), None if texts_b is None else _checked(texts_b))
-        workers = Workers(self.device, torch.get_num_threads(), batch_tokens=self.batch_tokens)
+        workers = Workers(self.device, torch.get_num_threads(), self.precision, self.batch_tokens)
         return find_answers(self._answers, self.model, self._read, rows, workers)
 
 

@@ -6,12 +6,15 @@
     python -m tests.benchmarks.export_speed sizes FOLDER                    TextCNN against BERT-CNN, of random weights
 
 FOLDER is a model folder; `sizes` makes its own there. One thread everywhere, but for `dtrain predict`, which uses what it
-is given (OMP_NUM_THREADS=1). Figures: results/export.md.
+is given (OMP_NUM_THREADS=1). The texts are the sample's headlines, or with `--texts FILE` the last column of a tab-separated
+file. `exported` also tries torchao's int8 where torchao is installed. Figures: results/export.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import itertools
 import json
 import statistics
@@ -39,7 +42,12 @@ SAMPLE = Path(__file__).parent.parent.parent / "dtrain" / "recipes" / "samples" 
 REPEATS = 3
 
 
+FILE: list[Path] = []  # in place of the sample
+
+
 def texts() -> list[str]:
+    for file in FILE:
+        return [line.split("\t")[-1] for line in file.read_text(encoding="utf-8").splitlines()]
     return [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
 
 
@@ -95,13 +103,23 @@ def pipeline(folder: Path, rows: int) -> None:
     ways: dict[str, Callable[[], object]] = {}
     for size in (1, 16, 64):
         pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
-        ways[f"pipeline, batch_size {size}"] = lambda pipe=pipe, size=size: pipe(known, batch_size=size, top_k=None)
-    in_turn(ways | {"Predictor": lambda: predictor(known)}, len(known))
+        ways[f"pipeline, batch_size {size}"] = lambda pipe=pipe, size=size: pipe(
+            known, batch_size=size, top_k=None, truncation=True, max_length=predictor.max_length
+        )
+    half = Predictor(folder, precision="bf16")
+    in_turn(ways | {"Predictor": lambda: predictor(known), "Predictor, bf16": lambda: half(known)}, len(known))
 
 
 def exported(folder: Path, rows: int) -> None:
     predictor, known = Predictor(folder), texts()[:rows]
     ways: dict[str, Callable[[], object]] = {"Predictor": lambda: predictor(known)}
+    if importlib.util.find_spec("torchao"):
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        small = copy.copy(predictor)
+        small.model = copy.deepcopy(predictor.model)
+        quantize_(small.model, Int8DynamicActivationInt8WeightConfig())
+        ways["torchao, int8"] = lambda: small(known)
     with tempfile.TemporaryDirectory() as place:
         for name, int8 in (("onnx", False), ("onnx, int8", True)):
             final = Path(place) / ("int8" if int8 else "float")
@@ -143,6 +161,8 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("stream", "pipeline", "exported", "sizes"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--texts", type=Path, action="append")
     asked = parser.parse_args()
+    FILE += asked.texts or []
     torch.set_num_threads(1)
     {"stream": stream, "pipeline": pipeline, "exported": exported, "sizes": sizes}[asked.what](asked.folder, asked.rows)

@@ -8,6 +8,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
@@ -127,6 +128,18 @@ def test_a_model_folder_is_enough(run, world, tmp_path, monkeypatch):
     (place / "preprocessing.json").unlink()
     with pytest.raises(InputError, match="preprocessing.json: is missing"):
         Predictor(place)
+
+
+def test_a_predictor_computes_in_the_precision_that_it_is_given(run):
+    place, texts = run.folder.model("teachers", "bert"), ["电影演员", "股票", "球赛" * 9]
+    whole, half = (Predictor(place, precision=name)(texts) for name in ("fp32", "bf16"))
+    scores = [[[answer["scores"][label] for label in run.data.labels] for answer in found] for found in (whole, half)]
+    assert scores[0] != scores[1]
+    assert np.allclose(*scores, atol=0.01)  # bf16 keeps 8 bits
+    with pytest.raises(InputError, match="precision: 'half' is unknown"):
+        Predictor(place, precision="half")
+    with pytest.raises(InputError, match="precision: fp16 needs a GPU"):
+        Predictor(place, precision="fp16")
 
 
 def test_files_of_all_kinds_for_a_model_folder(run, world, tmp_path, monkeypatch):
