@@ -123,7 +123,8 @@ OPEN_PROGRAM = f"""def open_graph(path, threads):
         room = [max(0, {LEAST} - tensor.shape[1]) for tensor in tensors]
         pads = [[0, 0] * (t.dim() - 2) + [0, more] for t, more in zip(tensors, room, strict=True)]
         padded = [torch.nn.functional.pad(t, pad) for t, pad in zip(tensors, pads, strict=True)]
-        return [found.numpy() for found in module(*padded)]
+        # What stands a token, [B, L, ...], ends where the inputs end.
+        return [f.numpy() if f.dim() < 3 else f[:, : f.shape[1] - room[0]].numpy() for f in module(*padded)]
 
     return run
 """
