@@ -31,9 +31,13 @@ def check_class_weights(recipe: Recipe, labels: Sequence[str]) -> list[str]:
 def _given(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for teacher in recipe.teachers:
         yield f"teachers.{teacher.name}.class_weights", teacher.class_weights
+    in_recipe = {student.name: student for student in recipe.whole.students}
     for student in recipe.students:
-        for phase, training in enumerate(student.trainings):
-            key = f"students.{student.name}" + ("" if student.phases is None else f".phases.{phase}")
+        # Of several tasks, this is a student of one of them, with the phases that are on it.
+        names = [phase.name for phase in in_recipe[student.name].phases or []]
+        own = [f".phases.{names.index(phase.name)}" for phase in student.phases or []] or [""]
+        for within, training in zip(own, student.trainings, strict=True):
+            key = f"students.{student.name}{within}"
             of = f"losses.{recipe.task}" if student.is_part else "losses"
             for number, loss in enumerate(training.losses or []):
                 yield f"{key}.{of}.{number}.class_weights", loss.parameters().get("class_weights")

@@ -2,12 +2,12 @@
 
 Every head takes part in every training pass, whichever task the batch is of: those of other tasks with one row, whose
 outputs are added times 0. So each parameter has a gradient in each step, as DDP, FSDP2 and ZeRO want it, and modules are
-called in one order.
+called in one order. A head that is frozen, as in a phase on other tasks, takes no part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -90,6 +90,12 @@ class MultiTask(nn.Module):
         if all(head["tags"] for head in heads.values()) and getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # type: ignore[assignment]  # a parameter without a use would have no gradient
 
+    def freeze_heads(self, tasks: Collection[str]) -> None:
+        """Freeze the heads of all tasks but these."""
+        for name, head in self.heads.items():
+            if name not in tasks:
+                head.requires_grad_(False)
+
     def of_task(self, task: str) -> OfTask:
         """The model of one task; KeyError where there is none of that name."""
         tags = isinstance(self.heads[task], TagHead)
@@ -131,7 +137,7 @@ class MultiTask(nn.Module):
                     output = head(states[:, 1:-1], mask, tags, marginals)
                 else:
                     output = ClassifierOutput(head(pooled), states[:, 0])
-            elif self.training and torch.is_grad_enabled():
+            elif self.training and torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
                 idle = idle + _idle(head, states, pooled)
         assert output is not None, task
         return _with(output, idle) if self.training and torch.is_grad_enabled() else output

@@ -24,24 +24,32 @@ class Reporter:
         self._key: Key = ()
         self._shown = ""
         self._by_task: dict[str | int, Key] = {}
+        self._phases: list[int] = []
 
     def at(self, *key: str | int, told: str = "") -> Reporter:
         """The reporter of a section below this one; `told` is shown in parentheses after its key, for example a name."""
         section = Reporter(self._place)
         section.problems = self.problems
-        if key:
+        if len(key) == 2 and key[0] == "phases" and self._phases:
+            key = ("phases", self._phases[int(key[1])])
+            section._by_task = self._by_task
+        elif key:
             key = (*self._by_task.get(key[0], key[:1]), *key[1:])
         else:
-            section._by_task = self._by_task
+            section._by_task, section._phases = self._by_task, self._phases
         section._key = (*self._key, *key)
         section._shown = ".".join(filter(None, (self._shown, *map(str, key)))) + (f" ({told})" if told else "")
         return section
 
-    def of_task(self, task: str) -> Reporter:
-        """The reporter of what a section says of one of several tasks: `losses` are then `losses.TASK`, and so on."""
+    def of_task(self, task: str, phases: list[int]) -> Reporter:
+        """The reporter of what a section says of one of several tasks: `losses` are then `losses.TASK`, and so on.
+
+        Args:
+            phases: numbers of the phases that are on the task: what it calls the first phase is the first of these.
+        """
         section = self.at()
         section._shown = self._shown
-        section._by_task = {"losses": ("losses", task), "metric": ("metrics", task)}
+        section._by_task, section._phases = {"losses": ("losses", task), "metric": ("metrics", task)}, phases
         return section
 
     def __call__(self, key: str | Key, text: str) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dtrain.losses import loss_names
 from dtrain.recipe.corpus import MaskingSpec
 from dtrain.recipe.losses import LossSpec, choose_teachers
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
+from dtrain.recipe.several import TermsOf
 from dtrain.recipe.values import Closed, Positive, check_name
 from dtrain.tasks.rules import PLAIN_TEXT
 
@@ -42,13 +50,15 @@ class StudentPhase(Closed):
     """
 
     name: str  # names its curves, its checkpoints and its folder
+    # of a student of several tasks, those that the phase is on; heads of others stay as they are; left out: all
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
     # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, with nothing beside it
     rows: Annotated[list[Literal["train", "transfer", "corpus"]], Field(min_length=1)] | None = None
     # tokens in a row of plain text; default: 128
     max_length: Annotated[int, Field(ge=8, le=512)] | None = None
     # which tokens of plain text are masked, where a loss asks for them; default: that of `pretrain`, else 15 % of them
     masking: MaskingSpec | None = None
-    losses: Annotated[list[LossSpec], Field(min_length=1)] | None = None  # terms of a weighted sum
+    losses: TermsOf | None = None  # terms of a weighted sum, of several tasks by task
     epochs: PositiveInt | None = None  # passes over its rows
     batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks
     batch_tokens: PositiveInt | None = None  # padded tokens per optimizer step over all ranks, in place of batch_size
@@ -82,6 +92,14 @@ class StudentPhase(Closed):
             raise ValueError("batch_size and batch_tokens exclude each other")
         return self
 
+    @model_serializer(mode="wrap")
+    def as_before_there_were_several(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Identities of students of one task are what they were."""
+        values: dict[str, Any] = handler(self)
+        if self.tasks is None:
+            values.pop("tasks", None)
+        return values
+
     def gives(self, key: str) -> bool:
         """Whether it has a value of its own for a key of the student."""
         if key in NULLABLE:
@@ -96,6 +114,12 @@ class StudentPhase(Closed):
         return self.rows == [CORPUS]
 
     @property
+    def terms(self) -> list[LossSpec]:
+        """Its losses, of all of its tasks."""
+        losses: Any = self.losses or []
+        return [term for terms in losses.values() for term in terms] if isinstance(losses, dict) else list(losses)
+
+    @property
     def chooses(self) -> bool:
         """Whether it names parameters to be trained, or not to be."""
         return any(getattr(self, key) is not None for key in ("train", "freeze", "up_to_layer"))
@@ -103,11 +127,11 @@ class StudentPhase(Closed):
     def settings(self, student: Student) -> dict[str, Any]:
         """By key of `OWN`, its own values and where it has none those of `student`."""
         values = {key: getattr(self if self.gives(key) else student, key) for key in OWN}
-        if values["losses"] is not None:  # each phase chooses among the teachers by itself
+        if isinstance(values["losses"], list):  # each phase chooses among the teachers by itself
             values["losses"] = [loss.model_copy(deep=True) for loss in values["losses"]]
         return values
 
-    def fill(self, resolved: Student) -> None:
+    def fill(self, resolved: Student | StudentPhase) -> None:
         """Take over the settings of the student that stands for it, once they are filled in and checked."""
         for key in OWN:
             setattr(self, key, getattr(resolved, key))
@@ -119,6 +143,15 @@ def check_names(phases: list[StudentPhase]) -> None:
     for number, name in enumerate(names):
         if name in names[:number]:
             raise ValueError(f"phases.{number}.name: {name!r} is already the name of phases.{names.index(name)}")
+
+
+def check_read(student: Student, report: Reporter) -> None:
+    """Report keys of a student that none of its phases reads, as each has its own."""
+    for key in sorted(set(OWN) & student.model_fields_set - {"metric"}):  # by it students are compared, too
+        if student.phases and all(phase.gives(key) for phase in student.phases):
+            if isinstance(student.losses, dict) and key == "losses":
+                continue  # by task, and a phase may leave some of them out
+            report(key, "is read by no phase, as each has its own; remove it here")
 
 
 def check_last(phases: list[StudentPhase], report: Reporter) -> None:

@@ -14,11 +14,12 @@ from dtrain.recipe.values import Closed
 
 if TYPE_CHECKING:
     from dtrain.recipe.data import Data
+    from dtrain.recipe.phases import StudentPhase
     from dtrain.recipe.training import Student
 
 MEAN = "mean"  # the metric of a student of several tasks
 # Keys of a student that is for one task, and of one that is for several.
-OF_ONE = ("task", "noisy", "peers", "phases")
+OF_ONE = ("task", "noisy", "peers")
 OF_SEVERAL = ("mixing", "metrics", "baseline")
 
 
@@ -37,6 +38,10 @@ TermsByTask = Annotated[
     Annotated[Terms, Tag("Terms")] | Annotated[dict[str, Terms], Tag("by task")],
     Discriminator(lambda value: "by task" if isinstance(value, dict) else "Terms"),
 ]
+if TYPE_CHECKING:  # of one task, which most of the package sees alone
+    TermsOf = list[LossSpec]
+else:
+    TermsOf = TermsByTask
 
 
 def exponent_of(mixing: Literal["proportional", "equal"] | Temperature | None) -> float:
@@ -54,6 +59,12 @@ def check_keys(student: Student, tasks: list[str], report: Reporter) -> None:
                 report(key, "is for a student of several tasks; name them in its `tasks`")
         if isinstance(student.losses, dict):
             report("losses", "by task is for a student of several tasks; name them in its `tasks`, or give a list")
+        for number, phase in enumerate(student.phases or []):
+            of_phase = report.at("phases", number, told=phase.name)
+            if phase.tasks:
+                of_phase("tasks", "is for a phase of a student of several tasks; name those in the student's `tasks`")
+            if isinstance(phase.losses, dict):
+                of_phase("losses", "by task is for a phase of a student of several tasks; give a list")
         return
     for key in OF_ONE:
         if getattr(student, key) is not None:
@@ -72,26 +83,61 @@ def check_keys(student: Student, tasks: list[str], report: Reporter) -> None:
         encoder = student.model.transformer is student.model
         hint = f"; write {{type: multi_task, encoder: {{type: {student.model.type}, ...}}}}" if encoder else ""
         report("model.type", f"{student.model.type!r} has a head for one task (allowed: multi_task){hint}")
-    if student.metric not in (None, MEAN):
-        report("metric", f"{student.metric!r} is of one task (allowed: mean; `metrics` says which of each enters it)")
-    if student.optimizer.type == "lamb":
+    _check_training(student, report)
+    _check_by_task(student, report)
+    _check_terms(student.losses, student.tasks, "this student", report)
+    _check_phases(student, report)
+
+
+def _check_training(section: Student | StudentPhase, report: Reporter, *, tasks: int = 2) -> None:
+    """Report a metric and an optimizer that are not for several tasks: of the student, or of a phase on some of its tasks."""
+    if section.metric not in (None, MEAN):
+        report("metric", f"{section.metric!r} is of one task (allowed: mean; `metrics` says which of each enters it)")
+    if section.optimizer is not None and section.optimizer.type == "lamb" and tasks > 1:
         report(
             "optimizer.type",
             "'lamb' scales every step of a parameter to the size of its weights, that of a head that a batch does not "
             "touch, too (allowed: adamw, sgd)",
         )
-    _check_by_task(student, report)
+
+
+def _check_terms(losses: object, own: list[str], whose: str, report: Reporter) -> None:
+    """Report losses that are not by task, or of other tasks than these."""
+    allowed = f"(allowed: {', '.join(own)})"
+    if isinstance(losses, list):
+        report("losses", f"must be by task: a mapping from a task to a list {allowed}")
+    for task in losses if isinstance(losses, dict) else ():
+        if task not in own:
+            report(("losses", task), f"is no task of {whose}{suggest(task, own)} {allowed}")
+
+
+def _check_phases(student: Student, report: Reporter) -> None:
+    """Report phases on tasks that the student does not have, and tasks that no phase is on."""
+    own = student.tasks or []
+    allowed = f"(allowed: {', '.join(own)})"
+    for number, phase in enumerate(student.phases or []):
+        of_phase = report.at("phases", number, told=phase.name)
+        for place, task in enumerate(phase.tasks or []):
+            if task not in own:
+                of_phase(f"tasks.{place}", f"{task!r} is no task of this student{suggest(task, own)} {allowed}")
+            elif task in (phase.tasks or [])[:place]:
+                of_phase(f"tasks.{place}", f"{task!r} is named twice")
+        on = phase.tasks or own
+        _check_terms(phase.losses, on, "this phase", of_phase)
+        _check_training(phase, of_phase, tasks=len(on))
+        if "corpus" in (phase.rows or []):
+            of_phase("rows", "'corpus' is not for a student of several tasks")
+    for number, task in enumerate(own if student.phases else []):
+        if all(task not in (phase.tasks or own) for phase in student.phases or []):
+            report(f"tasks.{number}", f"no phase is on {task!r}; name it in the `tasks` of one, or leave it out here")
 
 
 def _check_by_task(student: Student, report: Reporter) -> None:
     """Report mappings by task that name others than the student's."""
     own = student.tasks or []
     allowed = f"(allowed: {', '.join(own)})"
-    if isinstance(student.losses, list):
-        report("losses", f"must be by task: a mapping from a task to a list {allowed}")
-    given = {"losses": student.losses, "metrics": student.metrics, "baseline": student.baseline}
-    for key, mapping in given.items():
-        for task in mapping if isinstance(mapping, dict) else ():
+    for key, mapping in (("metrics", student.metrics), ("baseline", student.baseline)):
+        for task in mapping:
             if task not in own:
                 report((key, task), f"is no task of this student{suggest(task, own)} {allowed}")
     missing = [task for task in own if student.baseline and task not in student.baseline]
@@ -115,27 +161,27 @@ def check_alike(student: Student, sections: list[Data], report: Reporter) -> Non
 
 
 def resolve_tasks(student: Student, contexts: dict[str, Context], report: Reporter) -> dict[str, Student]:
-    """Fill in and check a student of several tasks, as a student of each.
+    """Fill in what is left open, and check the student of each task alone against its task.
 
     Args:
         contexts: of its tasks, by name, in its order.
 
     Returns:
-        By task, the student of that task alone that stands for it.
+        By task, the student of that task alone that stands for it; of its phases it has those that are on the task.
     """
     teachers = [name for context in contexts.values() for name in context.widths]
     others = next(iter(contexts.values())).elsewhere
     elsewhere = {name: task for name, task in others.items() if name not in teachers}
     student.teachers = choose_teachers(student.teachers, teachers, report, elsewhere)
-    losses: dict[str, list[LossSpec]] = student.losses if isinstance(student.losses, dict) else {}
     parts: dict[str, Student] = {}
     everyone = {name: teacher for context in contexts.values() for name, teacher in context.teachers.items()}
     for task, context in contexts.items():
-        rows = (
-            None if student.rows is None else [part for part in student.rows if part != "transfer" or context.transfer]
-        )
-        if rows == []:
-            report("rows", f"'transfer' needs {context.key}.transfer or {context.key}.augment")
+        phases = {n: phase for n, phase in enumerate(student.phases or []) if task in (phase.tasks or contexts)}
+        rows = _rows_of(student, context, report)
+        of_phases = {
+            n: _rows_of(phase, context, report.at("phases", n, told=phase.name)) for n, phase in phases.items()
+        }
+        if [] in (rows, *of_phases.values()):
             continue
         values: dict[str, Any] = {
             **{key: None for key in ("tasks", "mixing")},
@@ -143,18 +189,62 @@ def resolve_tasks(student: Student, contexts: dict[str, Context], report: Report
             "task": task,
             "teachers": [name for name in student.teachers if name in context.widths],
             "rows": rows,
-            "losses": losses.get(task),
+            "losses": _terms_of(student, task),
             "metric": student.metrics.get(task),
+            "phases": [phase.model_copy(update=_of_task(phase, task, of_phases[n])) for n, phase in phases.items()]
+            or None,
         }
         parts[task] = student.model_copy(update=values)
         # It may begin with the weights of a teacher of any of its tasks.
-        parts[task].resolve(replace(context, teachers=everyone), report.of_task(task))
-    if student.rows is not None and "transfer" in student.rows and not any(c.transfer for c in contexts.values()):
-        report("rows", "'transfer' needs a task with rows without labels (its `transfer` or `augment`)")
-    if parts:
-        first = next(iter(parts.values()))
-        student.seed, student.batch_size, student.metric = first.seed, first.batch_size, MEAN
-        student.mixing = student.mixing or "proportional"
-        student.losses = {task: part.losses for task, part in parts.items()}  # type: ignore[assignment]
-        student.metrics = {task: str(part.metric) for task, part in parts.items()}
+        parts[task].resolve(replace(context, teachers=everyone), report.of_task(task, list(phases)))
+    sections: list[tuple[Student | StudentPhase, Reporter]] = [(student, report)]
+    sections += [(phase, report.at("phases", n, told=phase.name)) for n, phase in enumerate(student.phases or [])]
+    for section, of_section in sections:
+        on = [contexts[task] for task in section.tasks or contexts]
+        if "transfer" in (section.rows or []) and not any(context.transfer for context in on):
+            of_section("rows", "'transfer' needs a task with rows without labels (its `transfer` or `augment`)")
+    if parts and not report.problems:
+        _fill(student, parts)
     return parts
+
+
+def _rows_of(section: Student | StudentPhase, context: Context, report: Reporter) -> list[Any] | None:
+    """The rows of a student or a phase that a task has; None where it does not say, empty where the task has none."""
+    if section.rows is None:
+        return None
+    rows = [part for part in section.rows if part != "transfer" or context.transfer]
+    if not rows:
+        report("rows", f"'transfer' needs {context.key}.transfer or {context.key}.augment")
+    return rows
+
+
+def _terms_of(section: Student | StudentPhase, task: str) -> list[LossSpec] | None:
+    found: list[LossSpec] | None = section.losses.get(task) if isinstance(section.losses, dict) else None
+    return found
+
+
+def _of_task(phase: StudentPhase, task: str, rows: list[Any] | None) -> dict[str, Any]:
+    """What a phase of the student of one task has otherwise."""
+    return {"tasks": None, "losses": _terms_of(phase, task), "metric": None, "rows": rows}
+
+
+def _fill(student: Student, parts: dict[str, Student]) -> None:
+    """Take over what the students of its tasks have filled in."""
+    first = next(iter(parts.values()))
+    student.seed, student.metric = first.seed, MEAN
+    student.mixing = student.mixing or "proportional"
+    student.metrics = {task: str(part.metric) for task, part in parts.items()}
+    if student.phases is None:
+        student.batch_size = first.batch_size
+        student.losses = {task: part.losses for task, part in parts.items()}  # type: ignore[assignment]
+        return
+    for phase in student.phases:
+        of = {task: own for task, part in parts.items() for own in part.phases or [] if own.name == phase.name}
+        rows: Any = phase.rows or student.rows  # each task has those of them that it has
+        phase.fill(next(iter(of.values())))
+        phase.tasks = [task for task in phase.tasks or parts if task in of]
+        phase.rows, phase.metric = rows, MEAN
+        phase.losses = {task: own.losses for task, own in of.items()}  # type: ignore[assignment]
+        phase.keep = "last" if any(own.keep == "last" for own in of.values()) else "best"
+        if phase.keep == "last":
+            phase.patience = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -23,12 +23,13 @@ from dtrain.recipe.adversarial import AdversarialSpec
 from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.initial import InitSpec, check_init
-from dtrain.recipe.losses import LossSpec, WeightSchedule, choose_teachers, default_losses
+from dtrain.recipe.losses import LossSpec, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec, architectures
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
-from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, reads_head, resolve_phase
+from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, check_read, resolve_phase
 from dtrain.recipe.sample import Sample
-from dtrain.recipe.several import Mixing, TermsByTask, check_keys, resolve_tasks
+from dtrain.recipe.several import Mixing, TermsOf, check_keys, resolve_tasks
+from dtrain.recipe.terms import check_widths, weightless
 from dtrain.recipe.values import (
     OF_STUDENTS,
     PATTERN,
@@ -246,12 +247,6 @@ class Noisy(Closed):
     token_noise: Share = 0.1  # share of the tokens that is blanked, drawn anew each time
 
 
-if TYPE_CHECKING:  # of one task, which most of the package sees alone
-    TermsOf = list[LossSpec]
-else:
-    TermsOf = TermsByTask
-
-
 class Student(TrainSpec):
     """A model trained on labels and teachers' outputs; without teachers it is a from-scratch baseline."""
 
@@ -317,7 +312,13 @@ class Student(TrainSpec):
             values["seed"] = (self.seed + number) % 2**31  # else phases would see the same batches and masks
         training = self.model_copy(update=values)
         training._phase, training._filled = phase, False
+        if self._parts:
+            training._parts = {task: self._parts[task]._named(phase.name) for task in phase.tasks or self._parts}
         return training
+
+    def _named(self, phase: str) -> Student:
+        """The training of the phase of this name."""
+        return next(training for training in self.trainings if training._phase and training._phase.name == phase)
 
     _parts: dict[str, Student] = PrivateAttr({})  # of several tasks, the student of each, once it is resolved
 
@@ -331,7 +332,11 @@ class Student(TrainSpec):
 
     def resolve_tasks(self, contexts: dict[str, Context], report: Reporter) -> None:
         """Fill in what is left open, and check against each of its several tasks."""
+        if not self._filled:
+            check_read(self, report)
         self._parts = resolve_tasks(self, contexts, report)
+        if self.phases is not None and not report.problems:
+            self._hand_over()
 
     @property
     def parts(self) -> dict[str, Student]:
@@ -376,10 +381,8 @@ class Student(TrainSpec):
         return found
 
     def resolve(self, context: Context, report: Reporter) -> None:
-        if self.phases is not None and not self._filled:
-            for key in sorted(set(OWN) & self.model_fields_set - {"metric"}):  # by it students are compared, too
-                if all(phase.gives(key) for phase in self.phases):
-                    report(key, "is read by no phase, as each has its own; remove it here")
+        if not self._filled and not self.is_part:
+            check_read(self, report)
         super().resolve(context, report)
         if self.peers is not None and self.teachers is None:
             self.teachers = []
@@ -431,11 +434,11 @@ class Student(TrainSpec):
         if len(report.problems) == known:
             self._check_losses(self.losses, self.teachers, context, report)
         if len(report.problems) == known:
-            self._check_widths(self.losses, context, report)
+            check_widths(self, self.losses, context, report)
             check_answers(self, self.losses, context, report, of_student)
 
     def _check_losses(self, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter) -> None:
-        problem = self._weightless(losses)
+        problem = weightless(self, losses)
         if problem:
             report("losses", problem)
         for number, loss in enumerate(losses):
@@ -447,53 +450,3 @@ class Student(TrainSpec):
             report("losses", "every exit needs a loss: exits_cross_entropy or exits_distillation")
         if self.rows == ["transfer"] and not any(loss.loss.teacher_output for loss in losses):
             report("rows", f"transfer rows have no labels for {losses[0].type}")
-
-    def _check_widths(self, losses: list[LossSpec], context: Context, report: Reporter) -> None:
-        """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
-        own = self.model.feature_width
-        for number, loss in enumerate(losses):
-            if loss.loss.stateful or not {"features", "teachers.features"} <= set(loss.loss.needs):
-                continue
-            for name in loss.teachers or []:
-                width = context.widths[name]
-                if own is not None and width is not None and own != width:
-                    report.at("losses", number, told=loss.type)(
-                        "",
-                        f"{self.name} has {own} features and its teacher {name} {width}; hints compare "
-                        "features of one width (of a textcnn or bert_cnn: filters x number of widths)",
-                    )
-
-    def _weightless(self, terms: list[LossSpec]) -> str | None:
-        """What is wrong where no term has a weight at some moment, or none that reaches all parameters."""
-        rows = ""
-        if self.rows == ["transfer"]:  # which have no labels
-            terms = [term for term in terms if not term.loss.hard]
-            rows = " of losses that transfer rows have"
-            if not terms:
-                return None  # it is `rows` that is wrong then, and refused
-        if self.peers is None and all(term.weight == 0 for term in terms):
-            return f"every weight{rows} is 0"
-        # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
-        moments = {0.0} | {term.weight.until for term in terms if isinstance(term.weight, WeightSchedule)}
-        moments |= {term.unlabelled_until for term in terms}
-        for moment in sorted(moment for moment in moments if moment < 1.0):  # the last step comes before the end
-            weighted = [term for term in terms if term.weight_at(moment)]
-            if self.rows == ["transfer"]:
-                weighted = [term for term in weighted if moment < term.unlabelled_until]
-            needs = [set(term.loss.needs) for term in weighted]
-            when = f"at {moment:g} of training" if moment else "at the beginning"
-            if not weighted and self.peers is None:
-                return f"every weight{rows} is 0 {when}; give one term a weight there (its start, end or until)"
-            if self.parallel != "data":
-                continue
-            if self._phase is not None:  # which freezes what none of its losses ever reaches
-                if reads_head(terms) and not reads_head(weighted):
-                    return f"{when} none that reads the model's head has a weight, and with parallel: data every step must reach it"
-                continue
-            if weighted and all("features" in n and "logits" not in n for n in needs):
-                return (
-                    f"{when} only features have a weight, and with parallel: data every step must reach the classifier"
-                )
-            if self.exits and all("exits" not in n for n in needs):
-                return f"{when} no loss of exits has a weight, and with parallel: data every step must reach all classifiers"
-        return None

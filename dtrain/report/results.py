@@ -12,6 +12,7 @@ from typing import Any
 from dtrain.data import tokenizer_name
 from dtrain.data.summary import unknown_in_words
 from dtrain.export.record import exports_of
+from dtrain.metrics.tasks import scores_of
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -184,12 +185,13 @@ def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) ->
 
 
 def _phases(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[dict[str, Any]]:
-    """The phases of students, one after another."""
+    """The phases of students, one after another; of a student of several tasks those on this task, with its scores."""
     names = [member.name for _, member in members if isinstance(member, Student) and member.phases is not None]
     return [
-        {"student": name, **phase}
+        {"student": name, **phase, "scores": scores_of(phase["scores"], folder.task)}
         for name in names
         for phase in read_json(folder.model("students", name) / "metrics.json")["phases"]
+        if folder.task in phase.get("tasks", [folder.task])
     ]
 
 

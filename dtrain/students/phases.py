@@ -31,6 +31,7 @@ from dtrain.recipe.phases import StudentPhase, asks_for_masks, reads_head
 from dtrain.recipe.training import Student
 from dtrain.runfolder import RunFolder, is_done, read_json
 from dtrain.runtime.distributed import World
+from dtrain.tasks.rules import rules_of
 from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
@@ -93,7 +94,7 @@ class PhasePlace:
     @property
     def held_out(self) -> bool:
         """Whether it is scored on plain text that is held out, and not on rows of the task."""
-        return self.phase.on_plain_text and asks_for_masks(self.phase.losses or [])
+        return self.phase.on_plain_text and asks_for_masks(self.phase.terms)
 
     def earlier(self) -> History:
         """What the phases before it have logged, in the student's epochs and steps."""
@@ -196,7 +197,7 @@ def check_sharding(recipe: Recipe, world: World) -> None:
         if student.parallel != "data" or world.sharding.kind != "zero" or precision == "fp32":
             continue
         for number, phase in enumerate(student.phases or []):
-            if phase.chooses or not reads_head(phase.losses or []):
+            if phase.chooses or not reads_head(phase.terms) or phase.tasks not in (None, student.tasks):
                 raise InputError(
                     f"students.{student.name}.phases.{number}: freezes weights, which ZeRO in {precision} would round "
                     "(allowed: precision: fp32, or a launch with ddp or fsdp2)"
@@ -214,10 +215,18 @@ def _parameter_names(student: Student, recipe: Recipe) -> list[str] | None:
         encoder.pretrained, encoder.layers = None, layers
     with torch.device("meta"):
         try:
-            model = build(spec, vocabulary=8, labels=["a", "b"], pad_id=0)
+            model = build(spec, vocabulary=8, labels=["a", "b"], pad_id=0, heads=_heads(student, recipe))
         except ValueError:  # it reads its tokenizer, which is not there yet
             return None
     return list(Objective.folder_names(model).values())
+
+
+def _heads(student: Student, recipe: Recipe) -> dict[str, dict[str, Any]] | None:
+    """Of a student of several tasks, whose names they are called by."""
+    if student.tasks is None:
+        return None
+    kinds = {task: rules_of(recipe.of_task(task).data.task) for task in student.tasks}
+    return {task: {"tags": kind.tags, "labels": ["O", "S-a"], "config": {}} for task, kind in kinds.items()}
 
 
 def _layers(encoder: EncoderSpec, recipe: Recipe) -> int | None:
@@ -262,11 +271,15 @@ def _over_all(place: PhasePlace, position: Position) -> dict[str, Any]:
     """What is counted over all phases up to this one, and each phase by itself."""
     earlier = read_json(place.before.model / "metrics.json") if place.before else {"phases": []}
     training = place.student.trainings[place.number]
+    parts = training.parts.values()
+    losses = [loss.type for part in parts for loss in part.losses or []]
+    of_tasks = {} if training.tasks is None else {"tasks": list(training.parts)}
     scores = next(h for h in position.history if h["split"] == "valid" and h["step"] == position.best_step)
     own = {
         "name": place.phase.name,
-        "rows": training.rows,
-        "losses": [loss.type for loss in training.losses or []],
+        **of_tasks,
+        "rows": list(dict.fromkeys(row for part in parts for row in part.rows or [])),
+        "losses": losses if training.tasks is None else list(dict.fromkeys(losses)),
         "epochs": position.epoch,
         "steps": position.step,
         "seconds": round(position.seconds, 3),

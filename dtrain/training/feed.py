@@ -160,6 +160,10 @@ class Feed:
             return epochs * -(-len(self.rows.lengths) // batch_size)
         return sum(len(self.epoch(seed, epoch, batch_size, batch_tokens)) for epoch in range(epochs))
 
+    def first_rows(self) -> list[int]:
+        """Positions of a row of each kind of batch: the first row's, of several tasks that of the first of each."""
+        return [0]
+
     def begin_step(self, batch: np.ndarray, epoch: int, step: int) -> None:
         """Before the micro-batches of a global batch are asked for."""
         if self.draw:

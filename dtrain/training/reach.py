@@ -14,6 +14,7 @@ from torch import nn
 
 from dtrain.errors import InputError
 from dtrain.losses.objective import Objective
+from dtrain.models.multi_task import MultiTask
 from dtrain.recipe.losses import LossSpec, WeightSchedule
 from dtrain.recipe.phases import StudentPhase
 from dtrain.runtime.distributed import World
@@ -54,12 +55,14 @@ def trained_names(phase: StudentPhase, names: Iterable[str]) -> set[str]:
 
 
 def freeze(model: nn.Module, phase: StudentPhase) -> None:
-    """Freeze what a phase does not let be trained; raises as `trained_names`."""
+    """Freeze what a phase does not let be trained, and heads of tasks that it is not on; raises as `trained_names`."""
     if phase.chooses:
         names = Objective.folder_names(model)
         trained = trained_names(phase, names.values())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(names[name] in trained)
+    if isinstance(model, MultiTask) and phase.tasks is not None:
+        model.freeze_heads(phase.tasks)
 
 
 def freeze_unreached(
@@ -67,7 +70,8 @@ def freeze_unreached(
 ) -> None:
     """Freeze the model's parameters that no loss depends on, at any moment of training (a collective if `together`).
 
-    A backward pass of one row shows them. Ranks that hold the structure alone are told by rank 0.
+    A backward pass of one row shows them, of several tasks one row of each. Ranks that hold the structure alone are told
+    by rank 0.
 
     Args:
         objective: not `together`, as one rank alone computes it.
@@ -76,22 +80,24 @@ def freeze_unreached(
     Raises:
         InputError: `together`, and some moments' losses reach fewer parameters than others'.
     """
-    row = np.array([0])
-    feed.begin_step(row, 0, 0)
-    batch = feed.batch(row)  # on every rank: a sharded teacher answers on all of them
-    reached: dict[float, set[str]] = {}
-    if not together or world.rank == 0:
+    reached: dict[tuple[float, int], set[str]] = {}
+    for first in feed.first_rows():
+        row = np.array([first])
+        feed.begin_step(row, 0, 0)
+        batch = feed.batch(row)  # on every rank: a sharded teacher answers on all of them
+        if together and world.rank > 0:
+            continue
         objective.to(world.device).train()
         for moment in sorted(_moments(losses)):
             total = objective(batch, moment)[0]
             if total.requires_grad:
                 total.backward()
-            reached[moment] = {name for name, p in objective.model.named_parameters() if p.grad is not None}
+            reached[moment, first] = {name for name, p in objective.model.named_parameters() if p.grad is not None}
             objective.zero_grad(set_to_none=True)
     if together:
         reached = world.gather_objects(reached)[0]
     ever = set[str]().union(*reached.values())
-    for moment, names in reached.items():
+    for (moment, _), names in reached.items():
         if together and names < ever:
             when = f"at {moment:.3g} of the phase" if moment else "at its beginning"
             raise InputError(

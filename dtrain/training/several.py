@@ -40,8 +40,8 @@ def prepare_tasks(
     """What a student of several tasks trains with.
 
     Args:
-        tasks: those that it is for, by name, in its order.
-        prepared: by task, what the student of that task alone would train with.
+        tasks: those that it is for, by name, in its order: it has a head for each.
+        prepared: by task, what the student of that task alone would train with; in a phase, of those that the phase is on.
         begin: gives a new model the weights that it is to begin with.
     """
     first = next(iter(tasks.values()))
@@ -115,7 +115,8 @@ def prepare_tasks(
         headline=headline,
         metrics=speed,
         save=save,
-        rows=f"{counted(sum(one.count for one in prepared.values()), 'row')} of {len(tasks)} tasks",
+        terms=spec.all_losses,
+        rows=f"{counted(sum(one.count for one in prepared.values()), 'row')} of {counted(len(prepared), 'task')}",
         count=sum(one.count for one in prepared.values()),
         took=first_took,
         remarks=remarks,
@@ -123,7 +124,9 @@ def prepare_tasks(
     )
 
 
-def _objective(prepared: Mapping[str, Prepared], model: nn.Module, losses: nn.Module, *, together: bool) -> Objective:
+def _objective(
+    prepared: Mapping[str, Prepared], model: nn.Module, losses: nn.Module, *, together: bool = False
+) -> Objective:
     assert isinstance(losses, TaskLosses)
     return TasksObjective(model, losses, {name: one.outputs for name, one in prepared.items()}, together=together)
 
@@ -136,12 +139,12 @@ def _card(spec: Student, tasks: Mapping[str, PreparedTask], headline: str, metri
     """The model card: what it is, how it was made, what it scores."""
     lines = []
     for name, of in tasks.items():
-        part = spec.of_task(name)
-        losses = ", ".join(loss.type for loss in part.losses or [])
-        taught = ", ".join(part.teachers or []) or "none"
-        lines.append(
-            f"- task `{name}` ({of.section.task}); {of.kind.answer_in_words}; teachers: {taught}; losses: {losses}"
-        )
+        part = spec.parts.get(name)
+        how = "of an earlier phase"
+        if part is not None:
+            losses = ", ".join(loss.type for loss in part.losses or [])
+            how = f"teachers: {', '.join(part.teachers or []) or 'none'}; losses: {losses}"
+        lines.append(f"- task `{name}` ({of.section.task}); {of.kind.answer_in_words}; {how}")
     tags: Sequence[str] = list(dict.fromkeys(of.kind.card_tag for of in tasks.values()))
     rows = counted(metrics["training_rows"], "row")
     shown = f"[{', '.join(tags)}]"
@@ -150,6 +153,7 @@ def _card(spec: Student, tasks: Mapping[str, PreparedTask], headline: str, metri
         f"{card_head(language, tags=shown)}# {spec.name}\n\n"
         f"One encoder with a head for each of {len(tasks)} tasks, trained by dtrain on {rows} ({time.strftime('%Y-%m-%d')}).\n\n"
         + "\n".join(lines)
+        + "".join(f"\n- phase {p['name']}: {' and '.join(p['tasks'])}" for p in metrics.get("phases", []))
         + f"\n- parameters: {metrics['parameters']:,}\n"
         f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
         f"- on valid: {headline} (the best of the evaluations, on the same rows that chose it)\n\n"

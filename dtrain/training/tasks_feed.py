@@ -45,6 +45,9 @@ class TasksFeed(Feed):
             return epochs * sum(-(-len(rows) // batch_size) for rows in self.lengths.values())
         return sum(len(self.epoch(seed, epoch, batch_size, batch_tokens)) for epoch in range(epochs))
 
+    def first_rows(self) -> list[int]:
+        return [int(first) for first in self._first[:-1]]
+
     def read_ahead(self, indices: Iterable[np.ndarray]) -> None:
         for index in indices:
             _, feed, own = self._of(index)

@@ -1,0 +1,64 @@
+"""The terms of a student's losses beside each other: widths that they compare, and weights that all are 0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtrain.recipe.context import Context, Reporter
+from dtrain.recipe.losses import LossSpec, WeightSchedule
+from dtrain.recipe.phases import reads_head
+
+if TYPE_CHECKING:
+    from dtrain.recipe.training import Student
+
+
+def check_widths(student: Student, losses: list[LossSpec], context: Context, report: Reporter) -> None:
+    """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
+    own = student.model.feature_width
+    for number, loss in enumerate(losses):
+        if loss.loss.stateful or not {"features", "teachers.features"} <= set(loss.loss.needs):
+            continue
+        for name in loss.teachers or []:
+            width = context.widths[name]
+            if own is not None and width is not None and own != width:
+                report.at("losses", number, told=loss.type)(
+                    "",
+                    f"{student.name} has {own} features and its teacher {name} {width}; hints compare "
+                    "features of one width (of a textcnn or bert_cnn: filters x number of widths)",
+                )
+
+
+def weightless(student: Student, terms: list[LossSpec]) -> str | None:
+    """What is wrong where no term has a weight at some moment, or none that reaches all parameters."""
+    rows = ""
+    if student.rows == ["transfer"]:  # which have no labels
+        terms = [term for term in terms if not term.loss.hard]
+        rows = " of losses that transfer rows have"
+        if not terms:
+            return None  # it is `rows` that is wrong then, and refused
+    if student.peers is None and all(term.weight == 0 for term in terms):
+        return f"every weight{rows} is 0"
+    # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
+    moments = {0.0} | {term.weight.until for term in terms if isinstance(term.weight, WeightSchedule)}
+    moments |= {term.unlabelled_until for term in terms}
+    for moment in sorted(moment for moment in moments if moment < 1.0):  # the last step comes before the end
+        weighted = [term for term in terms if term.weight_at(moment)]
+        if student.rows == ["transfer"]:
+            weighted = [term for term in weighted if moment < term.unlabelled_until]
+        needs = [set(term.loss.needs) for term in weighted]
+        when = f"at {moment:g} of training" if moment else "at the beginning"
+        if not weighted and student.peers is None:
+            return f"every weight{rows} is 0 {when}; give one term a weight there (its start, end or until)"
+        if student.parallel != "data":
+            continue
+        if student.in_phase:  # which freezes what none of its losses ever reaches
+            if reads_head(terms) and not reads_head(weighted):
+                return f"{when} none that reads the model's head has a weight, and with parallel: data every step must reach it"
+            continue
+        if weighted and all("features" in n and "logits" not in n for n in needs):
+            return f"{when} only features have a weight, and with parallel: data every step must reach the classifier"
+        if student.exits and all("exits" not in n for n in needs):
+            return (
+                f"{when} no loss of exits has a weight, and with parallel: data every step must reach all classifiers"
+            )
+    return None
