@@ -22,7 +22,7 @@ from dtrain.log import say
 from dtrain.pretraining.corpus import corpus_files
 from dtrain.pretraining.excluded import excluded_sources
 from dtrain.pretraining.plain_text import plain_text_of
-from dtrain.recipe.models import ExternalSpec, encoder_of
+from dtrain.recipe.models import EncoderSpec, ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import DONE, RunFolder, drop_damaged, file_fingerprint, fingerprint, is_done, read_json
@@ -126,8 +126,6 @@ class Plan:
     def tokenizer(self, name: str) -> str:
         """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
         data = self.recipe.data
-        # A vocabulary is counted on the rows of every task that it reads.
-        others = [self.whole.tasks[task].data for task in tasks_reading(self.recipe, name) if task != self.recipe.task]
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
             file = self._file(resolve_path(data.vocabulary.file)) if data.vocabulary.file else None
@@ -138,10 +136,26 @@ class Plan:
             return fingerprint("tokenizer", self.data, data.max_length, self._contents(files))
         spec = encoder_of(model)
         assert spec is not None
+        # A vocabulary that is not given is counted on the rows of every task that it reads.
+        return self._tokens(spec, [] if spec.given_tokenizer else tasks_reading(self.recipe, name))
+
+    def _tokens(self, spec: EncoderSpec, tasks: list[str]) -> str:
+        """The rows as a transformer's tokenizer reads them, and those of `tasks`."""
+        data = self.recipe.data
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
         if rules_of(data.task).tags:
             parts.append(data.vocabulary.min_count)
+        others = [self.whole.tasks[task].data for task in tasks if task != self.recipe.task]
         return fingerprint("tokenizer", self.data, data.max_length, parts, *others)
+
+    def _read_by(self, member: Teacher | Student) -> str:
+        """What a model reads of this task's rows."""
+        own = member.parts.get(self.recipe.task, member) if isinstance(member, Student) else member
+        spec = encoder_of(member.model)
+        if own is member or spec is None or not spec.given_tokenizer:
+            return self.tokenizer(tokenizer_name(own))
+        tasks = self.recipe.tasks_of(member)
+        return self._tokens(spec, [task for task in self.whole.recipe.task_names if task in tasks])
 
     def model(self, kind: str, name: str) -> str:
         """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
@@ -184,7 +198,7 @@ class Plan:
         return fingerprint(
             kind,
             FORMAT,
-            *(of.tokenizer(tokenizer_name(member)) for of in self.of(member)),
+            *(of._read_by(member) for of in self.of(member)),
             section,
             self._outside(member.model) + self._initial(member),
             teachers,

@@ -152,7 +152,9 @@ def _check_online(student: Student, teacher: TrainSpec, context: Context, report
         elif encoder.pretrained:
             remedy = "a pretrained model brings its own; one from scratch can read its teacher's"
         else:
-            remedy = f"write {'model' if encoder is student.model else 'model.encoder'}.tokenizer: {teacher.tokenizer}"
+            remedy = (
+                f"write {'model' if encoder is student.model else 'model.encoder'}.tokenizer: {teacher.named_tokenizer}"
+            )
         report("model", f"reads other tokens than {teacher.name}, which answers beside it on the same tokens; {remedy}")
     if context.sharded and student.parallel != "data":
         report(

@@ -73,6 +73,7 @@ class Context:
         transfer: whether there are rows without labels.
         pretrained: the folder of the model that the recipe itself pre-trains.
         transformers: names of the members that bring a tokenizer, which others may read with.
+        tokenizers: by the name of one that is given, that of the first of the task that is the very same.
         widths: the length of the feature vector of each teacher of the task, None where the recipe does not tell; in recipe
             order.
         elsewhere: names of the teachers of other tasks, each with its task.
@@ -91,6 +92,7 @@ class Context:
     transfer: bool = False
     pretrained: str | None = None
     transformers: tuple[str, ...] = ()
+    tokenizers: dict[str, str] = field(default_factory=dict)
     widths: dict[str, int | None] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, TrainSpec] = field(default_factory=dict)

@@ -71,10 +71,11 @@ class InitSpec(Closed):
         return None
 
 
-def check_init(encoder: EncoderSpec, init: InitSpec, context: Context, report: Reporter) -> None:
+def check_init(encoder: EncoderSpec, init: InitSpec, tokenizer: str, context: Context, report: Reporter) -> None:
     """Report why a student cannot begin with a teacher's weights, as far as the recipe tells.
 
     Args:
+        tokenizer: the name of the one that the student reads with.
         report: of the encoder's section.
     """
     teacher = context.teachers.get(init.source)
@@ -87,9 +88,8 @@ def check_init(encoder: EncoderSpec, init: InitSpec, context: Context, report: R
     inner = teacher.model.transformer
     if inner is None and not teacher.given:
         report("init.from", f"{init.source} is a {teacher.model.type}, which has no layers to copy")
-    elif encoder.tokenizer is None or encoder.tokenizer != teacher.tokenizer:
-        report(
-            "tokenizer", f"init copies embeddings of the tokens of {init.source}: write tokenizer: {teacher.tokenizer}"
-        )
+    elif encoder.tokenizer is None or tokenizer != teacher.tokenizer:
+        own = teacher.named_tokenizer
+        report("tokenizer", f"init copies embeddings of the tokens of {init.source}: write tokenizer: {own}")
     elif inner is not None and not inner.pretrained and (problem := init.unlike(encoder.config(), inner.config())):
         report(*problem)

@@ -153,6 +153,12 @@ class EncoderSpec(Architecture):
         return {k: v for k, v in values.items() if not self.pretrained or k in ("type", "pretrained", "dropout")}
 
     @property
+    def given_tokenizer(self) -> tuple[object, ...] | None:
+        """What its tokenizer is, where it comes with a model or a vocabulary file; None where it is counted on text."""
+        given = self.pretrained or self.vocabulary
+        return (self.type, self.pretrained, self.vocabulary, self.vocabulary_size) if given else None
+
+    @property
     def source(self) -> str | None:
         """Where the pretrained model is: `pretrained`, or the run's own folder that it stands for."""
         return self._made_here or self.pretrained

@@ -72,6 +72,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         key=data.key,
         transfer=bool(data.transfer or data.augment),
         pretrained=pretrained,
+        tokenizers=_tokenizers(recipe, task),
         transformers=tuple(m.name for m in (*recipe.teachers, *recipe.students) if m.brings_tokenizer),
         widths={teacher.name: teacher.model.feature_width for teacher in recipe.teachers if own[teacher.name]},
         elsewhere={teacher.name: str(teacher.task) for teacher in recipe.teachers if not own[teacher.name]},
@@ -80,6 +81,25 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         corpus=text is not None,
         separate=text is not None and text.separate,
     )
+
+
+def _tokenizers(recipe: Recipe, task: str) -> dict[str, str]:
+    """By the name of a given tokenizer, that of the first in the task that is the very same: rows are encoded once."""
+    everyone: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
+    given: dict[str, set[tuple[object, ...] | None]] = {}  # by name: a teacher and a student may have the same
+    for member in everyone:
+        if member.brings_tokenizer:
+            given.setdefault(member.name, set()).add(member.given_tokenizer)
+    first: dict[tuple[object, ...], str] = {}
+    found: dict[str, str] = {}
+    for member in everyone:
+        name = member.named_tokenizer
+        known = given.get(name, set())
+        if task in recipe.tasks_of(member) and len(known) == 1:
+            (own,) = known
+            if own is not None:
+                found[name] = first.setdefault(own, name)
+    return found
 
 
 def _check_normalization(recipe: Recipe, report: Reporter) -> None:

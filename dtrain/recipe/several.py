@@ -232,6 +232,7 @@ def _fill(student: Student, parts: dict[str, Student]) -> None:
     """Take over what the students of its tasks have filled in."""
     first = next(iter(parts.values()))
     student.seed, student.metric = first.seed, MEAN
+    student.read_with(first.tokenizer)
     student.mixing = student.mixing or "proportional"
     student.metrics = {task: str(part.metric) for task, part in parts.items()}
     if student.phases is None:

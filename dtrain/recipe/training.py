@@ -88,13 +88,34 @@ class TrainSpec(Closed):
             raise ValueError("optimizer.lr_scaling: needs batch_size in place of batch_tokens")
         return self
 
+    _same: str | None = PrivateAttr(None)  # the name of another tokenizer, which is the very same
+
     @property
     def tokenizer(self) -> str:
-        """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one."""
+        """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one.
+
+        Transformers of a task that are given the same one, by a pretrained model or a vocabulary file, read with that of
+        the first. A student of several tasks answers for the first of them; ask its `parts` for others.
+        """
+        return self._same or self.named_tokenizer
+
+    @property
+    def named_tokenizer(self) -> str:
+        """The same as far as its own section says it."""
         if isinstance(self.model, ExternalSpec):
             return self.name
         encoder = self.model.transformer
         return OF_STUDENTS if encoder is None else encoder.tokenizer or self.name
+
+    @property
+    def given_tokenizer(self) -> tuple[object, ...] | None:
+        """What its own tokenizer is, where it is given; see `EncoderSpec`."""
+        encoder = self.model.transformer
+        return None if encoder is None else encoder.given_tokenizer
+
+    def read_with(self, tokenizer: str) -> None:
+        """Read with a tokenizer of this name, which is the same as its own."""
+        self._same = tokenizer
 
     @property
     def brings_tokenizer(self) -> bool:
@@ -122,6 +143,7 @@ class TrainSpec(Closed):
     def resolve(self, context: Context, report: Reporter) -> None:
         """Fill in what is left open, and check against the task."""
         task = context.task
+        self.read_with(context.tokenizers.get(self.named_tokenizer, self.named_tokenizer))
         self.seed = context.seed if self.seed is None else self.seed
         if self.batch_size is None and self.batch_tokens is None:
             self.batch_size = 32
@@ -363,7 +385,7 @@ class Student(TrainSpec):
         return self.model.early_exits
 
     def check_init(self, encoder: EncoderSpec, init: InitSpec, context: Context, report: Reporter) -> None:
-        check_init(encoder, init, context, report)
+        check_init(encoder, init, self.tokenizer, context, report)
 
     @property
     def reads(self) -> Reads:

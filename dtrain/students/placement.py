@@ -21,7 +21,7 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
             epoch = 1.0
             if tasks is not None:
                 data = tasks.of(part).data
-                rows = [data.part(name, tokenizer_name(student)) for name in _parts(training)]
+                rows = [data.part(name, tokenizer_name(part)) for name in _parts(training)]
                 epoch = float(sum(each.lengths.sum() for each in rows))
             tokens += training.epochs * epoch
     return tokens * student.model.multiply_adds

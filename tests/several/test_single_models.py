@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dtrain.__main__ import main
 from dtrain.data import PreparedData
+from dtrain.data.tokenizers import SPECIALS
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe, load_recipe
 from dtrain.recipe.data import Data
+from dtrain.runtime.distributed import World
 from dtrain.stages import prepare
 from tests.several.conftest import TASKS
 
@@ -87,6 +91,50 @@ def test_prepared_by_task(tmp_path: Path, tasks_folder: Path, world) -> None:
     (tmp_path / "moved").mkdir()
     changed = load(tmp_path, tasks_folder, ["tasks.names.vocabulary.min_count=2"])
     assert {name for name, of in Plan(changed).tasks.items() if not of.prepared()} == {"names"}
+
+
+def test_rows_are_encoded_once_for_all_that_are_given_the_same_tokenizer(
+    tmp_path: Path, tasks_folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join([*SPECIALS, *"球赛队员进攻胜负股票银行利率基金电影王明北京的"]) + "\n"
+    )
+    given = f"type: bert, hidden: 8, heads: 2, layers: 1, vocabulary: {tmp_path}/vocab.txt"
+    counted = "type: bert, hidden: 8, heads: 2, layers: 1, vocabulary_size: 110"
+    models = f"""\
+teachers:
+  - {{name: topic_t, task: topic, model: {{{given}}}, grid: {{seed: [1, 2]}}}}
+  - {{name: same_t, task: same, model: {{{given}}}}}
+  - {{name: names_t, task: names, model: {{type: tagger, encoder: {{{given}}}}}}}
+students:
+  - {{name: one, tasks: [topic, same, names], model: {{type: multi_task, encoder: {{{given}}}}}}}
+  - {{name: own, task: same, model: {{{counted}}}}}
+  - {{name: other, task: same, model: {{{counted}}}}}
+  - {{name: borrows, task: same, model: {{type: bert, hidden: 8, heads: 2, layers: 1, tokenizer: one, init: {{from: same_t, layers: [0]}}}}}}
+"""
+    recipe = load(tmp_path, tasks_folder, models=models)
+    plan = Plan(recipe)
+    calls: list[str] = []
+    monkeypatch.setattr(prepare, "_encode", _counting(prepare._encode, calls))
+    prepare.run(recipe, world, plan.folder)
+    assert plan.prepared()
+    assert sorted(calls) == ["names/names_t", "same/other", "same/own", "same/same_t", "topic/topic_t-seed1"]
+    read = {member.name: member.tokenizer for _, member in plan.members()}
+    assert read["topic_t-seed2"] == read["one"] == "topic_t-seed1" and read["borrows"] == "same_t"
+    assert {task: part.tokenizer for task, part in recipe.students[0].parts.items()}["names"] == "names_t"
+    # Rows of another task do not decide what is encoded, but they decide the student of several tasks.
+    changed = Plan(load(tmp_path, tasks_folder, ["tasks.same.max_length=12"], models))
+    assert changed.tasks["topic"].prepared() and not changed.tasks["same"].prepared()
+    assert changed.model("students", "one") != plan.model("students", "one")
+    assert changed.model("teachers", "topic_t-seed2") == plan.model("teachers", "topic_t-seed2")
+
+
+def _counting(encode: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def counting(recipe: Recipe, data: PreparedData, name: str, *others: Any, **keys: Any) -> Any:
+        calls.append(f"{data.folder.name}/{name}")
+        return encode(recipe, data, name, *others, **keys)
+
+    return counting
 
 
 @pytest.mark.parametrize(
