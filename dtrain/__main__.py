@@ -276,6 +276,7 @@ def _command(arguments: argparse.Namespace) -> int:
         raise
     if name == "check":
         return check.run(recipe, corpora, store=arguments.store, resolved=arguments.resolved)
+    del corpora  # which would take memory as long as the ranks work
     if name == "submit":
         from dtrain.submit import Cluster, submit
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from dtrain.augment.rewrite import Lexicon, rewrite
 from dtrain.augment.words import Word, cutter
+from dtrain.data.columns import TextColumn
 from dtrain.data.corpus import Corpus
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
@@ -53,21 +54,16 @@ def with_synthetic_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
     seen = {
         tuple(map(normalize, pair)) for rows in (train, given) for pair in zip(rows.text, *_second(rows), strict=True)
     }
-    rows = given.take(list(range(len(given))))
-    rows.label = [None] * len(given)
+    rows = given.take(np.arange(len(given)))
+    target = next(name for name in ("label", "number", "several") if len(getattr(train, name)))
     for chunk in _everywhere(_make, worker, chunks):
         for index, number, (text, text_b) in chunk:
             pair = (text,) if text_b is None else (text, text_b)
             if pair in seen:
                 continue
             seen.add(pair)
-            rows.text.append(text)
-            if text_b is not None:
-                rows.text_b.append(text_b)
-            rows.label.append(None)
-            rows.key.append(f"{train.key[index]}~{number}")
-            rows.file.append(train.file[index])
-            rows.line.append(train.line[index])
+            key = f"{train.key[index]}~{number}"
+            rows.append(text, key, train.file[index], train.line[index], text_b=text_b, **{target: None})
     if not len(rows):
         raise InputError(
             f"data.augment: no new row came of {data.augment.n_iter} attempts at each of {len(train):,} training rows"
@@ -78,7 +74,7 @@ def with_synthetic_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
     return corpus
 
 
-def _second(rows: Rows) -> list[list[str]]:
+def _second(rows: Rows) -> list[TextColumn]:
     return [rows.text_b] if rows.text_b else []
 
 

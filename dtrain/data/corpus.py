@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,13 +41,13 @@ class Corpus:
         found: dict[str, dict[str, int]] = {}
         for part, rows in self.parts.items():
             if self.types:
-                if any(spans is not None for spans in rows.spans):
-                    types = Counter(span.type for spans in rows.spans for span in spans or ())
-                    found[part] = {name: types[name] for name in self.types}
+                if not rows.spans.bare.all():
+                    types = rows.spans.counts()
+                    found[part] = {name: types.get(name, 0) for name in self.types}
                 continue
-            if any(several is not None for several in rows.several):
-                labels = Counter(label for several in rows.several for label in several or ())
-                found[part] = {name: labels[name] for name in self.labels}
+            if not rows.several.bare.all():
+                labels = rows.several.counts()
+                found[part] = {name: labels.get(name, 0) for name in self.labels}
                 continue
             numbers = self.numbers[part]
             counts = np.bincount(numbers[numbers >= 0], minlength=len(self.labels))
@@ -62,7 +62,8 @@ class Corpus:
         The deviation is that of these rows (divided by their number), not an estimate of others'. Sums are rounded once,
         so that no order of the rows changes them. Empty for other tasks.
         """
-        found = [number for number in self.parts["train"].number if number is not None]
+        numbers = self.parts["train"].number.values
+        found = array("d", numbers[~np.isnan(numbers)].tobytes())
         if not found:
             return {}
         mean = math.fsum(found) / len(found)

@@ -60,6 +60,16 @@ class Problems:
             self.remarks.append(line)
 
     @property
+    def state(self) -> tuple[dict[str, tuple[str, int]], list[str]]:
+        """All that was taken note of so far, to which it can be set back."""
+        return dict(self._kinds), list(self.remarks)
+
+    @state.setter
+    def state(self, state: tuple[dict[str, tuple[str, int]], list[str]]) -> None:
+        kinds, remarks = state
+        self._kinds, self.remarks = dict(kinds), list(remarks)
+
+    @property
     def lines(self) -> list[str]:
         """A line a kind, in the order in which they were found."""
         return [f"{first} ({more:,} more like it)" if more else first for first, more in self._kinds.values()]

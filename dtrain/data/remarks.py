@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
 
 from dtrain.data.files import PARTS, TABLES, Source, resolve_path
 from dtrain.data.problems import Problems, shortened
@@ -27,13 +29,12 @@ def remark_on_sources(sources: list[Source], problems: Problems) -> None:
 
 def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
     """Parts of different files with the same texts, or with many of them, in any order."""
-    texts = {part: list(_texts(rows)) for part, rows in parts.items() if part != "transfer"}
-    for part, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
-        if not texts.get(part) or not texts.get(other):
-            continue
-        known = set(texts[part])
-        shared = sum(text in known for text in texts[other])
-        if known == set(texts[other]):
+    compared = [part for part in ("train", "valid", "test") if len(parts.get(part, ()))]
+    texts = {part: parts[part].hashes() for part in compared} if len(compared) > 1 else {}
+    known = {part: np.unique(found) for part, found in texts.items()}
+    for part, other in combinations(texts, 2):
+        shared = int(np.isin(texts[other], known[part]).sum())
+        if np.array_equal(known[part], known[other]):
             problems.remark(f"data.{part} and data.{other} hold the same texts")
         elif shared > SHARED * len(texts[other]):
             problems.remark(
@@ -41,38 +42,42 @@ def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
             )
 
 
-def _texts(rows: Rows) -> Iterator[tuple[str, ...]]:
-    return zip(rows.text, rows.text_b, strict=True) if rows.text_b else zip(rows.text, strict=True)
-
-
 def remark_on_labels(train: Rows, sources: list[Source], files: list[str], header: bool, problems: Problems) -> None:
     """Headers that were read as rows, and texts with several labels, among the training rows."""
     tables = {files.index(source.name) for source in sources if source.format in TABLES}
     if not header:
-        counts = Counter(train.label)
-        firsts = Counter(
-            label
-            for label, line, file in zip(train.label, train.line, train.file, strict=True)
-            if line == 1 and file in tables
-        )
+        counts = train.label.counts()
+        first_lines = np.flatnonzero((np.array(train.line) == 1) & np.isin(np.array(train.file), list(tables)))
+        firsts = Counter(train.label[row] for row in first_lines.tolist())
         for name in [label for label, count in firsts.items() if label and count == counts[label]]:
             row = train.label.index(name)
             problems.remark(
                 f"{files[train.file[row]]}:1: no other row has the label {shortened(name)!r}, and data.header is false: "
                 "if this line is a header, set data.header: true and data.columns to its names"
             )
-    labels: dict[tuple[str, str], str | None] = {}
-    rows_of = Counter[tuple[str, str]]()
-    contradictions: dict[tuple[str, str], int] = {}  # text -> its first row with another label than before
-    for row, label in enumerate(train.label):
-        key = (train.text[row], train.text_b[row] if train.text_b else "")
-        rows_of[key] += 1
-        if labels.setdefault(key, label) != label:
-            contradictions.setdefault(key, row)
-    told = sum(rows_of[key] for key in contradictions)
+    told, row, earlier = _contradicted(train.hashes(), train.label.codes)
     if told > CONTRADICTED * len(train):
-        key, row = next(iter(contradictions.items()))
         problems.remark(
             f"{files[train.file[row]]}:{train.line[row]}: {told:,} of {len(train):,} training rows have a text that also occurs "
-            f"with another label; here {shortened(key[0])!r} has the label {train.label[row]!r}, earlier {labels[key]!r}"
+            f"with another label; here {shortened(train.text[row])!r} has the label {train.label[row]!r}, earlier "
+            f"{train.label[earlier]!r}"
         )
+
+
+def _contradicted(texts: np.ndarray, labels: np.ndarray) -> tuple[int, int, int]:
+    """Rows whose text has several labels, told by a number for each text and each label [N].
+
+    Returns:
+        How many there are; the first row with another label than the first row with its text; that one. Without any
+        contradiction three zeros.
+    """
+    order = np.argsort(texts, kind="stable")  # of equal texts the first row comes first
+    begins = np.flatnonzero(np.diff(texts[order], prepend=~texts[order[:1]]))
+    sizes = np.diff(begins, append=len(order))
+    first = np.repeat(order[begins], sizes)
+    other = labels[order] != labels[first]
+    if not other.any():
+        return 0, 0, 0
+    several = np.logical_or.reduceat(other, begins)
+    row = int(order[other].min())
+    return int(sizes[several].sum()), row, int(first[order == row][0])

@@ -4,62 +4,68 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
+from dtrain.data.columns import KeyColumn, LabelColumn, LabelSetColumn, NumberColumn, SpanColumn, TextColumn, hashes
 from dtrain.data.files import TABLES, Source
-from dtrain.data.problems import Problems, RowError, shortened
+from dtrain.data.ids import SeenIds, read_once_or_twice
+from dtrain.data.problems import Problems, RowError
 from dtrain.data.records import Record, Wanted, kind_of, missing_columns, read_records
-from dtrain.data.schemes import Span
 from dtrain.recipe.data import Data
 from dtrain.recipe.values import Column
 
 
 @dataclass
 class Rows:
-    """The rows of one part, a list a column. `label` is None where a row has none; `key` is the user's id.
+    """The rows of one part, column by column. `label` is None where a row has none; `key` is the user's id.
 
     For tagging a row is a document with `spans` (None where it has none) in place of a label; for regression a row has a
     `number`, for several labels a row `several`.
     """
 
-    text: list[str] = field(default_factory=list)
-    text_b: list[str] = field(default_factory=list)  # pairs only, else empty
-    label: list[str | None] = field(default_factory=list)
-    spans: list[list[Span] | None] = field(default_factory=list)  # tagging only, else empty
-    number: list[float | None] = field(default_factory=list)  # regression only, else empty
-    several: list[list[str] | None] = field(default_factory=list)  # multi_label only, else empty
-    key: list[str] = field(default_factory=list)
-    file: array[int] = field(default_factory=lambda: array("i"))
-    line: array[int] = field(default_factory=lambda: array("i"))
+    text: TextColumn = field(default_factory=TextColumn)
+    text_b: TextColumn = field(default_factory=TextColumn)  # pairs only, else empty
+    label: LabelColumn = field(default_factory=LabelColumn)
+    spans: SpanColumn = field(default_factory=SpanColumn)  # tagging only, else empty
+    number: NumberColumn = field(default_factory=NumberColumn)  # regression only, else empty
+    several: LabelSetColumn = field(default_factory=LabelSetColumn)  # multi_label only, else empty
+    key: KeyColumn = field(default_factory=KeyColumn)
 
     def __len__(self) -> int:
         return len(self.text)
 
-    def append(self, text: str, key: str, file: int, line: int, *, text_b: str | None = None, **target: Any) -> None:
+    @property
+    def file(self) -> array[int]:
+        """The number of each row's file."""
+        return self.key.file
+
+    @property
+    def line(self) -> array[int]:
+        """Each row's line in its file."""
+        return self.key.line
+
+    def append(
+        self, text: str, key: str | None, file: int, line: int, *, text_b: str | None = None, **target: Any
+    ) -> None:
         """Add a row; `target` is its `label`, or what its kind of task has in place of one."""
         self.text.append(text)
         if text_b is not None:
             self.text_b.append(text_b)
         for name, value in target.items():
             getattr(self, name).append(value)
-        self.key.append(key)
-        self.file.append(file)
-        self.line.append(line)
+        self.key.add(key, file, line)
 
-    def take(self, index: list[int]) -> Rows:
-        """The rows at `index`, in that order."""
-        return Rows(
-            text=[self.text[i] for i in index],
-            text_b=[self.text_b[i] for i in index] if self.text_b else [],
-            label=[self.label[i] for i in index] if self.label else [],
-            spans=[self.spans[i] for i in index] if self.spans else [],
-            number=[self.number[i] for i in index] if self.number else [],
-            several=[self.several[i] for i in index] if self.several else [],
-            key=[self.key[i] for i in index],
-            file=array("i", [self.file[i] for i in index]),
-            line=array("i", [self.line[i] for i in index]),
-        )
+    def take(self, index: np.ndarray) -> Rows:
+        """The rows at `index`, int [M], in that order."""
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Rows(**{name: column.take(index) for name, column in columns.items() if len(column)})
+
+    def hashes(self) -> np.ndarray:
+        """A number for the text, or the pair of texts, of each row; see `columns.hashes`."""
+        return hashes(self.text, self.text_b) if self.text_b else hashes(self.text)
 
 
 @dataclass(frozen=True)
@@ -104,18 +110,20 @@ def read_rows(
     for source in sources:
         check_columns(data, source, problems)
     problems.raise_if_any()
-    parts: dict[str, Rows] = {}
-    seen: dict[str, dict[str, str]] = {}
-    has_id = False
-    for source in sources:
-        rows = parts.setdefault(source.part, Rows())
-        keys = seen.setdefault(source.part, {})
-        reader = RecordReader(data, source, files.index(source.name), rows, keys, problems, target)
-        reader.read()
-        has_id |= bool(reader.has_id)
-    if data.columns.id is not None and not has_id and not problems:
-        problems.add(f"data.columns.id: no file has a column {data.columns.id!r}")
-    return parts
+
+    def read(seen: SeenIds) -> dict[str, Rows]:
+        parts: dict[str, Rows] = {}
+        has_id = False
+        for source in sources:
+            rows = parts.setdefault(source.part, Rows())
+            reader = RecordReader(data, source, files.index(source.name), rows, seen, problems, target)
+            reader.read()
+            has_id |= bool(reader.has_id)
+        if data.columns.id is not None and not has_id and not problems:
+            problems.add(f"data.columns.id: no file has a column {data.columns.id!r}")
+        return parts
+
+    return read_once_or_twice(read, problems)
 
 
 def check_columns(data: Data, source: Source, problems: Problems) -> None:
@@ -150,7 +158,7 @@ class RecordReader:
         source: Source,
         number: int,
         rows: Rows,
-        seen: dict[str, str],
+        seen: SeenIds,
         problems: Problems,
         target: Target = ONE_LABEL,
     ) -> None:
@@ -182,7 +190,6 @@ class RecordReader:
         text_b = text_of(record, self.text_b) if self.text_b is not None else None
         target = self._target(record) if self.label_allowed else None
         key = self.key_of(line, record) if self.id is not None else None
-        key = key if key is not None else f"{self.number}:{line}"
         self.rows.append(text, key, self.number, line, text_b=text_b, **{self.target.name: target})
 
     def _target(self, record: Record) -> Any:
@@ -208,10 +215,8 @@ class RecordReader:
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             found = "an empty text" if value == "" else kind_of(value)
             raise RowError(f"{self.id!r} must be a text or a whole number", f", found {found}")
-        key, place = str(value), f"{self.source.name}:{line}"
-        if key in self.seen:
-            raise RowError("id ", f"{shortened(key)!r} is already that of {self.seen[key]}")
-        self.seen[key] = place
+        key = str(value)
+        self.seen.see(self.source.part, key, self.source.name, line)
         return key
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from dtrain.data.corpus import Corpus
@@ -28,7 +29,7 @@ def info_of(corpus: Corpus) -> dict[str, Any]:
         "label_counts": corpus.label_counts,
         "remarks": corpus.remarks,
         "empty_texts": {
-            part: sum(not text.strip() for text in (*rows.text, *rows.text_b)) for part, rows in corpus.parts.items()
+            part: sum(not text.strip() for text in chain(rows.text, rows.text_b)) for part, rows in corpus.parts.items()
         },
     }
 

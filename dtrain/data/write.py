@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
+from dtrain.data.columns import CODEC, hash_of
 from dtrain.recipe.data import Data
 from dtrain.runtime.machines import usable_cores
 
 WORKER_BYTES = 16 << 20  # of rows; starting workers takes a second or two, in which one encodes about as much
 MOST_WORKERS = 8
+BLOCK = 10_000  # rows that are made Arrow of at once
 Batch = dict[str, list[Any]]
 
 
@@ -52,6 +59,27 @@ def token_share(folder: Path, parts: Sequence[str], token: int | None) -> float:
     return found / max(total, 1)
 
 
+@contextmanager
+def streamed(columns: Mapping[str, Iterable[Any]], features: Features, path: Path) -> Iterator[Dataset]:
+    """Rows that are given column by column, as a file that is mapped; it is gone at the end of the region.
+
+    Args:
+        columns: by name, a value a row in order; they are read once, side by side.
+    """
+    schema = features.arrow_schema
+    values = {name: iter(columns[name]) for name in schema.names}
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        while True:
+            block = [pa.array(list(islice(values[each.name], BLOCK)), each.type) for each in schema]
+            if not len(block[0]):
+                break
+            writer.write_batch(pa.record_batch(block, schema=schema))
+    try:
+        yield Dataset.from_file(str(path))
+    finally:
+        path.unlink()
+
+
 class RowSummary:
     """What is worth knowing about rows, collected in one pass over the training part and the others.
 
@@ -63,20 +91,29 @@ class RowSummary:
         self.digest = hashlib.sha256(json.dumps(identity).encode())
         self.empty: dict[str, int] = {}
         self.also_in_train: dict[str, int] = {}  # a score has to be read with these
-        self.train: set[tuple[str, ...]] = set()
+        self._train = array("Q")  # hashes of its rows' texts: the texts themselves would take 200 bytes a row
+        self._sorted = np.empty(0, np.uint64)
 
     def add(self, part: str, dataset: Dataset) -> None:
         self.empty[part] = 0
         if part in ("valid", "test"):
             self.also_in_train[part] = 0
+            if len(self._sorted) < len(self._train):
+                self._sorted = np.sort(np.array(self._train, dtype=np.uint64))
         for batch in dataset.select_columns(["id", *self.columns, "label", *self.others]).iter(1000):
             texts = list(zip(*(batch[column] for column in self.columns), strict=True))
             self.digest.update(json.dumps([part, batch]).encode())
             self.empty[part] += sum("" in row for row in texts)
             if part == "train":
-                self.train.update(texts)
-            elif part in self.also_in_train:
-                self.also_in_train[part] += sum(row in self.train for row in texts)
+                self._train.extend(map(_hash, texts))
+            elif part in self.also_in_train and len(self._sorted):
+                found = np.array([_hash(row) for row in texts], dtype=np.uint64)
+                places = np.searchsorted(self._sorted, found).clip(max=len(self._sorted) - 1)
+                self.also_in_train[part] += int((self._sorted[places] == found).sum())
+
+
+def _hash(texts: tuple[str, ...]) -> int:
+    return hash_of([text.encode(**CODEC) for text in texts])
 
 
 def worker_count(data: Data) -> int:

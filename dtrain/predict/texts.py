@@ -92,7 +92,8 @@ def read_texts(
                 _check_not_ids(rows.text, source, data)
         except InputError as error:
             raise InputError([_in_terms_of_options(problem, path, name) for problem in error.problems]) from None
-    return Texts(_ids(rows.key, list(rows.file), list(rows.line)), rows.text, rows.text_b, list(rows.line))
+    lines = list(rows.line)
+    return Texts(_ids(list(rows.key), list(rows.file), lines), list(rows.text), list(rows.text_b), lines)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from dtrain.data.conll import join_tokens, split_columns
@@ -86,8 +87,8 @@ def _normalized(texts: Iterator[str], normalizer: Normalizer) -> set[str]:
     return {normalizer(piece) for text in texts for piece in {text, *lines_of(text)}} - {""}
 
 
-def _both(rows: Rows) -> list[str]:
-    return rows.text + rows.text_b
+def _both(rows: Rows) -> Iterator[str]:
+    return chain(rows.text, rows.text_b)
 
 
 def lines_of(text: str) -> list[str]:

@@ -89,7 +89,7 @@ def _read_corpus(data: Data, seed: int) -> Corpus:
     if missing:
         whole, numbers = corpus.parts["train"], corpus.numbers["train"]
         for part, index in stratified_split(numbers, missing, seed).items():
-            corpus.parts[part] = whole.take(index.tolist())
+            corpus.parts[part] = whole.take(index)
             corpus.numbers[part] = numbers[index]
     ordered = [part for part in PARTS if part in corpus.parts]
     corpus.parts = {part: corpus.parts[part] for part in ordered}

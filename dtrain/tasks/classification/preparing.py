@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Features, List, Value
 
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
-from dtrain.data.write import Batch, RowSummary, map_rows
+from dtrain.data.write import Batch, RowSummary, map_rows, streamed
 from dtrain.recipe.data import Data
 from dtrain.recipe.models import EncoderSpec
 from dtrain.runfolder import write_json
@@ -35,7 +33,7 @@ class TextPreparing(Preparing):
 
     values: Value | None = None
 
-    def values_of(self, rows: Rows, corpus: Corpus) -> list[list[Any]]:
+    def values_of(self, rows: Rows, corpus: Corpus) -> Iterator[list[Any]]:
         """A list for each row, empty where it has no label."""
         raise NotImplementedError
 
@@ -48,21 +46,21 @@ class TextPreparing(Preparing):
         columns = ["text"] if data.columns.text_b is None else ["text", "text_b"]
         summary = RowSummary(columns, [data.task, corpus.labels], [] if self.values is None else ["values"])
         first_id = 0
+        features = _row_features(columns, self.values)
         for part, rows in corpus.parts.items():
             table = {
-                "id": np.arange(first_id, first_id + len(rows)),
+                "id": range(first_id, first_id + len(rows)),
                 "key": rows.key,
                 **{column: getattr(rows, column) for column in columns},
                 "label": corpus.numbers[part],
                 **({} if self.values is None else {"values": self.values_of(rows, corpus)}),
-                "file": np.asarray(rows.file),
-                "line": np.asarray(rows.line),
+                "file": rows.file,
+                "line": rows.line,
             }
             first_id += len(rows)
-            # Dataset.from_dict would look at every value once more.
-            raw = Dataset(pa.table(table, schema=_row_features(columns, self.values).arrow_schema))
             normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
-            dataset = map_rows(raw, normalize, raw.features, data, folder / "scratch")
+            with streamed(table, features, folder / "raw.arrow") as raw:
+                dataset = map_rows(raw, normalize, features, data, folder / "scratch")
             dataset.save_to_disk(folder / part)
             summary.add(part, dataset)
         shutil.rmtree(folder / "scratch")

@@ -109,7 +109,7 @@ def _label_map(data: Data, parts: dict[str, Rows], problems: Problems) -> list[s
         labels = read_label_file(given, data.encoding, least=2) if isinstance(given, str) else list(given)
         _name_numbers(labels, parts, problems)
         return labels
-    found = {label for label in parts["train"].label if label is not None}
+    found = set(parts["train"].label.counts())
     if len(found) < 2:
         raise InputError(f"data.train: only one label ({shown(map(repr, found))}); classification needs at least 2")
     return sorted_labels(found)
@@ -117,12 +117,12 @@ def _label_map(data: Data, parts: dict[str, Rows], problems: Problems) -> list[s
 
 def _name_numbers(labels: list[str], parts: dict[str, Rows], problems: Problems) -> None:
     """Put names in the place of numbers, where no row has a name of `labels` and every row a number of one."""
-    found = {label for rows in parts.values() for label in rows.label if label is not None}
+    found = {label for rows in parts.values() for label in rows.label.counts()}
     names = {str(number): label for number, label in enumerate(labels)}
     if not found or not found <= set(names) or found & set(labels):
         return
     for rows in parts.values():
-        rows.label = [None if label is None else names[label] for label in rows.label]
+        rows.label = rows.label.renamed(names)
     problems.remark(
         f"data.labels: names the numbers of the rows: 0 is {labels[0]!r}, {len(labels) - 1} is {labels[-1]!r}"
     )
@@ -133,13 +133,14 @@ def _label_numbers(data: Data, corpus: Corpus, problems: Problems) -> dict[str, 
 
     Raises InputError for labels outside the map, and for a test part that is labelled in places only.
     """
-    numbers: dict[str | None, int] = {label: number for number, label in enumerate(corpus.labels)}
+    numbers = {label: number for number, label in enumerate(corpus.labels)}
     columns = {}
     unknown: list[tuple[Rows, int]] = []
     for part, rows in corpus.parts.items():
-        columns[part] = np.array([numbers.get(label, -1) for label in rows.label], dtype=np.int64)
-        check_all_or_none(part, np.array([label is None for label in rows.label]), rows, corpus.files, problems)
-        unknown += [(rows, i) for i in np.flatnonzero(columns[part] < 0).tolist() if rows.label[i] is not None]
+        codes = rows.label.codes
+        columns[part] = np.array([*(numbers.get(name, -1) for name in rows.label.names), -1], dtype=np.int64)[codes]
+        check_all_or_none(part, codes < 0, rows, corpus.files, problems)
+        unknown += [(rows, i) for i in np.flatnonzero((columns[part] < 0) & (codes >= 0)).tolist()]
     if unknown:
         _add_unknown(data, corpus, unknown, problems)
     return columns

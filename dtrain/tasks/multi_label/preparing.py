@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Value
@@ -17,10 +18,9 @@ class LabelSetPreparing(TextPreparing):
 
     values = Value("int32")
 
-    def values_of(self, rows: Rows, corpus: Corpus) -> list[list[Any]]:
+    def values_of(self, rows: Rows, corpus: Corpus) -> Iterator[list[Any]]:
         numbers = {label: number for number, label in enumerate(corpus.labels)}
-        several = rows.several + [None] * (len(rows) - len(rows.several))  # synthetic rows have none
-        return [sorted(numbers[label] for label in labels or ()) for labels in several]
+        return (sorted(numbers[label] for label in labels or ()) for labels in rows.several)
 
     def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
         return {"threshold": data.threshold}

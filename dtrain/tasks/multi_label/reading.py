@@ -30,7 +30,7 @@ class LabelSetReading(TextReading):
         return Target("several", read, words="labels ([] or an empty text is none of them)")
 
     def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
-        most = max((len(labels) for labels in train.several if labels), default=0)
+        most = train.several.sizes.max(initial=0)
         if most == 1:
             problems.remark(
                 "data.train: no row has more than one label; is task classification meant, or another separator?"
@@ -41,17 +41,18 @@ class LabelSetReading(TextReading):
         if given is not None:
             corpus.labels = read_label_file(given, data.encoding, least=1) if isinstance(given, str) else list(given)
         else:
-            corpus.labels = sorted_labels({label for labels in corpus.parts["train"].several for label in labels or ()})
+            corpus.labels = sorted_labels(set(corpus.parts["train"].several.counts()))
             if not corpus.labels:
                 raise InputError(f"data.train: no row has a label (column {data.columns.label!r})")
         known = set(corpus.labels)
         for part, rows in corpus.parts.items():
-            bare = np.array([labels is None for labels in rows.several], dtype=bool)
+            bare = rows.several.bare
             corpus.numbers[part] = np.where(bare, -1, 0)
             check_all_or_none(part, bare, rows, corpus.files, problems, what="list of labels")
         unknown = [
             (rows, row, label)
             for rows in corpus.parts.values()
+            if not known.issuperset(rows.several.counts())
             for row, labels in enumerate(rows.several)
             for label in labels or ()
             if label not in known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Value
@@ -17,9 +18,8 @@ class NumberPreparing(TextPreparing):
 
     values = Value("float64")
 
-    def values_of(self, rows: Rows, corpus: Corpus) -> list[list[Any]]:
-        numbers = rows.number + [None] * (len(rows) - len(rows.number))  # synthetic rows have none
-        return [[] if number is None else [number] for number in numbers]
+    def values_of(self, rows: Rows, corpus: Corpus) -> Iterator[list[Any]]:
+        return ([] if number is None else [number] for number in rows.number)
 
     def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
         return {"numbers": corpus.spread, "standardize": data.standardize}

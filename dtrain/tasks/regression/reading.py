@@ -31,20 +31,21 @@ class NumberReading(TextReading):
         return Target("number", read_number, needed=("valid",), words="a number")
 
     def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
-        bare = sum(number is None for number in train.number)
+        bare = int(np.isnan(train.number.values).sum())
         if 0 < bare < len(train):
             problems.remark(
                 f"data.train: {bare:,} of {len(train):,} rows have no number: only teachers' outputs are learnt on them"
             )
 
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
-        train = [number for number in corpus.parts["train"].number if number is not None]
-        if len(set(train)) < 2:
-            found = f"every number is {train[0]:g}" if train else "no row has a number"
+        train = np.unique(corpus.parts["train"].number.values)  # of all NaN it gives one
+        train = train[~np.isnan(train)]
+        if len(train) < 2:
+            found = f"every number is {train[0]:g}" if len(train) else "no row has a number"
             raise InputError(f"data.train: {found} (column {data.columns.label!r}); regression needs different ones")
         corpus.labels = [NUMBER]
         for part, rows in corpus.parts.items():
-            bare = np.array([number is None for number in rows.number], dtype=bool)
+            bare = np.isnan(rows.number.values)
             corpus.numbers[part] = np.where(bare, -1, 0)
             check_all_or_none(part, bare, rows, corpus.files, problems, what="number")
 

@@ -11,6 +11,7 @@ import numpy as np
 from dtrain.data.conll import Sentence, join_tokens, read_conll, spread
 from dtrain.data.corpus import Corpus
 from dtrain.data.files import HUB, SUFFIXES, Source, resolve_path, suffix_of
+from dtrain.data.ids import SeenIds, read_once_or_twice
 from dtrain.data.labels import check_all_or_none, outside, read_label_file
 from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, RowError, shortened, shown
@@ -63,19 +64,24 @@ class DocumentReading(Reading):
         problems.raise_if_any()
         tagged = [TagFile(sources[number].name, found) for number, found in sentences.items()]
         corpus = Corpus({}, files, scheme=data.scheme if data.scheme != "auto" else find_scheme(tagged))
-        seen: dict[str, dict[str, str]] = {}
-        readers = []
-        for number, source in enumerate(sources):
-            rows, file = corpus.parts.setdefault(source.part, Rows()), files.index(source.name)
-            if number in sentences:
-                SentenceReader(source, file, corpus.scheme or "", data.scheme != "auto", problems).read(
-                    sentences.pop(number), rows
-                )
-                continue
-            reader = SpanReader(data, source, file, rows, seen.setdefault(source.part, {}), problems)
-            reader.keep_empty = keep_empty
-            reader.read()
-            readers.append(reader)
+
+        def read_all(seen: SeenIds) -> list[SpanReader]:
+            corpus.parts = {}
+            readers = []
+            for number, source in enumerate(sources):
+                rows, file = corpus.parts.setdefault(source.part, Rows()), files.index(source.name)
+                if number in sentences:
+                    strict = data.scheme != "auto"
+                    SentenceReader(source, file, corpus.scheme or "", strict, problems).read(sentences[number], rows)
+                    continue
+                reader = SpanReader(data, source, file, rows, seen, problems)
+                reader.keep_empty = keep_empty
+                reader.read()
+                readers.append(reader)
+            return readers
+
+        readers = read_once_or_twice(read_all, problems)
+        sentences.clear()
         if columns.id is not None and not any(reader.has_id for reader in readers) and not problems:
             problems.add(f"data.columns.id: no file has a column {columns.id!r}")
         corpus.span_end = _settle_spans(readers, columns.span_end, problems)
@@ -141,7 +147,7 @@ class SentenceReader:
                     first_stray = first_stray or f"{name}:{sentence.line + place}: {sentence.tags[place]!r}"
                 lost, strays = lost + len(bad), strays + len(foreign)
                 spans = spread(found, sentence.tokens, starts)
-            rows.append(text, f"{self.file}:{sentence.line}", self.file, sentence.line, spans=spans)
+            rows.append(text, None, self.file, sentence.line, spans=spans)
         if strays:
             self.problems.remark(
                 f"{name}: {strays:,} tag(s) do not belong to scheme {self.scheme}, which fits the others (first: {first_stray}); "
@@ -186,7 +192,7 @@ class SpanReader(RecordReader):
             return
         if given is not None:
             self.given.append((len(self.rows), given))
-        self.rows.append(text, key if key is not None else f"{self.number}:{line}", self.number, line, spans=None)
+        self.rows.append(text, key, self.number, line, spans=None)
 
     def _given(self, record: Record) -> list[GivenSpan] | None:
         value = record.get(self.label)
@@ -232,7 +238,7 @@ def _entity_types(data: Data, train: Rows) -> list[str]:
         return list(data.labels)
     if isinstance(data.labels, str):
         return read_label_file(data.labels, data.encoding, least=1)
-    found = {span.type for spans in train.spans for span in spans or ()}
+    found = set(train.spans.counts())
     if not found:
         raise InputError("data.train: holds no entity; tagging needs at least one")
     return sorted(found)
@@ -248,7 +254,7 @@ def _check_entities(data: Data, corpus: Corpus, problems: Problems) -> dict[str,
     most = data.max_length - 2
     columns = {}
     for part, rows in corpus.parts.items():
-        columns[part] = np.array([-1 if spans is None else 0 for spans in rows.spans], dtype=np.int64)
+        columns[part] = np.where(rows.spans.bare, -1, 0)
         check_all_or_none(part, columns[part] < 0, rows, corpus.files, problems)
         for i, spans in enumerate(rows.spans):
             for span in spans or ():

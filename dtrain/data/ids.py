@@ -1,0 +1,70 @@
+"""Ids that users give to rows: no two of a part may be the same."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from dtrain.data.problems import Problems, RowError, shortened
+from dtrain.errors import InputError
+
+T = TypeVar("T")
+
+
+class SeenIds:
+    """The ids of each part that were read so far.
+
+    A dictionary of all ids takes 250 bytes a row. As long as nothing is wrong it is enough to know that no two are the
+    same, for which a hash of 8 bytes does: see `read_once_or_twice`.
+
+    Args:
+        exact: keep every id with its place.
+    """
+
+    def __init__(self, *, exact: bool = False) -> None:
+        self.exact = exact
+        self._hashes: dict[str, array[int]] = defaultdict(lambda: array("q"))
+        self._places: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def see(self, part: str, key: str, file: str, line: int) -> None:
+        """Take note of a row's id.
+
+        Raises:
+            RowError: it is another row's (only if `exact`).
+        """
+        if not self.exact:
+            self._hashes[part].append(hash(key))
+            return
+        places = self._places[part]
+        if key in places:
+            raise RowError("id ", f"{shortened(key)!r} is already that of {places[key]}")
+        places[key] = f"{file}:{line}"
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether two ids of a part have the same hash."""
+        return any(len(np.unique(np.array(found))) < len(found) for found in self._hashes.values())
+
+
+def read_once_or_twice(read: Callable[[SeenIds], T], problems: Problems) -> T:
+    """What `read` gives; where two ids of a part may be the same it reads again, and says which.
+
+    Args:
+        problems: those that `read` adds to.
+    """
+    before = problems.state
+    seen = SeenIds()
+    try:
+        result = read(seen)
+        if not seen.doubtful:
+            return result
+        del result
+    except InputError:
+        if not seen.doubtful:
+            raise
+    problems.state = before
+    return read(SeenIds(exact=True))
