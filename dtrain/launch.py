@@ -7,6 +7,7 @@ at once, who then write a checkpoint, instead of being killed by the launcher's 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -21,13 +22,15 @@ from typing import Any
 import psutil
 import yaml
 
-from dtrain.errors import EXIT_DONE, EXIT_STOPPED, InputError, exit_code_of
+from dtrain import ranks
+from dtrain.errors import EXIT_DONE, EXIT_STOPPED, InputError, counted, exit_code_of
 from dtrain.log import say
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
-from dtrain.runtime.machines import ONE_MACHINE, Machines
+from dtrain.runtime.machines import ONE_MACHINE, Machines, usable_cores
 from dtrain.runtime.sharding import configs_folder, read_deepspeed
 from dtrain.runtime.signals import LAUNCHER, SIGNALS
+from dtrain.stages import find_stage, of_run
 
 SUPPORTED = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP", "DEEPSPEED")
 
@@ -40,11 +43,21 @@ class Way:
     config: Path  # a single process is started without accelerate, and only the precision of its config counts
 
 
-def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
-    """Consecutive stages that are started alike share a launch: starting costs seconds, once."""
+def groups(recipe: Recipe, stages: list[str], machines: int = 1) -> list[tuple[Way, list[str]]]:
+    """Consecutive stages that are started alike share a launch: starting costs seconds, once.
+
+    A stage that may have any number of processes joins the launch before it, or after it where it is the first.
+    """
+    ways = [launch_spec(recipe, stage, machines) for stage in stages]
+    free = [_is_free(recipe, stage) for stage in stages]
+    for here in range(1, len(stages)):
+        if free[here] and ways[here].config == ways[here - 1].config:
+            ways[here], free[here] = ways[here - 1], free[here - 1]
+    for here in range(len(stages) - 2, -1, -1):
+        if free[here] and ways[here].config == ways[here + 1].config:
+            ways[here] = ways[here + 1]
     found: list[tuple[Way, list[str]]] = []
-    for stage in stages:
-        way = launch_spec(recipe, stage)
+    for way, stage in zip(ways, stages, strict=True):
         if found and found[-1][0] == way:
             found[-1][1].append(stage)
         else:
@@ -52,13 +65,45 @@ def groups(recipe: Recipe, stages: list[str]) -> list[tuple[Way, list[str]]]:
     return found
 
 
-def launch_spec(recipe: Recipe, stage: str) -> Way:
+def launch_spec(recipe: Recipe, stage: str, machines: int = 1) -> Way:
     """Processes and accelerate config of a stage: the recipe's `launch`, overridden by `launch.stages`."""
     special = recipe.launch.stages.get(stage)
-    wanted = (special and special.processes) or recipe.launch.processes
-    processes = (visible_gpus() or 2) if wanted == "auto" else int(wanted)
     config = find_config((special and special.accelerate_config) or recipe.launch.accelerate_config)
-    return Way(processes, config)
+    wanted = _wanted(recipe, stage)
+    return Way(_automatic(recipe, stage, config, machines) if wanted == "auto" else int(wanted), config)
+
+
+def launches_in_words(recipe: Recipe) -> list[str]:
+    """How the recipe's stages are started, a line a launch."""
+    cores, lines = usable_cores(), []
+    for way, group in groups(recipe, [stage.name for stage in of_run(recipe)]):
+        each = max(1, cores // way.processes)
+        lines.append(
+            f"launch: {', '.join(group)}: {way.processes} process{'es' * (way.processes > 1)} "
+            f"with {counted(each, 'core')}{' each' * (way.processes > 1)}"
+        )
+    return lines
+
+
+def _wanted(recipe: Recipe, stage: str) -> int | str:
+    special = recipe.launch.stages.get(stage)
+    return (special and special.processes) or recipe.launch.processes
+
+
+def _is_free(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage leaves its number of processes open, and does not mind which it gets."""
+    use = find_stage(stage).ranks
+    return _wanted(recipe, stage) == "auto" and (use == "free" or not ranks.has_work(recipe, stage))
+
+
+def _automatic(recipe: Recipe, stage: str, config: Path, machines: int) -> int:
+    """Processes on each machine where the recipe leaves them open: one a GPU; without GPUs see `dtrain.ranks`."""
+    gpus = visible_gpus()
+    if gpus:
+        return gpus
+    if yaml.safe_load(config.read_text(encoding="utf-8"))["distributed_type"] in ("FSDP", "DEEPSPEED"):
+        return ranks.SHARDED
+    return ranks.for_students(recipe, usable_cores(), machines) if find_stage(stage).ranks == "students" else 1
 
 
 def find_config(name: str) -> Path:
@@ -89,14 +134,18 @@ def visible_gpus() -> int:
     """The number of visible GPUs, asked of the driver: importing torch takes a second."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        found = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
-    else:
-        try:
-            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
-            found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-        except (OSError, subprocess.SubprocessError):
-            found = []
-    return len(found)
+        return sum(d.strip() not in ("", "-1") for d in visible.split(","))
+    return _listed_gpus()
+
+
+@functools.cache
+def _listed_gpus() -> int:
+    """What the driver lists. Asked once: it may take the better part of a second, and every stage wants to know."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, port: int = 0) -> int:
@@ -108,9 +157,13 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
         if alone:
             code = _alone(way, arguments)
         else:
-            ranks = way.processes * machines.count
             code = _of_several().accelerate_launch(
-                way.config, ranks, arguments, machines, port, gpus=bool(visible_gpus())
+                way.config,
+                way.processes * machines.count,
+                arguments,
+                machines,
+                port,
+                gpus=bool(visible_gpus()),
             )
     finally:
         forward.restore()
@@ -173,7 +226,7 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
         machines: every one of them runs this same command.
     """
     plan = Plan(recipe)
-    ways = groups(recipe, stages)
+    ways = groups(recipe, stages, machines.count)
     if machines.count > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see _accelerate
         # Only the main rank decides whether a stage is done: other machines may see files late.

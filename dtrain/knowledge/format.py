@@ -24,7 +24,8 @@ from dtrain.runfolder import file_fingerprint, fingerprint
 FORMAT: Final = 2
 IDENTITY_FILE = "identity.json"
 MANIFEST_FILE = "manifest.json"
-SHARDS = 64  # of a store, as far as `shard_rows` is left to be chosen: enough to share out among many ranks
+# Where `shard_rows` is left to be chosen: rows of a shard, and how often a store is halved, so that it has 64 shards.
+SMALLEST, LARGEST, MOST_HALVINGS = 64, 4096, 6
 MAX_SHARD_BYTES = 64 * 2**20
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
@@ -312,9 +313,14 @@ def _contradictions(manifest: Manifest) -> list[str]:
 
 
 def rows_of_shards(asked: int | str, rows: int) -> int:
-    """Rows of a shard: what the recipe asks for, or with "auto" a share of all rows that is from 64 to 4096.
+    """Rows of a shard: what the recipe asks for, or with "auto" so many that there are 2, 4, 8, ... or 64 shards.
 
     Ranks take shards from a queue, so a store of few shards leaves some of them idle: 800 rows in one shard of 4,096
-    made two ranks slower than one. The number depends on the rows alone, and so do the store's bytes.
+    made two ranks slower than one. Small shards pad more, as batches of like lengths are found within a shard: of news
+    titles in batches of 512 tokens 13 % in shards of 64 rows, 8 % of 128, 2 % of 834. So a shard has 64 rows or more where
+    there are that many, and 4,096 at most. The number depends on the rows alone, and so do the store's bytes.
     """
-    return asked if isinstance(asked, int) else min(max(-(-rows // SHARDS), 64), 4096)
+    if isinstance(asked, int):
+        return asked
+    halvings = min(max((rows // SMALLEST).bit_length() - 1, rows >= SMALLEST), MOST_HALVINGS)
+    return min(-(-rows // 2**halvings), LARGEST)

@@ -88,7 +88,7 @@ class Knowledge(Closed):
     compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays for large runs
     unpadded: bool = False  # run BERT teachers without padding, by variable-length attention on a GPU
     sharded: bool = False  # shard the teacher over all ranks, for one that does not fit on a device
-    # rows of one file of the store, which holds at most 64 MB; auto: 1/64 of all rows, from 64 to 4096
+    # rows of one file of the store, which holds at most 64 MB; auto: 2 to 64 files, of at most 4096 rows
     shard_rows: PositiveInt | Literal["auto"] = "auto"
     # padded tokens in one call of the teacher; default: 512 where a CPU precomputes, else 4096
     batch_tokens: PositiveInt | None = None
@@ -166,7 +166,8 @@ class StageLaunch(Closed):
 class Launch(Closed):
     """How `dtrain run` starts processes; `stages` overrides it for single stages."""
 
-    # processes on each machine; auto: one a GPU, without GPUs two on the CPU
+    # processes on each machine; auto: one a GPU; without GPUs one process for all that is trained together, and one for
+    # each student that may train at the same time, as far as there are cores
     processes: PositiveInt | Literal["auto"] = "auto"
     accelerate_config: FilePath = "ddp"  # a file of accelerate_configs/ by name (ddp, fsdp2, zero2, ...), or a path
     # what ranks talk through; auto: nccl on GPUs, gloo on CPUs. Over gloo several ranks may share a GPU, for trials

@@ -63,6 +63,7 @@ class Stage:
             would be wrong without a word. Asked before the stage is left out: else damage would never be mended.
         job: how a cluster runs it; a stage without one runs only when asked for by name, and writes nothing into
             the run folder.
+        ranks: how many processes it takes where the recipe leaves that open and there are no GPUs; see `dtrain.ranks`.
         needs: the stages whose output it reads, complete for this recipe.
         section: the section of the recipe without which the recipe has no such stage.
         options: its own on the command line, passed to the page's `run` by name.
@@ -77,6 +78,7 @@ class Stage:
     done: Callable[[Plan], bool] = lambda plan: False
     whole: Callable[[Plan], bool] = lambda plan: True
     job: Job | None = None
+    ranks: Literal["one", "students", "free"] = "free"
     needs: tuple[str, ...] = ()
     section: str | None = None
     options: tuple[Option, ...] = ()
@@ -100,6 +102,7 @@ _STAGES = [
         "a transformer from plain text: masked whole words, all ranks together",
         done=lambda plan: plan.pretrained(),
         job=Job("pretrain", nodes="all"),
+        ranks="one",
         section="pretrain",
     ),
     Stage(
@@ -115,6 +118,7 @@ _STAGES = [
         done=lambda plan: plan.trained("teachers"),
         whole=lambda plan: plan.models_are_whole("teachers"),
         job=Job("finetune", nodes="all"),
+        ranks="one",
         needs=("pretrain", "prepare"),
     ),
     Stage(
@@ -123,6 +127,7 @@ _STAGES = [
         done=lambda plan: plan.precomputed(),
         whole=lambda plan: plan.stores_are_whole(),
         job=Job("precompute", nodes="all"),
+        ranks="one",
         needs=("prepare", "finetune"),
     ),
     Stage(
@@ -131,6 +136,7 @@ _STAGES = [
         done=lambda plan: plan.trained("students"),
         whole=lambda plan: plan.models_are_whole("students"),
         job=Job("distill", array=True),
+        ranks="students",
         needs=("prepare", "precompute"),
         options=(
             option(

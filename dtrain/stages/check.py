@@ -22,7 +22,7 @@ from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vectors import check_vectors
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.hub import not_cached
-from dtrain.launch import launch_spec, visible_gpus
+from dtrain.launch import launch_spec, launches_in_words, visible_gpus
 from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.pretraining.corpus import check_corpus
@@ -194,7 +194,7 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
         for section in ("teachers", "students"):
             members = [f"{member.name} ({member.model.type})" for member in getattr(recipe, section)]
             say(f"{section}: {shown(members, 10) or 'none'}")
-        for line in answers_in_words(recipe):
+        for line in (*answers_in_words(recipe), *launches_in_words(recipe)):
             say(line)
         hub = _hub_models(recipe)
         if hub and (missing := not_cached(hub)):

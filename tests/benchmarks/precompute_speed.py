@@ -7,7 +7,7 @@ cut at 256). The teacher has the shape of BERT-base and made-up weights: speed d
 
     a   store / plain, rows/s                   d   the share of the machine's matmul rate that store reaches
     b   store / trainer, rows/s; / sorted       e   reading a store, by `store_read.py`
-    c   two / one, rows/s (CPU)
+    c   two / one, rows/s (CPU)             f   two / store, rows/s (CPU): what ranks cost or bring
 
 Two idle cores take about 20 minutes for all of it with the numbers above: 5 for the titles, 14 for the reviews, one for
 part e. Each figure is told on stderr as it is found. Ways:
@@ -21,11 +21,13 @@ part e. Each figure is told on stderr as it is found. Ways:
     store       ours: one process, all cores or the GPU
     one, two    (CPU) ours: one process of one thread, two processes of one thread each
 
+`--shape small` is a teacher of 4 layers of 512 in place of BERT-base's. Shards are as large as a recipe has them by default.
+
 One round runs each way in a process of its own, one after another, so that what else the machine does meets all of
 them; figures are medians over the rounds, and ratios are medians of the ratio within a round. The share is of the
 matmul rate that the same process measures just before and after, at its precision and number of threads:
 
-    FLOPs = tokens x 24 H^2 layers + sum over rows of 4 L^2 H layers     (H = 768, L = tokens of the row, 12 layers)
+    FLOPs = tokens x 24 H^2 layers + sum over rows of 4 L^2 H layers     (H = 768 and 12 layers, L = tokens of the row)
 
 Prints tables for `results/precompute_speed.md`.
 """
@@ -50,13 +52,14 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from dtrain.data import EncodedSplit
 from dtrain.engines.precision import autocast
-from dtrain.knowledge.format import Identity, new_layout
+from dtrain.knowledge.format import Identity, new_layout, rows_of_shards
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.runtime.distributed import World, connect, leave
 from dtrain.stages.filling import fill
 from dtrain.training.inference import BATCH_TOKENS, CPU_BATCH_TOKENS, cast_products, pack_products
 
-HIDDEN, LAYERS, CLASSES = 768, 12, 15
+SHAPES = {"base": (768, 12, 12), "small": (512, 4, 8)}  # hidden, layers, heads
+CLASSES = 15
 MAX_LENGTH = 256
 CORPORA = {"titles": "tnews/train.json", "reviews": "reviews_distill/hotel/train.txt"}
 # The ways that a part runs; the last one's rows/s are divided by those of each other.
@@ -64,6 +67,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "a": ("plain", "store"),
     "b": ("trainer", "sorted", "store"),
     "c": ("one", "two"),
+    "f": ("store", "two"),
     "d": ("store",),
     "e": (),
 }
@@ -146,8 +150,7 @@ def store(
         dtype="float16",
         precision=precision,
         batch_tokens=options.batch_tokens or (CPU_BATCH_TOKENS if world.device.type == "cpu" else BATCH_TOKENS),
-        # Two ranks need something to share, and one to compare must pad as they do.
-        shard_rows=4096 if options.way == "store" else options.rows // 16,
+        shard_rows=rows_of_shards("auto", len(part)),
         unpadded=options.unpadded,
     )
     with tempfile.TemporaryDirectory() as own:
@@ -162,12 +165,12 @@ def store(
     return seconds
 
 
-def matmul_rate(device: torch.device, precision: str, threads: int) -> float:
+def matmul_rate(device: torch.device, precision: str, threads: int, hidden: int) -> float:
     """FLOP/s of [2048, H] x [H, 4 H], the largest product of the model, on the GPU or by so many threads."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     torch.set_num_threads(threads)
-    a = torch.randn(2048, HIDDEN, dtype=dtype, device=device)
-    b = torch.randn(HIDDEN, 4 * HIDDEN, dtype=dtype, device=device)
+    a = torch.randn(2048, hidden, dtype=dtype, device=device)
+    b = torch.randn(hidden, 4 * hidden, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(10):
         begin = time.perf_counter()
@@ -176,7 +179,7 @@ def matmul_rate(device: torch.device, precision: str, threads: int) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, (time.perf_counter() - begin) / 10)
-    return 2 * 2048 * HIDDEN * 4 * HIDDEN / best
+    return 2 * 2048 * hidden * 4 * hidden / best
 
 
 def run_way(options: argparse.Namespace) -> None:
@@ -186,10 +189,18 @@ def run_way(options: argparse.Namespace) -> None:
     world = connect()
     precision = "fp32" if options.way == "plain" else options.precision
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(num_labels=CLASSES)).eval().to(world.device)  # type: ignore[call-arg]
+    hidden, layers, heads = SHAPES[options.shape]
+    config = BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_labels=CLASSES,  # type: ignore[call-arg]
+    )
+    model = BertForSequenceClassification(config).eval().to(world.device)
     rows = max(options.rows // 8, 1) if options.way == "plain" else options.rows
     part = encode(read_texts(options.data / CORPORA[options.corpus], rows))
-    before = matmul_rate(world.device, precision, world.threads)
+    before = matmul_rate(world.device, precision, world.threads, hidden)
     with torch.inference_mode(), autocast(precision, world.device):  # start-up costs belong to no way
         model(**{k: v.to(world.device) for k, v in part.collate(np.arange(2)).items()})
     if options.way == "plain":
@@ -198,9 +209,9 @@ def run_way(options: argparse.Namespace) -> None:
         seconds = trainer(model, part, world.device, precision, options.way == "sorted")
     else:
         seconds = store(model, part, world, precision, options)
-    rate = max(before, matmul_rate(world.device, precision, world.threads)) * world.size
+    rate = max(before, matmul_rate(world.device, precision, world.threads, hidden)) * world.size
     lengths = part.lengths.astype(np.float64)
-    flops = (24 * HIDDEN**2 * lengths + 4 * HIDDEN * lengths**2).sum() * LAYERS
+    flops = (24 * hidden**2 * lengths + 4 * hidden * lengths**2).sum() * layers
     if world.is_main:
         figures = {"rows_per_second": len(part) / seconds, "share": flops / seconds / rate, "rate": rate}
         device = torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu"
@@ -218,7 +229,7 @@ def measure(options: argparse.Namespace, way: str, corpus: str) -> dict[str, flo
         launch = ["--config_file", str(config), "--num_processes", "2"]
         command += ["-m", "accelerate.commands.launch", *launch]
     command += [__file__, str(options.data), "--way", way, "--corpus", corpus]
-    command += ["--rows", str(options.rows), "--precision", options.precision]
+    command += ["--rows", str(options.rows), "--precision", options.precision, "--shape", options.shape]
     if options.batch_tokens:
         command += ["--batch-tokens", str(options.batch_tokens)]
     command += ["--unpadded"] * options.unpadded
@@ -235,6 +246,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--shape", default="base", choices=list(SHAPES))
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--unpadded", action="store_true")
     parser.add_argument("--part", nargs="+", default=list(PARTS), choices=list(PARTS))
@@ -246,7 +258,7 @@ def main() -> None:
         run_way(options)
         return
     if torch.cuda.is_available():
-        options.part = [part for part in options.part if part != "c"]
+        options.part = [part for part in options.part if part not in "cf"]
     load = os.getloadavg()[0]
     print(f"torch {torch.__version__}, {options.precision}, {options.rows} rows, {options.rounds} rounds, ", end="")
     print(f"{len(os.sched_getaffinity(0))} cores, load average before {load:.1f}\n")
@@ -279,7 +291,7 @@ def report(corpus: str, rounds: list[dict[str, dict[str, float]]], parts: list[s
         print(f"| {way} | {rows:.1f} | {rate / 1e9:.0f} | {share:.0%} |")
     print()
     for part in parts:
-        if part in "abc":
+        if part in "abcf":
             *others, ours = PARTS[part]
             for other in others:
                 ratio = middle(lambda r, a=ours, b=other: r[a]["rows_per_second"] / r[b]["rows_per_second"])  # type: ignore[misc]

@@ -86,7 +86,7 @@ def test_the_quickstart_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None
     tmp_path.chmod(0o755)
     members = [f"teachers.{number}" for number in range(2)] + [f"students.{number}" for number in range(4)]
     shorter = [f"{member}.{change}" for member in members for change in ("epochs=1", "batch_size=256")]
-    changes = [*shorter, "report.latency=false", "--nodes=2", "--cpus=2", "--gpus=2", "--time=20"]
+    changes = [*shorter, "launch.processes=2", "report.latency=false", "--nodes=2", "--cpus=2", "--gpus=2", "--time=20"]
     pipeline = Pipeline(cluster, "quickstart", tmp_path, *changes, name="quickstart")
     pipeline.finish()
     assert "4 ranks" in pipeline.log()
