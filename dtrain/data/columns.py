@@ -3,6 +3,7 @@
 A Python object a value would take a gibibyte for a million titles. These columns read and compare as lists do:
 
     TextColumn       UTF-8 bytes, from 4 MiB on in a file that has no name; 12 bytes a row in memory
+    JsonColumn       lists and mappings, as such a text
     LabelColumn      the number of each row's label, 4 bytes, and each label once
     NumberColumn     float64, 8 bytes
     LabelSetColumn   the numbers of a row's labels, 4 bytes each and 12 a row
@@ -14,6 +15,7 @@ None in a row without a label is kept apart from an empty list.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -174,6 +176,31 @@ class TextColumn(Column[str]):
             block = self._bytes.read(low, high)
             for start, size in zip(starts, sizes, strict=True):
                 yield block[start - low : start - low + size]
+
+
+class JsonColumn(Column[Any]):
+    """A value a row that is made of lists, mappings, texts and numbers; a text column of what JSON makes of it."""
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._texts = TextColumn()
+        super().__init__(values)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def append(self, value: Any) -> None:
+        self._texts.append(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+    def take(self, index: np.ndarray) -> Self:
+        taken = type(self)()
+        taken._texts = self._texts.take(index)
+        return taken
+
+    def _get(self, row: int) -> Any:
+        return json.loads(self._texts[row])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(json.loads, self._texts)
 
 
 def hashes(*columns: TextColumn) -> np.ndarray:

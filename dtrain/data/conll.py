@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from dtrain.data.columns import JsonColumn
 from dtrain.data.files import Source
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems
@@ -23,7 +26,27 @@ class Sentence:
     tags: list[str] | None = None
 
 
-def read_conll(source: Source, text: Column, label: Column, tagged: bool, problems: Problems) -> list[Sentence]:
+class Sentences(Sequence[Sentence]):
+    """The sentences of a file, a few bytes of each in memory."""
+
+    def __init__(self) -> None:
+        self._column = JsonColumn()
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def append(self, sentence: Sentence) -> None:
+        """Add one; nothing that is done to it afterwards counts."""
+        self._column.append([sentence.line, sentence.tokens, sentence.tags])
+
+    def __getitem__(self, number: Any) -> Any:
+        return Sentence(*self._column[number])
+
+    def __iter__(self) -> Iterator[Sentence]:
+        return (Sentence(*parts) for parts in self._column)
+
+
+def read_conll(source: Source, text: Column, label: Column, tagged: bool, problems: Problems) -> Sentences:
     """The sentences of one file.
 
     Columns are parted by tabs where a line has one, else by runs of blanks; other white space can be a token.
@@ -33,12 +56,14 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
     Args:
         tagged: whether tags are read; a test file of a single column has none even so.
     """
-    sentences: list[Sentence] = []
+    sentences = Sentences()
     current: Sentence | None = None
     width = first = 0
     for number, line in numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key):
         columns = split_columns(line)
         if not line.strip(" \t") or columns[0] == DOCUMENT_START:
+            if current is not None:
+                sentences.append(current)
             current = None
             continue
         if not width:
@@ -46,7 +71,7 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
             wrong = _missing(width, text, label, tagged and not (source.part == "test" and width == 1))
             if wrong:
                 problems.add(f"{source.name}:{number}: {wrong}")
-                return []
+                return sentences
         try:
             if not columns[0]:
                 raise ValueError("has no token, or one of blanks that cannot be told from the separator (use tabs)")
@@ -63,10 +88,11 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
             continue
         if current is None:
             current = Sentence(number, tags=None if tag is None else [])
-            sentences.append(current)
         current.tokens.append(token)
         if tag is not None and current.tags is not None:
             current.tags.append(tag)
+    if current is not None:
+        sentences.append(current)
     return sentences
 
 

@@ -118,7 +118,7 @@ class EncodedSplit:
         """Several parts (of the same tokenizer) one after another: a view of their tokens, types and tags."""
         if len(parts) == 1:
             return parts[0]
-        first = parts[0]
+        first, loads = parts[0], [part.load_rows for part in parts]  # the parts' own arrays are let go
         kinds = {(p.pad_id, p.types is None, p.specials, p.tags is None, p.values is None) for p in parts}
         if len(kinds) != 1 or len({p.documents is None for p in parts}) != 1:
             raise ValueError("parts of different tokenizers")
@@ -142,7 +142,7 @@ class EncodedSplit:
             types=viewed("types"),
             offsets=counted("offsets"),
             pad_id=first.pad_id,
-            load_rows=lambda: concatenate_datasets([part.rows() for part in parts]),
+            load_rows=lambda: concatenate_datasets([load() for load in loads]),
             frame=first.frame,
             values=viewed("values"),
             value_offsets=counted("value_offsets"),

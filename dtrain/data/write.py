@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets.table import MemoryMappedTable
 
 from dtrain.data.columns import CODEC, hash_of
 from dtrain.recipe.data import Data
@@ -60,24 +61,32 @@ def token_share(folder: Path, parts: Sequence[str], token: int | None) -> float:
 
 
 @contextmanager
-def streamed(columns: Mapping[str, Iterable[Any]], features: Features, path: Path) -> Iterator[Dataset]:
-    """Rows that are given column by column, as a file that is mapped; it is gone at the end of the region.
+def streamed(blocks: Iterable[Mapping[str, Sequence[Any]]], features: Features, path: Path) -> Iterator[Dataset]:
+    """Rows that come block by block, as a file that is mapped; it is gone at the end of the region.
 
     Args:
-        columns: by name, a value a row in order; they are read once, side by side.
+        blocks: columns by name, some rows each.
     """
     schema = features.arrow_schema
-    values = {name: iter(columns[name]) for name in schema.names}
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        while True:
-            block = [pa.array(list(islice(values[each.name], BLOCK)), each.type) for each in schema]
-            if not len(block[0]):
-                break
-            writer.write_batch(pa.record_batch(block, schema=schema))
+        for block in blocks:
+            arrays = [pa.array(block[each.name], each.type) for each in schema]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
     try:
-        yield Dataset.from_file(str(path))
+        # By default the fingerprint is of the file's time, too.
+        yield Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)
     finally:
         path.unlink()
+
+
+def in_blocks(columns: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, list[Any]]]:
+    """Columns, which are read once and side by side, as blocks of rows."""
+    values = {name: iter(column) for name, column in columns.items()}
+    while True:
+        block = {name: list(islice(column, BLOCK)) for name, column in values.items()}
+        if not all(block.values()):
+            return
+        yield block
 
 
 class RowSummary:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dtrain.data import columns as module
 from dtrain.data.columns import (
     Column,
+    JsonColumn,
     KeyColumn,
     LabelColumn,
     LabelSetColumn,
@@ -35,6 +36,7 @@ LABELS = st.sampled_from(["a", "b", "ß", ""])
 SPANS = st.builds(Span, st.integers(0, 9), st.integers(10, 20), LABELS)
 VALUES: dict[type[Column[Any]], st.SearchStrategy[Any]] = {
     TextColumn: st.text(max_size=8),
+    JsonColumn: st.lists(st.none() | st.integers() | st.text(max_size=3), max_size=3),
     LabelColumn: st.none() | LABELS,
     NumberColumn: st.none() | st.floats(-1e18, 1e18),
     LabelSetColumn: st.none() | st.lists(LABELS, max_size=3),

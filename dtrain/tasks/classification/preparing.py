@@ -14,7 +14,7 @@ from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
-from dtrain.data.write import Batch, RowSummary, map_rows, streamed
+from dtrain.data.write import Batch, RowSummary, in_blocks, map_rows, streamed
 from dtrain.recipe.data import Data
 from dtrain.recipe.models import EncoderSpec
 from dtrain.runfolder import write_json
@@ -59,7 +59,7 @@ class TextPreparing(Preparing):
             }
             first_id += len(rows)
             normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
-            with streamed(table, features, folder / "raw.arrow") as raw:
+            with streamed(in_blocks(table), features, folder / "raw.arrow") as raw:
                 dataset = map_rows(raw, normalize, features, data, folder / "scratch")
             dataset.save_to_disk(folder / part)
             summary.add(part, dataset)

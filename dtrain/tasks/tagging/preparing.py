@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Features, List, Value
 
 from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import Corpus
@@ -17,7 +16,7 @@ from dtrain.data.pieces import cut
 from dtrain.data.schemes import number_tags
 from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import character_tokenizer, student_tokenizer
-from dtrain.data.write import Batch, RowSummary
+from dtrain.data.write import BLOCK, Batch, RowSummary, streamed
 from dtrain.recipe.data import Data
 from dtrain.recipe.models import EncoderSpec
 from dtrain.runfolder import write_json
@@ -58,11 +57,11 @@ class DocumentPreparing(Preparing):
         pieces: dict[str, int] = {}
         first_document = 0
         for part, rows in corpus.parts.items():
-            table = _pieces(rows, data.max_length - 2, types, part == "train", sum(pieces.values()), first_document)
-            dataset = Dataset(table)
-            dataset.save_to_disk(folder / part)
-            summary.add(part, dataset)
-            pieces[part] = len(dataset)
+            blocks = _pieces(rows, data.max_length - 2, types, part == "train", sum(pieces.values()), first_document)
+            with streamed(blocks, FEATURES, folder / "raw.arrow") as dataset:
+                dataset.save_to_disk(folder / part)
+                summary.add(part, dataset)
+                pieces[part] = len(dataset)
             first_document += len(rows)
         info = {
             "format": 1,
@@ -113,24 +112,23 @@ class _EncodeCharacters:
 
 def _pieces(
     rows: Rows, limit: int, types: dict[str, int], spare_entities: bool, first_id: int, first_document: int
-) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES if name not in ("id", "tags")}
-    tags: list[np.ndarray] = []
-    for number, (text, spans) in enumerate(zip(rows.text, rows.spans, strict=True)):
-        if spans is None:
-            tags.append(np.full(len(text), -1, dtype=np.int16))
-        else:
-            tags.append(number_tags(spans, len(text), types))
+) -> Iterator[dict[str, list[Any]]]:
+    """The pieces of documents in order, in blocks."""
+    block: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    for number, (text, spans, key) in enumerate(zip(rows.text, rows.spans, rows.key, strict=True)):
+        tags = np.full(len(text), -1, dtype=np.int16) if spans is None else number_tags(spans, len(text), types)
         for start, end in cut(text, limit, spans or () if spare_entities else ()):
-            columns["key"].append(rows.key[number])
-            columns["text"].append(text[start:end])
-            columns["label"].append(-1 if spans is None else 0)
-            columns["document"].append(first_document + number)
-            columns["start"].append(start)
-            columns["file"].append(rows.file[number])
-            columns["line"].append(rows.line[number])
-    # Pieces make up their documents, so that the tags of all of them in order are those of the documents.
-    ends = np.cumsum([0, *map(len, columns["text"])])
-    listed = pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), pa.array(np.concatenate(tags)))
-    ids = np.arange(first_id, first_id + len(columns["text"]))
-    return pa.table({"id": ids, "tags": listed, **columns}, schema=FEATURES.arrow_schema)
+            block["id"].append(first_id)
+            block["key"].append(key)
+            block["text"].append(text[start:end])
+            block["tags"].append(tags[start:end])
+            block["label"].append(-1 if spans is None else 0)
+            block["document"].append(first_document + number)
+            block["start"].append(start)
+            block["file"].append(rows.file[number])
+            block["line"].append(rows.line[number])
+            first_id += 1
+        if len(block["id"]) >= BLOCK:
+            yield block
+            block = {name: [] for name in FEATURES}
+    yield block

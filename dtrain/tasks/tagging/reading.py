@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dtrain.data.columns import JsonColumn
 from dtrain.data.conll import Sentence, join_tokens, read_conll, spread
 from dtrain.data.corpus import Corpus
 from dtrain.data.files import HUB, SUFFIXES, Source, resolve_path, suffix_of
@@ -123,7 +126,7 @@ class SentenceReader:
     def __init__(self, source: Source, file: int, scheme: str, strict: bool, problems: Problems) -> None:
         self.source, self.file, self.scheme, self.strict, self.problems = source, file, scheme, strict, problems
 
-    def read(self, sentences: list[Sentence], rows: Rows) -> None:
+    def read(self, sentences: Sequence[Sentence], rows: Rows) -> None:
         """Append the sentences to `rows`."""
         name = self.source.name
         if not sentences and not self.problems:
@@ -180,7 +183,13 @@ class SpanReader(RecordReader):
 
     def __init__(self, *what: Any) -> None:
         super().__init__(*what)
-        self.given: list[tuple[int, list[GivenSpan]]] = []  # row and its spans
+        self._rows, self._spans = array("q"), JsonColumn()  # those that have spans
+
+    @property
+    def given(self) -> Iterator[tuple[int, list[GivenSpan]]]:
+        """Rows, and the spans that the file gives them."""
+        for row, spans in zip(self._rows, self._spans, strict=True):
+            yield row, [GivenSpan(*span) for span in spans]
 
     def add(self, line: int, record: Record) -> None:
         """Append one record as a document; an empty text is left out, unless wanted."""
@@ -191,7 +200,8 @@ class SpanReader(RecordReader):
             self.empty += 1
             return
         if given is not None:
-            self.given.append((len(self.rows), given))
+            self._rows.append(len(self.rows))
+            self._spans.append(given)
         self.rows.append(text, key, self.number, line, spans=None)
 
     def _given(self, record: Record) -> list[GivenSpan] | None:
