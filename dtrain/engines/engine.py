@@ -1,13 +1,14 @@
 """What training asks of the hardware: placement, precision, synchronisation, clipping, weights and state as a whole.
 
-`Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP). `engine_fsdp`
-and `engine_zero` spread it over the ranks instead; `engines` picks the one that the launch asks for.
+`Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP). Those of `fsdp`
+and `zero` spread it over the ranks instead; `choose` picks the one that the launch asks for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.engines.lamb import Lamb
 from dtrain.engines.optim import step_count
@@ -54,7 +56,9 @@ class Engine:
         self.module = model.to(world.device)
         self.model: nn.Module = self.module
         if self.data_parallel:
-            self.model = world.accelerator.prepare_model(self.module)
+            # Not by Accelerate, which has a rank's inputs moved to the GPU of the rank's number: over gloo, ranks may share
+            # one. Gradients lie in the buckets that are sent, and not once more beside them.
+            self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
 
     def _place(self, world: World, model: nn.Module, data_parallel: bool, precision: str) -> None:
         self.world = world
@@ -208,13 +212,16 @@ class Engine:
         """Free the memory of the weights and the optimizer's state; the engine is of no use after this.
 
         That nobody needs this object any more does not free it: the traceback of a failure may refer to it, weights that
-        were part of a stack keep the whole stack, and Accelerate keeps every model that it has prepared.
+        were part of a stack keep the whole stack, and DDP's buckets are freed with its wrapper.
         """
         self.optimizer.state.clear()
         for parameter in self.module.parameters():
             parameter.grad, parameter.data = None, torch.empty(0, device=parameter.device)
         if self.data_parallel:
-            self.world.accelerator.free_memory()
+            self.model = self.module
+            gc.collect()
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _collected(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Copy to the CPU one by one: the device may not have room for all whole tensors at once."""

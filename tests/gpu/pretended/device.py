@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.cuda.amp.common
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp._fully_shard import _fsdp_init
 from torch.overrides import TorchFunctionMode
 
 from tests.gpu.pretended.tensors import CUDA, WAITS, Factories, OnDevice
@@ -117,6 +119,7 @@ def install(name: str = "NVIDIA H100 80GB HBM3", capability: tuple[int, int] = (
         "synchronize": lambda *args, **named: WAITS.add("synchronize"),
         "_lazy_init": lambda *args, **named: None,
         "is_available": lambda: True,
+        "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": lambda device: None,
@@ -142,6 +145,11 @@ def install(name: str = "NVIDIA H100 80GB HBM3", capability: tuple[int, int] = (
     nn.Module.to = _module_to  # type: ignore[assignment,method-assign]
     nn.Module.cpu = lambda self: self.to("cpu")  # type: ignore[method-assign]
     nn.Module.cuda = lambda self, device=None: self.to("cuda")  # type: ignore[method-assign]
+    # DDP's times of its passes, which it takes with events of CUDA.
+    dist.Logger.set_runtime_stats_and_log = lambda self: None  # type: ignore[attr-defined]
+    nn.parallel._functions._streams = [None]  # of the device's copies of inputs, which DDP lists by number
+    # FSDP2 changes a buffer's device in place, see `_module_to`; the engine moves buffers after it.
+    _fsdp_init._move_states_to_device = lambda params, buffers, device: None
     pool = concurrent.futures.ThreadPoolExecutor
     pool.submit = _in_threads(pool.submit)  # type: ignore[method-assign]
     for mode in (Tensors(), Factories()):

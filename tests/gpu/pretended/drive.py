@@ -13,10 +13,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-    os.environ.pop(_name, None)
 
-from tests.gpu.pretended import backend  # noqa: E402
+from tests.gpu.pretended import backend
 
 backend.load()
 
@@ -107,14 +105,19 @@ def run(job: dict[str, Any], main: Callable[[list[str]], int]) -> dict[str, Any]
     return result
 
 
-def main() -> None:
-    jobs, results = (Path(word) for word in sys.argv[1:3])
+def start() -> None:
+    """The device in its place, and this process ready to run jobs."""
     device.install()
     check_device()
-    from dtrain.__main__ import main as dtrain
-
     watch_steps()
     move_before_optimizers()
+
+
+def main() -> None:
+    jobs, results = (Path(word) for word in sys.argv[1:3])
+    start()
+    from dtrain.__main__ import main as dtrain
+
     found = {}
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         found[job["name"]] = run(job, dtrain)

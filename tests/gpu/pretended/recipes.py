@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,34 @@ students:
     adversarial: {{type: fgm}}
 """
 
+# Of two ranks: recurrent weights, layers that are computed again, micro-batches, both passes of an adversary.
+SPREAD = """\
+name: spread
+data:
+  train: {folder}/train.jsonl
+  transfer: {folder}/more.txt
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+teachers:
+  - &teacher
+    name: rcnn
+    model: {{type: text_rcnn, embedding: 8, hidden: 8}}
+    epochs: 1
+    batch_size: 10
+    precision: bf16
+    clip: 1.0
+  - <<: *teacher
+    name: nezha
+    model: {{type: nezha, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
+    precision: fp16
+    accumulation: 2
+    activation_checkpointing: true
+    optimizer: {{type: lamb, lr: 0.01}}
+    adversarial: {{type: fgm}}
+knowledge: {{shard_rows: 32, batch_tokens: 256}}
+students: [{{name: none, model: {{type: textcnn}}}}]
+"""
+
 RECIPES = {
     "several": SEVERAL,
     "layers": LAYERS,
@@ -326,7 +355,7 @@ RECIPES = {
 TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅", "money": "股票基金银行利率"}
 
 
-def write(folder: Path) -> dict[str, Path]:
+def write(folder: Path, recipes: Mapping[str, str] = RECIPES) -> dict[str, Path]:
     """The recipes by task, with their data, as files in `folder`."""
     draw = random.Random(0)
 
@@ -356,7 +385,7 @@ def write(folder: Path) -> dict[str, Path]:
         tagged.append("\n")
     (folder / "train.bmes").write_text("".join(tagged), encoding="utf-8")
     paths = {}
-    for task, recipe in RECIPES.items():
+    for task, recipe in recipes.items():
         paths[task] = folder / f"{task}.yaml"
         name, _, rest = recipe.partition("\n")
         paths[task].write_text((f"{name}\n" + COMMON + rest).format(folder=folder), encoding="utf-8")

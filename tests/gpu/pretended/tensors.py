@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
@@ -35,6 +36,8 @@ SIZED = {
     "aten::unique_consecutive",
     "aten::is_nonzero",
 }
+SENT: set[int] = set()  # addresses of what went through collectives
+ELSEWHERE = ("?", "?")
 
 
 class Mixed(RuntimeError):
@@ -79,7 +82,7 @@ def _place() -> tuple[str, str]:
         if inside:
             return path, frame.f_code.co_qualname.replace(".<locals>", "")
         frame = frame.f_back  # type: ignore[assignment]
-    return "?", "?"
+    return ELSEWHERE
 
 
 class OnDevice(Tensor):
@@ -156,6 +159,8 @@ class Factories(TorchDispatchMode):
     """Operators that make tensors on the device from none."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # its own dispatch comes back with the tensors inside of it
         return run(function, args, kwargs or {})
 
 
@@ -170,6 +175,8 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
     if not ours and not to_cuda:
         return function(*args, **kwargs)
+    if name.startswith("c10d::"):  # gloo answers with the very tensors it was given
+        SENT.update(tensor.inner.untyped_storage().data_ptr() for tensor in ours)
     if ours:
         _refuse_mixed(function, name, args, tensors)
         _count_waits(function, name, args, kwargs, device)
@@ -240,8 +247,13 @@ def _count_waits(function: Any, name: str, args: Any, kwargs: dict[str, Any], de
         non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
         if not isinstance(args[0], OnDevice):
             WAITS.add("copy to the host")
-        elif not isinstance(args[1], OnDevice) and not non_blocking:
+        elif not (isinstance(args[1], OnDevice) or non_blocking or _answer_of_gloo(args[1])):
             WAITS.add("copy to the device that blocks")
+
+
+def _answer_of_gloo(tensor: Tensor) -> bool:
+    """Whether DDP copies this from a collective's answer, which on a real device is the bucket itself."""
+    return tensor.untyped_storage().data_ptr() in SENT and _place() == ELSEWHERE
 
 
 # --- kernels that a CPU does not have --------------------------------------------------------------------------------
