@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from dtrain.recipe import Recipe
 
 DEFAULT_GB = 80.0
 PRECISIONS = ("_bf16", "_fp16")
+TRAINED_BY_ALL = (("pretrain", "pretrain"), ("finetune", "teachers"))  # stages, and the sections that they train
 
 
 def run(
@@ -65,12 +67,14 @@ def bytes_of(text: str) -> float:
 
 
 def warnings(recipe: Recipe) -> list[str]:
-    """What `dtrain check` warns of: teachers that will not fit the GPUs that are here; nothing where there are none."""
+    """What `dtrain check` warns of: what will not fit the GPUs that are here; nothing where there are none."""
     here, size = torch_sees()
-    if not here:
-        return []
-    try:
-        way = way_of(recipe.launch.accelerate_config)
-    except InputError:
-        return []  # a config of the user's own
-    return unfit(recipe, Gpus(1, here, size), way)
+    told: list[str] = []
+    for stage, section in TRAINED_BY_ALL if here else ():
+        special = recipe.launch.stages.get(stage)
+        processes = (special and special.processes) or recipe.launch.processes
+        config = (special and special.accelerate_config) or recipe.launch.accelerate_config
+        with contextlib.suppress(InputError):  # a config of the user's own
+            way = way_of(config)
+            told += unfit(recipe, section, Gpus(1, here if processes == "auto" else int(processes), size), way)
+    return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ class Member:
     Attributes:
         config: of its transformer; None without one.
         length: tokens of a row, the most that `data.max_length` allows.
-        rows: of a step over all ranks.
+        precision: 'fp32', 'bf16' or 'fp16'.
         assumed: what was not known, in words.
+        predicted: masked tokens of a row, in pre-training.
     """
 
     spec: TrainSpec
@@ -48,19 +49,33 @@ class Member:
     length: int
     precision: str
     assumed: tuple[str, ...]
+    predicted: int = 0
 
     @property
     def rows(self) -> int:
-        return self.spec.batch_size or max(1, (self.spec.batch_tokens or 0) // self.length)
+        """Of a step over all ranks; of several phases, in the one that has most."""
+        return max(self._rows(training) for training in self._trainings)
 
     def micro_batch(self, ranks: int) -> int:
         """Rows of one rank's largest micro-batch."""
-        return -(-self.rows // (ranks * self.spec.accumulation))
+        return max(-(-self._rows(training) // (ranks * training.accumulation)) for training in self._trainings)
+
+    @property
+    def passes(self) -> int:
+        """Backward passes of a step."""
+        return self.spec.accumulation * (2 if self.spec.adversarial else 1)
+
+    @property
+    def _trainings(self) -> Sequence[TrainSpec]:
+        return self.spec.trainings if isinstance(self.spec, Student) else [self.spec]
+
+    def _rows(self, training: TrainSpec) -> int:
+        return training.batch_size or max(1, (training.batch_tokens or 0) // self.length)
 
     @functools.cached_property
     def shape(self) -> Shape:
         if self.config is not None:
-            return transformer_shape(self.config)
+            return transformer_shape(self.config, self.predicted)
         with contextlib.suppress(Exception), FakeTensorMode():
             sizes = [p.numel() for p in self._make().parameters()]
             return Shape(sum(sizes), len(sizes), 0, 0, max(sizes))
@@ -70,7 +85,7 @@ class Member:
 
     def activations(self, checkpointing: bool) -> Activations:
         if self.config is not None:
-            return transformer_activations(self.config, self.length, self.precision, checkpointing)
+            return transformer_activations(self.config, self.length, self.precision, checkpointing, self.predicted)
         with contextlib.suppress(Exception):
             return module_activations(self._make, self.length, self.precision)
         # LSTMs look at numbers, which fake tensors have not. cuDNN keeps four gates and two states a direction; about as
@@ -85,22 +100,49 @@ class Member:
 
 
 def members_of(recipe: Recipe, section: str) -> Iterator[Member]:
-    """Those of `teachers` or `students`; teachers from a folder (`from`) are not trained, and left out."""
+    """Those of `teachers` or `students`; teachers from a folder (`from`) are not trained, and left out.
+
+    Of `pretrain`, its phases.
+    """
+    if section == "pretrain":
+        yield from _phases(recipe)
+        return
     for view in recipe.views():
         found: list[Teacher | Student] = getattr(view, section)
         for spec in found:
             if isinstance(spec.model, ExternalSpec):
                 continue
-            config, assumed = _config(spec.model)
-            precision = "bf16" if spec.precision == "auto" else spec.precision
-            yield Member(spec, config, view.data.max_length, precision, tuple(assumed))
+            config, assumed = _config(spec.model, recipe)
+            yield Member(spec, config, _length(spec, view), _precision(spec), tuple(assumed))
 
 
-def _config(model: Architecture) -> tuple[dict[str, Any] | None, list[str]]:
+def _phases(recipe: Recipe) -> Iterator[Member]:
+    if recipe.pretrain is None:
+        return
+    for number, phase in enumerate(recipe.pretrain.phases):
+        spec = recipe.pretrain.training(number)
+        config, assumed = _config(spec.model, recipe)
+        predicted = max(1, round(recipe.pretrain.masking.share * phase.max_length))
+        yield Member(spec, config, phase.max_length, _precision(spec), tuple(assumed), predicted)
+
+
+def _length(spec: TrainSpec, view: Recipe) -> int:
+    """Tokens of its longest rows: those of plain text have a length of their own."""
+    phases = spec.phases or [] if isinstance(spec, Student) else []
+    return max([view.data.max_length, *(phase.max_length or 0 for phase in phases)])
+
+
+def _precision(spec: TrainSpec) -> str:
+    return "bf16" if spec.precision == "auto" else spec.precision
+
+
+def _config(model: Architecture, recipe: Recipe) -> tuple[dict[str, Any] | None, list[str]]:
     """The configuration of the transformer in a model, and what was assumed."""
     encoder = model.transformer
     if encoder is None:
         return None, [f"a vocabulary of {WORDS:,} words"]
+    if encoder.made_here and recipe.pretrain is not None:
+        return _config(recipe.pretrain.model, recipe)
     kind = str(encoder.type)
     if not encoder.pretrained:
         hidden, layers, heads = encoder.shape()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dtrain.knowledge.kinds import find_kind
 from dtrain.planning.members import Member, members_of
 from dtrain.planning.trial import Activations
 from dtrain.planning.ways import GIB, PREFERRED, WAYS, Memory, memory, most_rows, room, sent
 from dtrain.recipe import Recipe
+from dtrain.recipe.training import Student
 from dtrain.students.plan import MOST_FUSED
+from dtrain.tasks.rules import rules_of
 
 MILLION = 1_000_000
 
@@ -58,22 +61,20 @@ def ways_of(member: Member, gpus: Gpus, only: str | None = None) -> list[Trained
 
 
 def _trained(member: Member, way: str, checkpointing: bool, each: Activations, gpus: Gpus, free: float) -> Trained:
-    rows, optimizer = member.micro_batch(gpus.ranks), member.spec.optimizer.type
-    how = {"ranks": gpus.ranks, "optimizer": optimizer, "precision": member.precision}
+    rows = member.micro_batch(gpus.ranks)
+    how: dict[str, Any] = {
+        "ranks": gpus.ranks,
+        "optimizer": member.spec.optimizer.type,
+        "precision": member.precision,
+        "passes": member.passes,
+    }
     return Trained(
         way,
         checkpointing,
-        memory(way, member.shape, each.of(rows), ranks=gpus.ranks, optimizer=optimizer, precision=member.precision),
+        memory(way, member.shape, each.of(rows), **how),
         rows,
         most_rows(way, member.shape, each, free, **how),
-        sent(
-            way,
-            member.shape,
-            ranks=gpus.ranks,
-            optimizer=optimizer,
-            precision=member.precision,
-            passes=member.spec.accumulation * (2 if member.spec.adversarial else 1),
-        ),
+        sent(way, member.shape, **how),
         each.how,
     )
 
@@ -110,19 +111,22 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
         f"{room(gpus.memory) / GIB:.1f} may be used; GB of 2^30 bytes",
         "t: tracked on fake tensors of 2 and 4 layers, with lines through them; f: by formula",
     ]
-    for member in members_of(recipe, "teachers"):
-        told += ["", *_teacher(member, gpus, only)]
-    told += ["", *_store(recipe, rows)] if recipe.teachers else []
+    for section, name in (("pretrain", "pretrain"), ("teachers", "teacher")):
+        for member in members_of(recipe, section):
+            told += ["", *_trained_by_all(f"{name} {member.spec.name}", member, gpus, only)]
+    store = _store(recipe, rows)
+    told += ["", *store] if store else []
     told += ["", *_students(recipe, gpus)] if recipe.students else []
     return told
 
 
-def _teacher(member: Member, gpus: Gpus, only: str | None) -> list[str]:
+def _trained_by_all(name: str, member: Member, gpus: Gpus, only: str | None) -> list[str]:
+    """A table of the ways to train what all ranks train together, and the one that it would take."""
     spec, shape = member.spec, member.shape
     found = ways_of(member, gpus, only)
     mark = "t" if found[0].how == "tracked" else "f"
     told = [
-        f"teacher {spec.name}: {spec.model.type}, {shape.parameters / 1e6:,.1f} M parameters, {member.precision}, "
+        f"{name}: {spec.model.type}, {shape.parameters / 1e6:,.1f} M parameters, {member.precision}, "
         f"{spec.optimizer.type}; {member.rows} rows a step, {found[0].rows} of {member.length} tokens in a micro-batch"
         + "".join(f"; assumed: {words}" for words in member.assumed),
         f"  {'':29}{'weights':>9}{'grads':>8}{'optim.':>8}{'buffers':>9}{'activ.':>8}{'peak':>8}      {'rows':>7}{'sent':>9}",
@@ -151,11 +155,17 @@ def _store(recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
     for view in recipe.views():
         outputs = view.knowledge.outputs or ["logits"]
         size = 4 if view.knowledge.dtype == "float32" else 2
+        read = {name for student in view.students for name in student.reads.stored}
+        number = rules_of(view.data.task).logits == "number"
         for member in members_of(view, "teachers"):
+            if view.students and member.spec.name not in read:
+                continue  # nothing is stored that no student reads
             width = 0
             for name in outputs:
                 kind = find_kind(name)
-                own = view.knowledge.top_k or LABELS if kind.top_k else LABELS
+                labels = 1 if number else LABELS
+                # Of the largest numbers, one more says what the others add up to, and each has its class beside it.
+                own = 2 * view.knowledge.top_k + 1 if kind.top_k and view.knowledge.top_k else labels
                 if name == "features":
                     own = member.spec.model.feature_width or BASE_FEATURES
                 width += own * (member.length if kind.per_token else 1)
@@ -164,7 +174,7 @@ def _store(recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
             )
             told.append(
                 f"store of {member.spec.name}: {count * width * size / GIB:.3f} GB{of}: {', '.join(outputs)}, "
-                f"{view.knowledge.dtype} (f; {LABELS} labels assumed)"
+                f"{view.knowledge.dtype} (f{'' if number else f'; {LABELS} labels assumed'})"
             )
     return told
 
@@ -176,39 +186,46 @@ BASE_FEATURES = 768
 def _students(recipe: Recipe, gpus: Gpus) -> list[str]:
     """One line for each shape of a student."""
     told: dict[str, str] = {}
+    teachers = {member.spec.name: member for member in members_of(recipe, "teachers")}
     for member in members_of(recipe, "students"):
+        assert isinstance(member.spec, Student)
         each = member.activations(member.spec.activation_checkpointing)
-        one = memory(
-            "ddp",
-            member.shape,
-            each.of(member.micro_batch(1)),
-            ranks=1,
-            optimizer=member.spec.optimizer.type,
-            precision=member.precision,
-        )
-        beside = int(room(gpus.memory) / one.peak)
-        key = f"{member.spec.model.model_dump_json()} {member.rows} {member.precision}"
+        how: dict[str, Any] = {"ranks": 1, "optimizer": member.spec.optimizer.type, "precision": member.precision}
+        one = memory("ddp", member.shape, each.of(member.micro_batch(1)), **how)
+        online = [name for name in member.spec.reads.online if name in teachers]
+        ranks = gpus.ranks if recipe.knowledge.sharded else 1
+        taken = sum(_answering(teachers[name]) for name in online) / ranks
+        beside = max(0, int((room(gpus.memory) - taken) / one.peak))
+        key = f"{member.spec.model.model_dump_json()} {member.rows} {member.precision} {online}"
         mark = "t" if each.how == "tracked" else "f"
         told.setdefault(
             key,
             f"student {member.spec.name}: {member.spec.model.type}, {member.shape.parameters / 1e6:,.2f} M parameters: "
             f"{one.peak / GIB:.2f} GB ({mark}), {min(beside, MOST_FUSED)} beside each other on a GPU"
-            + (f" (room for {beside}; groups are of {MOST_FUSED} at most)" if beside > MOST_FUSED else ""),
+            + (f" (room for {beside}; groups are of {MOST_FUSED} at most)" if beside > MOST_FUSED else "")
+            + (f", beside {taken / GIB:.2f} GB (f) of {', '.join(online)}, asked in training" if online else ""),
         )
     return list(told.values())
 
 
-def unfit(recipe: Recipe, gpus: Gpus, only: str) -> list[str]:
-    """What to warn of: teachers that do not fit these GPUs by the config that the recipe names."""
+def _answering(teacher: Member) -> float:
+    """Bytes of the weights of a teacher that answers beside students; its layers' are rounded to its precision."""
+    shape = teacher.shape
+    layers = shape.block * shape.layers
+    return (4.0 if teacher.precision == "fp32" else 2.0) * layers + 4.0 * (shape.parameters - layers)
+
+
+def unfit(recipe: Recipe, section: str, gpus: Gpus, only: str) -> list[str]:
+    """What to warn of: members of a section that do not fit these GPUs by the config that the recipe names."""
     told = []
-    for member in members_of(recipe, "teachers"):
+    for member in members_of(recipe, section):
         found = ways_of(member, gpus, only)
         asked = next(
             one for one in found if one.checkpointing == (member.spec.activation_checkpointing and len(found) > 1)
         )
         if not asked.fits:
             told.append(
-                f"teachers.{member.spec.name}: {asked.rows} rows of {member.length} tokens a micro-batch take about "
+                f"{section}.{member.spec.name}: {asked.rows} rows of {member.length} tokens a micro-batch take about "
                 f"{asked.memory.peak / GIB:.1f} GB of GPUs of {gpus.memory / GIB:.0f} by {only}; at most {asked.most} rows "
                 "fit: dtrain plan says which config, or accumulation, would do"
             )

@@ -34,6 +34,7 @@ from dtrain.planning.tracker import LiveBytes, held_by
 LAYERS = (2, 4)
 ROWS = (32, 64)
 CLASSES = 15
+Key = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -74,31 +75,41 @@ class Shape:
 
 
 class _WithHead(nn.Module):
-    """A transformer under the classifier of its first token."""
+    """A transformer under the classifier of its first token, or in pre-training under that of `predicted` tokens a row."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, key: Key) -> None:
         super().__init__()
+        values = dict(key)
+        self.predicted = int(values.pop("predicted"))
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
         self.encoder = AutoModel.from_config(config, attn_implementation="sdpa")
-        self.head = nn.Linear(config.hidden_size, CLASSES)
+        width = config.hidden_size
+        self.transform = nn.Sequential()
+        self.head = nn.Linear(width, config.vocab_size if self.predicted else CLASSES)
+        if self.predicted:
+            self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+            self.head.weight = self.encoder.get_input_embeddings().weight
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.head(states[:, 0])
+        return self.head(self.transform(states[:, : self.predicted or 1].flatten(0, 1)))
 
 
-def transformer_shape(config: dict[str, Any]) -> Shape:
-    """Parameters of a transformer with a small head, by a line from two small ones: exact."""
-    small, more = (_counts(_key(config, layers)) for layers in LAYERS)
+def transformer_shape(config: dict[str, Any], predicted: int = 0) -> Shape:
+    """Parameters of a transformer with its head, see `_WithHead`, by a line from two small ones: exact."""
+    small, more = (_counts(_key(config, layers, predicted)) for layers in LAYERS)
     layers = int(config["num_hidden_layers"])
     each = [(after - before) / (LAYERS[1] - LAYERS[0]) for before, after in zip(small, more, strict=True)]
     parameters, tensors = (round(first + more * (layers - LAYERS[0])) for first, more in zip(small, each, strict=True))
     return Shape(parameters, tensors, layers, round(each[0]), config["vocab_size"] * config["hidden_size"])
 
 
-def transformer_activations(config: dict[str, Any], length: int, precision: str, checkpointing: bool) -> Activations:
-    """Of a transformer of any number of layers over rows of `length` tokens."""
+def transformer_activations(
+    config: dict[str, Any], length: int, precision: str, checkpointing: bool, predicted: int = 0
+) -> Activations:
+    """Of a transformer of any number of layers over rows of `length` tokens, see `_WithHead`."""
     few, more = (
-        _lines(*(_peaks(_key(config, layers), rows, length, precision, checkpointing) for rows in ROWS))
+        _lines(*(_peaks(_key(config, layers, predicted), rows, length, precision, checkpointing) for rows in ROWS))
         for layers in LAYERS
     )
     steps = (int(config["num_hidden_layers"]) - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
@@ -121,30 +132,24 @@ def _lines(low: tuple[int, int], high: tuple[int, int]) -> tuple[tuple[float, fl
     return tuple((slope, a - slope * ROWS[0]) for slope, a in zip(slopes, low, strict=True))
 
 
-def _key(config: dict[str, Any], layers: int) -> tuple[tuple[str, Any], ...]:
+def _key(config: dict[str, Any], layers: int, predicted: int = 0) -> Key:
     """The configuration with this many layers, to be remembered by; no dropout of attention: see `_as_on_a_gpu`."""
     changed = {**config, "num_hidden_layers": layers, "attention_probs_dropout_prob": 0.0, "use_cache": False}
+    changed["predicted"] = predicted
     return tuple(sorted((key, value) for key, value in changed.items() if isinstance(value, (str, int, float))))
 
 
-def _config(key: tuple[tuple[str, Any], ...]) -> Any:
-    values = dict(key)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
 @functools.cache
-def _counts(key: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
+def _counts(key: Key) -> tuple[int, int]:
     with FakeTensorMode():
-        model = _WithHead(_config(key))
+        model = _WithHead(key)
         return sum(p.numel() for p in model.parameters()), len(list(model.parameters()))
 
 
 @functools.cache
-def _peaks(
-    key: tuple[tuple[str, Any], ...], rows: int, length: int, precision: str, checkpointing: bool
-) -> tuple[int, int]:
+def _peaks(key: Key, rows: int, length: int, precision: str, checkpointing: bool) -> tuple[int, int]:
     def make() -> nn.Module:
-        model = _WithHead(_config(key))
+        model = _WithHead(key)
         if checkpointing:
             model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
         return without_mask_checks(model, torch.device("cuda"))
@@ -163,22 +168,21 @@ def _step(
     with FakeTensorMode(allow_non_fake_inputs=True), _as_on_a_gpu(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = make().train()
+        for parameter in model.parameters():  # there from a step's first micro-batch on
+            parameter.grad = torch.empty_like(parameter)
         ids = torch.zeros(rows, length, dtype=torch.long)
-        mask, labels = torch.ones_like(ids), torch.zeros(rows, dtype=torch.long)
+        mask = torch.ones_like(ids)
         tracker = LiveBytes()
-        tracker.hold([*held_by(model), ids, mask, labels])
+        tracker.hold([*held_by(model), ids, mask])
         with tracker:
-            for _ in range(2):  # the gradients are there from the first
-                tracker.restart()
-                dtype = torch.bfloat16 if precision != "fp32" else torch.float32
-                with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
-                    answers = ask(model, ids, mask)
-                loss = functional.cross_entropy(answers.float(), labels, reduction="sum")
-                forward = tracker.peak.passing
-                tracker.restart()
-                loss.backward()
-                tracker.hold(held_by(model))
-                del answers, loss
+            dtype = torch.bfloat16 if precision != "fp32" else torch.float32
+            with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
+                answers = ask(model, ids, mask)
+            labels = torch.zeros(len(answers), dtype=torch.long)
+            loss = functional.cross_entropy(answers.float(), labels, reduction="sum")
+            forward = tracker.peak.passing
+            tracker.restart()
+            loss.backward()
         return forward, tracker.peak.passing
 
 

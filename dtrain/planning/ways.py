@@ -47,16 +47,18 @@ def room(memory: float) -> float:
     return (memory - KEPT_BACK) * USABLE
 
 
-def memory(way: str, shape: Shape, activations: float, *, ranks: int, optimizer: str, precision: str) -> Memory:
-    """What one GPU holds; `activations` in bytes."""
+def memory(
+    way: str, shape: Shape, activations: float, *, ranks: int, optimizer: str, precision: str, passes: int = 1
+) -> Memory:
+    """What one GPU holds; `activations` in bytes, of one of the `passes` backward passes of a step."""
     whole = shape.parameters
     state = 4.0 * MOMENTS[optimizer]
     directions = 4.0 if optimizer == "lamb" else 0.0  # LAMB makes all of a rank's directions before it scales them
     if ranks == 1:
         way = "ddp"
     if way == "ddp":
-        # DDP copies gradients into buckets of its own, and they stay there.
-        buckets = 4.0 * whole if ranks > 1 else 0.0
+        # Gradients lie in DDP's buckets; those of passes before the last, which sends them, beside these.
+        buckets = 4.0 * whole if ranks > 1 and passes > 1 else 0.0
         return Memory(4.0 * whole, 4.0 * whole, state * whole, buckets + directions * whole, activations, 0.0)
     share = whole / ranks
     if way == "fsdp2":
@@ -64,7 +66,8 @@ def memory(way: str, shape: Shape, activations: float, *, ranks: int, optimizer:
         # gradient of a layer is whole until it is scattered.
         rest = max(whole - shape.block * shape.layers, 0)
         gathered = 4.0 * (3 * shape.block + 2 * rest)
-        return Memory(4 * share, 4 * share, state * share, gathered + directions * share, activations, 4.0 * whole)
+        gradients = 4.0 * (share + (whole if passes > 1 else 0.0))  # whole until the last pass scatters them
+        return Memory(4 * share, gradients, state * share, gathered + directions * share, activations, 4.0 * whole)
     stage, half = int(way[4]), precision != "fp32"
     size = 2.0 if half else 4.0
     offload = way.endswith("_offload")
