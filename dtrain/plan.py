@@ -207,13 +207,16 @@ class Plan:
         )
 
     def _initial(self, member: Teacher | Student) -> list[str]:
-        """The teacher whose weights a model begins with, and the weights that are there now."""
+        """The teacher whose weights a model begins with, those whose scores are its measure, and the weights there now."""
         encoder = encoder_of(member.model)
-        if encoder is None or encoder.init is None:
-            return []
-        weights = self.folder.model("teachers", encoder.init.source) / "model.safetensors"
-        made = [self._file(weights)] if weights.is_file() else []
-        return [self.model("teachers", encoder.init.source), *made]
+        names = [encoder.init.source] if encoder is not None and encoder.init is not None else []
+        if isinstance(member, Student):
+            names += [name for teachers in member.measures.values() for name in teachers]
+        found = []
+        for name in names:
+            weights = self.folder.model("teachers", name) / "model.safetensors"
+            found += [self.model("teachers", name), *([self._file(weights)] if weights.is_file() else [])]
+        return found
 
     @property
     def search(self) -> str | None:

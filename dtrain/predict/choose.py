@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dtrain.data.problems import shown
 from dtrain.errors import InputError, suggest
 from dtrain.log import warn
@@ -76,4 +78,6 @@ def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
     kind, member = entry
     metrics = read_json(plan.folder.model(kind, member.name) / "metrics.json")
     scores = scores_of(metrics, plan.recipe.task)
+    if "loss" not in scores:  # a student of several tasks whose last phase was on others
+        return -math.inf
     return float(-scores["loss"] if member.metric == "loss" else scores[str(member.metric)])

@@ -147,18 +147,18 @@ def choose_teachers(
         return list(names)
     chosen: list[str] = []
     for pattern in patterns:
-        matched = _matching(pattern, names)
+        matched = matching(pattern, names)
         if not matched:
             allowed = ", ".join(names) or "none are defined"
-            of_others = [f"{name} is of task {elsewhere[name]!r}" for name in _matching(pattern, list(elsewhere))]
+            of_others = [f"{name} is of task {elsewhere[name]!r}" for name in matching(pattern, list(elsewhere))]
             hint = f": {of_others[0]}" if of_others else suggest(pattern, names)
             report("teachers", f"no teacher {pattern!r}{hint} (allowed: {allowed})")
         chosen += [n for n in matched if n not in chosen]
     return chosen
 
 
-def _matching(pattern: str, names: list[str]) -> list[str]:
-    """A teacher with a grid is also known by the name it had before the expansion."""
+def matching(pattern: str, names: list[str]) -> list[str]:
+    """The names that a name or a pattern stands for: a teacher with a grid is also known by the name it had before the expansion."""
     return [name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + "-")]
 
 

@@ -9,8 +9,8 @@ from pydantic import Discriminator, Field, Tag
 
 from dtrain.errors import suggest
 from dtrain.recipe.context import Context, Reporter
-from dtrain.recipe.losses import LossSpec, choose_teachers
-from dtrain.recipe.values import Closed
+from dtrain.recipe.losses import LossSpec, choose_teachers, matching
+from dtrain.recipe.values import Closed, Positive
 
 if TYPE_CHECKING:
     from dtrain.recipe.data import Data
@@ -32,6 +32,10 @@ class Temperature(Closed):
 Mixing = Annotated[
     Annotated[Literal["proportional", "equal"], Tag("word")] | Annotated[Temperature, Tag("Temperature")],
     Discriminator(lambda value: "Temperature" if isinstance(value, dict | Temperature) else "word"),
+]
+Baseline = Annotated[
+    Annotated[Positive, Tag("float")] | Annotated[str, Tag("str")],
+    Discriminator(lambda value: "str" if isinstance(value, str) else "float"),
 ]
 Terms = Annotated[list[LossSpec], Field(min_length=1)]
 TermsByTask = Annotated[
@@ -158,6 +162,22 @@ def check_alike(student: Student, sections: list[Data], report: Reporter) -> Non
                 f"{section.key}.normalize differs from {first.key}.normalize, and one encoder reads the texts of both; "
                 "write the same there",
             )
+
+
+def resolve_baseline(student: Student, contexts: dict[str, Context], report: Reporter) -> dict[str, list[str]]:
+    """By task, the teachers that `baseline` names there; they must be of that task."""
+    found: dict[str, list[str]] = {}
+    for task, name in student.baseline.items():
+        if isinstance(name, str):
+            teachers = list(contexts[task].widths)
+            found[task] = matching(name, teachers)
+            if not found[task]:
+                report(
+                    ("baseline", task),
+                    f"no teacher of task {task!r} is called {name!r}{suggest(name, teachers)}; a student has no score before "
+                    f"the others are trained (allowed: a number, {', '.join(teachers) or 'and no teacher, as it has none'})",
+                )
+    return found
 
 
 def resolve_tasks(student: Student, contexts: dict[str, Context], report: Reporter) -> dict[str, Student]:

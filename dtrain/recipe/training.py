@@ -28,7 +28,7 @@ from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec,
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, check_read, resolve_phase
 from dtrain.recipe.sample import Sample
-from dtrain.recipe.several import Mixing, TermsOf, check_keys, resolve_tasks
+from dtrain.recipe.several import Baseline, Mixing, TermsOf, check_keys, resolve_baseline, resolve_tasks
 from dtrain.recipe.terms import check_widths, weightless
 from dtrain.recipe.values import (
     OF_STUDENTS,
@@ -285,8 +285,9 @@ class Student(TrainSpec):
     losses: TermsOf | None = None
     # of several tasks, the metric of each whose mean chooses the weights that are kept; default: each one's first
     metrics: dict[str, str] = {}
-    # of several tasks, by task the score that its metric is divided by in that mean; left out: 1
-    baseline: dict[str, Positive] = {}
+    # of several tasks, by task the score that its metric is divided by in that mean: a number, or a teacher of the task
+    # by name or pattern, whose score on the validation rows it is (of several, their mean); left out: 1
+    baseline: dict[str, Baseline] = {}
     # where outputs of its teachers come from: auto reads from the store what a store may hold, and has the teacher compute
     # the rest beside the student; online: all is computed beside it; stored: nothing is
     answers: Answers = "auto"
@@ -342,6 +343,7 @@ class Student(TrainSpec):
         """The training of the phase of this name."""
         return next(training for training in self.trainings if training._phase and training._phase.name == phase)
 
+    _measures: dict[str, list[str]] = PrivateAttr({})
     _parts: dict[str, Student] = PrivateAttr({})  # of several tasks, the student of each, once it is resolved
 
     def trained_on(self, tasks: list[str]) -> list[str]:
@@ -356,9 +358,15 @@ class Student(TrainSpec):
         """Fill in what is left open, and check against each of its several tasks."""
         if not self._filled:
             check_read(self, report)
+        self._measures = resolve_baseline(self, contexts, report)
         self._parts = resolve_tasks(self, contexts, report)
         if self.phases is not None and not report.problems:
             self._hand_over()
+
+    @property
+    def measures(self) -> dict[str, list[str]]:
+        """By task, the teachers whose scores are its baseline, where `baseline` names some."""
+        return self._measures
 
     @property
     def parts(self) -> dict[str, Student]:

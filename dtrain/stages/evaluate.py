@@ -65,7 +65,8 @@ def _records(
     model: nn.Module, member: Teacher | Student, of: PreparedTask, parts: list[str], workers: Workers
 ) -> dict[str, Any]:
     """What `evaluation.json` holds of a model on one task."""
-    tokenizer, task = tokenizer_name(member), of.kind
+    own = member.parts.get(of.name, member) if isinstance(member, Student) else member
+    tokenizer, task = tokenizer_name(own), of.kind
     return {
         "task": task.name,
         "labels": of.data.labels,

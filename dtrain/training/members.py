@@ -33,7 +33,7 @@ from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.remarks import remarks
-from dtrain.training.several import prepare_tasks
+from dtrain.training.several import baseline_of, prepare_tasks
 from dtrain.training.workers import Workers
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ class Members:
             own = {name: source for name, source in teachers.items() if name in part.reads.stored}
             beside = {name: source for name, source in online.items() if name in part.reads.online}
             prepared[task] = self._prepare("students", part, own, beside, None, None)
-        return prepare_tasks(spec, self.tasks.all_of(spec), prepared, functools.partial(self._begin, spec))
+        begin = functools.partial(self._begin, spec)
+        return prepare_tasks(spec, self.tasks.all_of(spec), prepared, begin, baseline_of(spec, self.folder))
 
     def _begin(self, spec: Teacher | Student, model: nn.Module) -> None:
         """Give a new model the weights that it is to begin with, where they are a teacher's."""

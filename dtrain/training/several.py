@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from torch import nn
 
 from dtrain.data import tokenizer_name
 from dtrain.data.preprocessing import write_preprocessing_of_tasks
-from dtrain.errors import counted
+from dtrain.errors import DtrainError, InputError, counted
 from dtrain.losses.objective import LossSum, Objective
 from dtrain.losses.several import TaskLosses, TasksObjective
 from dtrain.metrics.tasks import MEAN, joined_scores, scores_of
 from dtrain.models import build, save_model
 from dtrain.recipe.several import exponent_of
 from dtrain.recipe.training import Student
+from dtrain.runfolder import RunFolder, read_json
 from dtrain.tasks.rules import rules_of
 from dtrain.training.card import card_head
 from dtrain.training.job import Position
@@ -36,6 +38,7 @@ def prepare_tasks(
     tasks: Mapping[str, PreparedTask],
     prepared: Mapping[str, Prepared],
     begin: Callable[[nn.Module], None],
+    baseline: Mapping[str, float],
 ) -> Prepared:
     """What a student of several tasks trains with.
 
@@ -43,6 +46,7 @@ def prepare_tasks(
         tasks: those that it is for, by name, in its order: it has a head for each.
         prepared: by task, what the student of that task alone would train with; in a phase, of those that the phase is on.
         begin: gives a new model the weights that it is to begin with.
+        baseline: by task, what its metric is divided by in the mean.
     """
     first = next(iter(tasks.values()))
     tokenizer = tokenizer_name(spec)
@@ -78,13 +82,14 @@ def prepare_tasks(
 
     def evaluate(model: Any, precision: str) -> dict[str, float]:
         scores = {name: one.evaluate(model.of_task(name), precision) for name, one in prepared.items()}
-        return joined_scores(scores, spec.metrics, spec.baseline)
+        return joined_scores(scores, spec.metrics, baseline)
 
     def speed(position: Position) -> dict[str, Any]:
         rows = sum(one.count for one in prepared.values())
         return {
             "seconds_per_epoch": round(position.seconds * rows / position.rows, 3),
             "rows_per_second": round(position.rows / position.seconds, 2),
+            **({"baseline": dict(baseline)} if spec.measures else {}),
         }
 
     def headline(scores: Mapping[str, Any]) -> str:
@@ -122,6 +127,31 @@ def prepare_tasks(
         remarks=remarks,
         data={name: of.section.model_dump(mode="json") for name, of in tasks.items()},
     )
+
+
+def baseline_of(spec: Student, folder: RunFolder) -> dict[str, float]:
+    """By task, what its metric is divided by in the mean: a number of the recipe, or the score of teachers of this run.
+
+    Raises:
+        DtrainError: a teacher is not trained yet.
+        InputError: the teachers' score is not above 0.
+    """
+    found: dict[str, float] = {task: value for task, value in spec.baseline.items() if not isinstance(value, str)}
+    for task, names in spec.measures.items():
+        metric, scores = spec.metrics[task], []
+        for name in names:
+            try:
+                scores.append(float(read_json(folder.model("teachers", name) / "metrics.json")[metric]))
+            except (OSError, ValueError, KeyError) as error:
+                where = f"students.{spec.name}.baseline.{task}"
+                raise DtrainError(f"{where}: {name} has no score yet; run the stage `finetune` first") from error
+        found[task] = statistics.fmean(scores)
+        if not found[task] > 0:
+            raise InputError(
+                f"students.{spec.name}.baseline.{task}: {', '.join(names)}: {metric} {found[task]:g} on the validation rows, "
+                "by which nothing can be divided; give a number above 0"
+            )
+    return found
 
 
 def _objective(

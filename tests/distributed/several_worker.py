@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,14 +19,18 @@ from torch import Tensor
 
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
+from dtrain.recipe.phases import StudentPhase
+from dtrain.recipe.training import Student
 from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import connect, leave
 from dtrain.runtime.sharding import Sharding
 from dtrain.runtime.stop import StopRequest
 from dtrain.stages import prepare
+from dtrain.students.phases import phase_jobs
 from dtrain.tasks.prepared import PreparedTasks
 from dtrain.training.members import Members
 from dtrain.training.model_job import train_model
+from dtrain.training.phases import train_phases
 from tests.distributed.engine_worker import sharding
 
 WAYS = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -38,7 +43,7 @@ def main() -> None:
     plan = Plan(recipe)
     prepare.run(recipe, world, plan.folder)
     members = Members(PreparedTasks.open(recipe, plan.folder), world, plan.folder)
-    (student,) = recipe.students
+    student, tuned = recipe.students
 
     def train(way: str, *, together: bool) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         world.sharding = sharding(way, {}) if together else Sharding("ddp")
@@ -49,18 +54,37 @@ def main() -> None:
         train_model(job, world, StopRequest(world, plan.folder.root))
         return load_file(root / "model" / "model.safetensors"), read_json(root / "model" / "history.json")
 
-    torch.manual_seed(student.seed or 0)
-    start = members.student(student, "start", {}).prepare().make().state_dict()
-    reference, history = train("alone", together=False)
-    results = {}
-    for way in WAYS:
-        found, own = train(way, together=True)
+    def in_phases(way: str, *, together: bool) -> dict[str, Tensor]:
+        """On all tasks, then on one: heads of the others are frozen."""
+        world.sharding = sharding(way, {}) if together else Sharding("ddp")
+        own = Plan(recipe.model_copy(update={"name": f"phases-{way if together else world.rank}"}))
+        jobs = phase_jobs(tuned, own, make_job, None)
+        for job in jobs:
+            job.data_parallel = together
+        (*_, last) = train_phases(jobs, world, StopRequest(world, own.folder.root))
+        assert last.metrics is not None, last.error
+        return load_file(last.job.final / "model.safetensors")
+
+    def make_job(training: Student, phase: StudentPhase, identity: str, order: int, pause: int | None) -> Any:
+        return members.student(training, identity, {}, order=order, pause=pause), lambda prepared: prepared
+
+    def distance(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
         names = [name for name in reference if "key.bias" not in name]  # their gradient is round-off
         apart = sum(float((found[n].double() - reference[n].double()).square().sum()) for n in names)
         moved = sum(float((start[n].double() - reference[n].double()).square().sum()) for n in names)
-        heads = {n.split(".")[1] for n in names if n.startswith("heads.") and not torch.equal(start[n], found[n])}
+        return math.sqrt(apart / moved)
+
+    torch.manual_seed(student.seed or 0)
+    start = members.student(student, "start", {}).prepare().make().state_dict()
+    reference, history = train("alone", together=False)
+    tuned_reference = in_phases("alone", together=False)
+    results = {}
+    for way in WAYS:
+        found, own = train(way, together=True)
+        heads = {n.split(".")[1] for n in found if n.startswith("heads.") and not torch.equal(start[n], found[n])}
         results[way] = {
-            "error": math.sqrt(apart / moved),
+            "error": distance(found, reference),
+            "tuned": distance(in_phases(way, together=True), tuned_reference),
             "heads": sorted(heads),
             "losses": [[entry["loss"] for entry in each] for each in (own, history)],
         }

@@ -22,7 +22,8 @@ WORKER = Path(__file__).parent / "several_worker.py"
 ENCODER = "{type: bert, hidden: 16, heads: 2, layers: 2, intermediate: 32, vocabulary_size: 120, dropout: 0.0}"
 ALONE = f"""\
 students:
-  - name: one
+  - &one
+    name: one
     tasks: [topic, same, names]
     model: {{type: multi_task, encoder: {ENCODER}, dropout: 0.0}}
     epochs: 2
@@ -30,6 +31,7 @@ students:
     accumulation: 2
     optimizer: {{lr: 0.002}}
     parallel: data
+  - {{<<: *one, name: tuned, epochs: 1, phases: [{{name: all}}, {{name: one, tasks: [names]}}]}}
 """
 # A regression beside the three others, and its data are pairs.
 NUMBERS = """\
@@ -53,6 +55,7 @@ students:
     mixing: {{temperature: 2}}
     losses: {{topic: [{{type: teacher_annealing}}]}}
     metrics: {{like: spearman}}
+    baseline: {{topic: topic_t, same: 0.5, names: 0.9, like: 1}}
     epochs: 6
     batch_size: 16
     optimizer: {{lr: 0.01}}
@@ -82,6 +85,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_engine_trains_it_as_one_process_does(engines: dict[str, Any], way: str) -> None:
     found = engines[way]
     assert found["error"] < 1e-5
+    assert found["tuned"] < 1e-5  # after a phase on one task, in which other heads are frozen
     assert found["heads"] == ["names", "same", "topic"]
     own, expected = found["losses"]
     assert len(own) == 4 and own == pytest.approx(expected, abs=1e-5)
@@ -120,9 +124,10 @@ def test_a_whole_run_on_two_ranks(finished: Path) -> None:
         assert read(root / "report" / task / "results.json")["student"] is not None
         assert (root / "data" / task / "rows" / "data.json").is_file()
     metrics = read(root / "students" / "one" / "metrics.json")
-    assert metrics["mean"] == pytest.approx(
-        sum(metrics[k] for k in ("topic.accuracy", "same.accuracy", "names.f1", "like.spearman")) / 4
-    )
+    own = [metrics[key] for key in ("topic.accuracy", "same.accuracy", "names.f1", "like.spearman")]
+    measures = [read(root / "teachers" / "topic_t" / "metrics.json")["accuracy"], 0.5, 0.9, 1]
+    assert metrics["baseline"] == dict(zip(("topic", "same", "names", "like"), measures, strict=True))
+    assert metrics["mean"] == pytest.approx(sum(score / by for score, by in zip(own, measures, strict=True)) / 4)
     assert "nothing to do" in run("run", finished / "recipe.yaml")
 
 

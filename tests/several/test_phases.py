@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dtrain.data.tokenizers import SPECIALS
 from dtrain.errors import DtrainError, InputError
 from dtrain.models import load
 from dtrain.plan import Plan
+from dtrain.predict.choose import choose
 from dtrain.recipe import Recipe, dump_recipe, load_recipe
 from dtrain.runfolder import file_fingerprint, read_json
 from dtrain.runtime.distributed import World
@@ -28,14 +30,16 @@ PHASES = [
 ]
 
 
-def load_phases(folder: Path, files: Path, phases: list[dict[str, Any]], *changes: str) -> Recipe:
+def load_phases(
+    folder: Path, files: Path, phases: list[dict[str, Any]], *changes: str, vocabulary: str = "vocabulary_size: 120"
+) -> Recipe:
     student = f"""\
 students:
   - name: one
     tasks: [topic, same, names]
     model:
       type: multi_task
-      encoder: {{type: bert, hidden: 8, heads: 2, layers: 1, intermediate: 16, vocabulary_size: 120, dropout: 0.1}}
+      encoder: {{type: bert, hidden: 8, heads: 2, layers: 1, intermediate: 16, {vocabulary}, dropout: 0.1}}
     batch_size: 12
     checkpoint_every: 1
     phases: {json.dumps(phases)}
@@ -191,3 +195,27 @@ def test_refused_beside_other_students(tmp_path: Path, tasks_folder: Path) -> No
     alone = ["students.0.tasks=null", "students.0.task=topic", "students.0.model={type: bilstm}"]
     with pytest.raises(InputError, match=r"phases\.1 \(tune\)\.tasks: is for a phase of a student of several tasks"):
         load_phases(tmp_path, tasks_folder, PHASES, *alone)
+
+
+def test_each_task_has_its_own_rows_of_a_tokenizer_that_is_given(
+    tmp_path: Path, tasks_folder: Path, world: World
+) -> None:
+    """In each task another model may be the first that reads with it: here teachers that are not trained."""
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join([*SPECIALS, *"球赛队员进攻胜负股票银行利率基金电影王明北京的"]) + "\n"
+    )
+    given = f"vocabulary: {tmp_path}/vocab.txt"
+    phases = [{"name": "all", "epochs": 1}, {"name": "tune", "tasks": ["topic"], "epochs": 1}]
+    teacher = f"{{type: bert, hidden: 8, heads: 2, layers: 1, {given}}}"
+    teachers = f"teachers=[{{name: a, task: topic, model: {teacher}}}, {{name: b, task: same, model: {teacher}}}]"
+    recipe = load_phases(tmp_path, tasks_folder, phases, teachers, "students.one.teachers=[]", vocabulary=given)
+    plan = Plan(recipe)
+    prepare.run(recipe, world, plan.folder)
+    distill.run(recipe, world, plan.folder)
+    recipe.teachers = []  # which are not trained
+    evaluate.run(recipe, world, plan.folder)
+    scored = read_json(plan.folder.model("students", "one") / "evaluation.json")["tasks"]
+    assert set(scored) == {"topic", "same", "names"}
+    assert {path.name for path in plan.folder.data.glob("*/encoded/*")} == {"a", "b", "one"}
+    # Which of the trained models answers for a task goes by its score; this one has none, its last phase was on another.
+    assert choose(None, Plan(recipe).tasks["same"]) == ("students", "one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.errors import InputError
+from dtrain.errors import DtrainError, InputError
 from dtrain.losses.objective import Objective
 from dtrain.losses.several import TasksObjective
 from dtrain.metrics.tasks import joined_scores, scores_of
@@ -23,6 +24,7 @@ from dtrain.stages import prepare
 from dtrain.tasks.prepared import PreparedTasks
 from dtrain.training.members import Members
 from dtrain.training.model_job import Prepared
+from dtrain.training.several import baseline_of
 from tests.several.conftest import TASKS
 
 TEACHERS = """\
@@ -117,6 +119,10 @@ def test_its_identity_follows_what_decides_it(tmp_path: Path, tasks_folder: Path
         (["metrics={topics: f1}"], r"metrics\.topics: is no task of this student; did you mean 'topic'"),
         (["baseline={topic: 0.5}"], r"baseline: must have a score for each task, found none for same, names"),
         (["baseline={topic: 1, same: 1, names: 0}"], r"baseline\.names: .*greater than 0"),
+        (["baseline={topic: names_t, same: 1, names: 1}"], r"baseline\.topic: no teacher of task 'topic' is called 'names_t'.*\(allowed: a number, topic_t\)"),
+        (["baseline={topic: topic_t, same: one, names: 1}"], r"baseline\.same: .*; a student has no score before .*and no teacher, as it has none"),
+        (["baseline={topic: '0,5', same: 1, names: 1}"], r"baseline\.topic: no teacher .* '0,5'"),
+        (["baseline={topic: 1, same: 1, names: .nan}"], r"baseline\.names: "),
         (["baseline={topic: 1, same: 1, names: 1}", "metrics={same: loss}"], r"metrics\.same: 'loss' is no score that"),
         (["teachers=[same_t]"], r"teachers: no teacher 'same_t'"),
         (["rows=[transfer]"], r"rows: 'transfer' needs tasks\.same\.transfer or tasks\.same\.augment"),
@@ -153,6 +159,43 @@ def test_the_mean_of_metrics() -> None:
     relative = joined_scores(scores, {"a": "accuracy", "b": "f1"}, {"a": 0.5, "b": 0.9})
     assert relative["mean"] == pytest.approx((1.2 + 1.0) / 2)
     assert joined_scores(scores, {"a": "loss", "b": "loss"}, {})["mean"] == -1.5
+
+
+def test_a_teachers_score_is_the_measure(tmp_path: Path, tasks_folder: Path) -> None:
+    """By name, or by a pattern for several; it decides the student like a teacher that it learns from."""
+    grid, baseline = (
+        "teachers.topic_t.grid={seed: [1, 2]}",
+        "students.one.baseline={topic: topic_t, same: 0.5, names: 'n*_t'}",
+    )
+    recipe = load_text(
+        tmp_path, tasks_folder, [grid, baseline, "students.one.teachers=[]", "students.one.metrics={topic: f1}"]
+    )
+    (student,) = recipe.students
+    assert student.measures == {"topic": ["topic_t-seed1", "topic_t-seed2"], "names": ["names_t"]}
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+    folder = Plan(recipe).folder
+    with pytest.raises(
+        DtrainError, match=r"students\.one\.baseline\.topic: topic_t-seed1 has no score yet; run the stage"
+    ):
+        baseline_of(student, folder)
+    before = Plan(recipe).model("students", "one")
+    scores = {"topic_t-seed1": 0.5, "topic_t-seed2": 0.75, "names_t": 0.8}
+    for name, score in scores.items():
+        folder.model("teachers", name).mkdir(parents=True)
+        (folder.model("teachers", name) / "metrics.json").write_text(json.dumps({"accuracy": 0.1, "f1": score}))
+    assert baseline_of(student, folder) == {"same": 0.5, "topic": 0.625, "names": 0.8}
+    changed = load_text(
+        tmp_path, tasks_folder, [grid, baseline, "students.one.teachers=[]", "teachers.names_t.epochs=9"]
+    )
+    assert Plan(changed).model("students", "one") != before
+    (folder.model("teachers", "names_t") / "model.safetensors").write_bytes(b"others")
+    assert Plan(recipe).model("students", "one") != before
+    (folder.model("teachers", "names_t") / "metrics.json").write_text('{"f1": 0.0}')
+    with pytest.raises(
+        InputError, match=r"baseline\.names: names_t: f1 0 on the validation rows, by which nothing can be"
+    ):
+        baseline_of(student, folder)
 
 
 # --- the model and its gradients -------------------------------------------------------------------------
