@@ -15,7 +15,7 @@ from dtrain.models.multi_task import for_task
 from dtrain.predict.blocks import blocks, find_answers
 from dtrain.predict.folder import read_folder
 from dtrain.recipe.values import Precision
-from dtrain.training.inference import BATCH_TOKENS, cast_products, pack_products
+from dtrain.training.inference import cast_products, pack_products
 from dtrain.training.workers import Workers
 
 
@@ -28,7 +28,7 @@ class Predictor:
     Args:
         folder: of a model that dtrain wrote; it says how texts are prepared.
         device: where the model computes.
-        batch_tokens: padded tokens in one call of the model.
+        batch_tokens: padded tokens in one call of the model; None: 512 for a transformer on a CPU, else 4096.
         task: of a model of several tasks, which to answer.
         precision: `fp32`, or what products are computed in: `bf16`, on a CPU that has such products about twice as fast
             for a transformer; `fp16` on a GPU; `auto`: bf16 on GPUs that compute in it, else fp32.
@@ -42,11 +42,11 @@ class Predictor:
         self,
         folder: str | Path,
         device: str | torch.device = "cpu",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         task: str | None = None,
         precision: str = "fp32",
     ) -> None:
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
         self.folder = Path(folder)
         self.device = torch.device(device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dtrain.data import EncodedSplit, inference_batches
 from dtrain.runtime.distributed import World
-from dtrain.training.inference import BATCH_TOKENS, forward_outputs
+from dtrain.training.inference import forward_outputs, usual_tokens
 
 T = TypeVar("T")
 
@@ -23,21 +23,20 @@ class Workers:
 
     Attributes:
         threads: CPU cores of this process.
-        batch_tokens: padded tokens in one call of the model.
+        batch_tokens: padded tokens in one call of the model; None: by the model, see `usual_tokens`.
         world: the ranks that share the rows; None: this process answers all of them by itself.
     """
 
     device: torch.device
     threads: int
     precision: str = "fp32"
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None
     world: World | None = None
 
     @classmethod
     def of(cls, world: World, precision: str, batch_tokens: int | None = None, *, shared: bool = True) -> Workers:
         """All ranks of a world, or with `shared` False this rank alone."""
-        tokens = batch_tokens or BATCH_TOKENS
-        return cls(world.device, world.threads, precision, tokens, world if shared else None)
+        return cls(world.device, world.threads, precision, batch_tokens, world if shared else None)
 
     def outputs(
         self,
@@ -54,7 +53,8 @@ class Workers:
             rows: int [N], those to answer; by default all of the part.
         """
         chosen = np.arange(len(part)) if rows is None else rows
-        batches = [chosen[batch] for batch in inference_batches(part.lengths[chosen], self.batch_tokens)]
+        tokens = self.batch_tokens or usual_tokens(model, self.device)
+        batches = [chosen[batch] for batch in inference_batches(part.lengths[chosen], tokens)]
         mine = self.mine(batches)
         answers = forward_outputs(
             model, part, mine, outputs=keep, device=self.device, precision=self.precision, threads=self.threads

@@ -36,3 +36,40 @@ def test_a_model_to_publish_takes_no_memory_on_the_device(world: World, kind: st
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     ids = torch.tensor([[2, 5, 3]])
     assert published.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize("clip", [None, 1e3, 0.5])
+@pytest.mark.parametrize("scale", [1.0, float("nan"), float("inf")])
+def test_gradients_are_clipped_as_torch_does_to_the_bit(world: World, clip: float | None, scale: float) -> None:
+    """Also those below the limit, which are not multiplied, and those that are no numbers."""
+    torch.manual_seed(0)
+    found = []
+    for ours in (True, False):
+        model = torch.nn.Linear(30, 20)
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+            parameter.grad = torch.randn_like(parameter)
+        model.bias.grad *= scale
+        engine = Engine(world, model, build_optimizer(model, OptimizerSpec()), data_parallel=False, precision="fp32")
+        if ours:
+            norm, applied = engine.step(clip)
+            assert applied
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip is None else clip)
+            engine.optimizer.step()
+        found.append([norm, *(p.detach() for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradients_below_the_limit_are_not_touched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(3, 2)
+    engine = Engine(world, model, build_optimizer(model, OptimizerSpec()), data_parallel=False, precision="fp32")
+    calls: list[float] = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda parameters, limit, norm: calls.append(limit))
+    for clip in (None, 1e3, 0.5):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        engine.step(clip)
+    assert calls == [0.5]

@@ -19,6 +19,7 @@ from dtrain.training.inference import (
     in_order,
     in_threads,
     pack_products,
+    usual_tokens,
 )
 
 CPU = torch.device("cpu")
@@ -34,6 +35,13 @@ def forward_logits(model, part, indices, *, batch_tokens, **how):
     """Logits of the rows `indices` [N], float32 [N, C], in their order."""
     batches = inference_batches(part.lengths[indices], batch_tokens)
     return in_order(batches, list(forward_batches(model, part, (indices[batch] for batch in batches), **how)))
+
+
+def test_transformers_on_a_cpu_get_small_batches() -> None:
+    bert = BertForSequenceClassification(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    inside = torch.nn.Sequential(torch.nn.Linear(2, 2), bert)
+    assert [usual_tokens(model, CPU) for model in (bert, inside, torch.nn.LSTM(2, 2))] == [512, 512, 4096]
+    assert usual_tokens(bert, torch.device("cuda")) == 4096
 
 
 LABELS = ["a", "b", "c"]
