@@ -214,8 +214,8 @@ def hashes(*columns: TextColumn) -> np.ndarray:
     return np.array(found, dtype=np.uint64)
 
 
-def hash_of(row: Sequence[bytes]) -> int:
-    """The number of the texts of one row; see `hashes`."""
+def hash_of(row: Iterable[bytes]) -> int:
+    """The number of the texts of one row, which are in UTF-8; see `hashes`."""
     number = 0
     for data in row:
         number = xxhash.xxh3_64_intdigest(data, seed=number)

@@ -72,7 +72,9 @@ def _contradicted(texts: np.ndarray, labels: np.ndarray) -> tuple[int, int, int]
         contradiction three zeros.
     """
     order = np.argsort(texts, kind="stable")  # of equal texts the first row comes first
-    begins = np.flatnonzero(np.diff(texts[order], prepend=~texts[order[:1]]))
+    texts = texts[order]
+    begins = np.flatnonzero(np.concatenate([np.ones(len(texts[:1]), bool), texts[1:] != texts[:-1]]))
+    del texts
     sizes = np.diff(begins, append=len(order))
     first = np.repeat(order[begins], sizes)
     other = labels[order] != labels[first]

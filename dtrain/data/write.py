@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 from datasets.table import MemoryMappedTable
 
-from dtrain.data.columns import CODEC, hash_of
+from dtrain.data.columns import hash_of
 from dtrain.recipe.data import Data
 from dtrain.runtime.machines import usable_cores
 
@@ -61,7 +61,7 @@ def token_share(folder: Path, parts: Sequence[str], token: int | None) -> float:
 
 
 @contextmanager
-def streamed(blocks: Iterable[Mapping[str, Sequence[Any]]], features: Features, path: Path) -> Iterator[Dataset]:
+def streamed(blocks: Iterable[Mapping[str, Any]], features: Features, path: Path) -> Iterator[Dataset]:
     """Rows that come block by block, as a file that is mapped; it is gone at the end of the region.
 
     Args:
@@ -79,14 +79,14 @@ def streamed(blocks: Iterable[Mapping[str, Sequence[Any]]], features: Features, 
         path.unlink()
 
 
-def in_blocks(columns: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, list[Any]]]:
-    """Columns, which are read once and side by side, as blocks of rows."""
-    values = {name: iter(column) for name, column in columns.items()}
-    while True:
-        block = {name: list(islice(column, BLOCK)) for name, column in values.items()}
-        if not all(block.values()):
-            return
-        yield block
+def in_blocks(columns: Mapping[str, Iterable[Any]], rows: int) -> Iterator[dict[str, Any]]:
+    """Columns of `rows` values as blocks of rows; what is not an array is read once, in order."""
+    values = {name: column if isinstance(column, np.ndarray) else iter(column) for name, column in columns.items()}
+    for first in range(0, rows, BLOCK):
+        yield {
+            name: column[first : first + BLOCK] if isinstance(column, np.ndarray) else list(islice(column, BLOCK))
+            for name, column in values.items()
+        }
 
 
 class RowSummary:
@@ -114,15 +114,11 @@ class RowSummary:
             self.digest.update(json.dumps([part, batch]).encode())
             self.empty[part] += sum("" in row for row in texts)
             if part == "train":
-                self._train.extend(map(_hash, texts))
+                self._train.extend(hash_of(map(str.encode, row)) for row in texts)
             elif part in self.also_in_train and len(self._sorted):
-                found = np.array([_hash(row) for row in texts], dtype=np.uint64)
+                found = np.array([hash_of(map(str.encode, row)) for row in texts], dtype=np.uint64)
                 places = np.searchsorted(self._sorted, found).clip(max=len(self._sorted) - 1)
                 self.also_in_train[part] += int((self._sorted[places] == found).sum())
-
-
-def _hash(texts: tuple[str, ...]) -> int:
-    return hash_of([text.encode(**CODEC) for text in texts])
 
 
 def worker_count(data: Data) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Features, List, Value
 
 from dtrain.data.corpus import Corpus
@@ -49,17 +50,17 @@ class TextPreparing(Preparing):
         features = _row_features(columns, self.values)
         for part, rows in corpus.parts.items():
             table = {
-                "id": range(first_id, first_id + len(rows)),
+                "id": np.arange(first_id, first_id + len(rows)),
                 "key": rows.key,
                 **{column: getattr(rows, column) for column in columns},
                 "label": corpus.numbers[part],
                 **({} if self.values is None else {"values": self.values_of(rows, corpus)}),
-                "file": rows.file,
-                "line": rows.line,
+                "file": np.array(rows.file),
+                "line": np.array(rows.line),
             }
             first_id += len(rows)
             normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
-            with streamed(in_blocks(table), features, folder / "raw.arrow") as raw:
+            with streamed(in_blocks(table, len(rows)), features, folder / "raw.arrow") as raw:
                 dataset = map_rows(raw, normalize, features, data, folder / "scratch")
             dataset.save_to_disk(folder / part)
             summary.add(part, dataset)
