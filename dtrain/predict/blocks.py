@@ -7,11 +7,13 @@ rows alone, and memory holds a block at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 from torch import nn
 
 from dtrain.data import EncodedSplit
+from dtrain.errors import InputError
 from dtrain.tasks.answers import Answers, Texts
 from dtrain.training.workers import Workers
 
@@ -20,8 +22,12 @@ CHARACTERS = 1 << 21  # of a block's texts at most, or one row
 
 
 def blocks(texts: Iterable[str], texts_b: Iterable[str] | None = None) -> Iterator[Texts]:
-    """Texts, or pairs of texts, as blocks of rows whose ids are their positions."""
-    rows = zip(texts, strict=True) if texts_b is None else zip(texts, texts_b, strict=True)
+    """Texts, or pairs of texts, as blocks of rows whose ids are their positions.
+
+    Raises:
+        InputError: one of the two has more texts than the other.
+    """
+    rows = zip(texts, strict=True) if texts_b is None else _pairs(texts, texts_b)
     start = 0
     for block in _cut(rows):
         places = list(range(start, start + len(block)))
@@ -35,6 +41,14 @@ def blocks_of(texts: Texts) -> Iterator[Texts]:
     for block in _cut(zip(texts.text, texts.text_b, strict=True) if texts.text_b else zip(texts.text, strict=True)):
         yield texts[start : start + len(block)]
         start += len(block)
+
+
+def _pairs(texts: Iterable[str], texts_b: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for place, (one, other) in enumerate(zip_longest(texts, texts_b)):
+        if one is None or other is None:
+            missing = "first" if one is None else "second"
+            raise InputError(f"row {place}: has no {missing} text: give as many of the one as of the other")
+        yield one, other
 
 
 def _cut(rows: Iterable[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:

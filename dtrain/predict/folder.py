@@ -66,7 +66,7 @@ def read_folder(folder: Path, name: str | None = None, option: str = "task") -> 
     try:
         found = read_json(path)
     except OSError:
-        raise InputError(f"{path}: is missing; how the texts were prepared is not known") from None
+        raise InputError(_no_model_folder(folder)) from None
     tasks = found.get("tasks") if isinstance(found, dict) else None
     if tasks is None and name is not None:
         raise InputError(f"{option}: {name!r}: {folder} is a model of one task; leave it out")
@@ -95,3 +95,14 @@ def read_folder(folder: Path, name: str | None = None, option: str = "task") -> 
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: does not say how texts are prepared: {reason}") from None
     return made
+
+
+def _no_model_folder(folder: Path) -> str:
+    """What a folder is that does not say how texts are prepared."""
+    if not folder.is_dir():
+        return f"{folder}: no such folder"
+    if (folder / "recipe.yaml").is_file():
+        return f"{folder}: is a run folder; name a model folder in it, as {folder / 'students'}/NAME"
+    if (folder / "predict.py").is_file():
+        return f"{folder}: is an exported model, which its own predict.py answers with"
+    return f"{folder / FILE}: is missing; how the texts were prepared is not known"

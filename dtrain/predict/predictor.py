@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,8 @@ from dtrain.predict.folder import read_folder
 from dtrain.recipe.values import Precision
 from dtrain.training.inference import cast_products, pack_products
 from dtrain.training.workers import Workers
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a pair
 
 
 class Predictor:
@@ -35,7 +38,8 @@ class Predictor:
 
     Raises:
         InputError: the folder is no model folder, or does not say how its texts were prepared; of several tasks none is
-            named, or one that it does not have; an unknown precision, or one that the device lacks.
+            named, or one that it does not have; an unknown precision, or one that the device lacks; a device that is not
+            here.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Predictor:
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
         self.folder = Path(folder)
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.batch_tokens = batch_tokens
         if precision not in get_args(Precision):
             raise InputError(f"precision: {precision!r} is unknown (allowed: {', '.join(get_args(Precision))})")
@@ -95,8 +99,20 @@ class Predictor:
         return find_answers(self._answers, self.model, self._read, rows, workers)
 
 
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: {name!r} is unknown (cpu, cuda, cuda:1, ...)") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: {str(name)!r}: torch sees no GPU here")
+    return found
+
+
 def _checked(texts: Iterable[str]) -> Iterator[str]:
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"row {place}: must be a text, found {type(text).__name__}")
+        if not text.isascii() and SURROGATE.search(text):  # no tokenizer takes one
+            raise InputError(f"row {place}: holds half of a surrogate pair (an escape from \\ud800 to \\udfff)")
         yield text

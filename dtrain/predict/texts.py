@@ -75,6 +75,12 @@ def read_texts(
         try:
             data = _written_so(_with_columns(data, columns), as_written)
             kind = format or _format(data, path, name)
+            asked = _roles(columns)
+            if kind == "lines" and asked not in ({}, {"text": 0}):
+                raise InputError(
+                    f"--columns: {path} is read as plain lines, which have no columns; say what it is with --format "
+                    "(tsv, csv, jsonl)"
+                )
             source = Source("transfer", path, kind, data.encoding, data.delimiter, data.quoting)
             if source.format in TABLES and not data.header and (header := _header_of(source, data)):
                 if not columns:
@@ -87,7 +93,7 @@ def read_texts(
                     f"--columns: by numbers, so the first row of {name}, {header}, is answered, too; if it is a header, give "
                     "its names"
                 )
-            rows = _read(data, source)
+            rows = _read(data, source, must_have_ids=asked.get("id") is not None)
             if source.format in TABLES and not data.header and not columns:
                 _check_not_ids(rows.text, source, data)
         except InputError as error:
@@ -117,9 +123,11 @@ def _in_terms_of_options(problem: str, path: str, name: str) -> str:
     return problem.replace(path, "-") if name == "-" else problem
 
 
-def _read(data: Data, source: Source) -> Rows:
+def _read(data: Data, source: Source, must_have_ids: bool) -> Rows:
     problems = Problems()
     if data.columns.id is not None and not _has_column(data, source, data.columns.id):
+        if must_have_ids and not resolve_path(source.name).is_dir():
+            raise InputError(f"--columns: id: {source.name} has no column {data.columns.id!r}")
         data = _changed(data, {"id": None})
     corpus = READINGS[data.task].read(data, [source], [source.name], problems, keep_empty=True)
     problems.raise_if_any()
@@ -149,13 +157,7 @@ def _written_so(data: Data, keys: Mapping[str, str | None]) -> Data:
 
 def _with_columns(data: Data, words: Sequence[str]) -> Data:
     """The section with the columns that `--columns` names: names mean a header, numbers none."""
-    found: dict[str, Column | None] = {}
-    for word in (part for words_ in words for part in words_.split(",")):
-        role, equals, column = word.partition("=")
-        if role not in ROLES or not equals or not column:
-            hint = "" if role in ROLES else suggest(role, ROLES)
-            raise InputError(f"--columns: {word!r} is not of the form text=COLUMN{hint} (allowed: {', '.join(ROLES)})")
-        found[role] = int(column) if column.isascii() and column.isdigit() else column
+    found: dict[str, Column | None] = {**_roles(words)}
     if "text_b" in found and data.columns.text_b is None:
         raise InputError("--columns: text_b: is only for task 'pairs'")
     if not found:
@@ -167,6 +169,18 @@ def _with_columns(data: Data, words: Sequence[str]) -> Data:
     if data.columns.id is not None and isinstance(data.columns.id, int) != numbered:
         found.setdefault("id", None)
     return _changed(data, found).model_copy(update={"header": not numbered})
+
+
+def _roles(words: Sequence[str]) -> dict[str, Column]:
+    """Columns by role, of words as `text=title,id=key`."""
+    found: dict[str, Column] = {}
+    for word in (part for words_ in words for part in words_.split(",")):
+        role, equals, column = word.partition("=")
+        if role not in ROLES or not equals or not column:
+            hint = "" if role in ROLES else suggest(role, ROLES)
+            raise InputError(f"--columns: {word!r} is not of the form text=COLUMN{hint} (allowed: {', '.join(ROLES)})")
+        found[role] = int(column) if column.isascii() and column.isdigit() else column
+    return found
 
 
 def _changed(data: Data, columns: dict[str, Any]) -> Data:

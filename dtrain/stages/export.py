@@ -6,15 +6,15 @@ model folder -> graph(s), tokenizer, table of normalisation, predict.py -> compa
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import nn
 
 from dtrain.data import PreparedData, tokenizer_name
 from dtrain.errors import InputError
+from dtrain.export.card import add_check
 from dtrain.export.check import difference
 from dtrain.export.folder import Wish, check_wish, export_model
 from dtrain.export.record import identity_of
@@ -34,59 +34,51 @@ CHECKED = 2000  # validation rows that answers are compared on; scores are of al
 KINDS = ("teachers", "students")
 
 
-def run(
-    recipe: Recipe,
-    world: World,
-    folder: RunFolder,
-    *,
-    model: str | None,
-    task: str | None = None,
-    to: str,
-    quantize: str | None,
-    check: bool,
-) -> None:
-    """Write `export/<model>/` in the run folder. The main rank works, the others wait.
+class Options(TypedDict):
+    """What is asked of a recipe's models, or of a model folder: the options of the command line.
 
-    Args:
-        model: the name of a student or teacher; default: the best student by the metric on valid.
+    Attributes:
+        model: the name of a student or teacher; default: the best student by the metric on valid. Not of a model folder.
         task: of a model of several tasks, which to export.
         to: `onnx` or `torch`.
         quantize: `int8`, or None.
         check: compare it with the model on the validation rows.
+    """
+
+    model: str | None
+    task: NotRequired[str | None]
+    to: str
+    quantize: str | None
+    check: bool
+
+
+def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Options]) -> None:
+    """Write `export/<model>/` in the run folder. The main rank works, the others wait.
 
     Raises:
         InputError: no such model, it is not trained, or it cannot be exported so.
     """
-    wish = _Asked(model, task, to, quantize is not None, check)
-    world.run_on_main(lambda: _export(recipe, folder, wish))
+    world.run_on_main(lambda: _export(recipe, folder, options))
 
 
-def run_folder(
-    place: Path,
-    world: World,
-    *,
-    model: str | None,
-    task: str | None = None,
-    to: str,
-    quantize: str | None,
-    check: bool,
-) -> None:
+def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
     """The same of one model folder: of a run into its `export/`, else into `export/<name>/` here.
 
     Raises:
         InputError: as `run`; with `model`; with `check` where the folder is of no run, which has the rows.
     """
-    if model is not None:
+    if options["model"] is not None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
     place = place.absolute()
     root = place.parent.parent
     if is_run_folder(root) and place.parent.name in KINDS:
         recipe = load_kept(str(root), [], models=True)
-        run(recipe, world, plan_of(recipe).folder, model=place.name, task=task, to=to, quantize=quantize, check=check)
+        options["model"] = place.name
+        run(recipe, world, plan_of(recipe).folder, **options)
         return
-    if check:
+    if options["check"]:
         raise InputError(f"--check: compares on the validation rows of a run, and {place} is in none")
-    wish = Wish(place, place.name, to, quantize is not None, task)
+    wish = Wish(place, place.name, options["to"], options["quantize"] is not None, options.get("task"))
     final = Path("export") / wish.folder_name
     world.run_on_main(lambda: _write(wish, final))
 
@@ -96,27 +88,17 @@ def _write(wish: Wish, final: Path) -> None:
     say(f"export: {final}")
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What the command line asks of a recipe's models."""
-
-    model: str | None
-    task: str | None
-    to: str
-    int8: bool
-    check: bool
-
-
-def _export(recipe: Recipe, folder: RunFolder, asked: _Asked) -> None:
-    plan = of_task(plan_of(recipe), asked.model, asked.task)
-    kind, name = choose(asked.model, plan)
+def _export(recipe: Recipe, folder: RunFolder, options: Options) -> None:
+    plan = of_task(plan_of(recipe), options["model"], options.get("task"))
+    kind, name = choose(options["model"], plan)
     place = folder.model(kind, name)
-    wish = Wish(place, name, asked.to, asked.int8, plan.recipe.task if _of_several(plan, kind, name) else None)
+    task = plan.recipe.task if _of_several(plan, kind, name) else None
+    wish = Wish(place, name, options["to"], options["quantize"] is not None, task)
     check_wish(wish)
     final = folder.export / wish.folder_name
     model, _ = export_model(wish, final)
     metrics = {**read_json(final / "metrics.json"), "kind": kind, "made_from": identity_of(place)}
-    if asked.check:
+    if options["check"]:
         member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
         data = PreparedData.open(folder.of_task(plan.recipe.task))
         metrics |= _compared(wish, final, model, data, tokenizer_name(member), str(member.metric))
@@ -142,10 +124,12 @@ def _compared(
     found = difference(Predictor(wish.place, task=wish.task)(*texts), script_of(final).Model()(*texts))
     task, workers = task_of(data), Workers(torch.device("cpu"), torch.get_num_threads())
     before, after = (task.scores(each, part, workers) for each in (model, ExportedModel(final, model)))
-    say(
-        f"export: check on {found.rows:,} validation rows: {found.flips} answers differ, numbers by {found.largest:.2g} at "
-        f"most; {metric} {before[metric]:.4f} before, {after[metric]:.4f} after"
+    told = (
+        f"on {found.rows:,} validation rows {found.flips} answers differ, numbers by {found.largest:.2g} at most; {metric} "
+        f"{before[metric]:.4f} before, {after[metric]:.4f} after"
     )
+    say(f"export: check {told}")
+    add_check(final, told)
     return {
         "check": {
             "split": "valid",

@@ -5,14 +5,13 @@ a file, stdin or the test rows -> normalised and encoded as in training -> fixed
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Required, TextIO, TypedDict, Unpack
 
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.engines.precision import resolve_precision
@@ -34,98 +33,78 @@ from dtrain.tasks.registry import ANSWERS
 from dtrain.training.workers import Workers
 
 
-def run(
-    recipe: Recipe,
-    world: World,
-    folder: RunFolder,
-    *,
-    model: str | None,
-    task: str | None = None,
-    input: str | None,
-    output: str | None,
-    form: str,
-    format: str | None = None,
-    columns: Sequence[str] | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
-    quoting: str | None = None,
-) -> None:
-    """Write the answers to each row of `input`, in its order.
+class Options(TypedDict, total=False):
+    """What is asked of a recipe's models, or of a model folder: the options of the command line.
 
-    Args:
-        model: the name of a student or teacher; default: the best student by the metric on valid.
-        task: of a recipe of several tasks, which to answer; default: the only one of the model.
-        input: a file, `-` for stdin; default: the test rows.
+    Attributes:
+        model: the name of a student or teacher; default: the best student by the metric on valid. Not of a model folder.
+        task: of a recipe or a model of several tasks, which to answer; default: the only one of the model.
+        input: a file, `-` for stdin; default: the test rows. A model folder has none.
         output: a file; default (or `-`): stdout.
         form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
             (id, label, label_desc: a file to hand in); of taggers see `dtrain.tasks.tagging.answers`.
         format, columns, encoding, delimiter, quoting: of the input: see `dtrain.predict.texts.read_texts`.
+    """
+
+    model: str | None
+    task: str | None
+    input: str | None
+    output: str | None
+    form: Required[str]
+    format: str | None
+    columns: Sequence[str] | None
+    encoding: str | None
+    delimiter: str | None
+    quoting: str | None
+
+
+def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Options]) -> None:
+    """Write the answers to each row of the input, in its order.
 
     Raises:
         InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
     """
-    plan = of_task(plan_of(recipe), model, task)
+    plan = of_task(plan_of(recipe), options.get("model"), options.get("task"))
     recipe = plan.recipe
     answers = ANSWERS[recipe.data.task]
-    target = _settled(world, answers, recipe.data.task, form, format, output)
-    kind, name = world.run_on_main(lambda: list(choose(model, plan)))
+    target = _settled(world, answers, recipe.data.task, options)
+    kind, name = world.run_on_main(lambda: list(choose(options.get("model"), plan)))
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder.of_task(recipe.task))
     place = folder.model(kind, name)
-    asked = _Asked(answers, place, recipe.data, data, form, target, recipe.task)
+    asked = _Asked(answers, place, recipe.data, data, options["form"], target, recipe.task)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
     workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
-    as_written = {"encoding": encoding, "delimiter": delimiter, "quoting": quoting}
-    if input is not None:
-        texts = _share(world, functools.partial(read_texts, recipe.data, input, format, columns or (), as_written))
-        tell(f"predict: {kind[:-1]} {name} ({place})")
-        asked.answer(texts, None, recipe.data.normalize, recipe.data.max_length, workers)
-        return
-    if format or columns or any(as_written.values()):
-        raise InputError(
-            "--format and --columns: are of a file that --input names, as are --encoding, --delimiter and --quoting"
-        )
-    if "test" not in data.parts:
-        raise InputError("--input: the recipe has no test rows; name a file, or - for stdin")
-    test = data.part("test", tokenizer_name(member))
-    texts = prepared_texts(test)
+    texts, part = _read(world, recipe.data, options), None
+    if texts is None:
+        if "test" not in data.parts:
+            raise InputError("--input: the recipe has no test rows; name a file, or - for stdin")
+        part = data.part("test", tokenizer_name(member))
+        texts = prepared_texts(part)
     tell(f"predict: {kind[:-1]} {name} ({place})")
     # Prepared pieces of documents were joined, and are cut again.
-    asked.answer(
-        texts, test if test.documents is None else None, recipe.data.normalize, recipe.data.max_length, workers
-    )
+    encoded = None if part is None or part.documents is not None else part
+    asked.answer(texts, encoded, recipe.data.normalize, recipe.data.max_length, workers)
 
 
-def run_folder(
-    place: Path,
-    world: World,
-    *,
-    model: str | None,
-    task: str | None = None,
-    input: str | None,
-    output: str | None,
-    form: str,
-    format: str | None = None,
-    columns: Sequence[str] | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
-    quoting: str | None = None,
-) -> None:
+def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
     """The same of a model folder alone, whose files say how texts are prepared.
 
     Raises:
         InputError: as `run`; without `input`, since a model folder holds no rows; with `model`.
     """
-    if model is not None:
+    if options.get("model") is not None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
-    known = read_folder(place, task, "--task")
-    target = _settled(world, known.answers, known.task, form, format, output)
-    if input is None:
+    known = read_folder(place, options.get("task"), "--task")
+    target = _settled(world, known.answers, known.task, options)
+    if options.get("input") is None:
         raise InputError("--input: a model folder has no rows; name a file, or - for stdin")
-    as_written = {"encoding": encoding, "delimiter": delimiter, "quoting": quoting}
-    texts = _share(world, functools.partial(read_texts, known.section, input, format, columns or (), as_written))
+    texts = _read(world, known.section, options)
+    assert texts is not None
     tell(f"predict: {place}")
-    asked = _Asked(known.answers, place, known.section, known.prepared, form, target, task or "")
+    asked = _Asked(
+        known.answers, place, known.section, known.prepared, options["form"], target, options.get("task") or ""
+    )
     asked.answer(texts, None, known.normalize, known.max_length, Workers.of(world, "fp32"))
 
 
@@ -157,18 +136,21 @@ class _Asked:
         lines = self.answers.lines(texts, found, self.form, self.section, self.data)
         if self.target is None:
             _write(lines, sys.stdout)
+        elif self.target.exists() and not self.target.is_file():  # a pipe or /dev/null: a file must not take its place
+            with self.target.open("w", encoding="utf-8") as file:
+                _write(lines, file)
         else:
-            with atomic_write(self.target) as file:
+            with atomic_write(self.target.resolve()) as file:  # of a link, where it leads
                 _write(lines, file)
 
 
-def _settled(
-    world: World, answers: Answers, task: str, form: str, format: str | None, output: str | None
-) -> Path | None:
+def _settled(world: World, answers: Answers, task: str, options: Options) -> Path | None:
     """Where answers are written, None for stdout, after the options that can be judged without a model."""
-    for option, value, allowed in (("form", form, answers.forms), ("format", format, answers.formats)):
+    asked = ("form", options["form"], answers.forms), ("format", options.get("format"), answers.formats)
+    for option, value, allowed in asked:
         if value is not None and value not in allowed:
             raise InputError(f"--{option}: {value!r} is not for task {task!r} (allowed: {', '.join(allowed)})")
+    output = options.get("output")
     target = None if output in (None, "-") else Path(str(output)).expanduser()
     if target is not None:
         world.run_on_main(lambda: _check_output(target))
@@ -189,16 +171,23 @@ def _check_output(path: Path) -> None:
 # --- which rows --------------------------------------------------------------------------------------
 
 
-def _share(world: World, read: Any) -> Texts:
-    """What the main rank reads, on every rank: standard input is there alone, and an error is told once."""
-    found: list[Texts | None] = [None]
+def _read(world: World, section: Data, options: Options) -> Texts | None:
+    """The rows of the input that is named, if one is, on every rank.
 
-    def work() -> None:
-        found[0] = read()
-
-    world.run_on_main(work)
-    texts = world.gather_objects(found[0])[0]
-    assert texts is not None
+    The main rank reads them: standard input is there alone, and an error is told once.
+    """
+    name, format, columns = options.get("input"), options.get("format"), options.get("columns") or ()
+    as_written = {"encoding": options.get("encoding"), "delimiter": options.get("delimiter")}
+    as_written["quoting"] = options.get("quoting")
+    if name is None:
+        if format or columns or any(as_written.values()):
+            raise InputError(
+                "--format and --columns: are of a file that --input names, as are --encoding, --delimiter and --quoting"
+            )
+        return None
+    found: list[Texts] = []
+    world.run_on_main(lambda: found.append(read_texts(section, name, format, columns, as_written)))
+    texts: Texts = world.gather_objects(found)[0][0]
     return texts
 
 

@@ -4,10 +4,11 @@
     python -m tests.benchmarks.export_speed pipeline FOLDER --rows 600      against pipeline("text-classification")
     python -m tests.benchmarks.export_speed exported FOLDER --rows 2000     against exports of the same model
     python -m tests.benchmarks.export_speed sizes FOLDER                    TextCNN against BERT-CNN, of random weights
+    python -m tests.benchmarks.export_speed int8 FOLDER --texts FILE        what int8 costs of accuracy, on labelled rows
 
 FOLDER is a model folder; `sizes` makes its own there. One thread everywhere, but for `dtrain predict`, which uses what it
 is given (OMP_NUM_THREADS=1). The texts are the sample's headlines, or with `--texts FILE` the last column of a tab-separated
-file. `exported` also tries torchao's int8 where torchao is installed. Figures: results/export.md.
+file, whose first column holds the labels that `int8` compares with. `exported` also tries torchao's int8 where torchao is installed. Figures: results/export.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import psutil
 import torch
 import transformers
@@ -33,6 +35,7 @@ from dtrain import Predictor
 from dtrain.data.preprocessing import write_preprocessing
 from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
 from dtrain.export.folder import Wish, export_model
+from dtrain.export.quantize import OPERATORS, quantize
 from dtrain.export.session import script_of
 from dtrain.models import build, parameter_count, save_model
 from dtrain.recipe.data import Data, Vocabulary
@@ -40,6 +43,7 @@ from dtrain.recipe.models import Architecture, of_type
 
 SAMPLE = Path(__file__).parent.parent.parent / "dtrain" / "recipes" / "samples" / "transfer.jsonl"
 REPEATS = 3
+SPEED_ROWS = 200  # whose time is taken
 
 
 FILE: list[Path] = []  # in place of the sample
@@ -131,6 +135,46 @@ def exported(folder: Path, rows: int) -> None:
         in_turn(ways, len(known))
 
 
+def int8(folder: Path, rows: int) -> None:
+    """Accuracy, answers that differ from the model's, size and speed: float, int8, int8 of convolutions, too."""
+    labels, known = zip(*labelled()[:rows], strict=True)
+    predictor = Predictor(folder)
+    ways: dict[str, Callable[[list[str]], list[dict]]] = {"Predictor": predictor}
+    file_sizes = {"Predictor": (folder / "model.safetensors").stat().st_size}
+    with tempfile.TemporaryDirectory() as place:
+        for name, operators in {"onnx": (), "int8": OPERATORS, "int8, convolutions": (*OPERATORS, "Conv")}.items():
+            final = Path(place) / name
+            export_model(Wish(folder, "model", "onnx"), final)
+            if "Conv" in operators and not has_convolutions(final / "graph.onnx"):
+                continue
+            if operators:
+                quantize(final / "graph.onnx", operators)
+            ways[name] = script_of(final).Model()
+            file_sizes[name] = (final / "graph.onnx").stat().st_size
+        first: list[str] = []
+        for name, way in ways.items():
+            answers = [answer["label"] for answer in way(list(known))]
+            first = first or answers
+            right = sum(a == b for a, b in zip(answers, labels, strict=True)) / len(labels)
+            flips = sum(a != b for a, b in zip(answers, first, strict=True))
+            print(
+                f"{name:20} {file_sizes[name] / 1e6:6.2f} MB   accuracy {right:.4f}   {flips} of {len(labels)} differ",
+                flush=True,
+            )
+        few = list(known[:SPEED_ROWS])
+        in_turn({name: lambda way=way: way(few) for name, way in ways.items()}, len(few))
+
+
+def has_convolutions(path: Path) -> bool:
+    return any(node.op_type == "Conv" for node in onnx.load(path).graph.node)
+
+
+def labelled() -> list[tuple[str, str]]:
+    """Label and text of each row of the files."""
+    lines = [line for file in FILE for line in file.read_text(encoding="utf-8").splitlines()]
+    return [(line.split("\t")[0], line.split("\t")[-1]) for line in lines]
+
+
 def sizes(root: Path, rows: int) -> None:
     base = {"type": "bert", "size": "base", "vocabulary_size": 8000}
     published = {"teacher": {"type": "bert_cnn", "encoder": base}, "student": {"type": "textcnn"}}
@@ -156,13 +200,15 @@ def made(folder: Path, section: dict) -> None:
     print(f"{folder.name}: {parameter_count(model):,} parameters")
 
 
+WAYS = {"stream": stream, "pipeline": pipeline, "exported": exported, "sizes": sizes, "int8": int8}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stream", "pipeline", "exported", "sizes"))
+    parser.add_argument("what", choices=tuple(WAYS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=600)
     parser.add_argument("--texts", type=Path, action="append")
     asked = parser.parse_args()
     FILE += asked.texts or []
     torch.set_num_threads(1)
-    {"stream": stream, "pipeline": pipeline, "exported": exported, "sizes": sizes}[asked.what](asked.folder, asked.rows)
+    WAYS[asked.what](asked.folder, asked.rows)

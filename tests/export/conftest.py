@@ -1,4 +1,4 @@
-"""A tiny model of every architecture, as the folders that training leaves and exported."""
+"""A tiny model of every architecture, and of every task of a model of several, as the folders that training leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtrain.data.preprocessing import write_preprocessing
+from dtrain import Predictor
+from dtrain.data.preprocessing import write_preprocessing, write_preprocessing_of_tasks
 from dtrain.data.vocabularies import character_tokenizer, student_tokenizer, trained_tokenizer
 from dtrain.export.folder import Wish, export_model
 from dtrain.models import build, describe, save_model
@@ -32,10 +33,19 @@ TEXTS = [
     "a",
 ]
 LABELS = ["sport", "money", "film"]
+PAIRS = ("pairs", "regression")  # kinds of task whose rows are two texts here
 TAGS = ["O", *(f"{place}-{kind}" for kind in ("PER", "LOC") for place in "BIES")]
 ENCODER = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 32, "vocabulary_size": 300}
 BERT, NEZHA = {"type": "bert", **ENCODER}, {"type": "nezha", **ENCODER}
 
+# Of the model of several tasks: the kind of each, and what a head's entry in config.json says beside its labels.
+HEADS: dict[str, tuple[str, dict]] = {
+    "topic": ("classification", {}),
+    "same": ("pairs", {}),
+    "like": ("regression", {"standardized": {"mean": 2.5, "deviation": 1.5}}),
+    "about": ("multi_label", {"threshold": 0.3}),
+    "names": ("tagging", {}),
+}
 # By name: the task, and the section `model`. NEZHA's positions end at 64, and its texts do not.
 MODELS: dict[str, tuple[str, dict]] = {
     "bert": ("classification", BERT),
@@ -57,21 +67,26 @@ MODELS: dict[str, tuple[str, dict]] = {
     "softmax_tagger": ("tagging", {"type": "idcnn", "embedding": 12, "filters": 8, "crf": False}),
     "nezha_tagger": ("tagging", {"type": "tagger", "encoder": {**NEZHA, "layers": 2}, "fusion": "dynamic", "lstm": 8}),
 }
+NAMES = [*MODELS, *(f"several-{task}" for task in HEADS)]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder, and what `Predictor` is asked."""
+    """A model's folder, and what `Predictor` is asked; of a model of several tasks, `one` is the task that answers."""
 
     folder: Path
     task: str
     texts: tuple[list[str], ...]
+    one: str | None = None
+
+    def predictor(self) -> Predictor:
+        return Predictor(self.folder, task=self.one)
 
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     root = tmp_path_factory.mktemp("models")
-    return {name: _made(root / name, *MODELS[name]) for name in MODELS}
+    return {name: _made(root / name, *MODELS[name]) for name in MODELS} | _of_several(root / "several")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +96,7 @@ def exported(model_folders: dict[str, Model], tmp_path_factory: pytest.TempPathF
         pytest.importorskip(package)
     root = tmp_path_factory.mktemp("exported")
     for name, model in model_folders.items():
-        export_model(Wish(model.folder, name, "onnx"), root / name)
+        export_model(Wish(model.folder, name, "onnx", task=model.one), root / name)
     return root
 
 
@@ -96,23 +111,18 @@ def _made(folder: Path, task: str, section: dict) -> Model:
     else:
         tokenizer = trained_tokenizer(spec.transformer, batches, lower)
     tokenizer.save_pretrained(tokenizer_path)
-    pairs = task in ("pairs", "regression")
-    columns = {"text_b": "b"} if pairs else {}
-    data = Data.model_validate({"task": task, "train": "train.jsonl", "columns": columns, "max_length": 100})
-    labels = TAGS if task == "tagging" else ["number"] if task == "regression" else LABELS
+    pairs = task in PAIRS
+    data = Data.model_validate(_section(task))
     torch.manual_seed(3)
     model = build(
         spec,
         vocabulary=len(tokenizer),
-        labels=labels,
+        labels=_labels(task),
         pad_id=tokenizer.pad_token_id,
         tokenizer_path=tokenizer_path,
         max_length=data.max_length,
     )
-    with torch.no_grad():  # far from indifferent: a new model's answers hardly depend on the text
-        for name, parameter in model.named_parameters():
-            if "LayerNorm" not in name:
-                parameter.mul_(4.0 if spec.transformer is not None else 2.5)
+    _sharpen(model, 4.0 if spec.transformer is not None else 2.5)
     if task == "multi_label":
         describe(model, {"threshold": 0.3})
     if task == "regression":
@@ -120,3 +130,51 @@ def _made(folder: Path, task: str, section: dict) -> Model:
     save_model(model, folder, tokenizer_path, "a card")
     write_preprocessing(folder, data, {})
     return Model(folder, task, (TEXTS, TEXTS[::-1]) if pairs else (TEXTS,))
+
+
+def _of_several(folder: Path) -> dict[str, Model]:
+    """One model with a head for every kind of task, by the names of its exports."""
+    spec: ModelSpec = of_type({"type": "multi_task", "encoder": BERT}, Architecture).model_validate(
+        {"type": "multi_task", "encoder": BERT}
+    )
+    assert spec.transformer is not None
+    tokenizer_path = folder.with_name("several-tokenizer")
+    tokenizer = trained_tokenizer(spec.transformer, [[text.lower() for text in SAMPLE]], True)
+    tokenizer.save_pretrained(tokenizer_path)
+    torch.manual_seed(3)
+    model = build(
+        spec,
+        vocabulary=len(tokenizer),
+        labels=[],
+        pad_id=tokenizer.pad_token_id,
+        max_length=100,
+        heads={
+            name: {"tags": kind == "tagging", "labels": _labels(kind), "config": config}
+            for name, (kind, config) in HEADS.items()
+        },
+    )
+    _sharpen(model, 4.0)
+    save_model(model, folder, tokenizer_path, "a card")
+    sections = {name: Data.model_validate(_section(kind)) for name, (kind, _) in HEADS.items()}
+    write_preprocessing_of_tasks(folder, {name: (section, {}) for name, section in sections.items()})
+    return {
+        f"several-{name}": Model(folder, kind, (TEXTS, TEXTS[::-1]) if kind in PAIRS else (TEXTS,), name)
+        for name, (kind, _) in HEADS.items()
+    }
+
+
+def _labels(task: str) -> list[str]:
+    return TAGS if task == "tagging" else ["number"] if task == "regression" else LABELS
+
+
+def _section(task: str) -> dict:
+    columns = {"text_b": "b"} if task in PAIRS else {}
+    return {"task": task, "train": "train.jsonl", "columns": columns, "max_length": 100}
+
+
+def _sharpen(model: torch.nn.Module, by: float) -> None:
+    """Far from indifferent: a new model's answers hardly depend on the text."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.mul_(by)

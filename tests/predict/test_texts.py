@@ -112,6 +112,24 @@ def test_columns_that_cannot_be(read, columns, message):
         read(NUMBERED, "new.tsv", HEADER, columns=columns)
 
 
+def test_columns_of_plain_lines_are_refused(read):
+    """The whole line was answered, as if no column had been named."""
+    for name in ("new.txt", "-"):
+        for columns in (["text=text"], ["text=1"], ["text=0,id=1"]):
+            with pytest.raises(InputError, match="--columns: .* is read as plain lines, which have no columns"):
+                read(JSON, name, "id,text\n7,好\n", columns=columns)
+    assert read(JSON, "new.txt", "id,text\n7,好\n", columns=["text=text,id=id"], format="csv").ids == [7]
+    assert read(JSON, "new.txt", "好\n", columns=["text=0"]).text == ["好"]
+
+
+def test_a_column_of_ids_that_is_asked_for_is_there(read):
+    """Rows were numbered without a word."""
+    for name, content in {"new.jsonl": '{"text": "好", "key": 7}\n', "new.csv": "text,key\n好,7\n"}.items():
+        with pytest.raises(InputError, match="--columns: id: .* has no column 'kei'"):
+            read(JSON, name, content, columns=["text=text,id=kei"])
+        assert read(JSON, name, content, columns=["text=text,id=key"]).ids == [7]
+
+
 def test_numbers_do_not_fit_named_columns(read):
     with pytest.raises(InputError, match="--columns: text: 0 is a number, but the columns of .* have names"):
         read(NUMBERED, "new.jsonl", '{"text": "x"}\n')

@@ -39,6 +39,8 @@ def test_the_check_tells_what_an_export_costs(run, world, onnx, capsys):
         before = read_json(run.folder.model("students", "cnn-seed3") / "evaluation.json")["parts"]["valid"]["scores"]
         assert check["before"] == before["accuracy"]
         assert "answers differ" in capsys.readouterr().out
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert f"on 40 validation rows {check['flips']} answers differ" in card
         assert record.exports_of(run.folder, "students", "cnn-seed3") == [folder]
         assert record.exports_of(run.folder, "students", "cnn-seed2") == []
         report.run(run.recipe, world, run.folder)

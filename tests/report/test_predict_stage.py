@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -125,9 +126,29 @@ def test_a_model_folder_is_enough(run, world, tmp_path, monkeypatch):
         predictor("text")
     with pytest.raises(InputError, match="row 1: must be a text, found int"):
         predictor(["text", 3])
+    with pytest.raises(InputError, match="row 0: holds half of a surrogate pair"):
+        predictor(["\ud83d"])
     (place / "preprocessing.json").unlink()
     with pytest.raises(InputError, match="preprocessing.json: is missing"):
         Predictor(place)
+
+
+def test_folders_that_are_no_models_and_devices_that_are_not_here(run, tmp_path):
+    (tmp_path / "predict.py").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    for place, message in {
+        tmp_path / "run": "is a run folder; name a model folder in it, as .*students/NAME",
+        tmp_path / "absent": "absent: no such folder",
+        tmp_path: "is an exported model",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            Predictor(place)
+    with pytest.raises(InputError, match=r"device: 'gpu' is unknown \(cpu, cuda, "):
+        Predictor(run.folder.model("teachers", "bert"), device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device: 'cuda': torch sees no GPU here"):
+            Predictor(run.folder.model("teachers", "bert"), device="cuda")
 
 
 def test_a_predictor_computes_in_the_precision_that_it_is_given(run):
@@ -218,6 +239,13 @@ def test_rows_of_a_generator_are_answered_as_they_come(run, monkeypatch):
     assert [len(block) for block in blocks.blocks(["a" * 15, "b" * 15, "c" * 50, "d", "e"])] == [1, 1, 1, 2]
 
 
+def test_both_texts_of_a_pair_are_needed():
+    with pytest.raises(InputError, match="row 1: has no second text"):
+        list(blocks.blocks(["a", "b"], ["c"]))
+    with pytest.raises(InputError, match="row 0: has no first text"):
+        list(blocks.blocks([], ["c"]))
+
+
 def test_several_threads_share_a_predictor(run):
     predictor = Predictor(run.folder.model("teachers", "bert"))
     texts = [("电影球赛股票的了在"[n % 5 :] + "x" * (n % 3)) for n in range(40)]
@@ -251,6 +279,22 @@ def test_bad_input_writes_nothing(run, world, tmp_path, monkeypatch, options, me
     with pytest.raises(InputError, match=message):
         predicted(run, world, tmp_path, **options)
     assert not (tmp_path / "predictions").exists()
+
+
+def test_a_pipe_and_a_link_are_written_to(run, world, tmp_path):
+    """A file that took the place of /dev/null would break the machine, one in the place of a link leaves its target old."""
+    options = {"model": "bert", "input": None, "form": "jsonl"}
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)  # a dozen lines wait in it
+    try:
+        predict.run(run.recipe, world, run.folder, output=str(tmp_path / "pipe"), **options)
+        found = os.read(reader, 1 << 16).decode("utf-8")
+    finally:
+        os.close(reader)
+    (tmp_path / "link").symlink_to(tmp_path / "answers")
+    predict.run(run.recipe, world, run.folder, output=str(tmp_path / "link"), **options)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "answers").read_text(encoding="utf-8") == found and len(found.splitlines()) == 12
 
 
 @pytest.mark.parametrize(

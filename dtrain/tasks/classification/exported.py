@@ -96,5 +96,5 @@ if __name__ == "__main__":
     with open(0, encoding="utf-8") as stdin:
         model, lines = Model(), [line.rstrip("\n") for line in stdin]
     columns = zip(*(line.split("\t", 1) for line in lines), strict=True) if model.settings["texts"] == 2 else [lines]
-    for answer in model(*map(list, columns)):
+    for answer in model(*map(list, columns)) if lines else []:
         print(json.dumps(answer, ensure_ascii=False))
