@@ -32,7 +32,7 @@ from dtrain.tasks.rules import keys_of_others, rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 # Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
-_ADDED = {"tasks", "mixing", "metrics", "baseline"}
+_ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs"}
 _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
@@ -177,6 +177,8 @@ class Plan:
             return self.model("students", name)
         section = student.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers", "phases", "metric"})
         section["phases"] = [phase.model_dump(mode="json") for phase in student.phases[: number + 1]]
+        if not student.keep_epochs:
+            del section["keep_epochs"]
         return self._trained("students", student, section)
 
     def _plain_text(self, student: Student) -> list[Any]:
@@ -267,7 +269,31 @@ class Plan:
         ]
         exports = [file_fingerprint(path) for path in sorted(self.folder.export.glob("*/metrics.json"))]
         shown = [self.recipe.report.model_dump(mode="json"), self.recipe.name, members, *([exports] if exports else [])]
+        if self.recipe.knowledge_points is not None:
+            shown.append(self.points)
         return fingerprint("report", FORMAT, *shown)
+
+    def points_of(self, student: Student) -> str:
+        """The knowledge points of a student at each of its epochs."""
+        spec = self.recipe.knowledge_points
+        assert spec is not None
+        words = [self._file(resolve_path(spec.words))] if spec.words else []
+        section = spec.model_dump(mode="json")
+        return fingerprint("points", FORMAT, section, words, self.recipe.seed, self.model("students", student.name))
+
+    @property
+    def points(self) -> str:
+        """Those of all students that keep their epochs and were trained."""
+        return fingerprint("points", [[student.name, self.points_of(student)] for student in self.with_epochs()])
+
+    def with_epochs(self) -> list[Student]:
+        """The students that keep their epochs and were trained."""
+        return [
+            student
+            for student in self.recipe.students
+            if student.keep_epochs
+            and is_done(self.folder.model("students", student.name), self.model("students", student.name))
+        ]
 
     def members(self) -> list[tuple[str, Teacher | Student]]:
         """Every model of the recipe as (kind, member), teachers first."""
@@ -334,6 +360,10 @@ class Plan:
     def all_evaluated(self) -> bool:
         """Whether every model has its scores."""
         return all(self.evaluated(kind, m.name) for kind, m in self.members())
+
+    def points_counted(self) -> bool:
+        """Whether the knowledge points of these models are there, where the recipe asks for them."""
+        return self.recipe.knowledge_points is None or is_done(self.folder.points, self.points)
 
     def reported(self) -> bool:
         """Whether the report is of these models and scores."""
@@ -418,6 +448,10 @@ class KeptPlan(Plan):
     def evaluation(self, kind: str, name: str) -> str:
         record = _read(self.folder.model(kind, name) / "evaluation.json")
         return str(record["fingerprint"]) if record else ""
+
+    @property
+    def points(self) -> str:
+        return _recorded(self.folder.points)
 
     @property
     def search(self) -> str | None:

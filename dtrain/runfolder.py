@@ -59,6 +59,14 @@ class RunFolder:
         """The model at the end of a student's phase, but for the last one's, which is the student."""
         return self.root / "phases" / student / phase
 
+    def epochs(self, student: str) -> Path:
+        """The weights of a student at the end of each epoch, where it keeps them."""
+        return self.root / "epochs" / student
+
+    @property
+    def points(self) -> Path:
+        return self.root / "points"
+
     def pretrained(self, phase: int) -> Path:
         """The model at the end of a phase (from 0) of pre-training; that of the last phase is the result."""
         return self.root / "pretrain" / f"phase-{phase + 1}"

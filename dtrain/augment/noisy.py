@@ -12,7 +12,7 @@ import torch
 from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch
 from dtrain.errors import InputError
-from dtrain.recipe.training import Noisy
+from dtrain.recipe.noisy import Noisy
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -56,6 +56,20 @@ class Encoder:
             cut=[bool(encoding.overflowing) for encoding in encodings],
         )
 
+    def spans(self, texts: list[str], texts_b: list[str] | None = None) -> list[list[tuple[int, int, int]]]:
+        """Where tokens stand, as (0 for the first text or 1 for the second, first character, the one behind the last).
+
+        A token that no text holds, as [CLS] and [SEP] around it, is (-1, 0, 0). Rows have as many as `ids` of a call.
+        """
+        self.backend.encode_special_tokens = True
+        batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
+        found = []
+        for encoding in self.backend.encode_batch(batch):
+            places = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+            spans = [(-1, 0, 0) if which is None else (which, *offsets) for which, offsets in places]
+            found.append(spans or [(-1, 0, 0)])
+        return found
+
     def _ids(self, encoding: Encoding, row: str | Sequence[str]) -> list[int]:
         if not any(MASK in text for text in ([row] if isinstance(row, str) else row)):
             return encoding.ids

@@ -124,11 +124,15 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file under its name when it is complete. No two weights may share memory."""
+def write_weights(weights: Mapping[str, Tensor], path: Path, told: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file under its name when it is complete. No two weights may share memory.
+
+    Args:
+        told: what the file says of itself in place of its format, one entry: several have no order of their own.
+    """
     tensors = {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}
     with _aside(path.parent) as aside:
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, aside / WEIGHTS, metadata=dict(told or {"format": "pt"}))
         _move(aside / WEIGHTS, path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.peers import check_peers
+from dtrain.recipe.points import check_kept
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.several import check_alike
 from dtrain.recipe.training import Student, Teacher
@@ -50,6 +51,10 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
     peers = check_peers(recipe.students, of_students, reports[1])
     if recipe.search is not None:
         recipe.search.check(recipe.students, peers, report.at("search"))
+    for student, of_student in zip(recipe.students, reports[1], strict=True):
+        check_kept(student, of_student)
+    if recipe.knowledge_points is not None:
+        recipe.knowledge_points.check(recipe.students, of_students, recipe.several, report.at("knowledge_points"))
     of_knowledge = report.at("knowledge")
     if recipe.several:
         recipe.knowledge.check_tasks([context.task for context in contexts.values()], of_knowledge)

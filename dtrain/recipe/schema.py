@@ -26,6 +26,7 @@ from dtrain.recipe.answers import is_online
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.corpus import CorpusSpec
 from dtrain.recipe.data import Data
+from dtrain.recipe.points import KnowledgePoints
 from dtrain.recipe.pretraining import Pretrain
 from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
@@ -212,6 +213,8 @@ class Recipe(Closed):
     students: list[Student] = []  # the models that learn from labels and from the knowledge
     placement: Placement = Placement()  # which students train side by side on one rank
     search: Search | None = None  # stop the worst students before their end; left out: all train to their end
+    # which tokens of texts students know at each epoch of their training; left out: this is not measured
+    knowledge_points: KnowledgePoints | None = None
     launch: Launch = Launch()  # how `dtrain run` starts processes
     report: Report = Report()  # what the report holds
     _kept: Path | None = PrivateAttr(None)

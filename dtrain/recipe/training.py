@@ -25,6 +25,7 @@ from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.initial import InitSpec, check_init
 from dtrain.recipe.losses import LossSpec, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec, architectures
+from dtrain.recipe.noisy import Noisy
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, check_read, resolve_phase
 from dtrain.recipe.sample import Sample
@@ -261,14 +262,6 @@ class Teacher(TrainSpec):
                 report(key, f"is not for task {context.data_task!r}")
 
 
-class Noisy(Closed):
-    """A noisy student (augment/noisy.py, Xie et al. 2020); noise of the model itself is its `dropout`."""
-
-    confidence: Share = 0.5  # a transfer row stays where its teachers' mean gives some class at least this probability
-    balance: bool = True  # keep as many transfer rows of each class that teachers see in them
-    token_noise: Share = 0.1  # share of the tokens that is blanked, drawn anew each time
-
-
 class Student(TrainSpec):
     """A model trained on labels and teachers' outputs; without teachers it is a from-scratch baseline."""
 
@@ -295,6 +288,7 @@ class Student(TrainSpec):
     parallel: Literal["data"] | None = None  # data: all ranks train it together, as they do teachers; null: one rank
     # students with the same word here learn from each other's answers as well
     peers: Annotated[str, Field(pattern=PATTERN)] | None = None
+    keep_epochs: bool = False  # keep the weights of each epoch beside the model, for the stage `points`
     # stretches of training, one after another, each with its own rows, losses and optimizer; left out: one, as above
     phases: Annotated[list[StudentPhase], Field(min_length=1)] | None = None
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dtrain.report import several, tables
 from dtrain.report.examples import bracketed, marked
+from dtrain.report.points import points_table, shaded_texts
 from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
 
@@ -93,6 +94,8 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "exported": tables.exported(results) if results["exported"] else None,
         "search": tables.search(results["search"], results["failed"]) if results.get("search") else None,
         "phases": tables.phases(results["phases"], view.lead) if results.get("phases") else None,
+        "points": points_table(results["points"]) if results.get("points") else None,
+        "shaded": shaded_texts(results["points"]) if results.get("points") else [],
         "classes": tables.classes(details["per_class"]) if "per_class" in details else None,
         "types": tables.types(details["per_type"], detailed) if "per_type" in details and detailed else None,
         "examples": [

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -30,6 +31,7 @@ KINDS = {
 LINES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7a5195", "#8c8c8c"]
 REST = "#d0d4da"
 MOST_PHASES = 5  # panels that fit side by side
+MOST_TOKENS = 40  # of a text in one line
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
@@ -248,7 +250,78 @@ def type_scores(per_type: dict[str, dict[str, Any]], path: Path) -> None:
         _save(figure, path)
 
 
+def point_curves(found: dict[str, Any], path: Path) -> None:
+    """Points of a text in the foreground and in the background by epoch, and the share of the foreground.
+
+    Args:
+        found: as `points.collect_points` gives it.
+    """
+    panels = {
+        "foreground": "Points of a text in the foreground",
+        "background": "Points of a text in the background",
+        "share": "Share in the foreground (%)",
+    }
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(9.6, 3.2, panels=len(panels))
+        for axis, (key, title) in zip(axes, panels.items(), strict=True):
+            axis.set_title(title, fontsize=9)
+            axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for number, group in reversed(list(enumerate(found["groups"]))):
+                for order, member in enumerate(group["members"]):
+                    own = [entry for entry in member["epochs"] if entry[key] is not None]
+                    axis.plot(
+                        [entry["epoch"] for entry in own],
+                        [entry[key] * (100 if key == "share" else 1) for entry in own],
+                        color=LINES[number] if number < len(LINES) else REST, lw=1.5, alpha=0.85,
+                        marker="o" if len(own) < 15 else None, markersize=3, label=group["name"] if order == 0 else None,
+                    )  # fmt: skip
+            axis.set_ylim(bottom=0)
+        axes[0].legend(frameon=False, fontsize=8)
+        _save(figure, path)
+
+
+def shaded_texts(texts: list[list[dict[str, Any]]], path: Path) -> None:
+    """Texts in lines of tokens, one line a group of students; a darker token is known better, foreground is underlined.
+
+    Args:
+        texts: as `points.shaded_texts` gives them.
+    """
+    lines = [(own["name"], own["tokens"][:MOST_TOKENS]) for text in texts for own in text]
+    every = len(texts[0]) if texts else 0
+    family = _family_for("".join(token["text"] for _, tokens in lines for token in tokens))
+    width = max((sum(_cells(token, family) for token in tokens) for _, tokens in lines), default=1)
+    with mpl.rc_context({**STYLE, "axes.grid": False, "font.family": family or STYLE["font.family"]}):
+        figure, axes = _figure(min(14.0, 2.2 + 0.12 * width), 0.6 + 0.3 * (len(lines) + 0.5 * len(texts)))
+        axis = axes[0]
+        height = 0.0
+        for number, (name, tokens) in enumerate(lines):
+            height -= 1.5 if every and number and number % every == 0 else 1.0
+            axis.text(-1, height, _short(name), ha="right", va="center", fontsize=8)
+            place = 0
+            for order, token in enumerate(tokens):
+                cells = _cells(token, family)
+                axis.add_patch(
+                    Rectangle((place, height - 0.42), cells, 0.84, color=DISTILLED, alpha=token["shade"], lw=0)
+                )
+                # Without a font for the texts the numbers of tokens stand there; the page has the texts themselves.
+                word = token["text"] if family else str(order)
+                axis.text(place + cells / 2, height, word, ha="center", va="center", fontsize=8)
+                if token["foreground"]:
+                    axis.plot([place, place + cells], [height - 0.45] * 2, color=TEACHER, lw=1.2)
+                place += cells
+        axis.set_xlim(-1, width)
+        axis.set_ylim(height - 0.8, 0)
+        axis.set_axis_off()
+        _save(figure, path)
+
+
 # --- helpers -----------------------------------------------------------------------------------------
+
+
+def _cells(token: dict[str, Any], family: list[str] | None) -> int:
+    """How wide a token is drawn, in letters; Chinese characters are as wide as two."""
+    return 1 + (sum(2 if ord(letter) > 0x2E7F else 1 for letter in token["text"]) if family else 2)
 
 
 def _short(name: str) -> str:

@@ -16,6 +16,7 @@ from dtrain.metrics.tasks import scores_of
 from dtrain.plan import Plan
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
+from dtrain.report.points import collect_points
 from dtrain.runfolder import RunFolder, fingerprint, is_done, read_json
 from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
@@ -38,7 +39,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
         `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
         alone), `exported` (what `dtrain export` made of them), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
-        each, under `student`), `details` (of the best student:
+        each, under `student`), `points` (see `collect_points`), `details` (of the best student:
         classes and confusion, or types, their counts and examples), `remarks` (on the data, and on models that learnt
         nothing), `speed` (how it was measured), `versions`.
     """
@@ -56,6 +57,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         _compare(model, teacher)
     data = read_json(folder.data / "rows" / "data.json")
     parts = evaluated_parts(folder, *members[0]) if members else []
+    groups = _groups(members, models, view)
     return {
         "name": recipe.name,
         "task": recipe.data.task,
@@ -66,7 +68,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         "teacher": teacher["name"] if teacher else None,
         "student": student["name"] if student else None,
         "models": models,
-        "groups": _groups(members, models, view),
+        "groups": groups,
         "failed": [
             {"kind": kind, "name": member.name, "reason": _failure(folder, kind, member.name)}
             for kind, member in plan.members()
@@ -75,6 +77,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         "exported": _exported(members, folder, speed),
         "search": _search(plan.whole, folder) if recipe.students else None,
         "phases": _phases(members, folder),
+        "points": collect_points(plan, groups),
         "details": _details(folder, student or teacher, view),
         "remarks": [*data.get("remarks", []), *_unknown(members, folder), *_remarks(members, folder)],
         "speed": {key: value for key, value in speed.items() if key not in _BY_MODEL} if speed else None,

@@ -156,12 +156,20 @@ _STAGES = [
         needs=("prepare",),  # and the models, of which it names those that are missing
     ),
     Stage(
+        "points",
+        "which tokens of texts students know at each epoch of their training",
+        done=lambda plan: plan.points_counted(),
+        job=Job("report"),
+        needs=("prepare", "distill"),
+        section="knowledge_points",
+    ),
+    Stage(
         "report",
         "tables, plots and one page that compares teachers and students",
         done=lambda plan: plan.reported(),
         job=Job("report"),
         kept=True,
-        needs=("prepare",),  # and the models, likewise
+        needs=("prepare", "points"),  # and the models, likewise
     ),
     Stage(
         "export",

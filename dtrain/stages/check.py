@@ -25,6 +25,7 @@ from dtrain.hub import not_cached
 from dtrain.launch import launch_spec, launches_in_words, visible_gpus
 from dtrain.log import say, warn
 from dtrain.plan import Plan
+from dtrain.points.foreground import check_foreground
 from dtrain.pretraining.corpus import check_corpus
 from dtrain.pretraining.plain_text import plain_text_of
 from dtrain.recipe import Recipe, Student, dump_recipe
@@ -77,6 +78,8 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
         if recipe.report.splits == ["test"] and not view.data.test and not view.data.split.test:
             of = f" of {view.data.key}" if recipe.several else ""
             problems.append(f"report.splits: 'test' is all that is to be reported, and there are no test rows{of}")
+    if recipe.knowledge_points is not None and not recipe.several:
+        problems += check_foreground(recipe.knowledge_points, recipe.data)
     prepared = False
     with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
         prepared = Plan(recipe).stage_done("prepare")
@@ -133,7 +136,7 @@ def _unusable_places(recipe: Recipe) -> list[str]:
     root = Plan(recipe).folder.root
     rooms = (
         *("data", "pretrain", "teachers", "knowledge", "students", "phases"),
-        *("report", "tensorboard", "checkpoints"),
+        *("epochs", "points", "report", "tensorboard", "checkpoints"),
     )
     places = [*reversed(root.parents), root, *(root / room for room in rooms)]
     try:

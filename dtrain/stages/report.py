@@ -11,6 +11,7 @@ from dtrain.metrics.tasks import scores_of
 from dtrain.plan import Plan, plan_of
 from dtrain.recipe import Recipe, dump_recipe
 from dtrain.report import pages, plots, several
+from dtrain.report.points import shaded_texts
 from dtrain.report.results import collect, evaluated_parts, trained_members
 from dtrain.report.speed import measure_run
 from dtrain.report.tables import brief
@@ -100,7 +101,8 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     """Draw what there is to draw; the plots' files by name."""
     view = VIEWS[results["task"]]
     against_parameters, against_latency = f"{view.lead}_parameters", f"{view.lead}_latency"
-    names = (against_parameters, against_latency, "curves", "confusion", "types", "scatter", "phases")
+    names = [against_parameters, against_latency, "curves", "confusion", "types", "scatter", "phases"]
+    names += ["points", "points_texts"]
     paths = {name: target / f"{name}.png" for name in names}
     groups = sorted(results["groups"], key=lambda group: -group[view.lead]["mean"])
     histories = [
@@ -114,6 +116,9 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     plots.score_against(results, "milliseconds", paths[against_latency])
     plots.training_curves(histories, "valid", view, paths["curves"])
     plots.phase_curves(histories, paths["phases"])
+    if results["points"]:
+        plots.point_curves(results["points"], paths["points"])
+        plots.shaded_texts(shaded_texts(results["points"]), paths["points_texts"])
     details = results["details"] or {}
     if "per_type" in details:
         plots.type_scores(details["per_type"], paths["types"])

@@ -34,6 +34,7 @@ from dtrain.runtime.distributed import World
 from dtrain.tasks.rules import rules_of
 from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.job import Position
+from dtrain.training.kept_epochs import keeper
 from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.reach import freeze, trained_names
@@ -137,6 +138,8 @@ def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -
         job.where = f"students.{student.name}.phases.{place.number}"
         job.final, job.checkpoints, job.tensorboard = place.model, place.checkpoints, place.tensorboard
         job.keep_last, job.freezes = place.phase.keep == "last", True
+        if student.keep_epochs:
+            job.keeps = keeper(plan.folder.epochs(student.name), job.identity, place.first_epoch)
         job.prepare = functools.partial(_prepare, job.prepare, place, rows)
         root = plan.folder.tensorboard("students", student.name)
         log = functools.partial(log_hyperparameters, root, student, student.all_losses)

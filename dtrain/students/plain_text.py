@@ -123,6 +123,7 @@ class PlainTextPhase:
             headline=self.task.headline if self.masked else plain.headline,
             metrics=self._speed,
             save=functools.partial(_save, plain),
+            published=_published,
             rows=f"{counted(len(rows), 'row')} of {rows.length} tokens",
         )
 
@@ -211,3 +212,8 @@ def _student(plan: Plan, name: str) -> Student:
 def _save(plain: Prepared, model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
     """The student, without the head."""
     plain.save(model.model, folder, metrics)  # type: ignore[arg-type]
+
+
+def _published(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The student's, without the head's."""
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}

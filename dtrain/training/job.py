@@ -18,6 +18,7 @@ from dtrain.runtime.stop import StopRequest
 from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.feed import Feed, Rows
+from dtrain.training.kept_epochs import KeepEpoch
 
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -80,6 +81,7 @@ class TrainJob:
         keep_last: the weights of the last evaluation are kept, whatever their score.
         peers: other students learn from its answers, so it can only continue from a step that all of them have.
         snapshots: what is called with the weights at the end of an epoch, on rank 0.
+        keep_epoch: what is called with each epoch's number and weights on rank 0, and at the beginning with 0.
         data: where the rows come from, to say how a checkpoint differs.
     """
 
@@ -99,6 +101,7 @@ class TrainJob:
     keep_last: bool = False
     peers: bool = False
     snapshots: Mapping[int, Snapshot] = field(default_factory=dict)
+    keep_epoch: KeepEpoch | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
     @property

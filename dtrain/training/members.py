@@ -30,6 +30,7 @@ from dtrain.teachers.sources import StoredTeacher, TeacherSource
 from dtrain.training.card import card_head, use_in_words
 from dtrain.training.feed import Feed, Reading
 from dtrain.training.job import Position
+from dtrain.training.kept_epochs import keeper
 from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.remarks import remarks
@@ -75,6 +76,8 @@ class Members:
         job = self._job("students", spec, identity, teachers, reading, rows, online or {})
         job.data_parallel = spec.parallel == "data"
         job.order, job.pause, job.peers = order, pause, spec.peers is not None
+        if spec.keep_epochs:
+            job.keeps = keeper(self.folder.epochs(spec.name), identity, first_epoch=0)
         return job
 
     def rows(self, spec: Teacher | Student) -> EncodedSplit:

@@ -31,6 +31,7 @@ from dtrain.training.adversarial import Adversary
 from dtrain.training.checkpoint import remove_checkpoints
 from dtrain.training.feed import Feed
 from dtrain.training.job import Position, TrainJob
+from dtrain.training.kept_epochs import KeepEpoch
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
 from dtrain.training.reach import freeze_unreached
 
@@ -48,6 +49,7 @@ class Prepared:
         evaluate: scores a model in a precision, over all ranks where they train it together.
         metrics: what `metrics.json` holds beyond the scores and what every training has.
         save: writes the model's own files into a folder.
+        published: of the weights that are trained, by name, those that are published, by their names there.
         data: where the rows come from, to say how a checkpoint differs.
         rows: how many rows there are, in words.
         count: the same as a number.
@@ -73,6 +75,7 @@ class Prepared:
     data: Mapping[str, Any] = field(default_factory=dict)
     objective: Callable[..., Objective] | None = None
     count: int = 0
+    published: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = lambda weights: weights
 
 
 @dataclass(eq=False)
@@ -91,6 +94,7 @@ class ModelJob:
         keep_last: publish the last weights, whatever their score.
         freezes: parameters that its losses do not reach are frozen: engines would wait for their gradients.
         peers: other students learn from it while it trains.
+        keeps: what keeps the weights of each epoch; None: nothing does.
         early: by epoch, teachers that are this one at its end, to be published on the way.
         log_settings: adds its row to TensorBoard's table of hyper-parameters.
     """
@@ -109,6 +113,7 @@ class ModelJob:
     keep_last: bool = False
     freezes: bool = False
     peers: bool = False
+    keeps: KeepEpoch | None = None
     early: dict[int, list[ModelJob]] = field(default_factory=dict)
     log_settings: Callable[[dict[str, Any]], None] = lambda metrics: None
 
@@ -230,6 +235,8 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         data=prepared.data,
     )
     built = _Built(job, prepared, training, parameters, trained)
+    if job.keeps is not None:
+        training.keep_epoch = functools.partial(_keep_epoch, job.keeps, prepared)
     training.snapshots = {
         epoch: functools.partial(_publish_early, built, others) for epoch, others in job.early.items()
     }
@@ -242,6 +249,10 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
 
 def _evaluate(prepared: Prepared, precision: str, model: nn.Module) -> dict[str, float]:
     return prepared.evaluate(model, precision)
+
+
+def _keep_epoch(keep: KeepEpoch, prepared: Prepared, epoch: int, weights: Mapping[str, torch.Tensor]) -> None:
+    keep(epoch, prepared.published(weights))
 
 
 def _finish(built: _Built, ended: Ended, world: World) -> dict[str, Any]:

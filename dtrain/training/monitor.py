@@ -87,7 +87,7 @@ class Monitor:
             self.writer.close()
 
 
-_NOT_VARIED = {"name", "grid", "sample", "teachers", "rows", "checkpoint_every", "keep_checkpoints"}
+_NOT_VARIED = {"name", "grid", "sample", "teachers", "rows", "checkpoint_every", "keep_checkpoints", "keep_epochs"}
 
 
 def log_hyperparameters(

@@ -98,6 +98,8 @@ class TrainState:
 
     def warm_up(self) -> None:
         """Before the first step; see `Engine.warm_up`."""
+        if self.position.step == 0:
+            self._keep_epoch()
         if not self.ended:
             row = self._batch[:1]
             self.job.engine.warm_up(lambda: self.job.engine.model(self.job.feed.batch(row), self.progress)[0])
@@ -185,6 +187,8 @@ class TrainState:
                     if job.engine.rank == 0:
                         job.snapshots[position.epoch](weights, position)
             self.clock.restart()
+        if epoch_ends:
+            self._keep_epoch()
         if epoch_ends and not self.ended:
             self._batches = self._epoch(position.epoch)
         with self._own_work():
@@ -240,6 +244,17 @@ class TrainState:
             words += " (best so far)" * (better and not job.keep_last)
             self.monitor.evaluation(position.step, epoch, scores, words, position.seconds)
         return better
+
+    def _keep_epoch(self) -> None:
+        """Keep the weights of the epoch that has ended, where that is asked for (a collective)."""
+        keep = self.job.keep_epoch
+        if keep is None:
+            return
+        weights = self.job.engine.weights()
+        with self._own_work():
+            if self.job.engine.rank == 0:
+                keep(self.position.epoch, weights)
+        self.clock.restart()
 
     @contextlib.contextmanager
     def _own_work(self) -> Iterator[None]:
