@@ -13,9 +13,11 @@ from dtrain.data.problems import shown
 from dtrain.losses.layers import EncoderShape
 from dtrain.recipe.answers import unlike_layers
 from dtrain.recipe.models import Architecture, EncoderSpec, ExternalSpec, encoder_of
+from dtrain.recipe.phases import CORPUS
 
 if TYPE_CHECKING:
     from dtrain.recipe.schema import Recipe
+    from dtrain.recipe.training import Student
 
 
 def encoder_config(spec: Architecture) -> dict[str, Any] | None:
@@ -52,11 +54,20 @@ def answers_in_words(recipe: Recipe) -> list[str]:
             stored = reads.stored.get(name, [])
             line = f"{' and '.join(kinds)} of {name} computed beside it"
             line += f", {' and '.join(stored)} read from its store" if stored else ""
-            said.setdefault(line + _cost(student.model, teachers[name].model, recipe), []).append(student.name)
+            whose = (
+                "once for all that read the same rows" if _is_shared(student, name) else "for each student by itself"
+            )
+            said.setdefault(line + _cost(student.model, teachers[name].model, whose, recipe), []).append(student.name)
     return [f"answers: {shown(names, 5)}: {line}" for line, names in said.items()]
 
 
-def _cost(student: Architecture, teacher: Architecture, recipe: Recipe) -> str:
+def _is_shared(student: Student, teacher: str) -> bool:
+    """Whether other students may share a teacher's work: not that on plain text, which is masked for each, nor of several tasks."""
+    on_task = (training for training in student.trainings if training.rows != [CORPUS])
+    return student.tasks is None and any(teacher in training.reads.online for training in on_task)
+
+
+def _cost(student: Architecture, teacher: Architecture, whose: str, recipe: Recipe) -> str:
     own, theirs = encoder_config(student), encoder_config(teacher)
     if own is None or theirs is None:
         return ""
@@ -65,10 +76,7 @@ def _cost(student: Architecture, teacher: Architecture, recipe: Recipe) -> str:
     vocabulary = theirs.get("vocab_size", 0) * theirs["hidden_size"]
     megabytes = 4 * (_products(theirs) + vocabulary) / 2**20
     held = "over all ranks" if recipe.knowledge.sharded else "a rank"
-    return (
-        f" ({share:.2g} times the computing of a student's step, once for all that read the same rows; "
-        f"{megabytes:,.1f} MB of weights {held})"
-    )
+    return f" ({share:.2g} times the computing of a student's step, {whose}; {megabytes:,.1f} MB of weights {held})"
 
 
 def _products(config: dict[str, Any]) -> int:

@@ -30,6 +30,7 @@ from dtrain.pretraining.corpus import check_corpus
 from dtrain.pretraining.plain_text import plain_text_of
 from dtrain.recipe import Recipe, Student, dump_recipe
 from dtrain.recipe.models import encoder_of
+from dtrain.recipe.phases import reads_head
 from dtrain.runfolder import is_done, read_json
 from dtrain.stages import find_stage, run_names
 from dtrain.tasks.corpus import check_sources
@@ -208,7 +209,7 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
     for view, info in views:
         for remark in remarks_in_words(info):
             warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")
-    for remark in (*_unsaid_norms(recipe), *_too_large(recipe)):
+    for remark in (*_unsaid_norms(recipe), *_untrained_heads(recipe), *_too_large(recipe)):
         warn(remark)
     if not resolved:
         say("the recipe can be run; --resolved prints it with every default")
@@ -261,6 +262,19 @@ def _unsaid_norms(recipe: Recipe) -> list[str]:
         for section in ("teachers", "students")
         for member in getattr(recipe, section)
         if (spec := member.adversarial) is not None and spec.norm == "absolute" and "norm" not in spec.model_fields_set
+    ]
+
+
+def _untrained_heads(recipe: Recipe) -> list[str]:
+    """Students whose losses compare layers alone, so that what answers in the end is left as it was drawn."""
+    return [
+        f"students.{student.name}.losses: none reads its classifier, which stays as it was drawn, so its answers mean nothing; "
+        "add one that does (cross_entropy, soft_targets), or a phase with one"
+        for student in recipe.students
+        if student.tasks is None
+        and student.peers is None
+        and any(loss.loss.inside for loss in student.all_losses)
+        and not reads_head(student.all_losses)
     ]
 
 

@@ -44,7 +44,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         raise InputError(f"{KEY}: the recipe has no such section, which says what is to be looked at")
     plan = plan_of(recipe)
     (of,) = PreparedTasks.open(recipe, folder).values()
-    chosen = world.run_on_main(lambda: choose_texts(spec, of))
+    pairs = world.run_on_main(lambda: list(choose_texts(spec, of).items()))  # JSON on its way has no numbers as keys
+    chosen = {int(number): list(words) for number, words in pairs}
     texts: dict[str, Texts] = {}
     counted: dict[str, Any] = {}
     for student in plan.with_epochs():

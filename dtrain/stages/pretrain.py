@@ -67,7 +67,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     world.run_on_main(lambda: prepare_corpus(recipe, folder, plan.corpus, stop))
     phases = range(len(spec.phases))
     jobs = [Phase(spec, number, world, folder).job(plan.pretraining(number)) for number in phases]
-    for trained in train_phases(jobs, world, stop):
+    for trained in train_phases([jobs], world, stop):
         if trained.error is not None:
             raise trained.error
         if world.is_main:

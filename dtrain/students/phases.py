@@ -41,9 +41,6 @@ from dtrain.training.reach import freeze, trained_names
 
 # What a phase trains with on its rows, from what the student trains with on those of its task.
 OnRows = Callable[[Prepared], Prepared]
-# The job of a training as of a student: from the training, its phase, its fingerprint, the seed of its order of rows and
-# the epochs after which it waits.
-MakeJob = Callable[[Student, StudentPhase, str, int, int | None], tuple[ModelJob, OnRows]]
 History = list[dict[str, Any]]
 
 
@@ -119,6 +116,11 @@ class PhasePlace:
         return [*earlier, *({**entry, "phase": self.phase.name} for entry in later)]
 
 
+# The job of a training as of a student: from the training, its phase, its fingerprint, the seed of its order of rows and
+# the epochs after which it waits.
+MakeJob = Callable[[Student, PhasePlace, str, int, int | None], tuple[ModelJob, OnRows]]
+
+
 def places(folder: RunFolder, student: Student) -> list[PhasePlace]:
     """All phases of a student, in order."""
     return [PhasePlace(folder, student, number) for number in range(len(student.phases or []))]
@@ -133,7 +135,7 @@ def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -
         ends = place.first_epoch + training.epochs
         order = (plan.order(student) + place.number) % 2**31
         stop = pause - place.first_epoch if pause is not None and pause < ends else None
-        job, rows = make(training, place.phase, plan.phase(student.name, place.number), order, stop)
+        job, rows = make(training, place, plan.phase(student.name, place.number), order, stop)
         job.title = f"{job.title}, phase {place.number + 1} ({place.phase.name})"
         job.where = f"students.{student.name}.phases.{place.number}"
         job.final, job.checkpoints, job.tensorboard = place.model, place.checkpoints, place.tensorboard

@@ -14,6 +14,7 @@ from typing import Literal
 from dtrain.data import tokenizer_name
 from dtrain.errors import counted
 from dtrain.losses import find_loss
+from dtrain.recipe.phases import CORPUS
 from dtrain.recipe.schema import Placement
 from dtrain.recipe.training import LossSpec, Student
 from dtrain.runfolder import fingerprint
@@ -165,10 +166,10 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
         return "peers", "peers see each other's answers in each step"
     if student.noisy is not None:
         return "alone", "a noisy student has rows of its own"
+    if _asks_a_teacher(student):
+        return "beside", f"{', '.join(student.reads.online)} answers beside it"
     if student.phases is not None:
         return "alone", "each of its phases has an optimizer of its own"
-    if student.reads.online:
-        return "beside", f"{', '.join(student.reads.online)} answers beside it"
     if placement.fuse == "never":
         return "alone", "placement.fuse is never"
     if placement.fuse == "auto" and machine.device == "cpu":
@@ -179,6 +180,11 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
     return ("streams" if machine.device == "cuda" else "alone"), why
 
 
+def _asks_a_teacher(student: Student) -> bool:
+    """Whether a teacher answers beside it on rows of its task, in one phase at least."""
+    return any(training.reads.online and training.rows != [CORPUS] for training in student.trainings)
+
+
 def _rows(student: Student, order: int) -> str:
     """What decides which rows a step reads."""
     rule = (student.batch_size, student.batch_tokens, student.accumulation)
@@ -186,8 +192,12 @@ def _rows(student: Student, order: int) -> str:
 
 
 def _teachers_and_rows(student: Student, order: int) -> str:
-    """What decides which teachers answer, and what they are asked about."""
-    return fingerprint(_rows(student, order), sorted(student.reads.online))
+    """What decides which teachers answer, and what they are asked about, in each phase."""
+    asked = [
+        [_rows(training, order + number), sorted(training.reads.online)]
+        for number, training in enumerate(student.trainings)
+    ]
+    return fingerprint(student.phases is not None, asked)
 
 
 def _structure(student: Student, order: int) -> str:

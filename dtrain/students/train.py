@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,12 +12,11 @@ from dtrain.errors import Stopped, reason_of
 from dtrain.knowledge.reader import StoreReader
 from dtrain.log import say_anywhere
 from dtrain.plan import Plan
-from dtrain.recipe.phases import StudentPhase
 from dtrain.recipe.training import Student
 from dtrain.runfolder import fingerprint
 from dtrain.runtime.stop import StopRequest
 from dtrain.students.online import OnlineTeachers
-from dtrain.students.phases import OnRows, forget_curves, phase_jobs
+from dtrain.students.phases import OnRows, PhasePlace, forget_curves, phase_jobs
 from dtrain.students.plain_text import PlainTextPhase, vocabulary_of
 from dtrain.students.plan import TrainingGroup
 from dtrain.students.ways import Fused, Peers, Streams
@@ -82,8 +82,8 @@ class GroupTrainer:
 
     def _side_by_side(self, students: list[Student], way: MakeSteps, pause: int | None) -> Iterator[Trained]:
         self._online.keep_for(students)
-        if students[0].phases is not None:  # the plan lets it train alone
-            yield from self._in_phases(students[0], pause)
+        if students[0].phases is not None:  # then all of the group have some
+            yield from self._in_phases(students, pause)
             return
         shared = _Shared(self.members, students) if len(students) > 1 else None
         jobs = []
@@ -100,33 +100,55 @@ class GroupTrainer:
             if shared:
                 shared.reading.close()
 
-    def _in_phases(self, student: Student, pause: int | None) -> Iterator[Trained]:
-        """A student whose last phase has ended, or one that has failed."""
-        writes = student.parallel != "data" or self.world.is_main
+    def _in_phases(self, students: list[Student], pause: int | None) -> Iterator[Trained]:
+        """Students whose last phase has ended, or that have failed."""
+        shared = _SharedPhases(self.members, self._online, students)
+        jobs_of = []
+        for student in students:
+            writes = student.parallel != "data" or self.world.is_main
+            try:
+                jobs = phase_jobs(student, self.plan, functools.partial(self._phase_job, shared), pause)
+                if writes:
+                    forget_curves(student, self.plan, self.members.folder)
+            except Exception as error:
+                yield Trained(self._job(student, {}, pause, None), error=error)
+            else:
+                jobs_of.append(jobs)
         try:
-            jobs = phase_jobs(student, self.plan, self._phase_job, pause)
-            if writes:
-                forget_curves(student, self.plan, self.members.folder)
-        except Exception as error:
-            yield Trained(self._job(student, {}, pause, None), error=error)
-            return
-        for trained in train_phases(jobs, self.world, self.stop):
-            if trained.error is not None or trained.job.final == self.members.folder.model("students", student.name):
-                yield trained
+            for trained in train_phases(jobs_of, self.world, self.stop):
+                last = self.members.folder.model("students", trained.job.spec.name)
+                if trained.error is not None or trained.job.final == last:
+                    yield trained
+        finally:
+            shared.close()
 
     def _phase_job(
-        self, training: Student, phase: StudentPhase, identity: str, order: int, pause: int | None
+        self,
+        shared: _SharedPhases,
+        training: Student,
+        place: PhasePlace,
+        identity: str,
+        order: int,
+        pause: int | None,
     ) -> tuple[ModelJob, OnRows]:
-        if not phase.on_plain_text:
-            online = self._online.of_group([training])
-            stored = self._teachers(training)
-            job = self.members.student(training, identity, stored, online=online, order=order, pause=pause)
+        if not place.phase.on_plain_text:
+            online, rows = shared.of(place.number)
+            job = self.members.student(
+                training,
+                identity,
+                self._teachers(training),
+                online={name: online[name] for name in training.reads.online},
+                order=order,
+                pause=pause,
+                reading=rows.reading if rows else None,
+                rows=rows.rows(training) if rows else None,
+            )
             return job, lambda prepared: prepared
-        online = self._online.on_plain_text(training, vocabulary_of(training, self.plan))
-        rows = PlainTextPhase(training, phase, self.plan, self.members.folder, self.world, online)
+        beside = self._online.on_plain_text(training, vocabulary_of(training, self.plan))
+        texts = PlainTextPhase(training, place.phase, self.plan, self.members.folder, self.world, beside)
         # As on rows of its task, which are not read.
         on_task = training.model_copy(update={"rows": ["train"]})
-        return self.members.student(on_task, identity, {}, online=online, order=order, pause=pause), rows.prepared
+        return self.members.student(on_task, identity, {}, online=beside, order=order, pause=pause), texts.prepared
 
     def _job(
         self,
@@ -176,3 +198,25 @@ class _Shared:
         if key not in self._rows:
             self._rows[key] = self._members.rows(student)
         return self._rows[key]
+
+
+class _SharedPhases:
+    """What students of a group read together in their phases on rows of their task, and who answers beside them there."""
+
+    def __init__(self, members: Members, online: OnlineTeachers, students: list[Student]) -> None:
+        self._members, self._online = members, online
+        self._trainings = [student.trainings for student in students]
+        self._phases: dict[int, tuple[dict[str, OnlineTeacher], _Shared | None]] = {}
+
+    def of(self, number: int) -> tuple[dict[str, OnlineTeacher], _Shared | None]:
+        """Of a phase, from 0: teachers by name, and rows where there are several students."""
+        if number not in self._phases:
+            now = [trainings[number] for trainings in self._trainings]
+            shared = _Shared(self._members, now) if len(now) > 1 else None
+            self._phases[number] = self._online.of_group(now), shared
+        return self._phases[number]
+
+    def close(self) -> None:
+        for _, shared in self._phases.values():
+            if shared is not None:
+                shared.reading.close()

@@ -44,7 +44,7 @@ def test_any_number_of_ranks_finds_the_same_points(tmp_path: Path) -> None:
     run(two, 2, "prepare,distill,points")
     root = two / "runs/tiny"
     found = (root / "points/points.json").read_bytes()
-    # A token a call and 128 draws of it: each text is a batch of its own, and the ranks have some each.
+    # 128 draws leave room for 16 tokens a batch, so that each rank has several.
     assert len(json.loads(found)["students"]["whole"]["epochs"]) == 3
     for ranks in (1, 3):
         folder = tmp_path / str(ranks)

@@ -11,7 +11,7 @@ from dtrain.__main__ import main
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runtime.distributed import World
-from dtrain.stages import prepare
+from dtrain.stages import check, prepare
 
 TOPICS = """\
 name: topics
@@ -128,3 +128,24 @@ def test_the_resolved_recipe_is_printed_alone(topics: Path, tmp_path: Path, caps
     again = tmp_path / "again.yaml"
     again.write_text(capsys.readouterr().out, encoding="utf-8")
     assert load_recipe(str(again)) == load_recipe(str(topics))
+
+
+def test_a_student_whose_answers_mean_nothing_is_remarked_on(tmp_path: Path) -> None:
+    """All of its losses compare layers: its classifier is left as it was drawn."""
+    shape = {"type": "bert", "layers": 1, "hidden": 8, "heads": 2}
+    layers = {"model": {**shape, "tokenizer": "t"}, "losses": [{"type": "hidden_mse"}]}
+    task = {"name": "task", "losses": [{"type": "soft_targets"}]}
+    students = [
+        {"name": "layers", **layers},
+        {"name": "both", **layers, "losses": [*layers["losses"], {"type": "cross_entropy"}]},
+        {"name": "phased", "model": layers["model"], "phases": [{"name": "one", "losses": layers["losses"]}, task]},
+    ]
+    recipe = {
+        "name": "r",
+        "data": {"train": "x.jsonl"},
+        "teachers": [{"name": "t", "model": shape}],
+        "students": students,
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    (remark,) = check._untrained_heads(load_recipe(str(tmp_path / "r.yaml")))
+    assert remark.startswith("students.layers.losses: none reads its classifier")
