@@ -91,6 +91,26 @@ def test_transformers_are_encoded_as_transformers_does(given: str, pairs: bool, 
     assert encoded.cut == [length > 8 for length in full]
 
 
+@pytest.mark.parametrize("whose", ["bert", "students"])
+def test_where_tokens_stand(whose: str, bert_folder: Path) -> None:
+    """As many spans as ids; special tokens without a place, the others with the text that they were made of."""
+    bert = whose == "bert"
+    tokenizer = load_tokenizer(bert_folder) if bert else student_tokenizer(Vocabulary(min_count=1), [["中文标题abcd"]])
+    texts, seconds = ["中文标题abcd", "a[SEP]b", "", "未知 abc"], ["a", "文文文文文文文", "b", "标题 题"]
+    for pair in (None, seconds):
+        encoder = Encoder(tokenizer, 8, pair is not None)
+        spans, encoded = encoder.spans(texts, pair), encoder(texts, pair)
+        assert [len(own) for own in spans] == [len(ids) for ids in encoded.ids]
+        for row, own in enumerate(spans):
+            both = (texts[row], "" if pair is None else pair[row])
+            for (which, start, end), token in zip(own, tokenizer.convert_ids_to_tokens(encoded.ids[row]), strict=True):
+                if which < 0:
+                    assert token in ("[CLS]", "[SEP]", "[UNK]")  # the last one of an empty text
+                elif token != "[UNK]":
+                    assert both[which][start:end] == token.removeprefix("##")
+        assert {which for own in spans for which, _, _ in own} >= ({0} if pair is None else {0, 1})
+
+
 def test_special_tokens_are_not_read_from_text(bert_folder: Path) -> None:
     tokenizer = load_tokenizer(bert_folder)
     encoded = Encoder(tokenizer, 12, pairs=False)(["a[SEP]b"])

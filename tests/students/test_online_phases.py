@@ -102,10 +102,8 @@ def test_one_that_fails_leaves_the_other_alone(
     distill.run(made.recipe, world, made.folder)
     assert (made.folder.model("students", "narrow") / "failed.json").exists()
     whole = weights(made, "nezha")
-    assert [step for step in steps if step[0].startswith("student")][:2] == [
-        ("student narrow, phase 1 (layers)", 0),
-        ("student nezha, phase 1 (layers)", 0),
-    ]
+    first = [step for step in steps if step[0].startswith("student")][:2]
+    assert sorted(first) == [("student narrow, phase 1 (layers)", 0), ("student nezha, phase 1 (layers)", 0)]
     monkeypatch.undo()
     distill.run(made.recipe, world, made.folder)  # from its checkpoint of the first epoch
     assert weights(made, "narrow")
