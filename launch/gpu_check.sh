@@ -6,7 +6,8 @@
 #   bash launch/gpu_check.sh --wheels [FOLDER]    beforehand, with a network: what the machine lacks (default: gpu-wheels)
 #
 # The machine brings Python with torch 2.11 or newer for CUDA, transformers and accelerate; PYTHON names it (default:
-# python3). DTRAIN_TEST_DEVICE=cpu tries the script itself on a machine without GPUs, with tiny sizes.
+# python3). DTRAIN_TEST_DEVICE=cpu tries the script itself on a machine without GPUs, with tiny sizes and, for what needs
+# two, two processes; DTRAIN_TEST_DEVICE=pretended on a CUDA device that is pretended (g++ and a torch for CPUs).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

@@ -112,8 +112,14 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
         "t: tracked on fake tensors of 2 and 4 layers, with lines through them; f: by formula",
     ]
     for section, name in (("pretrain", "pretrain"), ("teachers", "teacher")):
+        alike: dict[str, list[Member]] = {}  # one table for members that differ in their seed, say
         for member in members_of(recipe, section):
-            told += ["", *_trained_by_all(f"{name} {member.spec.name}", member, gpus, only)]
+            spec = member.spec
+            by = (member.config, member.length, member.rows, member.passes, spec.optimizer.type, member.precision)
+            alike.setdefault(f"{by} {spec.model.model_dump_json()} {spec.activation_checkpointing}", []).append(member)
+        for members in alike.values():
+            names = ", ".join(member.spec.name for member in members)
+            told += ["", *_trained_by_all(f"{name} {names}", members[0], gpus, only)]
     store = _store(recipe, rows)
     told += ["", *store] if store else []
     told += ["", *_students(recipe, gpus)] if recipe.students else []

@@ -24,6 +24,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES, VOCABULARY, TOKENS = 15, 4000, 22
+WAYS = ("one after another", "stacked", "streams", "processes", "two ranks")
 SHAPES: dict[str, dict[str, Any]] = {
     "textcnn": {"type": "textcnn", "embedding": 300, "filters": 256, "widths": [2, 3, 4]},
     "bilstm": {"type": "bilstm", "embedding": 512, "hidden": 512, "dropout": 0.5},
@@ -46,7 +47,7 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
     from dtrain.models import build
     from dtrain.recipe.training import LossSpec, Student
     from dtrain.runtime.distributed import connect
-    from dtrain.students.ways import Fused
+    from dtrain.students.ways import Fused, Streams
     from dtrain.tasks.classification.task import Classification
     from dtrain.training.feed import Feed, Reading
     from dtrain.training.job import TrainJob
@@ -96,11 +97,12 @@ def measure(shape: dict[str, Any], batch: int, members: int, way: str, steps: in
             torch.cuda.synchronize()
 
     # Whoever is alone trains to the end before the next is built; only steps are timed.
-    groups = [range(members)] if way == "stacked" else [[number] for number in range(members)]
+    together: dict[str, Any] = {"stacked": Fused, "streams": functools.partial(Streams, world.device)}
+    groups = [range(members)] if way in together else [[number] for number in range(members)]
     seconds = 0.0
     for group in groups:
         runs = [student(number) for number in group]
-        make_steps = Fused() if way == "stacked" else in_turn
+        make_steps = together.get(way, lambda: in_turn)()
 
         def steps_of(runs: list[TrainState], count: int, make_steps: Any) -> float:
             settle()
@@ -153,19 +155,20 @@ def spread(shape: dict[str, Any], batch: int, counts: list[int], way: str, threa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="small shapes, K up to 4: does it run, not how fast it is")
+    parser.add_argument("--quick", action="store_true", help="small shapes, K of 2: does it run, not how fast it is")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 16])
     parser.add_argument("--steps", type=int, default=64, help="student-steps of a measurement, of all members together")
+    parser.add_argument("--ways", nargs="+", default=[way for way in WAYS if way != "streams"], choices=WAYS)
     parser.add_argument("--output", type=Path)
     how = parser.parse_args()
     if how.worker:
         print(json.dumps(measure(*json.loads(how.worker))))
         return
     if how.quick:
-        how.members, how.batches, how.steps = [1, 4], [16], 8
+        how.members, how.batches, how.steps = [2], [16], 4
     cores = len(os.sched_getaffinity(0))
     found = []
     for name in how.models:
@@ -176,23 +179,22 @@ def main() -> None:
                 ways = {
                     "one after another": ([members], "alone", cores),
                     "stacked": ([members], "stacked", cores),
+                    "streams": ([members], "streams", cores),
                     "processes": ([1] * members, "alone", max(1, cores // members)),
                     "two ranks": ([(members + 1) // 2, members // 2 or 1], "alone", 1),
                 }
                 line: dict[str, Any] = {"model": name, "batch": batch, "members": members}
                 for way, (counts, steps_by, threads) in ways.items():
-                    if (way == "two ranks" and members == 1) or len(counts) > 16:
+                    if way not in how.ways or (way == "two ranks" and members == 1) or len(counts) > 16:
                         continue
                     line[way] = spread(shape, batch, counts, steps_by, threads, steps, how)
                 found.append(line)
-                base = line["one after another"]["steps_per_second"]
+                base = line[how.ways[0]]["steps_per_second"]
                 shown = (
-                    f"{w} {line[w]['steps_per_second'] / base:.2f}x"
-                    for w in ways
-                    if w in line and w != "one after another"
+                    f"{w} {line[w]['steps_per_second'] / base:.2f}x" for w in ways if w in line and w != how.ways[0]
                 )
                 memory = ", ".join(f"{line[w]['memory_gib']:.1f}" for w in ways if w in line)
-                told = f"{name} batch {batch} K {members}: {base:.1f} student-steps/s one after another; {', '.join(shown)}"
+                told = f"{name} batch {batch} K {members}: {base:.1f} student-steps/s {how.ways[0]}; {', '.join(shown)}"
                 print(f"{told}; GiB {memory}", flush=True)
     if how.output:
         how.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

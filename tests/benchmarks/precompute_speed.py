@@ -198,7 +198,7 @@ def run_way(options: argparse.Namespace) -> None:
         num_labels=CLASSES,  # type: ignore[call-arg]
     )
     model = BertForSequenceClassification(config).eval().to(world.device)
-    rows = max(options.rows // 8, 1) if options.way == "plain" else options.rows
+    rows = max(options.rows // 8, 2) if options.way == "plain" else options.rows
     part = encode(read_texts(options.data / CORPORA[options.corpus], rows))
     before = matmul_rate(world.device, precision, world.threads, hidden)
     with torch.inference_mode(), autocast(precision, world.device):  # start-up costs belong to no way

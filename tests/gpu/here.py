@@ -1,4 +1,8 @@
-"""Where the tests on GPUs run: on GPUs; with DTRAIN_TEST_DEVICE=cpu on CPUs, to see that the tests themselves have no slip."""
+"""Where the tests on GPUs run: on GPUs.
+
+To see that the tests themselves have no slip, on CPUs with DTRAIN_TEST_DEVICE=cpu, or on a device that is pretended
+(`pretended/start.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from pathlib import Path
 
 from tests.processes import free_port
 
-DEVICE = os.environ.get("DTRAIN_TEST_DEVICE", "cuda")
-ON_GPU = DEVICE == "cuda"
+ON_GPU = os.environ.get("DTRAIN_TEST_DEVICE") != "cpu"
+PRETENDED = os.environ.get("DTRAIN_TEST_DEVICE") == "pretended"
+DEVICE = "cuda" if ON_GPU else "cpu"
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,28 @@ def test_a_part_that_hangs_ends_and_the_page_has_the_others(
     assert found["tests"]["tests"] == {"failed": 2, "passed": 3}
     page = (tmp_path / "page.md").read_text()
     assert "| hangs | with a child |" in page and "## tests: how it ended" in page and '"tokens_per_second": 7' in page
+
+
+def test_a_run_that_dies_has_the_parts_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = script("gpu_parts")
+    asked = [parts.Part(name, "prints", ["-c", "print('words')"], 20) for name in ("first", "second", "third")]
+    run = parts.run
+
+    def dies(part: Any, out: Path) -> Any:
+        if part.name == "second":
+            raise KeyboardInterrupt
+        return run(part, out)
+
+    monkeypatch.setattr(parts, "run", dies)
+    monkeypatch.setattr(parts, "TRIED", True)
+    monkeypatch.setattr(parts, "parts", lambda out: asked)
+    monkeypatch.setattr(parts, "versions", lambda: {"torch": "2"})
+    monkeypatch.setattr(sys, "argv", ["gpu_parts.py", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        parts.main()
+    assert json.loads((tmp_path / "first.json").read_text())["code"] == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "words" in page and "| second | prints | | not begun |" in page
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

@@ -156,6 +156,14 @@ def planned(path: Path) -> list[str]:
     return report.lines(load_recipe(str(path), []), report.Gpus(1, 4, 24 * GIB), {})
 
 
+def test_members_that_differ_in_their_seed_have_one_table(tmp_path: Path, no_trials: None) -> None:
+    path = recipe(tmp_path, SMALL)
+    path.write_text(path.read_text().replace("batch_size: 512}", "batch_size: 512, grid: {seed: [1, 2]}}"))
+    told = planned(path)
+    assert [line.partition(":")[0] for line in told if " M parameters" in line] == ["teacher big-seed1, big-seed2"]
+    assert sum(line.startswith("store of") for line in told) == 2
+
+
 @pytest.fixture
 def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations as if they had been tracked, where they are not what a test is about."""

@@ -94,6 +94,13 @@ def _module_to(self: nn.Module, *args: Any, **named: Any) -> nn.Module:
     return self
 
 
+def _inference_mode(mode: Any = True) -> Any:
+    """Views of wrapped tensors have no version in inference mode."""
+    if callable(mode):
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else contextlib.nullcontext()
+
+
 def _in_threads(submit: Callable[..., Any]) -> Callable[..., Any]:
     """Dispatch modes belong to a thread: work handed to another one enters them there."""
 
@@ -139,7 +146,7 @@ def install(name: str = "NVIDIA H100 80GB HBM3", capability: tuple[int, int] = (
         setattr(torch.cuda, attribute, value)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.Generator = Generators  # type: ignore[misc,assignment]
-    torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]  # views of wrapped tensors have no version there
+    torch.inference_mode = _inference_mode  # type: ignore[misc,assignment]
     Tensor.record_stream = lambda self, stream: None  # type: ignore[assignment,method-assign]
     Tensor.pin_memory = lambda self, *args: self  # type: ignore[assignment,method-assign]
     nn.Module.to = _module_to  # type: ignore[assignment,method-assign]
