@@ -84,6 +84,9 @@ def test_keys(task: str, override: str, told: str, tmp_path: Path, capsys: pytes
 WRONG: list[tuple[str, Any, str]] = [
     ("regression", "high", "'label' must be a number, found 'high' (1 more like it)"),
     ("regression", "nan", "'label' must be a number, found 'nan'"),
+    ("regression", float("nan"), "'label' must be a number, found nan"),
+    ("regression", float("inf"), "'label' must be a number of at most 1e18, found inf"),
+    ("regression", "1,5", "'label' must be a number, found '1,5'"),
     ("regression", "1_000", "'label' must be a number, found '1_000'"),
     ("regression", True, "'label' must be a number, found true/false"),
     ("regression", [1.5], "'label' must be a number, found a list"),
@@ -147,6 +150,9 @@ def test_signs_of_a_slip_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_rows(tmp_path / "train.jsonl", [*NUMBERS, {"text": "no number", "label": None}])
     assert main(["check", str(recipe)]) == 0
     assert "data.train: 1 of 13 rows have no number: only teachers' outputs" in capsys.readouterr().err
+    write_rows(tmp_path / "valid.jsonl", [{"text": f"new {n}", "label": 2} for n in range(3)])
+    assert main(["check", str(recipe)]) == 0
+    assert "data.valid: every number is 2, with which nothing correlates: pearson and" in capsys.readouterr().err
     recipe = written(tmp_path, "multi_label")
     write_rows(tmp_path / "train.jsonl", [{"text": "x y", "label": name} for name in ("a;b", "b", "a", "c") * 3])
     assert main(["check", str(recipe), "data.valid=[]"]) == 0

@@ -21,6 +21,18 @@ MEAN = "mean"  # the metric of a student of several tasks
 # Keys of a student that is for one task, and of one that is for several.
 OF_ONE = ("task", "noisy", "peers")
 OF_SEVERAL = ("mixing", "metrics", "baseline")
+# What parts of torch's modules are called (one by DeepSpeed): no head can have such a name. Listed here, as recipes are
+# read without torch.
+_WORDS = """
+T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches
+eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
+load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
+register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state
+set_submodule share_memory smart_apply state_dict to to_empty train training type update values xpu zero_grad
+"""
+TAKEN = frozenset(_WORDS.split())
 
 
 class Temperature(Closed):
@@ -83,6 +95,11 @@ def check_keys(student: Student, tasks: list[str], report: Reporter) -> None:
             report(f"tasks.{number}", f"{task!r} is named twice")
         elif "." in task:
             report(f"tasks.{number}", f"{task!r}: a task that a head is called by must have no dot in its name")
+        elif task in TAKEN:
+            report(f"tasks.{number}", f"{task!r}: a head cannot be called so by torch; give the task another name")
+    if len(student.tasks) == 1:
+        only = student.tasks[0]
+        report("tasks", f"names one task: write `task: {only}`, and a model of one task in place of multi_task")
     if not student.model.several:
         encoder = student.model.transformer is student.model
         hint = f"; write {{type: multi_task, encoder: {{type: {student.model.type}, ...}}}}" if encoder else ""

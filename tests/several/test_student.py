@@ -19,6 +19,7 @@ from dtrain.models import load
 from dtrain.models.multi_task import MultiTask
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe, load_recipe
+from dtrain.recipe.several import TAKEN
 from dtrain.runtime.distributed import World
 from dtrain.stages import prepare
 from dtrain.tasks.prepared import PreparedTasks
@@ -96,6 +97,7 @@ def test_its_identity_follows_what_decides_it(tmp_path: Path, tasks_folder: Path
     [
         (["tasks=[topic, sane]"], r"students\.0\.tasks\.1: no task 'sane'; did you mean 'same'\? \(allowed: topic, same, names\)"),
         (["tasks=[topic, names, topic]"], r"tasks\.2: 'topic' is named twice"),
+        (["tasks=[topic]"], r"tasks: names one task: write `task: topic`, and a model of one task in place of multi_task"),
         (["task=topic"], r"task: is not for a student of several tasks"),
         (["peers=p"], r"peers: is not for a student of several tasks"),
         (["noisy={}"], r"noisy: is not for a student of several tasks"),
@@ -145,6 +147,15 @@ def test_refused_beside_other_sections(tmp_path: Path, tasks_folder: Path) -> No
     with pytest.raises(InputError, match=r"tasks: are those of a recipe with several `tasks`"):
         (tmp_path / "s.yaml").write_text(f"name: s\ndata: {{train: t.jsonl}}\n{STUDENTS}", encoding="utf-8")
         load_recipe(str(tmp_path / "s.yaml"))
+
+
+def test_a_task_whose_name_no_head_can_have(tmp_path: Path, tasks_folder: Path) -> None:
+    assert {name for name in dir(torch.nn.ModuleDict()) if not name.startswith("_")} <= TAKEN
+    load_text(tmp_path, tasks_folder, ALONE)
+    text = (tmp_path / "r.yaml").read_text(encoding="utf-8").replace("topic:", "type:").replace("[topic,", "[type,")
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"students\.0\.tasks\.0: 'type': a head cannot be called so by torch"):
+        load_recipe(str(tmp_path / "r.yaml"), ALONE)
 
 
 # --- scores --------------------------------------------------------------------------------------------

@@ -48,6 +48,12 @@ class NumberReading(TextReading):
             bare = np.isnan(rows.number.values)
             corpus.numbers[part] = np.where(bare, -1, 0)
             check_all_or_none(part, bare, rows, corpus.files, problems, what="number")
+            known = {number for number in rows.number if number is not None}
+            if part != "train" and len(known) == 1:
+                problems.remark(
+                    f"data.{part}: every number is {known.pop():g}, with which nothing correlates: pearson and spearman are 0 "
+                    "there, and metric: loss chooses by the error"
+                )
 
 
 def read_number(value: Any, column: Column) -> float | None:
@@ -66,6 +72,8 @@ def read_number(value: Any, column: Column) -> float | None:
     else:
         raise RowError(f"{column!r} must be a number", f", found {kind_of(value)}")
     # float32, in which models compute, ends at 3.4e38, and squares of errors must be in it.
+    if math.isnan(number):
+        raise RowError(f"{column!r} must be a number", ", found nan")
     if not abs(number) <= 1e18:
         raise RowError(f"{column!r} must be a number of at most 1e18", f", found {value}")
     return number
