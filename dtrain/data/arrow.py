@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from datasets import ClassLabel, Dataset, List, load_dataset, load_from_disk
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, List, load_dataset, load_from_disk
 from pyarrow import parquet
 
 from dtrain.data.files import HUB, SUFFIXES, Source
@@ -13,23 +14,24 @@ from dtrain.data.problems import shown
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 
+BLOCK = 10_000  # rows of a parquet file in memory at once
+
 
 def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
     """Rows numbered from 1, with class labels by their names.
 
     Raises InputError, naming the recipe's key, where there is no such data set or it cannot be read.
     """
-    open_dataset = {"hub": _open_hub, "parquet": _open_parquet}.get(source.format, _open_folder)
-    dataset = open_dataset(source)
+    features, rows = _rows_of_parquet(source) if source.format == "parquet" else _rows_of_dataset(source)
     names: dict[str, Callable[[int], str]] = {
-        column: feature.int2str for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)
+        column: feature.int2str for column, feature in features.items() if isinstance(feature, ClassLabel)
     }
     lists = {
         column: feature.feature.int2str
-        for column, feature in dataset.features.items()
+        for column, feature in features.items()
         if isinstance(feature, List) and isinstance(feature.feature, ClassLabel)
     }
-    for number, row in enumerate(dataset, 1):
+    for number, row in enumerate(rows, 1):
         record: dict[str | int, Any] = dict(row)
         for column, name_of in lists.items():
             if record[column] is not None:
@@ -39,6 +41,11 @@ def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]
             # Test sets of the hub that have no labels hold -1.
             record[column] = None if value is None or value < 0 else name_of(value)
         yield number, record
+
+
+def _rows_of_dataset(source: Source) -> tuple[Features, Iterable[dict[Any, Any]]]:
+    dataset = _open_hub(source) if source.format == "hub" else _open_folder(source)
+    return dataset.features, dataset
 
 
 def _open_folder(source: Source) -> Dataset:
@@ -58,11 +65,26 @@ def _open_folder(source: Source) -> Dataset:
         raise InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}") from error
 
 
-def _open_parquet(source: Source) -> Dataset:
+def _rows_of_parquet(source: Source) -> tuple[Features, Iterable[dict[Any, Any]]]:
+    """Block by block: the whole table would be in memory, and Dataset.from_parquet writes a copy into the user's cache."""
+
+    def rows(file: parquet.ParquetFile) -> Iterator[dict[Any, Any]]:
+        try:
+            for batch in file.iter_batches(BLOCK):
+                yield from Dataset(pa.Table.from_batches([batch], schema), fingerprint="block")
+        except Exception as error:  # as above
+            raise _unreadable(source, error) from error
+
     try:
-        return Dataset(parquet.read_table(source.path))  # Dataset.from_parquet writes a copy into the user's cache
+        file = parquet.ParquetFile(source.path)
+        schema = file.schema_arrow
+        return Features.from_arrow_schema(schema), rows(file)
     except Exception as error:  # as above
-        raise InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}") from error
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Source, error: Exception) -> InputError:
+    return InputError(f"{source.key}: {source.name}: cannot be read: {_first_line(error)}")
 
 
 def _open_hub(source: Source) -> Dataset:

@@ -96,6 +96,10 @@ class _Bytes:
         self._written = 0
         self._rest = bytearray()
 
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it is all that it holds: a file without a name cannot be opened there."""
         return _bytes_of, (self.read(0, self._written + len(self._rest)),)
@@ -114,10 +118,10 @@ class _Bytes:
                 self._file = tempfile.TemporaryFile(prefix="dtrain-")  # noqa: SIM115 - open as long as there are rows
             self._file.write(self._rest)
             self._file.flush()
-        except OSError as error:  # which names no place
-            raise OSError(
-                error.errno, f"{error.strerror} (a temporary file; TMPDIR names another folder)", tempfile.gettempdir()
-            ) from error
+        except OSError as error:
+            what = f"texts that are read, {self._written + len(self._rest):,} bytes so far"
+            where = "TMPDIR names the folder of temporary files, by default /tmp"
+            raise OSError(error.errno, f"{error.strerror or error} (a temporary file of {what}; {where})") from error
         self._written += len(self._rest)
         self._rest.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, shortened
 
 FIELD_CHARACTERS = 1 << 30  # of a quoted column; the csv module's own bound, 131,072, is less than a long document
+MOST_LABELS = 4096  # of a table, that are kept as texts
 SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ","}  # by the recipe's word for them
 
 
@@ -116,6 +118,7 @@ class SpanningRows:
     def __init__(self, source: Source, width: int, label: int | None, known: Collection[str]) -> None:
         self.source, self.width, self.label = source, width, label
         self.known = set(known)
+        self.more = array("q")  # hashes of further labels: numbers of regression differ from row to row
         self.first = self.count = 0
         self.suspects: list[tuple[int, int, str, str]] = []  # row's line, line, its label, the label of the row
 
@@ -124,7 +127,10 @@ class SpanningRows:
         own = row.columns[self.label].strip() if self.label is not None else ""
         if not row.lines:
             if self.source.quoted:
-                self.known.add(own)
+                if len(self.known) < MOST_LABELS:
+                    self.known.add(own)
+                elif own not in self.known:
+                    self.more.append(hash(own))
             return
         self.first, self.count = self.first or row.line, self.count + 1
         if self.label is None:
@@ -140,7 +146,8 @@ class SpanningRows:
     def tell(self, problems: Problems) -> None:
         """Say what was found, once the whole file is read."""
         name = self.source.name
-        swallowed = [s for s in self.suspects if s[2] and (s[2] in self.known or s[2] == s[3])]
+        more = set(self.more) if self.suspects else set()
+        swallowed = [s for s in self.suspects if s[2] and (s[2] in self.known or hash(s[2]) in more or s[2] == s[3])]
         if swallowed and self.source.quoting == "auto":
             begins, line, label, _ = swallowed[0]
             rows = len({suspect[0] for suspect in swallowed})

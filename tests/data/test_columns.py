@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtrain.data import arrow, tables
 from dtrain.data import columns as module
 from dtrain.data.columns import (
     Column,
@@ -145,6 +147,38 @@ def test_an_id_that_is_there_twice_is_told_though_reading_ended_early(tmp_path: 
     with pytest.raises(InputError) as error:
         read_corpus(Data(train=[str(tmp_path / "train.tsv")], columns={"id": "id"}), seed=0)  # type: ignore[arg-type]
     assert "train.tsv:3: id '1' is already that of" in error.value.problems[0]
+
+
+def test_a_full_disk_is_told_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left on device .*20 bytes so far; TMPDIR names"):
+        TextColumn(["x" * 20])
+
+
+def test_a_stray_quote_is_told_however_many_labels_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The swallowed row's label is among those that are kept as hashes alone."""
+    monkeypatch.setattr(tables, "MOST_LABELS", 3)
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"t{n},{n}\n" for n in range(9)) + '"open,x\nt,7\nshut",1\n')
+    with pytest.raises(InputError, match=r"train.csv:11: a quotation mark opens here .* line 12 looks like a row"):
+        read_corpus(Data(task="regression", train=[str(path)]), seed=0)
+
+
+def test_parquet_is_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "BLOCK", 7)
+    labels = ClassLabel(names=["no", "yes"])
+    rows = {"text": [f"t{n}" for n in range(40)], "label": [n % 2 for n in range(39)] + [0]}
+    Dataset.from_dict(rows, Features({"text": Value("string"), "label": labels})).to_parquet(tmp_path / "a.parquet")
+    data = Data(train=[str(tmp_path / "a.parquet")], split={"valid": 0.0, "test": 0.0})  # type: ignore[arg-type]
+    found = read_corpus(data, seed=0).parts["train"]
+    assert (found.text, found.label[:3]) == (rows["text"], ["no", "yes", "no"])
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:8] + bytes(90) + whole[98:])  # the footer is whole, the pages are not
+    with pytest.raises(InputError, match=r"data.train: .*a.parquet: cannot be read: "):
+        read_corpus(data, seed=0)
 
 
 def test_few_bytes_a_row_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
