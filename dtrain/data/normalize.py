@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import sys
 import unicodedata
 from functools import cache
 
@@ -81,6 +81,11 @@ def _converter() -> opencc.OpenCC:
     return opencc.OpenCC("t2s")
 
 
+# Where Unicode has control and format characters: planes 0, 1 and the tags of plane 14. The other 15 hold ideographs,
+# private characters or nothing, and a look at each of them would take every process a fifth of a second.
+_PLANES = (range(0x20000), range(0xE0000, 0xE1000))
+
+
 @cache
 def _invisible() -> tuple[int, ...]:
     """Control and format characters (zero-width, direction, soft hyphen, byte-order mark) and variation selectors.
@@ -88,7 +93,7 @@ def _invisible() -> tuple[int, ...]:
     Controls that are white space (tab, line feed, ...) are left to the white-space step.
     """
     hidden = [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
-    for code in range(sys.maxunicode + 1):
+    for code in itertools.chain(*_PLANES):
         character = chr(code)
         if unicodedata.category(character) in ("Cc", "Cf") and not character.isspace():
             hidden.append(code)

@@ -32,9 +32,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise InputError(f"{path}:{line}: not valid UTF-8 (byte {error.object[error.start]:#04x})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    lines: dict[Key, int] = {}
     try:
-        root = yaml.compose(text, Loader=_Loader)
-        values = parse(text)
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is not None:
+            _collect_lines(root, (), lines, path)  # before construction, which merges `<<` into the nodes
+        values = loader.construct_document(root) if root is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -48,11 +52,6 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise InputError(f"{path}:1: the recipe is empty")
     if not isinstance(values, dict):
         raise InputError(f"{path}:1: a recipe is a mapping of keys, found {kind_of(values)}")
-    lines: dict[Key, int] = {}
-    try:
-        _collect_lines(root, (), lines, path)
-    except RecursionError:
-        raise InputError(f"{path}:1: not usable YAML: an alias contains itself, or it is nested too deeply") from None
     return _unshared(values), lines
 
 

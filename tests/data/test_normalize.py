@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 import pytest
@@ -31,6 +32,12 @@ def test_one_step(step: str, text: str, expected: str) -> None:
 def test_all_steps() -> None:
     text = "\ufeff　ＧＯＯＧＬＥ\u200b發佈 \t 新產品！\x00 "
     assert Normalizer(Normalization())(text) == "google发布 新产品!"
+
+
+def test_control_drops_every_control_and_format_character_that_is_no_white_space() -> None:
+    everything = map(chr, range(sys.maxunicode + 1))
+    hidden = "".join(c for c in everything if unicodedata.category(c) in ("Cc", "Cf") and not c.isspace())
+    assert len(hidden) > 200 and Normalizer(Normalization(**{**OFF, "control": True}))(hidden) == ""
 
 
 def test_no_step() -> None:
