@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 BY_FOLDER = {"distributed": "distributed", "slurm": "slurm"}
+# Folders of numbers that a CPU's kernels round, and the files among them that have none.
+KERNELS = ("models", "losses", "training", "students")
+NO_KERNELS = """
+test_autoclasses test_card_head test_checkpoint test_communication test_convert test_keys test_loss_registry
+test_model_folder test_placement test_plan test_precision test_remarks test_search test_shared_tokenizers test_sharding
+""".split()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         if folder in BY_FOLDER:
             item.add_marker(BY_FOLDER[folder])
+        if folder in KERNELS and item.path.stem not in NO_KERNELS:
+            item.add_marker("kernels")
         if "data_folder" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
@@ -52,6 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             tried = os.environ.get("DTRAIN_TEST_DEVICE") == "cpu" and item.path.parent == ROOT / "tests" / "gpu"
             if gpus < needed and not tried:
                 item.add_marker(pytest.mark.skip(reason=_too_few(needed, gpus)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread for commands that a test runs in its own process, too: they would take every core of the machine."""
+    distributed = sys.modules.get("dtrain.runtime.distributed")
+    if distributed is not None:
+        distributed.World.threads = 1
 
 
 def _too_few(needed: int, gpus: int) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from torch.distributed import HashStore
@@ -17,15 +21,27 @@ from dtrain.runtime import attendance
 from dtrain.runtime.attendance import names, open_store, rendezvous
 from dtrain.runtime.machines import Machines, parse_machines
 
-PULSE = """\
-import sys, time
+# Three ranks, forked from one process so that all are there at once; its last line are the exit codes of the first two.
+RANKS = """\
+import os, sys, time
 from dtrain.runtime.attendance import open_store, start_pulse, stop_pulse
-rank, port, ends = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-store = open_store("127.0.0.1", port, serve=False, seconds=30)
-start_pulse(store, rank, 3, 1.5)
-time.sleep(float(ends))
-stop_pulse()
+port, *ends = sys.argv[1:]
+ranks = []
+for rank, end in enumerate(ends):
+    ranks.append(os.fork())
+    if not ranks[rank]:
+        told = os.open(f"{rank}.err", os.O_WRONLY | os.O_CREAT)
+        os.dup2(told, 1)  # a rank that is stopped must not hold the pipe
+        os.dup2(told, 2)
+        store = open_store("127.0.0.1", int(port), serve=False, seconds=30)
+        start_pulse(store, rank, 3, float(os.environ["SILENCE"]))
+        time.sleep(float(end))
+        stop_pulse()
+        os._exit(0)
+print(*ranks, flush=True)
+print(*[os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks[:2]], flush=True)
 """
+SILENCE = 2.5  # seconds: more than a busy machine keeps a process waiting
 
 
 def free_port() -> int:
@@ -74,26 +90,31 @@ def test_long_lists_are_cut() -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "left"])
-def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(frozen: bool) -> None:
+def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(tmp_path: Path, frozen: bool) -> None:
     port = free_port()
     server = open_store("127.0.0.1", port, serve=True, seconds=30)
-    ends = ["4", "4", "60" if frozen else "0.1"]
-    words = [[sys.executable, "-c", PULSE, str(rank), str(port), ends[rank]] for rank in range(3)]
-    ranks = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
+    ends = ["60", "60", "60"] if frozen else ["5", "5", "0.1"]
+    words = [sys.executable, "-c", RANKS, str(port), *ends]
+    environment = os.environ | {"SILENCE": str(SILENCE), "PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    assert parent.stdout is not None
+    ranks = [int(word) for word in parent.stdout.readline().split()]
     try:
         while any(server.add(f"dtrain/pulse/{rank}", 0) < 1 for rank in range(2 + frozen)):
             time.sleep(0.05)
         if frozen:
-            ranks[2].send_signal(19)  # SIGSTOP
-        told = [rank.communicate(timeout=60)[1] for rank in ranks[:2]]
-        codes = [rank.returncode for rank in ranks[:2]]
+            os.kill(ranks[2], signal.SIGSTOP)
+        codes = [int(word) for word in parent.communicate(timeout=60)[0].split()]
     finally:
         for rank in ranks:
-            rank.kill()
-            rank.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
+        parent.kill()
+        parent.wait()
+    told = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
     if frozen:
         assert codes == [1, 1]
-        assert "rank 2 of 3 gave no sign of life for 1.5 s" in told[0]
+        assert f"rank 2 of 3 gave no sign of life for {SILENCE:g} s" in told[0]
         assert told[1] == ""
     else:
         assert codes == [0, 0], told

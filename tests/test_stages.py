@@ -17,6 +17,7 @@ import dtrain.stages
 from dtrain.__main__ import main
 from dtrain.recipe import load_recipe
 from dtrain.stages import Job, Stage, find_stage, job_lines, option, register, run_names, stages
+from tests.here import dtrain_here
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """\
@@ -112,8 +113,7 @@ def test_a_stage_from_outside_the_package(
     assert "--times" in capsys.readouterr().out
     assert main(["count", str(file), "--times", "4"]) == 2  # before `prepare`
     assert "`prepare` is not complete" in capsys.readouterr().err
-    words = [sys.executable, "-m", "dtrain", "prepare", str(file)]  # a process keeps its lock on the run folder
-    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    dtrain_here("prepare", file)
     assert main(["count", str(file), "--times", "4"]) == 0
     assert (tmp_path / "counted").read_text() == "4 x tiny"
     capsys.readouterr()
@@ -131,18 +131,18 @@ def test_a_run_of_an_older_version_is_done_again_and_says_so(
 ) -> None:
     run = tmp_path / "runs" / "tiny"
     file = write_recipe(tmp_path)
-    words = [sys.executable, "-m", "dtrain", "prepare", str(file)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
-    assert "was made by" not in first.stdout
+    dtrain_here("prepare", file)
+    assert "was made by" not in capsys.readouterr().out
     made = run / "data" / "rows" / "done.json"
     record = json.loads(made.read_text())
     made.write_text(json.dumps(record | {"fingerprint": "one of 0.1"}))
     versions = json.loads((run / "versions.json").read_text())
     assert versions["dtrain"] == dtrain.__version__
     (run / "versions.json").write_text(json.dumps(versions | {"dtrain": "0.1.0"}))
-    again = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
-    assert f"{run}: was made by dtrain 0.1.0" in again.stdout and "prepare: train 40" in again.stdout
+    dtrain_here("prepare", file)
+    again = capsys.readouterr().out
+    assert f"{run}: was made by dtrain 0.1.0" in again and "prepare: train 40" in again
     assert json.loads(made.read_text()) == record
-    third = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
-    assert "was made by" not in third.stdout and "complete, nothing to do" in third.stdout
+    dtrain_here("prepare", file)
+    third = capsys.readouterr().out
+    assert "was made by" not in third and "complete, nothing to do" in third

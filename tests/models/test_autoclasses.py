@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.processes import run_each
+
 CHECK = """
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
@@ -18,19 +20,26 @@ assert type(config) in TOKENIZER_MAPPING
 """
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import dtrain.models.nezha",
-        "from transformers import AutoModel; import dtrain.models.nezha",
-        "import dtrain.models.nezha; from transformers import AutoTokenizer",
-        "from transformers import PreTrainedModel; import dtrain; dtrain.load; import dtrain.models.transformer",
-    ],
+ORDERS = (
+    "import dtrain.models.nezha",
+    "from transformers import AutoModel; import dtrain.models.nezha",
+    "import dtrain.models.nezha; from transformers import AutoTokenizer",
+    "from transformers import PreTrainedModel; import dtrain; dtrain.load; import dtrain.models.transformer",
 )
-def test_order_of_imports(first: str) -> None:
-    code = [sys.executable, "-W", "error::FutureWarning", "-c", f"{first}\n{CHECK}"]
-    done = subprocess.run(code, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Of processes that have imported what both import, and neither of the two."""
+    first = "import sys, torch, sklearn.metrics; assert not {'dtrain', 'transformers'} & set(sys.modules)"
+    folder = tmp_path_factory.mktemp("orders")
+    done = run_each([f"{order}\n{CHECK}" for order in ORDERS], first, folder, PYTHONWARNINGS="error::FutureWarning")
+    return dict(zip(ORDERS, done, strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_order_of_imports(ends: dict[str, subprocess.CompletedProcess[str]], order: str) -> None:
+    assert ends[order].returncode == 0, ends[order].stderr[-2000:]
 
 
 def test_import_is_light() -> None:

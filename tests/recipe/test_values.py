@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,8 @@ from dtrain.__main__ import main
 from dtrain.errors import InputError
 from dtrain.plan import Plan
 from dtrain.recipe import Recipe, dump_recipe, load_recipe
+from tests.here import dtrain_here
+from tests.processes import run_each
 
 DATA = "{train: [t.jsonl], columns: {text: sentence}}"
 REST = """\
@@ -95,8 +93,7 @@ def test_a_run_under_home_leaves_no_folder_named_tilde(tmp_path: Path, monkeypat
         "name: r\noutput_dir: ~/runs\ndata: {train: ~/t.jsonl}\nlaunch: {processes: 1}\n"
         "students: [{name: s, model: {type: textcnn}}]\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, "-m", "dtrain", "prepare", "r.yaml"], check=True, env=environment)
+    dtrain_here("prepare", "r.yaml")
     assert (tmp_path / "home" / "runs" / "r" / "data").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "r.yaml"]
 
@@ -137,29 +134,38 @@ def test_what_is_no_task(tmp_path: Path, text: str, told: str) -> None:
 # --- the hub -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ["teachers.0.model={type: bert, pretrained: nobody/x}"],
-        ["teachers.0.model={type: textcnn}", "data.valid=[hub:nobody/x/v]"],
-    ],
-)
-def test_a_hub_out_of_reach_is_asked_once(tmp_path: Path, changes: list[str]) -> None:
+# A command, and what it told the network and the clock: connections begun, and seconds slept before the next.
+ASKED = """
+import socket, sys, time
+connect, sleep, begun, slept = socket.socket.connect, time.sleep, [], []
+socket.socket.connect = lambda self, place: (begun.append(place), connect(self, place))[1]
+time.sleep = lambda seconds: (slept.append(seconds), sleep(seconds))[1]
+from dtrain.__main__ import main
+code = main({words})
+print(len(begun), sum(slept))
+sys.exit(code)
+"""
+
+
+def test_a_hub_out_of_reach_is_asked_once(tmp_path: Path) -> None:
     """Nobody listens at port 9: the libraries would try each file six times, for 26 s."""
     (tmp_path / "t.jsonl").write_text("".join(f'{{"sentence": "a{n}", "label": "b{n % 2}"}}\n' for n in range(40)))
     data = f"{{train: [{tmp_path}/t.jsonl], columns: {{text: sentence}}}}"
     load(tmp_path, f"output_dir: {tmp_path}/runs\ndata: {data}")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HOME": str(tmp_path / "hub")}
-    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    environment.pop("HF_HUB_OFFLINE", None)
-    begin = time.monotonic()
-    words = [sys.executable, "-m", "dtrain", "prepare", str(tmp_path / "r.yaml"), *changes]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2, done.stderr
-    assert [line.startswith("dtrain: ") for line in done.stderr.splitlines()] == [True], done.stderr
-    assert "nobody/x" in done.stderr and "Retrying" not in done.stderr
+    prepare = ["prepare", str(tmp_path / "r.yaml")]
+    each = [
+        [*prepare, "teachers.0.model={type: bert, pretrained: nobody/x}"],
+        [*prepare, "teachers.0.model={type: textcnn}", "data.valid=[hub:nobody/x/v]"],
+    ]
+    codes = [ASKED.format(words=words) for words in each]
+    hub = {"HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    for done in run_each(codes, "import dtrain.stages.prepare, datasets, transformers", tmp_path, **hub):
+        assert done.returncode == 2, done.stderr
+        assert [line.startswith("dtrain: ") for line in done.stderr.splitlines()] == [True], done.stderr
+        assert "nobody/x" in done.stderr and "Retrying" not in done.stderr
+        connections, seconds = map(float, done.stdout.split())
+        assert connections == 1 and seconds < 2
     assert not (tmp_path / "runs").exists()
-    assert time.monotonic() - begin < 26
 
 
 def test_recipes_are_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

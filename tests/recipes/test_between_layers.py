@@ -11,7 +11,7 @@ import pytest
 
 from dtrain.recipe import load_recipe, shipped_recipes
 from dtrain.runfolder import read_json
-from tests.processes import dtrain
+from tests.here import dtrain_here
 
 SMALLER = (
     (r"pretrained: (bert-base-chinese|sijunhe/nezha-cn-base)", "layers: 12, hidden: 48, heads: 12, intermediate: 24"),
@@ -62,7 +62,7 @@ def sentences(folder: Path) -> None:
 def test_it_runs_whole(name: str, tmp_path: Path) -> None:
     (sentences if "tagging" in name else titles)(tmp_path)
     recipe = load_recipe(str(smaller(name, tmp_path)))
-    dtrain("run", f"{name}.yaml", "report.latency=false", folder=tmp_path)
+    dtrain_here("run", f"{name}.yaml", "--here", "report.latency=false", folder=tmp_path)
     run = tmp_path / "runs" / name
     for student in recipe.students:
         assert (run / "students" / student.name / "model.safetensors").is_file()
