@@ -28,14 +28,24 @@ ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
 
 
 @cache
+def own_words() -> tuple[dict[str, int], int]:
+    """How often each word of jieba's dictionary occurs (0 for what only begins one), and all of them; a second's work."""
+    import jieba
+
+    # What `initialize` does but for its cache: that is a file in a folder which all users share, read unchecked.
+    tokenizer = jieba.Tokenizer()
+    return tokenizer.gen_pfdict(tokenizer.get_dict_file())
+
+
+@cache
 def segmenter(dictionary: str | None, normalization: Normalization | None = None) -> jieba.Tokenizer:
     """jieba with its own dictionary and the user's words, normalised as the text is. One a process; made before
     workers are forked."""
     import jieba
 
     tokenizer = jieba.Tokenizer()
-    # What `initialize` does but for its cache: that is a file in a folder which all users share, read unchecked.
-    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    counts, tokenizer.total = own_words()
+    tokenizer.FREQ = dict(counts)  # which takes up the user's words
     tokenizer.initialized = True
     if dictionary is not None:
         normalizer = Normalizer(normalization) if normalization else str
