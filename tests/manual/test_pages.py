@@ -15,7 +15,7 @@ from dtrain.__main__ import _parse, main
 from dtrain.manual import pages
 from dtrain.recipe import load_recipe
 from dtrain.recipe.source import parse
-from dtrain.stages import runner
+from tests.here import dtrain_here
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = {name: pages.FOLDER / f"{name}.md" for name in (pages.INDEX, *pages.page_names())}
@@ -98,10 +98,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = REST | {"name": "topics", "data": {"train": "train.jsonl"}}
     recipe |= {"teachers": [{"name": "bert", **small}], "students": [{"name": "bilstm", **small}]}
     (folder / "topics.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    with contextlib.chdir(folder):
-        assert main(["run", "topics.yaml", "--here", "--stages", "prepare,finetune,precompute,distill"]) == 0
-    while runner._locks:  # held until the process ends, and a page runs the recipe once more in another
-        runner._locks.pop().close()
+    dtrain_here("run", "topics.yaml", "--here", "--stages", "prepare,finetune,precompute,distill", folder=folder)
     return folder
 
 

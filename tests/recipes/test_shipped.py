@@ -15,6 +15,7 @@ import dtrain
 from dtrain.__main__ import main
 from dtrain.recipe import dump_recipe, load_recipe, shipped_recipes
 from dtrain.stages.check import check_inputs
+from tests.here import dtrain_here
 
 ROOT = Path(dtrain.__file__).parent.parent
 
@@ -80,7 +81,7 @@ def test_stsb_runs_on_an_extract_of_the_real_files(data_folder, tmp_path, monkey
         "teachers.bert.model={type: bert, size: tiny, layers: 1, vocabulary_size: 300}",
         "teachers.bert.epochs=1",
     ]
-    assert main(["run", "stsb", "launch.processes=1", *changes]) == 0
+    dtrain_here("run", "stsb", "launch.processes=1", "--here", *changes)
     results = json.loads((tmp_path / "runs/stsb/report/results.json").read_text())
     assert results["rows"]["train"] == 130 and results["rows"]["test"] == 38
     assert {model["name"] for model in results["models"]} == {"bert", "siamese_scratch", "siamese_distilled"}

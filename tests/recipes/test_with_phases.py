@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from dtrain.recipe import load_recipe, shipped_recipes
 from dtrain.runfolder import read_json
-from tests.processes import dtrain
+from tests.here import dtrain_here
 from tests.recipes.test_between_layers import titles
 
 SMALLER = (
@@ -55,7 +55,7 @@ def test_it_runs_whole(name: str, folder: Path) -> None:
     for pattern, replaced in SMALLER:
         text = re.sub(pattern, replaced, text)
     (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    dtrain("run", f"{name}.yaml", "report.latency=false", folder=folder)
+    dtrain_here("run", f"{name}.yaml", "--here", "report.latency=false", folder=folder)
     run = folder / "runs" / name
     for student in load_recipe(name).students:
         if not student.name.endswith("-seed1"):
