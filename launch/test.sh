@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Every check of the code: lint, format, types, unit tests on two workers, those of them that a CPU's kernels decide
-# once more as on an older CPU, then the tests that start real processes, one after another so that they do not starve
-# each other. All run; one failing fails the whole. The last lines tell the seconds of each.
+# Every check of the code: lint, format, types, unit tests, those of them that a CPU's kernels decide once more as on an
+# older CPU, then the tests that start real processes; each on two workers, of which one takes a file whole, with what
+# its tests share. SLURM's tests, which mostly wait, run beside the unit tests. All run; one failing fails the whole.
+# The last lines tell the seconds of each.
 #
 #   bash launch/test.sh                         everything except tests marked slow
 #   bash launch/test.sh tests/data -k vocab     only pytest, with these arguments
@@ -26,21 +27,35 @@ check() {
 tests() {
     "$python" -m pytest -q --durations 5 "$@"
 }
+on_two() {
+    tests -n 2 --dist loadfile --no-loadscope-reorder "$@"
+}
+# What was started beside the checks: waits for its end, and shows what it wrote.
+collect() {
+    local code=0
+    wait "$beside" || code=$?
+    cat "$log"
+    return "$code"
+}
+log=$(mktemp) beside=
+trap '[[ -z $beside ]] || kill "$beside" 2>/dev/null; rm -f "$log"' EXIT
 
+"$python" -m pytest -q --durations 5 -m 'slurm and not slow' >"$log" 2>&1 &
+beside=$!
 check lint "$python" -m ruff check .
 check format "$python" -m ruff format --check .
 check types "$python" -m mypy dtrain
-check 'unit tests' tests -n 2 -m 'not distributed and not slurm and not slow'
+check 'unit tests' on_two -m 'not distributed and not slurm and not slow'
 if [[ $(uname -m) == x86_64 ]]; then
     # Without AVX-512 and AMX, and so without some of oneDNN's kernels: no test may depend on who runs it.
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 check 'unit tests, plain CPU' \
-        tests -n 2 -m 'not slow' tests/models tests/losses tests/training tests/students
+        on_two -m 'kernels and not slow' tests/models tests/losses tests/training tests/students
 fi
-check 'real processes' tests -m 'distributed and not slow'
+check 'SLURM, the rest of it' collect
+check 'real processes' on_two -m 'distributed and not slow'
 if command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q '^GPU'; then
     check 'on GPUs' tests -m gpu
 fi
-check 'SLURM' tests -m 'slurm and not slow'
 
 echo "== seconds of each"
 printf '%s\n' "${table[@]}" "$(printf '%-22s %5d s' all $((SECONDS - all)))"

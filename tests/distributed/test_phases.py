@@ -81,7 +81,7 @@ def killed(undisturbed: Path, name: str) -> Path:
     for part in ("students", "phases", "tensorboard"):
         shutil.rmtree(folder / "runs/tiny" / part)
     (folder / "killed.py").write_text(KILLED.replace("NAME", name), encoding="utf-8")
-    codes, told = ended(start_ranks(["killed.py", *RUN], folder))
+    codes, told = ended(start_ranks(["killed.py", *RUN, "launch.timeout=20"], folder))  # the other rank waits so long
     assert -signal.SIGKILL in codes, told
     assert (folder / f"runs/tiny/phases/{name}/1-states/done.json").exists()
     assert (folder / f"runs/tiny/checkpoints/students/{name}/2-answers/step-00000005").exists()
