@@ -27,10 +27,23 @@ ROOT = Path(__file__).parent.parent
 BY_FOLDER = {"distributed": "distributed", "slurm": "slurm"}
 # Folders of numbers that a CPU's kernels round, and the files among them that have none.
 KERNELS = ("models", "losses", "training", "students")
-NO_KERNELS = """
-test_autoclasses test_card_head test_checkpoint test_communication test_convert test_keys test_loss_registry
-test_model_folder test_placement test_plan test_precision test_remarks test_search test_shared_tokenizers test_sharding
-""".split()
+NO_KERNELS = [
+    "test_autoclasses",
+    "test_card_head",
+    "test_checkpoint",
+    "test_communication",
+    "test_convert",
+    "test_keys",
+    "test_loss_registry",
+    "test_model_folder",
+    "test_placement",
+    "test_plan",
+    "test_precision",
+    "test_remarks",
+    "test_search",
+    "test_shared_tokenizers",
+    "test_sharding",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
