@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -28,25 +29,23 @@ ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
 
 
 @cache
-def own_words() -> tuple[dict[str, int], int]:
-    """How often each word of jieba's dictionary occurs (0 for what only begins one), and all of them; a second's work."""
+def own_words() -> jieba.Tokenizer:
+    """jieba with its own dictionary, which takes a second to count; others begin with copies of it."""
     import jieba
 
-    # What `initialize` does but for its cache: that is a file in a folder which all users share, read unchecked.
     tokenizer = jieba.Tokenizer()
-    return tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    # What `initialize` does but for its cache: that is a file in a folder which all users share, read unchecked.
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer
 
 
 @cache
 def segmenter(dictionary: str | None, normalization: Normalization | None = None) -> jieba.Tokenizer:
     """jieba with its own dictionary and the user's words, normalised as the text is. One a process; made before
     workers are forked."""
-    import jieba
-
-    tokenizer = jieba.Tokenizer()
-    counts, tokenizer.total = own_words()
-    tokenizer.FREQ = dict(counts)  # which takes up the user's words
-    tokenizer.initialized = True
+    tokenizer = copy.copy(own_words())
+    tokenizer.FREQ, tokenizer.user_word_tag_tab = dict(tokenizer.FREQ), {}  # what takes up the user's words
     if dictionary is not None:
         normalizer = Normalizer(normalization) if normalization else str
         for _, line in numbered_lines(resolve_path(dictionary), dictionary, Problems()):
