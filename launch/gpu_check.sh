@@ -2,7 +2,8 @@
 # What can be found out in the first minutes on a machine with GPUs: at most 8 minutes on one, 20 on eight. The most telling
 # comes first, each part has its own time limit, and results are written as they come: JSON a part, and page.md.
 #
-#   bash launch/gpu_check.sh [FOLDER]             results in FOLDER (default: gpu-check); no network is needed
+#   bash launch/gpu_check.sh [FOLDER [PART ...]]  results in FOLDER (default: gpu-check); no network is needed; only the named
+#                                                 parts are run again, where some are named
 #   bash launch/gpu_check.sh --wheels [FOLDER]    beforehand, with a network: what the machine lacks (default: gpu-wheels)
 #
 # The machine brings Python with torch 2.11 or newer for CUDA, transformers and accelerate; PYTHON names it (default:
@@ -20,6 +21,9 @@ out=$(mkdir -p "${1:-gpu-check}" && cd "${1:-gpu-check}" && pwd)
 if [[ -d $root/gpu-wheels ]]; then
     # Beside what the machine has, which stays as it is; nothing is resolved, as no index can be asked.
     [[ -x $out/.venv/bin/python ]] || "$python" -m venv --system-site-packages "$out/.venv"
+    # What is called the system's are packages of Python itself: those of an environment are named beside them.
+    here=$("$out/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$python" -c 'import site; [print(f"import site; site.addsitedir({p!r})") for p in site.getsitepackages()]' >"$here/machine.pth"
     "$out/.venv/bin/python" - "$root/gpu-wheels" <<'PYTHON'
 import importlib.metadata, pathlib, re, subprocess, sys
 wheels = []
@@ -36,4 +40,4 @@ PYTHON
 fi
 cd "$root"
 export PYTHONPATH=$root HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-exec "$python" launch/gpu_parts.py "$out"
+exec "$python" launch/gpu_parts.py "$out" "${@:2}"

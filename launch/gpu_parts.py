@@ -1,4 +1,4 @@
-"""The parts of `gpu_check.sh`, one after another: `python launch/gpu_parts.py FOLDER`.
+"""The parts of `gpu_check.sh`, one after another: `python launch/gpu_parts.py FOLDER [PART ...]`.
 
 Each part is a command with a time limit. After each, FOLDER/page.md is written anew: a run that dies in the fifth has four.
 """
@@ -154,16 +154,29 @@ def write_page(out: Path, about: dict[str, object], results: dict[str, dict[str,
     (out / "page.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def earlier(out: Path, asked: list[Part]) -> dict[str, dict[str, object]]:
+    """What another run has found."""
+    files = {part.name: out / f"{part.name.replace(' ', '-')}.json" for part in asked}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+
+
 def main() -> int:
-    out = Path(sys.argv[1])
+    out, named = Path(sys.argv[1]), sys.argv[2:]
     if not GPUS and not TRIED:
         print("gpu_check: torch sees no GPU here (DTRAIN_TEST_DEVICE=cpu tries the script itself)", file=sys.stderr)
         return 2
-    about, asked, results = versions(), parts(out), {}
+    about, asked = versions(), parts(out)
+    unknown = set(named) - {part.name for part in asked}
+    if unknown:
+        print(
+            f"gpu_check: no part {sorted(unknown)} here (there are: {[part.name for part in asked]})", file=sys.stderr
+        )
+        return 2
+    results = earlier(out, asked) if named else {}
     (out / "versions.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     make_rows(out)
     write_page(out, about, results, asked)
-    for part in asked:
+    for part in [part for part in asked if part.name in named or not named]:
         print(f"{part.name}: {part.what} (at most {part.seconds} s) ...", flush=True)
         results[part.name] = run(part, out)
         saved = {**asdict(part), **results[part.name]}

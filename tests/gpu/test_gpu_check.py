@@ -83,6 +83,14 @@ def test_a_run_that_dies_has_the_parts_before(tmp_path: Path, monkeypatch: pytes
     assert json.loads((tmp_path / "first.json").read_text())["code"] == 0
     page = (tmp_path / "page.md").read_text()
     assert "words" in page and "| second | prints | | not begun |" in page
+    # One part is run again, and what the others found stays.
+    monkeypatch.setattr(parts, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu_parts.py", str(tmp_path), "third"])
+    assert parts.main() == 0
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("| 0 |") == 2 and page.count("not begun") == 1
+    monkeypatch.setattr(sys, "argv", ["gpu_parts.py", str(tmp_path), "fourth"])
+    assert parts.main() == 2
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
