@@ -26,6 +26,7 @@ from dtrain.recipe.data import DATA, Data
 from dtrain.recipe.values import Column
 from dtrain.tasks.answers import Texts
 from dtrain.tasks.corpus import READINGS, find_sources
+from dtrain.tasks.rules import rules_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,9 +78,10 @@ def read_texts(
             kind = format or _format(data, path, name)
             asked = _roles(columns)
             if kind == "lines" and asked not in ({}, {"text": 0}):
+                kinds = [each for each in ("jsonl", *TABLES) if each in rules_of(data.task).formats]
                 raise InputError(
                     f"--columns: {path} is read as plain lines, which have no columns; say what it is with --format "
-                    "(tsv, csv, jsonl)"
+                    f"({', '.join(kinds)})"
                 )
             source = Source("transfer", path, kind, data.encoding, data.delimiter, data.quoting)
             if source.format in TABLES and not data.header and (header := _header_of(source, data)):

@@ -115,6 +115,11 @@ def test_the_command_line_of_a_folder(container: Path, exported: Path, model_fol
         columns = [list(column) for column in zip(*(line.split("\t") for line in lines), strict=True)]
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert difference(Predictor(model_folders[name].folder)(*columns), found).flips == 0
+    # One text is no pair: it was answered as a text alone.
+    alone = [container, exported / "siamese" / "predict.py"]
+    done = subprocess.run(alone, input="a\n", capture_output=True, text=True, timeout=100)
+    assert done.returncode and "ValueError: this model reads 2 text(s) a row" in done.stderr and not done.stdout
+    assert subprocess.run(alone, input="", capture_output=True, text=True, timeout=100, check=True).stdout == ""
 
 
 @pytest.mark.parametrize(

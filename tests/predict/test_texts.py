@@ -116,7 +116,9 @@ def test_columns_of_plain_lines_are_refused(read):
     """The whole line was answered, as if no column had been named."""
     for name in ("new.txt", "-"):
         for columns in (["text=text"], ["text=1"], ["text=0,id=1"]):
-            with pytest.raises(InputError, match="--columns: .* is read as plain lines, which have no columns"):
+            with pytest.raises(
+                InputError, match=r"--columns: .* is read as plain lines, .* --format \(jsonl, tsv, csv\)"
+            ):
                 read(JSON, name, "id,text\n7,好\n", columns=columns)
     assert read(JSON, "new.txt", "id,text\n7,好\n", columns=["text=text,id=id"], format="csv").ids == [7]
     assert read(JSON, "new.txt", "好\n", columns=["text=0"]).text == ["好"]

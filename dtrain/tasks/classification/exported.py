@@ -35,8 +35,7 @@ class Model:
     def normalize(self, text):
         text = self.words.sub(lambda found: self.table["words"][found[0]], text.translate(self.before))
         text = text.translate(self.after)
-        if self.table["whitespace"]:
-            text = re.sub(r"\s+", " ", text).strip()
+        text = re.sub(r"\s+", " ", text).strip() if self.table["whitespace"] else text
         return text.lower() if self.table["lower"] else text
 
     def encode(self, texts, texts_b):
@@ -53,9 +52,8 @@ class Model:
         ids += self.settings["pad_id"]
         for place, (row, kinds) in enumerate(rows):
             ids[place, : len(row)], types[place, : len(row)], mask[place, : len(row)] = row, kinds, 1
-        feeds = {"input_ids": ids, "attention_mask": mask} | (
-            {"token_type_ids": types} if self.settings["types"] else {}
-        )
+        more = {"token_type_ids": types} if self.settings["types"] else {}
+        feeds = {"input_ids": ids, "attention_mask": mask} | more
         left, found = np.arange(len(rows)), {}
         for graph in self.graphs:
             logits, *states = graph(feeds)
@@ -68,6 +66,8 @@ class Model:
         return [found[row] for row in range(len(rows))]
 
     def __call__(self, texts, texts_b=None):
+        if (texts_b is None) != (self.settings["texts"] == 1):
+            raise ValueError(f"this model reads {self.settings['texts']} text(s) a row (on stdin, with a tab between)")
         rows, logits = list(self.encode(texts, texts_b)), {}
         order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))  # little padding
         for batch in (order[start : start + self.rows] for start in range(0, len(order), self.rows)):
