@@ -101,7 +101,12 @@ class LossSum(nn.Module):
 
     Raises:
         InputError: a loss compares layers that are not there, or what one of both has not.
+
+    Attributes:
+        whole: where layers are compared, what no term depends on takes part with a gradient of 0.
     """
+
+    whole = True
 
     def __init__(
         self, terms: list[Term], widths: Mapping[str, int] | None = None, shapes: Shapes | None = None
@@ -177,7 +182,7 @@ class LossSum(nn.Module):
         units = torch.ones_like(labelled, dtype=torch.int64) if units is None else units
         known = {**inputs, "labelled": labelled, "progress": progress}
         total = torch.zeros((), device=labelled.device)
-        if any(term.loss.inside for term in self.terms):
+        if self.whole and any(term.loss.inside for term in self.terms):
             # Layers behind those that are compared, and the classifier, take part with a gradient of 0: DDP waits for each
             # parameter's, and FSDP2 gathers a block for its backward pass when a gradient comes to what it gave.
             plain = [value for name, value in inputs.items() if layer_of(name) is None and isinstance(value, Tensor)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from dtrain.errors import InputError
-from dtrain.losses.objective import Objective
+from dtrain.losses.objective import LossSum, Objective
 from dtrain.models.multi_task import MultiTask
 from dtrain.recipe.losses import LossSpec, WeightSchedule
 from dtrain.recipe.phases import StudentPhase
@@ -78,9 +79,10 @@ def freeze_unreached(
         losses: the terms, for the moments at which other weights than before are not 0.
 
     Raises:
-        InputError: `together`, and some moments' losses reach fewer parameters than others'.
+        InputError: none is left; or `together`, and some moments' losses reach fewer parameters than others'.
     """
     reached: dict[tuple[float, int], set[str]] = {}
+    ever: set[str] = set()
     for first in feed.first_rows():
         row = np.array([first])
         feed.begin_step(row, 0, 0)
@@ -89,16 +91,14 @@ def freeze_unreached(
             continue
         objective.to(world.device).train()
         for moment in sorted(_moments(losses)):
-            total = objective(batch, moment)[0]
-            if total.requires_grad:
-                total.backward()
-            reached[moment, first] = {name for name, p in objective.model.named_parameters() if p.grad is not None}
-            objective.zero_grad(set_to_none=True)
+            reached[moment, first] = _reached(objective, batch, moment, whole=True)
+            ever |= _reached(objective, batch, moment, whole=False)
     if together:
-        reached = world.gather_objects(reached)[0]
-    ever = set[str]().union(*reached.values())
+        reached, ever = world.gather_objects((reached, ever))[0]
+    if not ever:
+        raise InputError("losses: none depends on a parameter of the model that the phase lets be trained")
     for (moment, _), names in reached.items():
-        if together and names < ever:
+        if together and not ever <= names:
             when = f"at {moment:.3g} of the phase" if moment else "at its beginning"
             raise InputError(
                 f"losses: {when} none reaches {sorted(ever - names)[0]}, which others train; with parallel: data every "
@@ -107,6 +107,23 @@ def freeze_unreached(
     for name, parameter in objective.model.named_parameters():
         if name not in ever:
             parameter.requires_grad_(False)
+
+
+def _reached(objective: Objective, batch: Any, moment: float, *, whole: bool) -> set[str]:
+    """The model's parameters that have a gradient; `whole`: with those that take part with one of 0."""
+    sums = [module for module in objective.losses.modules() if isinstance(module, LossSum)]
+    for each in sums:
+        each.whole = whole
+    try:
+        total = objective(batch, moment)[0]
+        if total.requires_grad:
+            total.backward()
+    finally:
+        for each in sums:
+            each.whole = True
+    found = {name for name, parameter in objective.model.named_parameters() if parameter.grad is not None}
+    objective.zero_grad(set_to_none=True)
+    return found
 
 
 def _moments(losses: Sequence[LossSpec]) -> set[float]:

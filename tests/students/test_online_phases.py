@@ -121,3 +121,26 @@ def test_students_of_other_phases_are_no_group(plan: Callable[..., Plan]) -> Non
         Machine(1, "cpu", lambda s: "fp32"), recipe=students, task=lambda s: "classification", order=lambda s: 0, cost=lambda s: 1.0,
     )  # fmt: skip
     assert sorted(sorted(group.names) for group in groups) == [["narrow", "nezha"], ["plain"], ["shorter"], ["smaller"]]
+
+
+def test_what_no_loss_of_a_phase_depends_on_stays_as_it_is(plan: Callable[..., Plan], world: World) -> None:
+    """The classifier, and the layer behind the one that is compared, to the bit; AdamW would let them decay."""
+    first = {"name": "first", "losses": [{"type": "hidden_mse", "layers": [[1, 1]]}], "epochs": 1}
+    decay = {"optimizer": {"weight_decay": 0.5, "lr": 0.1}}
+    frozen = {"name": "frozen", "losses": [{"type": "hidden_mse"}], "freeze": ["bert"]}
+    student = {**STUDENTS[0], **decay, "keep_epochs": True, "phases": [first, TASK]}
+    nothing = {**STUDENTS[0], "name": "nothing", "phases": [frozen, TASK]}
+    made = plan("behind", [student, nothing])
+    distill.run(made.recipe, world, made.folder)
+    began = load_file(made.folder.epochs("narrow") / "0000.safetensors")
+    ended = load_file(made.folder.phase("narrow", "1-first") / "model.safetensors")
+    same = {name for name in began if torch.equal(began[name], ended[name])}
+    assert {
+        name for name in began if "encoder.layer.1." in name or name.startswith(("classifier", "bert.pooler"))
+    } <= same
+    assert not any("encoder.layer.0.attention" in name and "weight" in name for name in same)
+    failed = json.loads((made.folder.model("students", "nothing") / "failed.json").read_text())
+    assert failed["reason"] == (
+        "students.nothing.phases.0.losses: none depends on a parameter of the model that the phase lets be trained"
+    )
+    assert failed["final"]
