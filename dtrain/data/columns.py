@@ -465,5 +465,6 @@ class SpanColumn(_ListColumn[Span]):
 
 def _taken(values: array[Any], index: np.ndarray) -> array[Any]:
     found: array[Any] = array(values.typecode)
-    found.frombytes(np.array(values, dtype=values.typecode)[index].tobytes())
+    if len(index):
+        found.frombytes(np.frombuffer(values, dtype=values.typecode)[index].view(np.uint8))
     return found

@@ -14,7 +14,7 @@ with one process for prepare, precompute and distill in turn, and looks at every
 The launcher checks all rows before it starts anything, so it is a process of its own in the table. distill is stopped
 by SIGTERM `--seconds` after its first step; what it holds no longer grows then. Seconds of CPU are of a process (of
 prepare with its workers) and hardly depend on what else the machine does; seconds are of the whole launch. Needs Linux,
-and in FOLDER about 600 bytes a row of disk. Prints a table for `results/memory_of_rows.md`; `--keep` leaves the runs where they are.
+and in FOLDER about 600 bytes a row of disk. Prints a table for `results/memory.md`; `--keep` leaves the runs where they are.
 """
 
 from __future__ import annotations
