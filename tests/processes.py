@@ -203,7 +203,7 @@ def run_each(
     """
     words, own = python("-c", _EACH), os.environ | {"PYTHONPATH": str(ROOT)} | environment
     asked = json.dumps([first, list(codes)])
-    done = subprocess.run(words, input=asked, capture_output=True, text=True, timeout=600, cwd=folder, env=own)
+    done = subprocess.run(words, input=asked, capture_output=True, text=True, timeout=1800, cwd=folder, env=own)
     assert done.returncode == 0, done.stderr
     told = [
         [(folder / f"{n}.{name}").read_text(encoding="utf-8") for name in ("out", "err")] for n in range(len(codes))
