@@ -1,7 +1,8 @@
 """One recipe a kind of task, from raw data to the report, on a CUDA device that is pretended: no operation mixes it with the
 CPU, and the host waits inside of steps only where `host_waits.py` says so.
 
-What is not seen here: cuDNN, NCCL, kernels, streams, races, memory. A world is of one process.
+What is not seen here: cuDNN, NCCL, kernels, streams, races, memory. A world is of one process here, and of
+two in `test_pretended_ranks.py`.
 """
 
 from __future__ import annotations
