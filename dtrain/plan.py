@@ -142,7 +142,7 @@ class Plan:
     def _tokens(self, spec: EncoderSpec, tasks: list[str]) -> str:
         """The rows as a transformer's tokenizer reads them, and those of `tasks`."""
         data = self.recipe.data
-        parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec)]
+        parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec), *spec.reading]
         if rules_of(data.task).tags:
             parts.append(data.vocabulary.min_count)
         others = [self.whole.tasks[task].data for task in tasks if task != self.recipe.task]
@@ -260,7 +260,14 @@ class Plan:
         return fingerprint("knowledge", FORMAT, self.model("teachers", teacher), made, section)
 
     def evaluation(self, kind: str, name: str) -> str:
-        return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits)
+        members = [m for k, m in self.members() if (k, m.name) == (kind, name)]
+        searches = [
+            [of.recipe.knowledge.beam, of.recipe.knowledge.length_penalty]
+            for member in members
+            for of in self.of(member)
+            if rules_of(of.recipe.data.task).writes
+        ]
+        return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits, *searches)
 
     @cached_property
     def report(self) -> str:

@@ -26,6 +26,7 @@ DOORS = {
     "dtrain.recipe.drawing": 1,  # optuna
     "dtrain.augment.words": 3,  # jieba, nltk
     "dtrain.pretraining.words": 1,  # jieba
+    "dtrain.metrics.translation": 2,  # sacrebleu
     "dtrain.models.nezha.convert": 1,  # tensorflow
     "dtrain.models.unpadded": 1,  # torch's attention over texts of any length, which not every version has
     "dtrain.recipes.samples.make": 1,  # opencc

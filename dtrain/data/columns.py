@@ -291,6 +291,18 @@ class LabelColumn(Column[str | None]):
         return map([*self.names, None].__getitem__, self._codes)
 
 
+class TargetColumn(TextColumn):
+    """A text a row, or None, which is read as an empty text: no text that is written is empty."""
+
+    def append(self, value: str | None) -> None:
+        super().append(value or "")
+
+    @property
+    def bare(self) -> np.ndarray:
+        """bool [N], whether a row has none."""
+        return np.array(self._sizes, dtype=np.int64) == 0
+
+
 class NumberColumn(Column[float | None]):
     """A finite number a row, or None."""
 

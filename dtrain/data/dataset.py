@@ -40,11 +40,23 @@ class EncodedSplit:
     offsets: np.ndarray  # int64 [N + 1]
     pad_id: int
     load_rows: Callable[[], Dataset] = field(repr=False)
+    tokenizer: Path | None = (
+        None  # the folder of the tokenizer that read them, where what is written has to be read, too
+    )
+    max_length: int = 0  # tokens of a text at most, there
     frame: tuple[int, ...] = ()  # ids of the tokens that stand around texts: [CLS], [SEP]
     # What rows are to come to, where that is no single label: values[value_offsets[i] : value_offsets[i + 1]] are a row's
     # number (float64), or the numbers of its labels (int32); none in a row without a label.
     values: np.ndarray | FlatArray | None = None
     value_offsets: np.ndarray | None = None
+    # What is to be written: targets[target_offsets[i] : target_offsets[i + 1]], its end token included; none in a row
+    # without. A decoder begins with `start_id`.
+    targets: np.ndarray | FlatArray | None = None  # int32 [all tokens that are written]
+    target_offsets: np.ndarray | None = None  # int64 [N + 1]
+    start_id: int = 0
+    known_prefix: np.ndarray | None = (
+        None  # bool [N]: whether what teachers stored is of this very target; None: of each
+    )
     # What follows is for tagging.
     tags: np.ndarray | FlatArray | None = (
         None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
@@ -67,6 +79,18 @@ class EncodedSplit:
     def tag_offsets(self) -> np.ndarray:
         return self.offsets - self.specials * np.arange(len(self.offsets))
 
+    @cached_property
+    def target_lengths(self) -> np.ndarray:
+        """Tokens of each row's target, int32 [N]; zeros where nothing is written."""
+        found = np.zeros(len(self) + 1) if self.target_offsets is None else self.target_offsets
+        return np.diff(found).astype(np.int32)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """How many vectors each row has of an output that has one for each of its parts, int32 [N]: characters, or tokens of
+        its target."""
+        return self.characters if self.targets is None else self.target_lengths
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -74,14 +98,32 @@ class EncodedSplit:
         """Rows at positions `index` [B], padded right to the longest (L).
 
         Returns:
-            input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types.
+            input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types; where there are
+            targets, of which the longest has T tokens, decoder_input_ids, int64 [B, T] (T at least 1), which are the
+            targets a place later behind the start, and target_lengths, int64 [B].
         """
         starts, lengths = self.offsets[index], self.lengths[index]
         batch = {"input_ids": padded(self.tokens, starts, lengths, self.pad_id)}
         batch["attention_mask"] = (np.arange(lengths.max(initial=0)) < lengths[:, None]).astype(np.int64)
         if self.types is not None:
             batch["token_type_ids"] = padded(self.types, starts, lengths, 0)
+        if self.targets is not None and self.target_offsets is not None:
+            written = self.target_lengths[index]
+            earlier = padded(self.targets, self.target_offsets[index], np.maximum(written - 1, 0), self.pad_id)
+            start = np.full((len(index), 1), self.start_id)
+            batch["decoder_input_ids"] = np.concatenate([start, earlier], axis=1)
+            batch["target_lengths"] = written.astype(np.int64)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def collate_targets(self, index: np.ndarray) -> torch.Tensor:
+        """Targets of the rows at `index` [B], int64 [B, T], -1 beyond a row's end; T as in `collate`.
+
+        Raises ValueError where the part has none.
+        """
+        if self.targets is None or self.target_offsets is None:
+            raise ValueError("these rows have no targets")
+        found = padded(self.targets, self.target_offsets[index], self.target_lengths[index], -1)
+        return torch.from_numpy(found if found.shape[1] else np.full((len(index), 1), -1))
 
     def collate_labels(self, index: np.ndarray) -> torch.Tensor:
         """Labels of the rows at `index`, int64 [B], -1 for none."""
@@ -119,7 +161,9 @@ class EncodedSplit:
         if len(parts) == 1:
             return parts[0]
         first, loads = parts[0], [part.load_rows for part in parts]  # the parts' own arrays are let go
-        kinds = {(p.pad_id, p.types is None, p.specials, p.tags is None, p.values is None) for p in parts}
+        kinds = {
+            (p.pad_id, p.types is None, p.specials, p.tags is None, p.values is None, p.targets is None) for p in parts
+        }
         if len(kinds) != 1 or len({p.documents is None for p in parts}) != 1:
             raise ValueError("parts of different tokenizers")
 
@@ -143,9 +187,19 @@ class EncodedSplit:
             offsets=counted("offsets"),
             pad_id=first.pad_id,
             load_rows=lambda: concatenate_datasets([load() for load in loads]),
+            tokenizer=first.tokenizer,
+            max_length=first.max_length,
             frame=first.frame,
             values=viewed("values"),
             value_offsets=counted("value_offsets"),
+            targets=viewed("targets"),
+            target_offsets=counted("target_offsets"),
+            start_id=first.start_id,
+            known_prefix=None
+            if all(part.known_prefix is None for part in parts)
+            else np.concatenate(
+                [np.ones(len(p), dtype=bool) if p.known_prefix is None else p.known_prefix for p in parts]
+            ),
             tags=viewed("tags"),
             specials=first.specials,
             documents=joined("documents"),
@@ -233,6 +287,8 @@ class PreparedData:
         specials = encoding.get("specials", 0)
         tags = _lists(rows, "tags")[0] if tagged else None
         values, value_offsets = _lists(rows, "values") if "values" in rows.column_names else (None, None)
+        written = "target_ids" in encoded.column_names
+        targets, target_offsets = _lists(encoded, "target_ids") if written else (None, None)
         if tags is not None and len(tags) != len(tokens) - specials * len(ids):
             raise DtrainError(f"{self.folder / 'encoded' / tokenizer / part}: other characters than those of the rows")
         return EncodedSplit(
@@ -243,9 +299,14 @@ class PreparedData:
             offsets=offsets,
             pad_id=encoding["pad_id"],
             load_rows=lambda: self.rows(part),
+            tokenizer=self.tokenizer_path(tokenizer),
+            max_length=encoding["max_length"],
             frame=self._frame(tokenizer),
             values=values,
             value_offsets=value_offsets,
+            targets=targets,
+            target_offsets=target_offsets,
+            start_id=encoding.get("start", 0),
             tags=tags,
             specials=specials,
             documents=_column(rows, "document") if tagged else None,
@@ -266,11 +327,14 @@ class PreparedData:
         return encoding
 
 
-def encode_texts(encoder: Encoder, pad_id: int, texts: list[str], texts_b: list[str] | None) -> EncodedSplit:
+def encode_texts(
+    encoder: Encoder, pad_id: int, texts: list[str], texts_b: list[str] | None, **more: Any
+) -> EncodedSplit:
     """An EncodedSplit of new, already normalised texts, with ids 0..N-1 and no labels, for prediction.
 
     Args:
         encoder: of a model's tokenizer; pad_id: its padding token.
+        more: further fields of the result.
     """
     encoded = encoder(texts, texts_b)
     columns: dict[str, list[Any]] = {"text": texts} if texts_b is None else {"text": texts, "text_b": texts_b}
@@ -286,6 +350,7 @@ def encode_texts(encoder: Encoder, pad_id: int, texts: list[str], texts_b: list[
         offsets=np.cumsum([0, *map(len, encoded.ids)]),
         pad_id=pad_id,
         load_rows=load_rows,
+        **more,
     )
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def encoder_config(spec: Architecture) -> dict[str, Any] | None:
     """The transformers configuration of a model's transformer, as far as it is known; None where it is not."""
     encoder = encoder_of(spec)
+    if encoder is not None and not encoder.encodes:
+        return None  # the layers of an encoder and a decoder are no BERT's
     if encoder is not None and not encoder.pretrained:
         return encoder.config()
     place = spec.folder if isinstance(spec, ExternalSpec) else encoder.source if encoder is not None else None

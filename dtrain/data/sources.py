@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.data.columns import KeyColumn, LabelColumn, LabelSetColumn, NumberColumn, SpanColumn, TextColumn, hashes
+from dtrain.data.columns import (
+    KeyColumn,
+    LabelColumn,
+    LabelSetColumn,
+    NumberColumn,
+    SpanColumn,
+    TargetColumn,
+    TextColumn,
+    hashes,
+)
 from dtrain.data.files import TABLES, Source
 from dtrain.data.ids import SeenIds, read_once_or_twice
 from dtrain.data.problems import Problems, RowError
@@ -32,6 +41,7 @@ class Rows:
     spans: SpanColumn = field(default_factory=SpanColumn)  # tagging only, else empty
     number: NumberColumn = field(default_factory=NumberColumn)  # regression only, else empty
     several: LabelSetColumn = field(default_factory=LabelSetColumn)  # multi_label only, else empty
+    target: TargetColumn = field(default_factory=TargetColumn)  # seq2seq only, else empty
     key: KeyColumn = field(default_factory=KeyColumn)
 
     def __len__(self) -> int:
@@ -78,12 +88,14 @@ class Target:
             raises RowError for anything else.
         needed: the parts in which a row without one is a mistake.
         words: it, in the user's words.
+        of_words: whether the text that it belongs to must hold some, where it has a label.
     """
 
     name: str
     read: Callable[[Any, Column], Any]
     needed: tuple[str, ...] = ("train", "valid")
     words: str = "a label"
+    of_words: bool = False
 
 
 def one_label(value: Any, column: Column) -> str | None:
@@ -146,7 +158,7 @@ def check_columns(data: Data, source: Source, problems: Problems) -> None:
             reason = f"{column} is a number, but {source.name} has a header: give a name, or set data.header: false"
         else:
             reason = f"{column} is a number, but the columns of {source.name} have names: give a name"
-        problems.add(f"data.columns.{name}: {reason}")
+        problems.add(f"data.columns.{data.columns.key_of(name)}: {reason}")
 
 
 class RecordReader:
@@ -189,6 +201,8 @@ class RecordReader:
         text = text_of(record, self.text)
         text_b = text_of(record, self.text_b) if self.text_b is not None else None
         target = self._target(record) if self.label_allowed else None
+        if self.target.of_words and target is not None and not text.strip():
+            raise RowError(f"{self.text!r} is empty: both sides of a pair need words")
         key = self.key_of(line, record) if self.id is not None else None
         self.rows.append(text, key, self.number, line, text_b=text_b, **{self.target.name: target})
 

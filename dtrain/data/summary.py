@@ -12,6 +12,7 @@ from dtrain.data.problems import shown
 from dtrain.data.tokenizers import STUDENTS, tokenizer_specs
 from dtrain.errors import counted
 from dtrain.recipe.schema import Recipe
+from dtrain.tasks.rules import rules_of
 
 UNKNOWN = 0.05  # share of unknown tokens from which on it is told
 MOST_FILES = 5  # of a part, that are named
@@ -54,6 +55,8 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
         lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
     if "numbers" in info:
         return [*lines, numbers_in_words(info["numbers"])]
+    if rules_of(recipe.data.task).writes:
+        return lines
     found = info["label_counts"].get("train", {})
     names = shown([f"{name} {count:,}" for name, count in found.items()])
     what = (

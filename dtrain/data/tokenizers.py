@@ -67,7 +67,7 @@ def identity_of(spec: EncoderSpec | ExternalSpec | None) -> tuple[object, ...]:
     """What of a model section decides its tokenizer; members with the same share one."""
     if isinstance(spec, ExternalSpec):
         return (spec.type, spec.folder)
-    return (spec.pretrained, spec.vocabulary, spec.vocabulary_size) if spec else (None,)
+    return (spec.pretrained, spec.vocabulary, spec.vocabulary_size, *spec.reading) if spec else (None,)
 
 
 def check_tokenizers(recipe: Recipe) -> None:

@@ -39,7 +39,7 @@ def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> Pre
     backend.post_processor = processors.TemplateProcessing(
         single="$A", pair="$A:0 [SEP]:0 $B:1", special_tokens=[("[SEP]", numbers["[SEP]"])]
     )
-    return _wrap(backend, ["input_ids", "attention_mask"])
+    return wrapped(backend, ["input_ids", "attention_mask"])
 
 
 def _most_frequent(batches: Iterable[Iterable[str]], min_count: int, max_size: int | None) -> list[str]:
@@ -159,12 +159,13 @@ def _wordpiece(tokens: list[str], lower: bool) -> PreTrainedTokenizerFast:
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", numbers["[CLS]"]), ("[SEP]", numbers["[SEP]"])],
     )
-    return _wrap(backend, ["input_ids", "token_type_ids", "attention_mask"])
+    return wrapped(backend, ["input_ids", "token_type_ids", "attention_mask"])
 
 
-def _wrap(backend: Tokenizer, inputs: list[str]) -> PreTrainedTokenizerFast:
+def wrapped(backend: Tokenizer, inputs: list[str], **options: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer with the usual special tokens, as transformers has them; `inputs` are what its models read."""
     names = {f"{special[1:-1].lower()}_token": special for special in SPECIALS}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names, **options)
 
 
 def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

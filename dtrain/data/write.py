@@ -28,7 +28,10 @@ Batch = dict[str, list[Any]]
 
 
 class Encode(Protocol):
-    """Makes token ids of a batch of rows: columns id, input_ids, cut (whether a row was cut), and token_type_ids if any."""
+    """Makes token ids of a batch of rows: columns id, input_ids, cut (whether a row was cut), and token_type_ids if any.
+
+    What is to be written has a column target_ids, empty in rows without; then it has an attribute `targets` that is true.
+    """
 
     types: bool  # whether there are token types
 
@@ -40,6 +43,8 @@ def write_encoded(encode: Encode, rows: Path, parts: list[str], data: Data, fold
     features = Features({"id": Value("int64"), "input_ids": List(Value("int32")), "cut": Value("bool")})
     if encode.types:
         features["token_type_ids"] = List(Value("int8"))
+    if getattr(encode, "targets", False):
+        features["target_ids"] = List(Value("int32"))
     cut = {}
     for part in parts:
         dataset = load_from_disk(rows / part)

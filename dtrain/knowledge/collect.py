@@ -19,7 +19,8 @@ def model_options(model: nn.Module, outputs: Iterable[str]) -> dict[str, Any]:
 
 
 def pick(name: str, output: Any) -> Tensor:
-    """One kind of a model's output: float32 [B, width], or [B, N, T] for a kind with a vector a character.
+    """One kind of a model's output: float32 [B, width], or [B, N, T] for a kind with a vector a character; of sequences
+    [B, k, L], whose numbers float32 holds exactly.
 
     Raises:
         InputError: the model has no such output.
@@ -39,7 +40,10 @@ def collector(layout: Layout) -> Callable[[Any], tuple[Tensor, ...]]:
     def collect(output: Any) -> tuple[Tensor, ...]:
         kept: list[Tensor] = []
         for name in layout.output_names:
-            values = pick(name, output)
+            values, scores = pick(name, output), find_kind(name).scores
+            if scores is not None:
+                kept += [values.flatten(1), scores(output).float()]
+                continue
             k = layout.outputs[name].top_k
             kept += [values] if k is None else largest(values, k)
         if layout.ragged:

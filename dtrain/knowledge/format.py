@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from dtrain.errors import DtrainError
 from dtrain.knowledge.kinds import find_kind, kind_names
@@ -59,11 +68,12 @@ OutputName = Annotated[str, AfterValidator(_stored)]
 
 
 class Output(_Record):
-    """One stored output: `shape` is [C] for logits, [H] for features, [None, T] for T tags a character."""
+    """One stored output: `shape` is [C] for logits, [H] for features, [None, T] for T tags a character, [None, V] for V
+    pieces of a vocabulary, [k, L] for k sequences of at most L tokens."""
 
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "int32"]
     shape: Annotated[list[Positive | None], Field(min_length=1, max_length=2)]
-    top_k: Positive | None = None  # of logits: only the k largest are stored, and the rest as one
+    top_k: Positive | None = None  # of logits, of each token's too: only the k largest are stored, and the rest as one
 
     @property
     def width(self) -> int:
@@ -96,12 +106,21 @@ class Layout(_Record):
     unpadded: bool
     batch_tokens: Positive
     shard_rows: Positive
+    decoding: str | None = None  # how sequences were looked for
+
+    @model_serializer(mode="wrap")
+    def without_decoding(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A store without sequences says nothing of it: its bytes are what they were before there were any."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value is not None or key != "decoding"}
 
     @model_validator(mode="after")
     def shapes_fit(self) -> Layout:
         for name, output in self.outputs.items():
             kind = find_kind(name)
-            if output.width == 0 or output.shape[:-1] != [None] * kind.per_token:
+            before = output.shape[:-1]
+            fits = before == [None] * kind.per_token if kind.scores is None else len(before) == 1 and None not in before
+            if output.width == 0 or not fits or (output.dtype == "int32") != (kind.scores is not None):
                 raise ValueError(f"outputs.{name}: shape {output.shape}")
             if output.top_k is not None and (not kind.top_k or output.top_k >= output.width):
                 raise ValueError(f"outputs.{name}: top_k {output.top_k} of {output.width}")
@@ -120,16 +139,21 @@ class Layout(_Record):
     @property
     def columns(self) -> list[Column]:
         """What a shard holds beside the ids. Top-k logits are k values, descending, and the log-sum-exp of the rest,
-        with the k class numbers in a column of their own."""
+        with the k class numbers, or tokens, in a column of their own. Sequences lie one after another, and have their scores
+        in such a column."""
         columns = []
         for name in self.output_names:
-            output = self.outputs[name]
+            output, ragged = self.outputs[name], find_kind(name).per_token
             dtype = np.dtype(output.dtype)
-            if output.top_k is None:
-                columns.append(Column(name, dtype, output.width, ragged=find_kind(name).per_token))
+            if find_kind(name).scores is not None:
+                count = output.shape[0] or 0
+                columns += [Column(name, dtype, count * output.width), Column("scores", np.dtype(np.float32), count)]
+            elif output.top_k is None:
+                columns.append(Column(name, dtype, output.width, ragged))
             else:
                 number = np.dtype(np.uint16 if output.width <= 2**16 else np.int32)
-                columns += [Column(name, dtype, output.top_k + 1), Column("classes", number, output.top_k)]
+                columns.append(Column(name, dtype, output.top_k + 1, ragged))
+                columns.append(Column("tokens" if ragged else "classes", number, output.top_k, ragged))
         return columns
 
     @property
@@ -168,7 +192,7 @@ def new_layout(
     identity: Identity,
     *,
     rows: int,
-    widths: Mapping[str, int],
+    widths: Mapping[str, int | tuple[int, int]],
     dtype: str,
     precision: str,
     batch_tokens: int,
@@ -177,22 +201,17 @@ def new_layout(
     compiled: bool = False,
     unpadded: bool = False,
     characters: np.ndarray | None = None,
+    decoding: str | None = None,
 ) -> Layout:
     """A layout of at most `shard_rows` rows and about 64 MB a shard.
 
     Args:
-        widths: C, T or H of each output.
-        top_k: of the logits; from C on all of them are stored.
-        characters: int [rows], where an output is ragged.
+        widths: C, T or H of each output; of sequences how many, and their length.
+        top_k: of the logits; all of them are stored from C on, and of those of tokens where that takes no more room.
+        characters: int [rows], the vectors of each row, where an output is ragged.
+        decoding: how sequences were looked for.
     """
-    outputs = {
-        name: {
-            "dtype": dtype,
-            "shape": [None, width] if find_kind(name).per_token else [width],
-            "top_k": top_k if find_kind(name).top_k and top_k is not None and top_k < width else None,
-        }
-        for name, width in widths.items()
-    }
+    outputs = {name: _output(name, width, dtype, top_k) for name, width in widths.items()}
     layout = Layout.model_validate(
         {
             "fingerprints": identity,
@@ -203,12 +222,27 @@ def new_layout(
             "unpadded": unpadded,
             "batch_tokens": batch_tokens,
             "shard_rows": shard_rows,
+            "decoding": decoding,
         }
     )
     while (largest := _largest_shard(layout, characters)) > MAX_SHARD_BYTES and layout.shard_rows > 1:
         fitting = layout.shard_rows * MAX_SHARD_BYTES // largest
         layout = layout.model_copy(update={"shard_rows": max(1, min(fitting, layout.shard_rows - 1))})
     return layout
+
+
+def _output(name: str, width: int | tuple[int, int], dtype: str, top_k: int | None) -> dict[str, Any]:
+    """An `Output` as plain values."""
+    if isinstance(width, tuple):
+        return {"dtype": "int32", "shape": list(width)}
+    kind = find_kind(name)
+    # With the tokens k of the largest are 2 k + 1 numbers, and a reader knows them from all by there being fewer.
+    numbers = 0 if top_k is None else 2 * top_k + 1 if kind.per_token else top_k
+    return {
+        "dtype": dtype,
+        "shape": [None, width] if kind.per_token else [width],
+        "top_k": top_k if kind.top_k and 0 < numbers < width else None,
+    }
 
 
 def _largest_shard(layout: Layout, characters: np.ndarray | None) -> int:

@@ -30,9 +30,12 @@ class OutputKind:
         task: the task whose losses may ask for it, as `tasks/rules.py` names it, beside those that share it; None: those
             of every task.
         pick: the tensor in a model's output, of any float type; None where the model has none.
-        per_token: a vector for each character of a row, [B, N, T]; else one for each row, [B, width].
+        per_token: a vector for each character of a row, or each token that it is to write, [B, N, T]; else one for each row, [B, width].
         stored: whether the knowledge store may hold it (as float16 or float32; losses read float32).
-        top_k: whether the store may keep the k largest numbers of each row alone (`knowledge.top_k`).
+        top_k: whether the store may keep the k largest numbers of each row, or of each part of one, alone
+            (`knowledge.top_k`).
+        scores: of a kind that is texts which a model writes, the scores of its candidates, float [B, k], the best first;
+            `pick` then gives the candidates' tokens, int64 [B, k, L], -1 behind their ends.
         options: the arguments that make a model return it.
         inside: it is taken inside a model's transformer by `models/inside.py`, and not picked from what the model
             returns. Such an output is asked for by `at_layer`, layer by layer, and is of one teacher at a time.
@@ -46,6 +49,7 @@ class OutputKind:
     per_token: bool = False
     stored: bool = True
     top_k: bool = False
+    scores: Callable[[Any], Any] | None = None
     options: Callable[[Any], Mapping[str, Any]] = field(default=_no_options)
     inside: bool = False
     first_layer: int = 1
@@ -140,6 +144,21 @@ register_kind(
     )
 )
 
+
+# float [B, T, V]: an encoder-decoder's, of the T tokens of a target, each given those before it
+register_kind(
+    OutputKind(
+        "token_logits",
+        "seq2seq",
+        lambda output: output.logits,
+        per_token=True,
+        top_k=True,
+        options=lambda model: {"use_cache": False} if hasattr(model, "generate") else {},
+    )
+)
+
+# int64 [B, k, L]: what an encoder-decoder writes by a beam, the k best, and the score of each
+register_kind(OutputKind("sequences", "seq2seq", lambda output: output.tokens, scores=lambda output: output.scores))
 
 # float [M, V]: scores over the vocabulary at the M masked positions of rows of plain text, computed beside the student
 register_kind(OutputKind("vocabulary", "plain_text", lambda output: output.vocabulary, stored=False))

@@ -80,12 +80,18 @@ class StoreReader:
     def read(self, kind: str, ids: np.ndarray) -> torch.Tensor:
         """One kind of output of the rows `ids` [B], float32 [B, width]; of a kind with a vector a character [B, N, T].
 
+        Of logits of tokens of which the k largest are stored, [B, N, 2 k + 1]: these, the log-sum-exp of the others, and
+        the k tokens.
+
         Raises:
             StoreError: as `take`.
         """
         self._check(kind)
         if self._columns[kind].ragged:
-            return self.ragged(kind, ids)[0]
+            values = self.ragged(kind, ids)[0]
+            if self.manifest.outputs[kind].top_k is None:
+                return values
+            return torch.cat([values, self.ragged("tokens", ids)[0]], dim=2)
         return self.logits(ids) if kind == "logits" else torch.from_numpy(self.take(ids, kind)).float()
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
@@ -116,6 +122,15 @@ class StoreReader:
         padded = torch.zeros(*mask.shape, self._columns[output].width)
         padded[mask] = torch.from_numpy(self._take(rows, output)).float()
         return padded, mask
+
+    def candidates(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences of the rows `ids` [B], int32 [B, k, L], -1 behind their ends, and their scores, float32 [B, k].
+
+        Raises:
+            StoreError: as `take`.
+        """
+        tokens, scores = self.take(ids, "sequences"), self.take(ids, "scores")
+        return tokens.reshape(len(ids), scores.shape[1], -1), scores
 
     def _check(self, name: str) -> None:
         if name not in self._columns:

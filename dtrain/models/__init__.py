@@ -62,10 +62,8 @@ def build(
         InputError: naming the recipe's key; see `transformer.build_classifier`.
     """
     if isinstance(spec, EncoderSpec):
-        build_classifier = own.transformer().build_classifier
-        return in_own_memory(
-            build_classifier(spec, vocabulary=vocabulary, labels=labels, pad_id=pad_id, max_length=max_length)
-        )
+        made_of: dict[str, Any] = {"vocabulary": vocabulary, "labels": labels, "pad_id": pad_id}
+        return in_own_memory(own.builder(spec)(spec, **made_of, tokenizer_path=tokenizer_path, max_length=max_length))
     model_type = own.PREFIX + spec.type
     shape = spec.model_dump(exclude={"type", "vectors"})
     encoder = None

@@ -89,11 +89,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     config = _read_config(folder)
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder / WEIGHTS}: is missing")
-    model = (
-        _load_own(folder, config)
-        if config["model_type"] in own.model_types()
-        else own.transformer().load_classifier(folder)
-    )
+    if config["model_type"] in own.model_types():
+        model = _load_own(folder, config)
+    elif _writes(config):
+        model = own.seq2seq().load_seq2seq(folder)
+    else:
+        model = own.transformer().load_classifier(folder)
     return in_own_memory(model).to(device).eval()
 
 
@@ -177,7 +178,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}:1: must be a JSON object")
     found = config.get("model_type")
-    if isinstance(found, str) and found in own.model_types():
+    if isinstance(found, str) and found in own.model_types() or _writes(config):
         return config
     known = own.transformer().classifier_types()
     if found not in known:
@@ -185,6 +186,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         allowed = f"{', '.join(own.model_types())}, or a sequence classifier of transformers such as bert"
         raise InputError(f"{path}: model_type: unknown {found!r}{hint} (allowed: {allowed})")
     return config
+
+
+def _writes(config: dict[str, Any]) -> bool:
+    """Whether it is of an encoder-decoder; others need not import what tells them."""
+    return bool(config.get("is_encoder_decoder")) and bool(own.seq2seq().writes(config))
 
 
 def _load_own(folder: Path, config: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dtrain.recipe.models import architectures
+from dtrain.recipe.models import Architecture, architectures
 from dtrain.version import __version__
 
 PREFIX = "dtrain-"
@@ -40,6 +40,18 @@ def transformer() -> Any:
     With it comes transformers' `modeling_utils`, half a second that ranks of small students do without.
     """
     return importlib.import_module("dtrain.models.transformer")
+
+
+def builder(spec: Architecture) -> Any:
+    """What makes a new model of one of transformers' own."""
+    assert spec.builder is not None
+    home, _, name = spec.builder.partition(":")
+    return getattr(importlib.import_module(home), name)
+
+
+def seq2seq() -> Any:
+    """The module `models.seq2seq`, likewise imported by those alone who meet an encoder-decoder."""
+    return importlib.import_module("dtrain.models.seq2seq")
 
 
 def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:

@@ -33,7 +33,13 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_d
 
 
 def build_classifier(
-    spec: EncoderSpec, *, vocabulary: int, labels: list[str], pad_id: int, max_length: int | None = None
+    spec: EncoderSpec,
+    *,
+    vocabulary: int,
+    labels: list[str],
+    pad_id: int,
+    max_length: int | None = None,
+    tokenizer_path: Path | None = None,
 ) -> PreTrainedModel:
     """A classifier in training mode, float32; what is not pretrained is drawn from torch's generator.
 

@@ -76,7 +76,7 @@ def check_answers(
             report(
                 "answers", f"'stored' has no {inside[0]} for {loss.type}, which no store holds (allowed: auto, online)"
             )
-        if student.model.transformer is None:
+        if student.model.transformer is None or not student.model.transformer.encodes:
             of_loss(
                 "", f"compares layers of transformers, and {student.name} is a {student.model.type}, which has none"
             )

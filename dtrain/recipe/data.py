@@ -14,8 +14,10 @@ from pydantic import (
     Field,
     PositiveInt,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -48,6 +50,35 @@ class Columns(Closed):
     id: Column | None = None  # column of your own row ids; null: rows are known by file and line
     # whether a span's last character is at its end (inclusive) or before it
     span_end: Literal["auto", "inclusive", "exclusive"] = "auto"
+    source: Column | None = None  # for seq2seq: column of the text that is read; default: source
+    target: Column | None = None  # for seq2seq: column of the text that is written; default: target
+
+    @model_serializer(mode="wrap")
+    def without_sides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where a row has no sides, the section is what it was before there were any, and so are its fingerprints."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value is not None or key not in ("source", "target")}
+
+    def with_sides(self) -> Columns:
+        """The same, with the text that is read as `text`, and the one that is written as `label`.
+
+        Raises:
+            ValueError: these keys name other columns.
+        """
+        sides: dict[str, Column] = {
+            "source": "source" if self.source is None else self.source,
+            "target": "target" if self.target is None else self.target,
+        }
+        for key, side in (("text", "source"), ("label", "target")):
+            if key in self.model_fields_set and getattr(self, key) != sides[side]:
+                raise ValueError(f"columns.{key}: is called columns.{side} for task 'seq2seq'")
+        if sides["source"] == sides["target"]:
+            raise ValueError(f"columns.target: column {sides['target']!r} is given two roles")
+        return self.model_copy(update={**sides, "text": sides["source"], "label": sides["target"]})
+
+    def key_of(self, role: str) -> str:
+        """What a recipe calls `text`, `text_b`, `label` or `id`."""
+        return role if self.source is None else {"text": "source", "label": "target"}.get(role, role)
 
     @model_validator(mode="after")
     def one_role_each(self) -> Columns:
@@ -117,6 +148,19 @@ class Augment(Closed):
         return self
 
 
+class Targets(Closed):
+    """Files of targets beside those of sources: as many, with as many lines, of which each belongs to the same line there."""
+
+    train: Paths = []  # the targets of the lines of train
+    valid: Paths = []  # those of valid
+    test: Paths = []  # those of test
+
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def one_or_many(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+
 DATA = "data"  # the key of a recipe's only section of rows
 
 
@@ -125,7 +169,8 @@ class Data(Closed):
 
     _key: str = PrivateAttr(DATA)
     # classification: classes of texts; pairs: classes of pairs of texts; regression: numbers of texts or pairs;
-    # multi_label: any number of labels of texts or pairs; tagging: entities in texts
+    # multi_label: any number of labels of texts or pairs; tagging: entities in texts; seq2seq: a text for each text, as its
+    # translation
     task: TaskName = "classification"
     train: Paths  # labelled files: one path or several, patterns and folders too
     valid: Paths = []  # labelled files that choose each model's best evaluation; left out: cut from train
@@ -150,6 +195,12 @@ class Data(Closed):
     separator: Annotated[str, Field(min_length=1)] = ","
     # for multi_label: a label is an answer where its probability is above this
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    # for seq2seq: plain files whose lines are the targets of those of train, valid and test, which are plain text then; left
+    # out: both sides stand in one file
+    targets: Targets | None = None
+    # for seq2seq: how BLEU parts a text into words (sacrebleu's `tokenize`): 13a for most languages, zh or char for Chinese;
+    # auto: zh where more than half of the training targets' characters are Chinese, else 13a
+    bleu: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
     # for regression: learn (number - mean) / standard deviation, both of the training rows; scores and answers are in your
     # own unit
     standardize: bool = False
@@ -189,6 +240,14 @@ class Data(Closed):
             raise ValueError(f"columns.text_b: must name the second text for task {self.task!r}")
         if rules.two_texts is False and self.columns.text_b is not None:
             raise ValueError("columns.text_b: is only for task 'pairs'")
+        for part in ("train", "valid", "test") if self.targets is not None else ():
+            own, beside = getattr(self, part), getattr(self.targets, part)
+            if len(own) != len(beside):
+                raise ValueError(f"targets.{part}: {len(beside)} file(s) for the {len(own)} of {part}")
+        if rules.writes:
+            self.columns = self.columns.with_sides()
+        elif self.columns.source is not None or self.columns.target is not None:
+            raise ValueError("columns.source and columns.target: are only for task 'seq2seq'")
         if self.format not in rules.formats:
             fit = [name for name in task_names() if self.format in rules_of(name).formats]
             if len(fit) == 1:

@@ -67,6 +67,7 @@ class Architecture(Closed):
         stacked: whether students of one shape can train as one stacked model (`students/ways.py`).
         early_exits: whether it has a classifier after several layers, each of which needs a loss.
         several: whether it has a head for each of several tasks, and serves no single one.
+        builder: what makes a new model of one of transformers' own, as "package.module:function".
         graph: what of it `dtrain export` writes, a `Graph` of dtrain/export/graphs.py as "package.module:Class"; None: it
             cannot be exported.
     """
@@ -78,6 +79,7 @@ class Architecture(Closed):
     stacked: ClassVar[bool] = False
     early_exits: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    builder: ClassVar[str | None] = None
     graph: ClassVar[str | None] = None
 
     @property
@@ -110,7 +112,9 @@ class EncoderSpec(Architecture):
     """
 
     _made_here: str | None = PrivateAttr(None)
+    builder: ClassVar[str | None] = "dtrain.models.transformer:build_classifier"
     graph: ClassVar[str | None] = LOGITS
+    encodes: ClassVar[bool] = True  # whether it is layers over a text alone, that other models may have inside
     # a model folder or hub name to start from; `pretrain`: what the section `pretrain` makes
     pretrained: FilePath | None = None
     # shape of a model from scratch: tiny 2 layers of 128, mini 4 of 256, small 4 of 512, medium 8 of 512, base 12 of
@@ -195,6 +199,11 @@ class EncoderSpec(Architecture):
         return {}
 
     @property
+    def reading(self) -> list[Any]:
+        """What decides its tokenizer beside `pretrained`, `vocabulary` and `vocabulary_size`."""
+        return []
+
+    @property
     def transformer(self) -> EncoderSpec:
         return self
 
@@ -266,6 +275,8 @@ def of_type(value: Any, base: type[Architecture]) -> type[Architecture]:
         PydanticKnownError: no section, no type, or an unknown one.
     """
     known = {name: spec for name, spec in architectures().items() if issubclass(spec, base)}
+    if base is EncoderSpec:
+        known = {name: spec for name, spec in known.items() if getattr(spec, "encodes", True)}
     if not isinstance(value, dict):
         raise PydanticKnownError("model_attributes_type")
     if "type" not in value:

@@ -33,7 +33,7 @@ OWN = (
 )
 # What a loss asks for that comes from a model's head. A phase without such a loss leaves the head as it is, and scores
 # of the task say nothing of it.
-OF_HEAD = frozenset({"logits", "exits", "emissions", "marginals", "nll"})
+OF_HEAD = frozenset({"token_logits", "logits", "exits", "emissions", "marginals", "nll"})
 
 CORPUS = "corpus"
 MASKED = frozenset({"vocabulary", "masked_labels", "masked_rows"})
@@ -52,8 +52,11 @@ class StudentPhase(Closed):
     name: str  # names its curves, its checkpoints and its folder
     # of a student of several tasks, those that the phase is on; heads of others stay as they are; left out: all
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
-    # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, with nothing beside it
-    rows: Annotated[list[Literal["train", "transfer", "corpus"]], Field(min_length=1)] | None = None
+    # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, with nothing beside it;
+    # sequences and interpolated: as a student's
+    rows: (
+        Annotated[list[Literal["train", "transfer", "corpus", "sequences", "interpolated"]], Field(min_length=1)] | None
+    ) = None
     # tokens in a row of plain text; default: 128
     max_length: Annotated[int, Field(ge=8, le=512)] | None = None
     # which tokens of plain text are masked, where a loss asks for them; default: that of `pretrain`, else 15 % of them

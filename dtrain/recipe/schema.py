@@ -33,6 +33,8 @@ from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
 from dtrain.stages import run_names
 from dtrain.tasks.rules import TaskRules, rules_of
 
+TOP_TOKENS = 8  # of those that may follow, which are stored; the others are a few percent of the probability
+SEARCH = ("beam", "candidates", "length_penalty")  # keys of `Knowledge` about how sequences are looked for
 NO_TASK = "corpus"  # lies beside the tasks' folders in the run's `data/`
 
 
@@ -79,11 +81,19 @@ class Search(Closed):
 class Knowledge(Closed):
     """Which outputs of the teachers are stored, and how they are computed."""
 
-    # what to store: logits, features, for tagging emissions, marginals; default: what the students' losses read
+    # what to store: logits, features, for tagging emissions, marginals, for seq2seq token_logits, sequences; default: what
+    # the students' losses and rows read
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None
     # format of the stored numbers; a value that does not fit is refused with its row ids
     dtype: Literal["float16", "float32"] = "float16"
-    top_k: PositiveInt | None = None  # store only the k largest logits of a row, and the others as one sum; null: all
+    # store only the k largest logits of a row, for seq2seq of a token, and the others as one sum; null: all, for seq2seq 8
+    top_k: PositiveInt | None = None
+    # for seq2seq: hypotheses that a teacher's search holds at a time; models are scored with such a search, too
+    beam: Annotated[int, Field(ge=2)] = 5
+    # for seq2seq: the best sequences that are stored of each row; null: all of the beam
+    candidates: PositiveInt | None = None
+    # for seq2seq: a hypothesis is scored by its log-probability over its number of tokens to this power
+    length_penalty: Annotated[float, Field(ge=0.0)] = 1.0
     # number format of the teacher while it computes; auto: bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
     compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays for large runs
@@ -93,6 +103,19 @@ class Knowledge(Closed):
     shard_rows: PositiveInt | Literal["auto"] = "auto"
     # padded tokens in one call of the teacher; default: 512 where a CPU precomputes, else 4096
     batch_tokens: PositiveInt | None = None
+
+    @model_serializer(mode="wrap")
+    def without_a_search(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is left open of a search stays out of fingerprints, which are older than it."""
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in values.items() if k not in SEARCH or v != fields[k].default}
+
+    @model_validator(mode="after")
+    def candidates_of_the_beam(self) -> Knowledge:
+        if self.candidates is not None and self.candidates > self.beam:
+            raise ValueError(f"candidates: {self.candidates} is more than the beam holds, {self.beam}")
+        return self
 
     @model_validator(mode="after")
     def whole_where_needed(self) -> Knowledge:
@@ -106,7 +129,8 @@ class Knowledge(Closed):
         wanted = self._readers(students) if self.outputs is None else self.outputs
         outputs = [name for name in allowed if name in wanted] or [allowed[0]]
         top_k = None if "top_k" in rules.excluded else self.top_k
-        return self.model_copy(update={"outputs": outputs, "top_k": top_k})
+        searches = {} if rules.writes else {key: type(self).model_fields[key].default for key in SEARCH}
+        return self.model_copy(update={"outputs": outputs, "top_k": top_k, **searches})
 
     def check_tasks(self, tasks: list[TaskRules], report: Reporter) -> None:
         """Report what is listed and of none of several tasks."""
@@ -125,6 +149,8 @@ class Knowledge(Closed):
         for student in students:
             if student.noisy:
                 read.setdefault("logits", f"{student.name} (noisy)")
+            if student.taught_rows:
+                read.setdefault("sequences", f"{student.name} (rows)")
             for loss in student.all_losses:
                 for output in loss.loss.outputs_read(loss.weighting):
                     if not is_online(output, student.answers):
@@ -145,6 +171,23 @@ class Knowledge(Closed):
                 report("outputs", f"lacks {output!r}, which the student {reader} reads")
         if self.top_k and "top_k" in context.task.excluded:
             report("top_k", f"is for logits, not for task {context.data_task!r}")
+        if context.task.writes:
+            self._resolve_search(context, report)
+        else:
+            for key in SEARCH:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    report(key, "is only for task 'seq2seq'")
+
+    def _resolve_search(self, context: Context, report: Reporter) -> None:
+        """What there is to say of teachers that write."""
+        self.top_k = self.top_k or TOP_TOKENS
+        for key in ("compile", "unpadded", "sharded"):
+            if getattr(self, key):
+                report(key, "is not for task 'seq2seq', whose teachers write token by token")
+        for name, teacher in context.teachers.items():
+            encoder = teacher.model.transformer
+            if encoder is not None and not encoder.pretrained and self.beam > encoder.vocabulary_size:
+                report("beam", f"{self.beam} is more than the {encoder.vocabulary_size} tokens of teacher {name}")
 
 
 def _a_stage(name: str) -> str:

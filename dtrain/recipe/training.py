@@ -30,10 +30,12 @@ from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, check_read, resolve_phase
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.several import Baseline, Mixing, TermsOf, check_keys, resolve_baseline, resolve_tasks
+from dtrain.recipe.taught import all_taught, check_rows, check_tokens
 from dtrain.recipe.terms import check_widths, weightless
 from dtrain.recipe.values import (
     OF_STUDENTS,
     PATTERN,
+    TAUGHT,
     Closed,
     NamedPath,
     Positive,
@@ -149,6 +151,8 @@ class TrainSpec(Closed):
         if self.batch_size is None and self.batch_tokens is None:
             self.batch_size = 32
         self.metric = self.metric or task.metrics[0]
+        if self.adversarial is not None and "adversarial" in task.excluded:
+            report("adversarial", f"is not for task {context.data_task!r}")
         encoder = self.model.transformer
         if context.pretrained and encoder is not None and encoder.pretrained == PRETRAIN:
             encoder.take_from(context.pretrained)
@@ -267,8 +271,9 @@ class Student(TrainSpec):
 
     # names or patterns of its teachers; default: all; []: none, a baseline
     teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None
-    # what it trains on; default: train, with transfer rows where there are some and it has teachers
-    rows: Annotated[list[Literal["train", "transfer"]], Field(min_length=1)] | None = None
+    # what it trains on; default: train, with transfer rows where there are some and it has teachers; for seq2seq sequences:
+    # what its teacher writes for all of these rows, and interpolated: of its candidates those nearest the targets
+    rows: Annotated[list[Literal["train", "transfer", "sequences", "interpolated"]], Field(min_length=1)] | None = None
     # the tasks that it is for, where it is for several: one encoder, with a head for each
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
     # of several tasks, how many batches of an epoch are of each: proportional (default) to its own number of batches,
@@ -382,6 +387,12 @@ class Student(TrainSpec):
         return [loss for part in self.parts.values() for training in part.trainings for loss in training.losses or []]
 
     @property
+    def taught_rows(self) -> list[str]:
+        """Its rows, of all of its trainings and tasks, whose targets a teacher wrote."""
+        rows = {name for part in self.parts.values() for training in part.trainings for name in training.rows or []}
+        return [name for name in TAUGHT if name in rows]
+
+    @property
     def exits(self) -> bool:
         """Whether its model has a classifier after several layers."""
         return self.model.early_exits
@@ -400,6 +411,8 @@ class Student(TrainSpec):
         found = reads_of(self.all_losses, self.teachers or [], self.answers)
         for name in self.teachers or [] if self.noisy else ():  # their stored logits choose its rows
             found.stored.setdefault(name, [])
+        for name in self.teachers or [] if self.taught_rows else ():
+            found.stored[name] = sorted({*found.stored.get(name, []), "sequences"})
         if self._phase is not None:  # another phase may have what this one does not read computed beside it
             found = Reads({name: kinds for name, kinds in found.stored.items() if kinds}, found.online)
         return found
@@ -437,12 +450,15 @@ class Student(TrainSpec):
         assert self.teachers is not None
         on_plain_text = self.rows is not None and CORPUS in self.rows
         if self.losses is None:
+            taught = bool(self.teachers) and not all_taught(self)
             plain = [LossSpec(type=PLAIN_TEXT.losses[0])]
-            self.losses = plain if on_plain_text else default_losses(context, bool(self.teachers), self.exits)
+            self.losses = plain if on_plain_text else default_losses(context, taught, self.exits)
         for loss in self.losses:
             loss.fill()
         if self.rows is None:
-            self.rows = ["train", "transfer"] if self.teachers and context.transfer else ["train"]
+            with_transfer = self.teachers and context.transfer and not context.task.writes
+            self.rows = ["train", "transfer"] if with_transfer else ["train"]
+        check_rows(self, context, report)
         if "transfer" in self.rows and not context.transfer:
             report("rows", f"'transfer' needs {context.key}.transfer or {context.key}.augment")
         if self.noisy and ("noisy" in context.task.excluded or not self.teachers or "transfer" not in self.rows):
@@ -460,6 +476,7 @@ class Student(TrainSpec):
         if len(report.problems) == known:
             check_widths(self, self.losses, context, report)
             check_answers(self, self.losses, context, report, of_student)
+            check_tokens(self, self.losses, context, report)
 
     def _check_losses(self, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter) -> None:
         problem = weightless(self, losses)

@@ -18,6 +18,9 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Size = Annotated[int, Field(gt=0, le=65536)]
 Widths = Annotated[list[Annotated[int, Field(gt=0, le=512)]], Field(min_length=1)]  # of convolutions, in tokens
+# Rows of a student of task seq2seq whose targets are what its teacher wrote: its best sequences, or the candidates that are
+# nearest the references.
+TAUGHT = ("sequences", "interpolated")
 Column = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 NamedPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]

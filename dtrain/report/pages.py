@@ -101,6 +101,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "examples": [
             {**example, "pieces": marked(example, list(details["per_type"]))} for example in details.get("examples", [])
         ],
+        "written": details if "written" in details else None,
         "conditions": conditions(results["speed"], view),
         "plots": plots,
     }
@@ -114,11 +115,16 @@ def conditions(speed: dict[str, Any] | None, view: View) -> str | None:
     devices = f"{machine['cpu']} ({machine['cores']} cores), one thread"
     if machine["gpu"]:
         devices += f"; {machine['gpu']}"
-    rows = ", ".join(f"{count} rows ({name.replace('_', ', batch ').upper().replace('BATCH', 'batch')})"
-                     for name, count in speed["rows"].items())  # fmt: skip
+    rows = ", ".join(f"{count} rows ({_measurement(name)})" for name, count in speed["rows"].items())
     work = f"the forward pass from token ids{view.timed}"
+    shared = " Models of one structure share a measurement." if len(view.ways) == 1 else ""
     return (
         f"Measured on {devices}; torch {machine['torch']}, float32, {work} on {rows} of "
-        f"{speed['part']} in file order, models in turn in one process, median of {machine['repeats']} repeats. "
-        "Models of one structure share a measurement."
+        f"{speed['part']} in file order, models in turn in one process, median of {machine['repeats']} repeats.{shared}"
     )
+
+
+def _measurement(name: str) -> str:
+    """`cpu_64` as `CPU, batch 64`; a further word is the way in which a model was asked."""
+    device, batch, *way = name.split("_")
+    return ", ".join([device.upper(), f"batch {batch}", *way])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,38 @@ from dtrain.export.record import can_be_run, exports_of
 from dtrain.export.session import ExportedModel
 from dtrain.models import load
 from dtrain.models.multi_task import for_task
+from dtrain.recipe.schema import Knowledge
 from dtrain.recipe.training import Student, Teacher
 from dtrain.report.latency import machine, measure
 from dtrain.runfolder import RunFolder, fingerprint
+from dtrain.tasks.registry import task_of
 
 BATCHES = (1, 64)
 
 
-def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder: RunFolder) -> dict[str, Any]:
+def measure_run(
+    members: list[tuple[str, Teacher | Student]], part: str, folder: RunFolder, knowledge: Knowledge | None = None
+) -> dict[str, Any]:
     """Rows a second of every member on CPU, and on a GPU where there is one.
 
+    Args:
+        knowledge: the recipe's section, where models are asked in ways that depend on it.
+
     Returns:
-        `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`) and then by `kind/name`, of exported models
+        `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`, and where a task asks its models in further
+        ways `cpu_1_WAY` and so on) and then by `kind/name`, of exported models
         by `export/name`; `milliseconds` of one row, by measurement and name `p50` and `p99`; `rows`, the number of rows
         timed, by measurement; `part`; `machine`.
     """
     data = PreparedData.open(folder)
+    task = task_of(data)
+    task.settle(knowledge or Knowledge())
     # Weights do not change the speed, so one model of each structure is timed; but with exits they decide at which layer
-    # a row leaves, and each such model is timed by itself.
+    # a row leaves, and of what is written where it ends, and each such model is timed by itself.
     structure = {
         f"{kind}/{member.name}": fingerprint(
-            member.model.model_dump(mode="json"), *([kind, member.name] if member.model.early_exits else [])
+            member.model.model_dump(mode="json"),
+            *([kind, member.name] if member.model.early_exits or len(task.ways) > 1 else []),
         )
         for kind, member in members
     }
@@ -52,16 +64,19 @@ def measure_run(members: list[tuple[str, Teacher | Student]], part: str, folder:
     times: dict[str, dict[str, dict[str, float]]] = {}
     rows: dict[str, int] = {}
     for device in ("cpu", "gpu") if torch.cuda.is_available() else ("cpu",):
-        for batch in BATCHES:
+        for batch, way in itertools.product(BATCHES, task.ways):
             here = {
-                key: model for key, model in models.items() if device == "cpu" or not isinstance(model, ExportedModel)
+                key: model if isinstance(model, ExportedModel) else task.timed(model, parts[key], way)
+                for key, model in models.items()
+                if device == "cpu" or not isinstance(model, ExportedModel)
             }
             known = {name: key for name, key in structure.items() if key in here}
             timed = measure(here, parts, torch.device("cuda" if device == "gpu" else "cpu"), batch)
-            rows[f"{device}_{batch}"] = timed["rows"]
-            rates[f"{device}_{batch}"] = {name: timed["rows_per_second"][key] for name, key in known.items()}
+            title = f"{device}_{batch}" + (f"_{way}" if way else "")
+            rows[title] = timed["rows"]
+            rates[title] = {name: timed["rows_per_second"][key] for name, key in known.items()}
             if timed["milliseconds"]:
-                times[f"{device}_{batch}"] = {name: timed["milliseconds"][key] for name, key in known.items()}
+                times[title] = {name: timed["milliseconds"][key] for name, key in known.items()}
     return {"rows_per_second": rates, "milliseconds": times, "rows": rows, "part": part, "machine": machine()}
 
 

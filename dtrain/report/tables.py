@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -290,9 +291,9 @@ def _cost_columns(results: Row) -> list[tuple[str, Callable[[Row], str]]]:
         ("on disk", lambda g: large(g["bytes"], "B")),
     ]
     for device in ("cpu", "gpu"):
-        for batch in (1, 64):
-            title = f"rows/s, {device.upper()}, batch {batch}" + " (speed-up)" * compared
-            columns.append((title, partial(_rate, key=f"{device}_{batch}")))
+        for batch, way in itertools.product((1, 64), VIEWS[results["task"]].ways):
+            title = f"rows/s, {device.upper()}, batch {batch}{', ' * bool(way)}{way}" + " (speed-up)" * compared
+            columns.append((title, partial(_rate, key=f"{device}_{batch}" + f"_{way}" * bool(way))))
     columns.append((f"layers a row, {results['part']}", lambda g: significant(g.get("mean_layer"))))
     columns.append(("s / epoch", lambda g: significant(g.get("seconds_per_epoch"))))
     return columns

@@ -244,13 +244,14 @@ class _Work:
 
     def _characters(self, shard: _Shard) -> np.ndarray:
         """int [rows], compared with what the model counted (the last of its answers' tensors)."""
-        lengths = self.part.characters[shard.rows.start : shard.rows.stop].astype(np.int64)
+        lengths = self.part.vectors[shard.rows.start : shard.rows.stop].astype(np.int64)
         seen = shard.by_row(-1).cpu().numpy()
         wrong = np.flatnonzero(seen != lengths)
         if len(wrong):
             row = wrong[0]
+            did, parts = ("tagged", "characters") if self.part.targets is None else ("scored", "tokens")
             raise DtrainError(
-                f"{self.store.path}: the teacher tagged {seen[row]} characters of the row with id "
+                f"{self.store.path}: the teacher {did} {seen[row]} {parts} of the row with id "
                 f"{self.part.ids[shard.rows.start + row]}, which has {lengths[row]}"
             )
         return lengths
@@ -267,6 +268,8 @@ def distinct_texts(part: EncodedSplit, rows: np.ndarray) -> tuple[np.ndarray, np
     for index, row in enumerate(rows.tolist()):
         span = slice(part.offsets[row], part.offsets[row + 1])
         text = part.tokens[span].tobytes(), b"" if part.types is None else part.types[span].tobytes()
+        if part.targets is not None and part.target_offsets is not None:  # on which a teacher's logits depend
+            text = text[0], part.targets[part.target_offsets[row] : part.target_offsets[row + 1]].tobytes()
         first[index] = seen.setdefault(text, index)
     distinct, inverse = np.unique(first, return_inverse=True)
     return rows[distinct], inverse

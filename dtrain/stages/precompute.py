@@ -17,6 +17,7 @@ from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.knowledge.collect import model_options, pick
 from dtrain.knowledge.format import Identity, StoreError, damage, new_layout, rows_of_shards
+from dtrain.knowledge.kinds import find_kind
 from dtrain.knowledge.verify import verify
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.log import say
@@ -27,7 +28,7 @@ from dtrain.recipe import Recipe
 from dtrain.runfolder import RunFolder, fingerprint, is_done, mark_done, read_json
 from dtrain.runtime.distributed import World
 from dtrain.stages.filling import fill, whole_model
-from dtrain.tasks.prepared import PreparedTasks
+from dtrain.tasks.prepared import PreparedTask, PreparedTasks
 from dtrain.training.inference import (
     BATCH_TOKENS,
     CPU_BATCH_TOKENS,
@@ -59,7 +60,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             for problem in damaged:
                 say(f"knowledge of {name}: {problem}; what is damaged is computed again")
         of = tasks.of(next(teacher for teacher in recipe.teachers if teacher.name == name))
-        _precompute(name, of.recipe, of.data, world, folder)
+        _precompute(name, of, world, folder)
         if world.is_main:
             mark_done(folder.knowledge(name), plan.knowledge(name))
         world.wait_for_all(f"knowledge of {name}")
@@ -113,7 +114,8 @@ def check_store(teacher: str, recipe: Recipe, folder: RunFolder) -> None:
         )
 
 
-def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, folder: RunFolder) -> None:
+def _precompute(name: str, of: PreparedTask, world: World, folder: RunFolder) -> None:
+    recipe, data = of.recipe, of.data
     part = _rows(name, recipe, data)
     settings = recipe.knowledge
     precision = resolve_precision(settings.precision, world.device, "knowledge.precision")
@@ -127,6 +129,7 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
             teacher = pack_products(teacher, world.device)
             teacher = own.without_mask_checks(teacher, world.device)
     assert settings.outputs is not None
+    teacher, decoding = of.kind.answering(teacher, part, settings.outputs)
     layout = new_layout(
         expected_identity(name, recipe, data, folder),
         rows=len(part),
@@ -138,7 +141,8 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
         batch_tokens=settings.batch_tokens or (CPU_BATCH_TOKENS if world.device.type == "cpu" else BATCH_TOKENS),
         shard_rows=rows_of_shards(settings.shard_rows, len(part)),
         top_k=settings.top_k,
-        characters=part.characters,
+        characters=part.vectors,
+        decoding=decoding,
     )
     store = StoreWriter(folder.knowledge(name), layout, part.ids)
     fill(store, teacher, part, world, title=f"knowledge of {name}")
@@ -146,8 +150,8 @@ def _precompute(name: str, recipe: Recipe, data: PreparedData, world: World, fol
 
 def _widths(
     teacher: nn.Module, part: EncodedSplit, outputs: Sequence[str], precision: str, world: World
-) -> dict[str, int]:
-    """C, T or H of each output, by the first row's answer.
+) -> dict[str, int | tuple[int, int]]:
+    """C, T or H of each output, by the first row's answer; of sequences how many, and their length.
 
     Raises:
         InputError: the teacher has no such output.
@@ -162,7 +166,10 @@ def _widths(
         precision=precision,
         threads=1,
     )
-    return {name: values.shape[-1] for name, values in zip(outputs, next(answers), strict=True)}
+    return {
+        name: values.shape[-1] if find_kind(name).scores is None else (values.shape[1], values.shape[2])
+        for name, values in zip(outputs, next(answers), strict=True)
+    }
 
 
 def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> EncodedSplit:

@@ -199,12 +199,13 @@ class TaskRows:
         of = [tasks[task] for task in tasks_reading(self.recipe, name)]
         # A vocabulary of characters serves taggers alone; where other texts are read too, it is that of their kind.
         kind = next((task for task in of if not rules_of(task.section.task).tags), of[0])
-        texts = itertools.chain.from_iterable(task.texts() for task in of)
-        return PREPARING[kind.section.task].tokenizer(spec, texts, kind.section)
+        sides = [("text", "text_b"), *([("target",)] if rules_of(kind.section.task).writes else [])]
+        texts, *targets = (itertools.chain.from_iterable(task.texts(columns) for task in of) for columns in sides)
+        return PREPARING[kind.section.task].tokenizer(spec, texts, kind.section, *targets)
 
-    def texts(self) -> Iterator[list[str]]:
-        """Normalised texts that vocabularies are counted on."""
-        texts = _training_texts(PreparedData.open(self.folder))
+    def texts(self, columns: tuple[str, ...]) -> Iterator[list[str]]:
+        """Normalised texts that vocabularies are counted on, of those columns that rows have."""
+        texts = _training_texts(PreparedData.open(self.folder), columns)
         return PREPARING[self.section.task].normalised(texts, self.section)
 
 
@@ -230,14 +231,14 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
     return given
 
 
-def _training_texts(data: PreparedData) -> Iterator[list[str]]:
+def _training_texts(data: PreparedData, columns: tuple[str, ...]) -> Iterator[list[str]]:
     """Texts that vocabularies are counted on. Synthetic rows repeat training words, which `min_count` counts once."""
     for part in ("train", "transfer"):
         if part in data.parts:
             rows = data.rows(part)
             if part == "transfer":
                 rows = rows.select(range(len(rows) - data.info.get("made_up", 0)))
-            for column in ("text", "text_b"):
+            for column in columns:
                 if column in rows.column_names:
                     for batch in rows.select_columns([column]).iter(1000):
                         yield batch[column]
@@ -251,10 +252,11 @@ def _encode(
     Args:
         given: whether it was not made of these rows: then the record has the share of them that it does not know.
     """
-    with publish_folder(data.tokenizer_path(name)) as aside:
-        tokenizer.save_pretrained(aside)
-    files = sorted(data.tokenizer_path(name).iterdir())
     preparing = PREPARING[recipe.data.task]
+    more = preparing.record(tokenizer, tokenizer_specs(recipe)[name])
+    with publish_folder(data.tokenizer_path(name)) as aside:
+        preparing.save(tokenizer, aside)
+    files = sorted(data.tokenizer_path(name).iterdir())
     with publish_folder(data.folder / "encoded" / name) as aside:
         cut = write_encoded(
             preparing.encode(tokenizer, recipe.data), data.folder / "rows", data.parts, recipe.data, aside
@@ -269,6 +271,7 @@ def _encode(
             "cut": cut,
             **({"unknown": token_share(aside, data.parts, tokenizer.unk_token_id)} if given else {}),
             "specials": preparing.specials(tokenizer, recipe.data),
+            **more,
         }
         write_json(aside / "encoded.json", encoding)
         inside = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
@@ -283,6 +286,8 @@ def _rows_in_words(info: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {count:,}" for part, count in info["rows"].items())
     if "numbers" in info:
         return f"{parts} rows; {numbers_in_words(info['numbers'])}"
+    if rules_of(info["task"]).writes:
+        return f"{parts} rows, sources and targets"
     if "types" not in info:
         return f"{parts} rows; {len(info['labels'])} labels"
     whole = sum(info["documents"].values())

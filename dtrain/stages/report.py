@@ -70,7 +70,7 @@ def _write_task(plan: Plan, folder: RunFolder, aside: Path, written: str) -> dic
     speed = None
     if recipe.report.latency and members:
         say("report: measuring the models' speed on this machine" + (f" ({recipe.task})" if recipe.task else ""))
-        speed = measure_run(members, evaluated_parts(folder, *members[0])[0], folder)
+        speed = measure_run(members, evaluated_parts(folder, *members[0])[0], folder, recipe.knowledge)
     results = collect(recipe, plan, folder, speed)
     write_json(aside / "results.json", results)
     drawn = _draw(results, folder, aside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dtrain.data import tokenizer_name
 from dtrain.recipe.phases import CORPUS
 from dtrain.recipe.training import Student
+from dtrain.recipe.values import TAUGHT
 from dtrain.tasks.prepared import PreparedTasks
 
 
@@ -29,4 +30,4 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
 
 def _parts(training: Student) -> list[str]:
     """Whose tokens an epoch has; of a phase on plain text, which may not be read yet, as many are assumed as it would have."""
-    return [part for part in training.rows or [] if part != CORPUS] or ["train"]
+    return [part for part in training.rows or [] if part != CORPUS and part not in TAUGHT] or ["train"]

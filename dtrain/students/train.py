@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -133,15 +133,16 @@ class GroupTrainer:
     ) -> tuple[ModelJob, OnRows]:
         if not place.phase.on_plain_text:
             online, rows = shared.of(place.number)
+            stored = self._teachers(training)
             job = self.members.student(
                 training,
                 identity,
-                self._teachers(training),
+                stored,
                 online={name: online[name] for name in training.reads.online},
                 order=order,
                 pause=pause,
                 reading=rows.reading if rows else None,
-                rows=rows.rows(training) if rows else None,
+                rows=rows.rows(training, stored) if rows else None,
             )
             return job, lambda prepared: prepared
         beside = self._online.on_plain_text(training, vocabulary_of(training, self.plan))
@@ -166,7 +167,7 @@ class GroupTrainer:
             order=self.plan.order(student),
             pause=pause,
             reading=shared.reading if shared else None,
-            rows=shared.rows(student) if shared else None,
+            rows=shared.rows(student, teachers) if shared else None,
         )
 
     def _teachers(self, student: Student) -> dict[str, StoredTeacher]:
@@ -193,10 +194,11 @@ class _Shared:
         self._members = members
         self._rows: dict[str, EncodedSplit] = {}
 
-    def rows(self, student: Student) -> EncodedSplit:
-        key = fingerprint(tokenizer_name(student), student.task, student.rows)
+    def rows(self, student: Student, teachers: Mapping[str, StoredTeacher]) -> EncodedSplit:
+        written = [student.teachers, student.answers] if student.taught_rows else []
+        key = fingerprint(tokenizer_name(student), student.task, student.rows, *written)
         if key not in self._rows:
-            self._rows[key] = self._members.rows(student)
+            self._rows[key] = self._members.rows(student, teachers)
         return self._rows[key]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from dtrain.models.inside import taking, twice_differentiable
 
 if TYPE_CHECKING:
     from dtrain.data import PreparedData
+    from dtrain.knowledge.reader import StoreReader
+    from dtrain.recipe.schema import Knowledge
     from dtrain.recipe.training import LossSpec, Teacher
     from dtrain.training.workers import Workers
 
@@ -55,6 +57,33 @@ class Task(ABC):
         names = self.types or self.labels
         shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
         return f"{'entity types' if self.types else 'labels'}: {shown}"
+
+    ways: tuple[str, ...] = ("",)  # in which models are timed, each a word; the first needs none
+
+    def timed(self, model: nn.Module, part: EncodedSplit, way: str) -> nn.Module:
+        """What is called with collated rows of `part` where a model's speed is measured."""
+        return model
+
+    def settle(self, knowledge: Knowledge) -> None:
+        """Take from the recipe's section what scoring depends on."""
+        return
+
+    def answering(self, model: nn.Module, part: EncodedSplit, outputs: Sequence[str]) -> tuple[nn.Module, str | None]:
+        """What is called with collated rows of `part` for outputs that are to be stored; and how texts are looked for, in
+        words, where it writes some."""
+        return model, None
+
+    def taught(self, kind: str, data: PreparedData, tokenizer: str, teacher: str, store: StoreReader) -> EncodedSplit:
+        """Rows whose labels are what a teacher has stored.
+
+        Args:
+            kind: as `students.N.rows` has it.
+            tokenizer: the reader's; teacher: the teacher's.
+
+        Raises:
+            ValueError: this kind of task has none.
+        """
+        raise ValueError(f"{kind}: a task {self.name!r} has no such rows")
 
     @abstractmethod
     def units(self, rows: EncodedSplit) -> np.ndarray:

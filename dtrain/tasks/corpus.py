@@ -16,6 +16,7 @@ from dtrain.tasks.classification.reading import TextReading
 from dtrain.tasks.multi_label.reading import LabelSetReading
 from dtrain.tasks.reading import Reading
 from dtrain.tasks.regression.reading import NumberReading
+from dtrain.tasks.seq2seq.reading import SidesReading
 from dtrain.tasks.tagging.reading import DocumentReading
 
 READINGS: dict[str, Reading] = {
@@ -24,6 +25,7 @@ READINGS: dict[str, Reading] = {
     "regression": NumberReading(),
     "multi_label": LabelSetReading(),
     "tagging": DocumentReading(),
+    "seq2seq": SidesReading(),
 }
 
 
@@ -58,6 +60,7 @@ def source_files(data: Data) -> list[Path]:
     Raises InputError where one is missing.
     """
     files = [path for source in find_sources(data) for path in source.files]
+    files += [existing_file(name, key) for key, name in READINGS[data.task].beside(data)]
     if isinstance(data.labels, str):
         files.append(existing_file(data.labels, f"{data.key}.labels"))
     return files

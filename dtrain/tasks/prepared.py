@@ -49,7 +49,9 @@ class PreparedTasks(dict[str, PreparedTask]):
         for view in recipe.views():
             place = folder.of_task(view.task)
             data = PreparedData.open(place)
-            found[view.task] = PreparedTask(view, place, data, task_of(data))
+            kind = task_of(data)
+            kind.settle(view.knowledge)
+            found[view.task] = PreparedTask(view, place, data, kind)
         return found
 
     def all_of(self, member: Teacher | Student) -> dict[str, PreparedTask]:

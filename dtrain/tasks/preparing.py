@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtrain.data.corpus import Corpus
 from dtrain.data.write import Encode
@@ -28,12 +28,27 @@ class Preparing(ABC):
         return iter(texts)
 
     @abstractmethod
-    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+    def tokenizer(
+        self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data, targets: Iterable[list[str]] = ()
+    ) -> PreTrainedTokenizerFast:
         """A tokenizer whose vocabulary is counted on batches of texts that are normalised.
 
         Args:
             spec: of the transformer that reads with it; None: the students'.
+            targets: batches of the texts that are to be written, where a row's label is one.
         """
+
+    def save(self, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+        """Write a tokenizer's files."""
+        tokenizer.save_pretrained(folder)
+
+    def record(self, tokenizer: PreTrainedTokenizerFast, spec: object) -> dict[str, Any]:
+        """What `encoded.json` says of a tokenizer beside what it says of every task's.
+
+        Args:
+            spec: the section of the model that brings it; None: the students'.
+        """
+        return {}
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> Encode:

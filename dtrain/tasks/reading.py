@@ -38,6 +38,10 @@ class Reading(ABC):
             InputError: where the recipe's columns or settings do not fit a file.
         """
 
+    def beside(self, data: Data) -> list[tuple[str, str]]:
+        """Files that belong to the sources without being one: the recipe's key and the name of each."""
+        return []
+
     @abstractmethod
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
         """Settle `corpus.labels` and number the labels of every part.

@@ -23,6 +23,10 @@ from dtrain.tasks.regression.preparing import NumberPreparing
 from dtrain.tasks.regression.task import Regression
 from dtrain.tasks.regression.view import VIEW as REGRESSION
 from dtrain.tasks.rules import TaskRules, register_rules
+from dtrain.tasks.seq2seq.answers import Targets
+from dtrain.tasks.seq2seq.preparing import SidesPreparing
+from dtrain.tasks.seq2seq.task import Seq2Seq
+from dtrain.tasks.seq2seq.view import VIEW as SEQ2SEQ
 from dtrain.tasks.tagging.answers import Spans
 from dtrain.tasks.tagging.preparing import DocumentPreparing
 from dtrain.tasks.tagging.task import Tagging
@@ -36,6 +40,7 @@ TASKS: dict[str, type[Task]] = {
     "regression": Regression,
     "multi_label": MultiLabel,
     "tagging": Tagging,
+    "seq2seq": Seq2Seq,
 }
 PREPARING: dict[str, Preparing] = {
     "classification": TextPreparing(),
@@ -43,6 +48,7 @@ PREPARING: dict[str, Preparing] = {
     "regression": NumberPreparing(),
     "multi_label": LabelSetPreparing(),
     "tagging": DocumentPreparing(),
+    "seq2seq": SidesPreparing(),
 }
 ANSWERS: dict[str, Answers] = {
     "classification": Labels(),
@@ -50,6 +56,7 @@ ANSWERS: dict[str, Answers] = {
     "regression": Numbers(texts=0),
     "multi_label": LabelSets(texts=0),
     "tagging": Spans(),
+    "seq2seq": Targets(),
 }
 VIEWS: dict[str, View] = {
     "classification": CLASSIFICATION,
@@ -57,6 +64,7 @@ VIEWS: dict[str, View] = {
     "regression": REGRESSION,
     "multi_label": MULTI_LABEL,
     "tagging": TAGGING,
+    "seq2seq": SEQ2SEQ,
 }
 
 

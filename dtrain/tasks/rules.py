@@ -33,6 +33,7 @@ class TaskRules:
             `labels` each with a sigmoid of its own, a `number`.
         tags: whether a row has a tag a character: then long texts are cut into pieces of `max_length`, so that the
             rows themselves depend on it, and `labels` are types of entities.
+        writes: whether a row's label is a text, which models write.
         split: the shares of validation and test rows that are cut off the training rows where no file is named.
     """
 
@@ -51,6 +52,7 @@ class TaskRules:
     least_labels: int = 2
     logits: str = ""
     tags: bool = False
+    writes: bool = False
     split: tuple[float, float] = (0.1, 0.0)
 
 
@@ -125,6 +127,23 @@ _RULES = {
         excluded=frozenset({"augment", "label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"}),
         tags=True,
         split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut
+    ),
+    "seq2seq": TaskRules(
+        name="seq2seq",
+        metrics=("bleu", "chrf", "rouge_l", "loss"),
+        losses=("token_cross_entropy", "word_level"),
+        weightings=("average", "fixed"),
+        formats=_CLASSIFICATION.formats,
+        needs={
+            "target_tokens": "int64 [B, T]: the tokens that are to be written, and any that exists beyond a row's end",
+            "target_mask": "bool [B, T]: the tokens of a row's target, of which the longest of these rows has T",
+            "known_prefix": "bool [B]: whether what is stored of a row's teachers is of this very target",
+        },
+        gold=frozenset({"target_tokens"}),
+        excluded=frozenset({"augment", "class_weights", "tolerance", "noisy", "peers", "adversarial"}),
+        keys=frozenset({"bleu", "targets"}),
+        least_labels=0,
+        writes=True,
     ),
 }
 

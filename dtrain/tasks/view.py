@@ -16,4 +16,5 @@ class View:
     loss: str  # what `loss` is
     details: tuple[str, ...]  # of a part's record, what is shown of one model beside its scores
     note: str  # a sentence on how the scores are counted
+    ways: tuple[str, ...] = ("",)  # those in which speed is measured (`Task.ways`)
     timed: str = ""  # what is timed beside the forward pass

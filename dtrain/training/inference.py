@@ -54,8 +54,10 @@ def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.
         with autocast(precision, device):
             dtype = torch.get_autocast_dtype(device.type)
         exempt = model.emissions if isinstance(model, SequenceTagger) else None  # float32 under autocast, too
+        # Weights that are also vectors of tokens stay: those are added up in float32.
+        shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d) and module is not exempt:
+            if isinstance(module, nn.Linear | nn.Conv1d) and module is not exempt and id(module.weight) not in shared:
                 module.to(dtype)
     return model
 

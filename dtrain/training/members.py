@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from dtrain.models.inside import shape_of
 from dtrain.recipe.answers import is_online
 from dtrain.recipe.models import encoder_of
 from dtrain.recipe.training import LossSpec, Student, Teacher
+from dtrain.recipe.values import TAUGHT
 from dtrain.runfolder import RunFolder
 from dtrain.runtime.distributed import World
 from dtrain.teachers.online import OnlineTeacher
@@ -80,12 +82,29 @@ class Members:
             job.keeps = keeper(self.folder.epochs(spec.name), identity, first_epoch=0)
         return job
 
-    def rows(self, spec: Teacher | Student) -> EncodedSplit:
-        """What a teacher or student is trained on."""
+    def rows(self, spec: Teacher | Student, teachers: Mapping[str, TeacherSource]) -> EncodedSplit:
+        """What a teacher or student is trained on.
+
+        Args:
+            teachers: by name, where their outputs come from: some rows are those of a store.
+        """
         tokenizer = tokenizer_name(spec)
         names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
         data = self.tasks.of(spec).data
-        return EncodedSplit.concat([data.part(name, tokenizer) for name in ("train", "transfer") if name in names])
+        parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in names]
+        parts += [self._taught(name, spec, teachers) for name in TAUGHT if name in names]
+        return EncodedSplit.concat(parts)
+
+    def _taught(self, kind: str, spec: Teacher | Student, teachers: Mapping[str, TeacherSource]) -> EncodedSplit:
+        """Rows whose targets the student's only teacher wrote."""
+        assert isinstance(spec, Student)
+        of, (name,) = self.tasks.of(spec), spec.teachers or []
+        source = teachers[name]
+        assert isinstance(source, StoredTeacher)
+        teacher = next(member for member in of.recipe.teachers if member.name == name)
+        rows = of.kind.taught(kind, of.data, tokenizer_name(spec), tokenizer_name(teacher), source.store)
+        # What answers beside the student is asked about these very targets.
+        return replace(rows, known_prefix=None) if spec.answers == "online" else rows
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
         """The losses that it is trained on."""
@@ -148,7 +167,7 @@ class Members:
     ) -> Prepared:
         of = self.tasks.of(spec)
         data, task, section, tokenizer = of.data, of.kind, of.section, tokenizer_name(spec)
-        train = self.rows(spec) if rows is None else rows
+        train = self.rows(spec, teachers) if rows is None else rows
         noisy = spec.noisy if isinstance(spec, Student) else None
         if noisy:
             stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from dtrain.data import EncodedSplit
 from dtrain.errors import DtrainError
 from dtrain.knowledge.format import Identity, Layout, new_layout
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.models import ClassifierOutput
+from dtrain.models.seq2seq import Written
 from dtrain.runfolder import file_fingerprint
 from dtrain.stages.filling import fill
 
@@ -33,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "logits": {},
     "top-k and features": {"outputs": ("features", "logits"), "top_k": 2},
     "tags": {"outputs": ("marginals", "emissions")},
+    "written": {"outputs": ("sequences", "token_logits"), "top_k": 1},
 }
 
 
@@ -87,6 +90,34 @@ class MadeUpTagger(MadeUpTeacher):
         if self.tell_shape:
             emissions = emissions + input_ids.shape[0] + input_ids.shape[1] / 32
         return TaggerOutput(emissions, mask, emissions.log_softmax(-1) if marginals else None)
+
+
+class MadeUpWriter(MadeUpTeacher):
+    """Scores the tokens of targets, and writes two of its own."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        decoder_input_ids: torch.Tensor,
+        target_lengths: torch.Tensor,
+    ) -> Written:
+        pooled = super().forward(input_ids, attention_mask).features
+        logits = self.classifier(self.embedding(decoder_input_ids) + pooled[:, None])
+        mask = torch.arange(logits.shape[1]) < target_lengths[:, None]
+        if self.tell_shape:
+            logits = logits + input_ids.shape[0] + input_ids.shape[1] / 32
+        scores, tokens = (logits[:, 0] + 0 * pooled[:, :1]).sort(dim=1, descending=True)
+        candidates = torch.stack([tokens[:, :3], tokens[:, 2:5]], dim=1)
+        return Written(logits, mask, functional.pad(candidates, (0, 1), value=-1), scores[:, :2])
+
+
+def with_targets(part: EncodedSplit) -> EncodedSplit:
+    """The same rows with targets of 0 to 6 tokens, none in a quarter of them."""
+    random = np.random.default_rng(1)
+    lengths = random.integers(1, 7, len(part)) * (random.random(len(part)) < 0.75)
+    tokens = random.integers(1, CLASSES, lengths.sum()).astype(np.int32)
+    return replace(part, targets=tokens, target_offsets=np.cumsum([0, *lengths]), start_id=2)
 
 
 def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: bool = False) -> EncodedSplit:
@@ -211,6 +242,8 @@ class Job:
     def __post_init__(self) -> None:
         self.part = made_up_part(self.rows, gap_at=self.gap_at, tagging=self.tagging)
         kind = MadeUpTagger if self.tagging else MadeUpTeacher
+        if "sequences" in self.outputs:
+            self.part, kind = with_targets(self.part), MadeUpWriter
         self.teacher = kind(self.seed, self.tell_shape).eval()  # shared by rank threads, so nobody may switch it
 
     @property
@@ -223,13 +256,14 @@ class Job:
         return new_layout(
             identity,
             rows=self.rows,
-            widths={name: FEATURES if name == "features" else CLASSES for name in self.outputs},
+            widths={name: {"features": FEATURES, "sequences": (2, 4)}.get(name, CLASSES) for name in self.outputs},
             dtype=self.dtype,
             precision=self.precision,
             batch_tokens=self.batch_tokens,
             shard_rows=self.shard_rows,
             top_k=self.top_k,
-            characters=self.part.characters,
+            characters=self.part.vectors,
+            decoding="made up" if "sequences" in self.outputs else None,
         )
 
     def fill(self, path: Path, world: Any) -> None:

@@ -47,7 +47,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_one_from_outside_is_stored_and_learnt_from(recipe: str, world: World) -> None:
     with pytest.raises(InputError, match="unknown loss 'confidence_gap'"):
         load_recipe(recipe)
-    with pytest.raises(InputError, match=r"knowledge\.outputs\.0: allowed: 'logits', .* or 'marginals', found 'best'"):
+    with pytest.raises(InputError, match=r"knowledge\.outputs\.0: allowed: 'logits', .* or 'sequences', found 'best'"):
         load_recipe(recipe, ["knowledge.outputs=[best]"])
     register_kind(OutputKind("best", "classification", lambda output: output.logits.amax(1, keepdim=True)))
 
@@ -68,7 +68,7 @@ def test_names_are_given_once(recipe: str) -> None:
     with pytest.raises(ValueError, match="'logits' is registered twice"):
         register_kind(find_kind("logits"))
     with pytest.raises(
-        ValueError, match=r"unknown output 'logit' \(known: logits, features, emissions, marginals, vocab"
+        ValueError, match=r"unknown output 'logit' \(known: logits, features, emissions, marginals, token"
     ):
         find_kind("logit")
 

@@ -14,6 +14,7 @@ import pytest
 import dtrain
 from dtrain.__main__ import main
 from dtrain.recipe import dump_recipe, load_recipe, shipped_recipes
+from dtrain.report import latency
 from dtrain.stages.check import check_inputs
 from tests.here import dtrain_here
 
@@ -86,6 +87,35 @@ def test_stsb_runs_on_an_extract_of_the_real_files(data_folder, tmp_path, monkey
     assert results["rows"]["train"] == 130 and results["rows"]["test"] == 38
     assert {model["name"] for model in results["models"]} == {"bert", "siamese_scratch", "siamese_distilled"}
     assert all(-1 <= model["test"]["pearson"] <= 1 for model in results["models"])
+
+
+def test_translation_runs_on_an_extract_of_the_real_files(data_folder, tmp_path, monkeypatch):
+    """Every stage and every way to distil; models as in the recipe, but small."""
+    pytest.importorskip("sacrebleu", reason="scores of seq2seq need sacrebleu")
+    monkeypatch.chdir(tmp_path)
+    whole = [f"data.{part}={data_folder}/captions_en_zh/{name}.tsv" for part, name in PAIRS.items()]
+    check_inputs(load_recipe("translate_en_zh", whole))
+    place = tmp_path / "data" / "captions_en_zh"
+    place.mkdir(parents=True)
+    for name, rows in (("train", 48), ("val", 8), ("test", 12)):
+        lines = (data_folder / "captions_en_zh" / f"{name}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (place / f"{name}.tsv").write_text("".join(lines[:rows]), encoding="utf-8")
+    small = "{type: marian, hidden: 8, layers: 1, heads: 2, intermediate: 8"
+    changes = ["data.max_length=12", "knowledge.beam=2", f"teachers.0.model={small}, vocabulary_size: 300}}"]
+    changes += [f"students.*.{change}" for change in (f"model={small}, tokenizer: teacher}}", "grid={}", "epochs=1")]
+    monkeypatch.setattr(latency, "ROWS", 4)
+    monkeypatch.setattr(latency, "REPEATS", 1)
+    assert main(["run", "translate_en_zh", "launch.processes=1", "teachers.0.epochs=1", *changes, "--here"]) == 0
+    results = json.loads((tmp_path / "runs/translate_en_zh/report/results.json").read_text())
+    names = {"teacher", "scratch", "word", "sequence", "interpolated", "word_sequence"}
+    assert {model["name"] for model in results["models"]} == names
+    keys = {"rows_per_second_cpu_64", "rows_per_second_cpu_64_beam", "bleu", "bleu_beam"}
+    assert all(keys <= set(model) and 0 <= model["test"]["chrf"] <= 1 for model in results["models"])
+    page = (tmp_path / "runs/translate_en_zh/report/report.md").read_text()
+    assert "rows/s, CPU, batch 64, beam" in page and "batch 64, beam)" in page
+
+
+PAIRS = {"train": "train", "valid": "val", "test": "test"}
 
 
 def test_reviews_recipe_fits_every_domain(data_folder, tmp_path):

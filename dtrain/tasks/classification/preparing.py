@@ -15,7 +15,7 @@ from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
 from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
-from dtrain.data.write import Batch, RowSummary, in_blocks, map_rows, streamed
+from dtrain.data.write import Batch, Encode, RowSummary, in_blocks, map_rows, streamed
 from dtrain.recipe.data import Data
 from dtrain.recipe.models import EncoderSpec
 from dtrain.runfolder import write_json
@@ -30,9 +30,19 @@ class TextPreparing(Preparing):
 
     Attributes:
         values: type of the values that a row has beside its number, where it has a list of them.
+        answers: columns of texts that are a row's label.
     """
 
     values: Value | None = None
+    answers: tuple[str, ...] = ()
+
+    def texts_of(self, rows: Rows, data: Data) -> dict[str, Iterable[str]]:
+        """The texts of rows, column by column."""
+        return {
+            name: getattr(rows, name)
+            for name in ("text", "text_b")
+            if name == "text" or data.columns.text_b is not None
+        }
 
     def values_of(self, rows: Rows, corpus: Corpus) -> Iterator[list[Any]]:
         """A list for each row, empty where it has no label."""
@@ -44,15 +54,17 @@ class TextPreparing(Preparing):
 
     def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
         """As the base class; texts are normalised."""
-        columns = ["text"] if data.columns.text_b is None else ["text", "text_b"]
-        summary = RowSummary(columns, [data.task, corpus.labels], [] if self.values is None else ["values"])
+        columns = list(self.texts_of(Rows(), data))
+        beside = [name for name in columns if name in self.answers] + ["values"] * (self.values is not None)
+        asked = [name for name in columns if name not in self.answers]
+        summary = RowSummary(asked, [data.task, corpus.labels], beside)
         first_id = 0
         features = _row_features(columns, self.values)
         for part, rows in corpus.parts.items():
-            table = {
+            table: dict[str, Iterable[Any]] = {
                 "id": np.arange(first_id, first_id + len(rows)),
                 "key": rows.key,
-                **{column: getattr(rows, column) for column in columns},
+                **self.texts_of(rows, data),
                 "label": corpus.numbers[part],
                 **({} if self.values is None else {"values": self.values_of(rows, corpus)}),
                 "file": np.array(rows.file),
@@ -82,12 +94,14 @@ class TextPreparing(Preparing):
         }
         write_json(folder / "data.json", info)
 
-    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+    def tokenizer(
+        self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data, targets: Iterable[list[str]] = ()
+    ) -> PreTrainedTokenizerFast:
         if spec is None:
             return student_tokenizer(data.vocabulary, texts)
         return trained_tokenizer(spec, texts, data.normalize.lower)
 
-    def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeBatch:
+    def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> Encode:
         return _EncodeBatch(Encoder(tokenizer, data.max_length, data.columns.text_b is not None))
 
     def specials(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> int:

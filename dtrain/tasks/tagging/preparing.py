@@ -87,7 +87,9 @@ class DocumentPreparing(Preparing):
         normalizer = CharacterNormalizer(data.normalize)
         return ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
 
-    def tokenizer(self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data) -> PreTrainedTokenizerFast:
+    def tokenizer(
+        self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data, targets: Iterable[list[str]] = ()
+    ) -> PreTrainedTokenizerFast:
         if spec is None:
             return student_tokenizer(data.vocabulary, texts)
         return character_tokenizer(spec, data.vocabulary.min_count, texts, data.normalize.lower)

@@ -1,0 +1,271 @@
+"""Encoder-decoders of transformers: built, loaded, and asked to write.
+
+source ──▶ encoder ──▶ decoder ── teacher forcing ──▶ logits of each token of a given target
+                          └───── generate, with its cache of keys and values ──▶ targets, greedily or by a beam
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from dtrain.data.files import resolve_path
+from dtrain.data.vocabularies import load_tokenizer
+from dtrain.data.written import load_writer
+from dtrain.errors import InputError
+from dtrain.hub import ask_hub
+from dtrain.quiet import quiet_transformers
+from dtrain.recipe.models import EncoderSpec
+
+POSITIONS = 512
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
+NO_TOKEN = -1  # in what was written, behind its end
+
+
+def build_seq2seq(
+    spec: EncoderSpec,
+    *,
+    labels: list[str],
+    tokenizer_path: Path | None,
+    vocabulary: int,
+    pad_id: int,
+    max_length: int | None = None,
+) -> PreTrainedModel:
+    """An encoder-decoder in training mode, float32; what is not pretrained is drawn from torch's generator.
+
+    Args:
+        labels: for its config.json, by which a model and data know each other.
+        tokenizer_path: the folder of its tokenizer; None: of a shape alone, for what is told of it without data.
+
+    Raises:
+        InputError: naming the recipe's key, for a pretrained model that is not there, is damaged, or is too small for the
+            tokenizer or `max_length`.
+    """
+    if spec.pretrained:
+        return _labelled(_pretrained(spec, vocabulary, max_length), labels).train()
+    ends = {"eos_token_id": 3, "decoder_start_token_id": 2}
+    written = vocabulary
+    if tokenizer_path is not None:
+        tokenizer = load_tokenizer(tokenizer_path)
+        written = len(load_writer(tokenizer_path))
+        ends = {"eos_token_id": _id(tokenizer.eos_token_id, tokenizer.sep_token_id)}
+        ends["decoder_start_token_id"] = _id(tokenizer.cls_token_id, tokenizer.bos_token_id)
+    values: dict[str, Any] = {
+        **spec.config(),
+        **ends,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": max(POSITIONS, max_length or 0),
+        "pad_token_id": pad_id,
+        "bos_token_id": ends["decoder_start_token_id"],
+        "forced_eos_token_id": ends["eos_token_id"],
+        "scale_embedding": True,
+        **dict.fromkeys(DROPOUTS[:2], 0.1 if spec.dropout is None else spec.dropout),
+    }
+    if getattr(spec, "two_vocabularies", False):
+        values |= {"decoder_vocab_size": written, "share_encoder_decoder_embeddings": False}
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    with quiet_transformers():
+        model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="sdpa")
+    model.config.architectures = [type(model).__name__]
+    return _labelled(model, labels).train()
+
+
+def writes(config: dict[str, Any]) -> bool:
+    """Whether a config.json is of an encoder-decoder that transformers has a class of."""
+    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    names = config.get("architectures") or []
+    return config.get("model_type") in known and names == [known[config["model_type"]]]
+
+
+def load_seq2seq(folder: Path) -> PreTrainedModel:
+    """The encoder-decoder of a model folder, every weight of which is there and no other.
+
+    Raises:
+        InputError: naming the file and the weight.
+    """
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # to be named below, in one line
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise InputError(f"{weights}: damaged: {error}") from None
+    except Exception as error:  # a configuration's values reach every part of the model's constructor
+        raise InputError(f"{config}: describes no model that can be loaded: {_first_line(error)}") from None
+    problems = {key: "is missing" for key in info["missing_keys"]}
+    problems |= {key: f"is no weight of the model that {config.name} describes" for key in info["unexpected_keys"]}
+    for key, found, expected in info["mismatched_keys"]:
+        problems[key] = f"has shape {list(found)}, {config.name} says {list(expected)}"
+    if problems:
+        first = min(problems)
+        raise InputError(f"{weights}: {first}: {problems[first]}")
+    return model
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a target is looked for: `generate` with a cache, and the most likely token at each place, or a beam.
+
+    Attributes:
+        max_length: tokens of a target at most, its end included.
+        beam: hypotheses at a time; 1: greedily.
+        candidates: of a beam, how many of the best are kept.
+        length_penalty: a hypothesis of n tokens is scored by its log-probability over n to this power.
+    """
+
+    max_length: int
+    beam: int = 1
+    candidates: int = 1
+    length_penalty: float = 1.0
+
+    def __str__(self) -> str:
+        """For stores, which are of one search."""
+        search = f"beam {self.beam}, {self.candidates} candidates, length penalty {self.length_penalty:g}"
+        return f"{search}, at most {self.max_length} tokens"
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        found: dict[str, Any] = {"max_new_tokens": self.max_length, "num_beams": self.beam, "do_sample": False}
+        if self.beam > 1:
+            found |= {"num_return_sequences": self.candidates, "length_penalty": self.length_penalty}
+        return found | {"return_dict_in_generate": True, "output_scores": self.beam > 1, "use_cache": True}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an encoder-decoder answers to B sources.
+
+    Attributes:
+        logits: float [B, T, V], of each token of the given targets.
+        mask: bool [B, T], the tokens of those targets.
+        tokens: int64 [B, candidates, max_length], what it writes, without the start and with its end; NO_TOKEN behind.
+        scores: float [B, candidates], of what it writes by a beam, the best first.
+    """
+
+    logits: Tensor | None = None
+    mask: Tensor | None = None
+    tokens: Tensor | None = None
+    scores: Tensor | None = None
+
+
+class Writer(nn.Module):
+    """An encoder-decoder that scores given targets, writes its own, or both.
+
+    Args:
+        forced: score the targets that are given.
+        decoding: write; None: does not.
+    """
+
+    def __init__(self, model: nn.Module, *, forced: bool = False, decoding: Decoding | None = None) -> None:
+        super().__init__()
+        self.model, self.forced, self.decoding = model, forced, decoding
+        self.train(model.training)  # a new module trains: who asks it would leave dropout on in the model
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.model.config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> Written:
+        """Arguments as `EncodedSplit.collate` gives them."""
+        logits = mask = tokens = scores = None
+        if self.forced and decoder_input_ids is not None and target_lengths is not None:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
+            logits = self.model(**given, use_cache=False).logits
+            mask = torch.arange(decoder_input_ids.shape[1], device=input_ids.device) < target_lengths[:, None]
+        if self.decoding is not None:
+            tokens, scores = written(self.model, input_ids, attention_mask, self.decoding)
+        return Written(logits, mask, tokens, scores)
+
+
+def written(model: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor | None]:
+    """What a model writes for B sources, as `Written` has it; scores of a beam alone."""
+    found = model.generate(input_ids=input_ids, attention_mask=attention_mask, **decoding.options())
+    kept = decoding.candidates if decoding.beam > 1 else 1
+    sequences = found.sequences[:, 1:]  # without the start
+    tokens = sequences.new_full((len(sequences), decoding.max_length), NO_TOKEN)
+    tokens[:, : sequences.shape[1]] = sequences
+    ends = torch.tensor(_ends(model), device=tokens.device)
+    ended = torch.isin(tokens, ends).long()
+    tokens[(ended.cumsum(1) - ended) > 0] = NO_TOKEN  # what is behind the first end is padding
+    shape = (len(input_ids), kept)
+    scores = found.sequences_scores.view(shape) if decoding.beam > 1 else None
+    return tokens.view(*shape, -1), scores
+
+
+def _ends(model: Any) -> list[int]:
+    end = model.generation_config.eos_token_id
+    return end if isinstance(end, list) else [end]
+
+
+def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> PreTrainedModel:
+    name, key = str(resolve_path(str(spec.source))), "model.pretrained"
+    if not Path(name).is_dir():
+        name = str(spec.source)
+        ask_hub()
+    elif not Path(name, "config.json").is_file():
+        raise InputError(f"{key}: {name}: has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {_first_line(error)}") from None
+    if config.model_type != spec.type:
+        raise InputError(f"{key}: {name}: is of type {config.model_type!r}, not {spec.type!r}")
+    if spec.dropout is not None:
+        for dropout in DROPOUTS[:2]:
+            setattr(config, dropout, spec.dropout)
+    if vocabulary > config.vocab_size:
+        raise InputError(
+            f"{key}: {name}: has {config.vocab_size} token embeddings, but its tokenizer has {vocabulary} tokens"
+        )
+    if max_length and max_length > config.max_position_embeddings:
+        raise InputError(
+            f"data.max_length: {max_length} is more than the {config.max_position_embeddings} positions of {name}"
+        )
+    load = functools.partial(AutoModelForSeq2SeqLM.from_pretrained, name, config=config, dtype="float32")
+    try:
+        with quiet_transformers():
+            model, info = load(
+                use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa", output_loading_info=True
+            )
+    except Exception as error:  # the loader of a damaged file raises types of its own (SafetensorError, ...)
+        raise InputError(f"{key}: {name}: cannot be loaded: {_first_line(error)}") from None
+    if info["missing_keys"]:
+        raise InputError(f"{key}: {name}: lacks {min(info['missing_keys'])}")
+    found: PreTrainedModel = model
+    return found
+
+
+def _labelled(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
+    """The model with the names of its data's labels, of which it makes no other use."""
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: number for number, label in enumerate(labels)}
+    return model
+
+
+def _id(*found: Any) -> int:
+    return next(int(number) for number in found if number is not None)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

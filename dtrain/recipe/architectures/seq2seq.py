@@ -1,0 +1,100 @@
+"""Models that read a text and write another: an encoder and a decoder, of transformers' own classes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from dtrain.losses.layers import EncoderShape
+from dtrain.recipe.models import EncoderSpec, register_architecture
+from dtrain.recipe.values import Size
+
+
+class Seq2SeqSpec(EncoderSpec):
+    """An encoder and a decoder: `layers`, `hidden`, `heads` and `intermediate` are those of each of the two."""
+
+    builder: ClassVar[str | None] = "dtrain.models.seq2seq:build_seq2seq"
+    graph: ClassVar[str | None] = None
+    encodes: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    decoder_layers: Size | None = None  # layers of the decoder; default: as many as the encoder has
+
+    @model_validator(mode="after")
+    def from_scratch_or_whole(self) -> Self:
+        if self.vocabulary is not None:
+            raise ValueError("vocabulary: what is written is put together from pieces that are learnt; leave it out")
+        if self.init is not None:
+            raise ValueError("init: copies layers of a BERT or NEZHA, and an encoder-decoder has none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_what_is_left_open(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = self.without_what_it_is_given(handler)
+        return {key: value for key, value in values.items() if value is not None or key != "decoder_layers"}
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Layers of the encoder and of the decoder of a model from scratch."""
+        layers = self.shape()[1]
+        return layers, self.decoder_layers or layers
+
+    @property
+    def two_vocabularies(self) -> bool:
+        """Whether what is read and what is written have a vocabulary each."""
+        return False
+
+    @property
+    def feature_width(self) -> int | None:
+        return None
+
+    @property
+    def encoder_shape(self) -> EncoderShape | None:
+        return None
+
+    @property
+    def multiply_adds(self) -> float:
+        hidden = self.shape()[0]
+        encoder, decoder = self.depth
+        return hidden * hidden * (12.0 * encoder + 16.0 * decoder)  # a decoder attends to the encoder, too
+
+    @property
+    def reading(self) -> list[Any]:
+        return ["pieces", self.two_vocabularies]
+
+    def config(self) -> dict[str, Any]:
+        """What a model from scratch has in its transformers configuration, as far as its shape goes."""
+        hidden, _, heads = self.shape()
+        between = self.intermediate or 4 * hidden
+        encoder, decoder = self.depth
+        return {
+            "model_type": self.type,
+            "d_model": hidden,
+            "encoder_layers": encoder,
+            "decoder_layers": decoder,
+            "encoder_attention_heads": heads,
+            "decoder_attention_heads": heads,
+            "encoder_ffn_dim": between,
+            "decoder_ffn_dim": between,
+            **self.extras,
+        }
+
+
+@register_architecture
+class MarianSpec(Seq2SeqSpec):
+    """Marian (Junczys-Dowmunt et al. 2018): the transformer of Vaswani et al. 2017, with sinusoids as positions."""
+
+    type: Literal["marian"]
+    # shared: one vocabulary of both sides; two: one of each, for languages that share no script
+    vocabularies: Literal["shared", "two"] = "shared"
+
+    @property
+    def two_vocabularies(self) -> bool:
+        return not self.pretrained and self.vocabularies == "two"
+
+
+@register_architecture
+class BartSpec(Seq2SeqSpec):
+    """BART (Lewis et al. 2019): learnt positions, and one vocabulary of both sides."""
+
+    type: Literal["bart"]

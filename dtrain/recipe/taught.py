@@ -1,0 +1,55 @@
+"""What a student of task seq2seq may be trained on and by, as far as its teachers wrote it or score it token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtrain.recipe.values import TAUGHT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dtrain.recipe.context import Context, Reporter
+    from dtrain.recipe.losses import LossSpec
+    from dtrain.recipe.training import Student
+
+
+def all_taught(student: Student) -> bool:
+    """Whether a teacher wrote the targets of all of its rows, and no stored logits are of them."""
+    return bool(student.rows) and set(student.rows or []) <= set(TAUGHT) and student.answers != "online"
+
+
+def check_rows(student: Student, context: Context, report: Reporter) -> None:
+    """Report rows that a task does not have, or that come from no one teacher."""
+    written = [name for name in TAUGHT if name in (student.rows or [])]
+    if not context.task.writes:
+        if written:
+            report("rows", f"{written[0]!r} is only for task 'seq2seq', whose teachers write")
+        return
+    if "transfer" in (student.rows or []) and context.transfer:
+        report("rows", "'transfer' rows have no target; 'sequences' are what a teacher writes for them, too")
+    if written and len(student.teachers or []) != 1:
+        found = ", ".join(student.teachers or []) or "none"
+        report("rows", f"{written[0]!r} is what one teacher wrote, found {found}; name it (teachers: [NAME])")
+
+
+def check_tokens(student: Student, losses: Iterable[LossSpec], context: Context, report: Reporter) -> None:
+    """Report losses that compare token by token with a teacher whose tokens are others, or with nothing."""
+    for number, loss in enumerate(losses):
+        if "teachers.token_logits" not in loss.loss.needs:
+            continue
+        of_loss = report.at("losses", number, told=loss.type)
+        for name in loss.teachers or []:
+            teacher = context.teachers[name]
+            if teacher.tokenizer != student.tokenizer:
+                of_loss(
+                    "teachers",
+                    f"compares token by token, and {name} writes other tokens; write model.tokenizer: {teacher.tokenizer}",
+                )
+        if all_taught(student):
+            rows = ", ".join(student.rows or [])
+            of_loss(
+                "",
+                f"compares with stored logits of the targets of training rows, and rows has {rows} "
+                "alone: add train to rows, or write answers: online",
+            )

@@ -1,0 +1,103 @@
+"""Pairs of texts, normalised, and encoded with the pieces that a model reads and writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.encode import Encoder
+from dtrain.data.files import resolve_path
+from dtrain.data.sources import Rows
+from dtrain.data.write import Batch
+from dtrain.data.written import learnt_tokenizer, save_tokenizer, writer_of
+from dtrain.errors import InputError
+from dtrain.recipe.data import Data
+from dtrain.recipe.models import EncoderSpec, ExternalSpec
+from dtrain.tasks.classification.preparing import TextPreparing
+from dtrain.tasks.seq2seq.reading import TARGET
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+class SidesPreparing(TextPreparing):
+    """Of task `seq2seq`."""
+
+    answers = (TARGET,)
+
+    def texts_of(self, rows: Rows, data: Data) -> dict[str, Iterable[str]]:
+        return {"text": rows.text, TARGET: rows.target}
+
+    def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
+        return {"bleu": _bleu_words(corpus, data)}
+
+    def tokenizer(
+        self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data, targets: Iterable[list[str]] = ()
+    ) -> PreTrainedTokenizerFast:
+        assert spec is not None  # models of this task bring their tokenizer
+        two = bool(getattr(spec, "two_vocabularies", False))
+        return learnt_tokenizer(spec.vocabulary_size, texts, targets, data.normalize.lower, two=two)
+
+    def save(self, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+        save_tokenizer(tokenizer, folder)
+
+    def record(self, tokenizer: PreTrainedTokenizerFast, spec: object) -> dict[str, Any]:
+        """Tokens of what is written, and the one that a decoder begins with.
+
+        Raises:
+            InputError: a pretrained model's folder does not say that token.
+        """
+        return {"target_vocabulary": len(writer_of(tokenizer)), "start": _start(tokenizer, spec)}
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeSides:
+        return _EncodeSides(*(Encoder(t, data.max_length, False) for t in (tokenizer, writer_of(tokenizer))))
+
+
+class _EncodeSides:
+    types = False
+    targets = True
+
+    def __init__(self, source: Encoder, target: Encoder) -> None:
+        self.source, self.target = source, target
+
+    def __call__(self, batch: Batch) -> Batch:
+        read, written = self.source(batch["text"]), self.target(batch[TARGET])
+        there = [label >= 0 for label in batch["label"]]
+        return {
+            "id": batch["id"],
+            "input_ids": read.ids,
+            "target_ids": [ids if known else [] for ids, known in zip(written.ids, there, strict=True)],
+            "cut": [a or (b and known) for a, b, known in zip(read.cut, written.cut, there, strict=True)],
+        }
+
+
+def _start(tokenizer: PreTrainedTokenizerFast, spec: object) -> int:
+    folder = spec.folder if isinstance(spec, ExternalSpec) else spec.source if isinstance(spec, EncoderSpec) else None
+    if folder is None:
+        assert isinstance(tokenizer.cls_token_id, int)
+        return tokenizer.cls_token_id
+    place = resolve_path(folder) / "config.json"
+    try:
+        start = json.loads(place.read_text(encoding="utf-8"))["decoder_start_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        start = None
+    if not isinstance(start, int):
+        raise InputError(f"{place}: names no decoder_start_token_id, with which a model begins to write")
+    return start
+
+
+def _bleu_words(corpus: Corpus, data: Data) -> str:
+    """How BLEU parts texts into words, once the training targets are known."""
+    if data.bleu != "auto":
+        return data.bleu
+    chinese = characters = 0
+    for target in corpus.parts["train"].target:
+        chinese += len(CHINESE.findall(target))
+        characters += len("".join(target.split()))
+    return "zh" if 2 * chinese > characters else "13a"

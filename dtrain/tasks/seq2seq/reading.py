@@ -1,0 +1,123 @@
+"""Pairs of a source and a target text: how they are read."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtrain.data.corpus import Corpus
+from dtrain.data.files import Source, existing_file, resolve_path
+from dtrain.data.labels import check_all_or_none
+from dtrain.data.lines import numbered_lines
+from dtrain.data.problems import Problems, RowError
+from dtrain.data.records import kind_of
+from dtrain.data.sources import Rows, Target, read_rows
+from dtrain.errors import InputError
+from dtrain.recipe.data import Data
+from dtrain.recipe.values import Column
+from dtrain.tasks.classification.reading import TextReading
+
+TARGET = "target"  # what the one label of all rows is called: that they have a target
+
+
+class SidesReading(TextReading):
+    """Of task `seq2seq`. Transfer rows are sources alone: teachers write their targets."""
+
+    def format_of(self, part: str, name: str, data: Data) -> str:
+        if data.targets is None or part == "transfer":
+            return super().format_of(part, name, data)
+        if resolve_path(name).is_dir():
+            raise InputError(f"{name}: is a folder; with data.targets both sides are files, line by line")
+        if resolve_path(name).stat().st_size == 0:
+            raise InputError(f"{name}: the file is empty")
+        return "lines"
+
+    def beside(self, data: Data) -> list[tuple[str, str]]:
+        if data.targets is None:
+            return []
+        parts = data.targets.model_dump()
+        return [(f"{data.key}.targets.{part}", name) for part, names in parts.items() for name in names]
+
+    def read(
+        self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
+    ) -> Corpus:
+        """As the base class; of two files of a part, line by line."""
+        if data.targets is None:
+            return super().read(data, sources, files, problems, keep_empty=keep_empty)
+        names = [name for _, name in self.beside(data)]
+        places = [existing_file(name, key) for key, name in self.beside(data)]
+        own = [source for source in sources if source.part != "transfer"]
+        parts: dict[str, Rows] = {}
+        if len(own) != len(names):  # a pattern or a folder stands for several
+            raise InputError(f"data.targets: {len(names)} file(s) for {len(own)} of sources: name each one by itself")
+        for source, name, place in zip(own, names, places, strict=True):
+            rows = parts.setdefault(source.part, Rows())
+            _read_pairs(data, source, files.index(source.name), (place, name), rows, problems)
+        others = [source for source in sources if source.part == "transfer"]
+        parts |= read_rows(data, others, files, problems, self.target(data)) if others else {}
+        if not problems and "train" in parts:
+            self.remark(parts["train"], data, sources, files, problems)
+        return Corpus(parts, files)
+
+    def target(self, data: Data) -> Target:
+        return Target("target", read_target, words="a text", of_words=True)
+
+    def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
+        same = sum(target == text for text, target in zip(train.text, train.target, strict=True))
+        if same > len(train) / 2:
+            problems.remark(f"data.train: {same:,} of {len(train):,} rows have the same text on both sides")
+
+    def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
+        """As the base class; a row's number says whether it has a target (0) or none (-1)."""
+        if find_spec("sacrebleu") is None:
+            install = "pip install 'dtrain[translation]'"
+            raise InputError(f"{data.key}.task: 'seq2seq' is scored by sacrebleu, which is not installed: {install}")
+        corpus.labels = [TARGET]
+        for part, rows in corpus.parts.items():
+            bare = rows.target.bare
+            corpus.numbers[part] = np.where(bare, -1, 0)
+            check_all_or_none(part, bare, rows, corpus.files, problems, what="target")
+
+
+def _read_pairs(
+    data: Data, source: Source, number: int, target: tuple[Path, str], rows: Rows, problems: Problems
+) -> None:
+    """Lines of two files, one beside the other, into `rows`; `number` is that of the source among all files."""
+    place, name = target
+    sides = (
+        numbered_lines(source.files[0], source.name, problems, source.encoding, "data.encoding"),
+        numbered_lines(place, name, problems, source.encoding, "data.encoding"),
+    )
+    lengths = [0, 0]
+    for line, (read, written) in enumerate(zip_longest(*sides), start=1):
+        lengths = [
+            line if found is not None else length for found, length in zip((read, written), lengths, strict=True)
+        ]
+        if read is None or written is None:
+            continue
+        for side, (_, text) in zip((source.name, name), (read, written), strict=True):
+            if not text.strip():
+                problems.add_row(side, line, RowError("is empty", ": both sides of a pair need words"))
+        rows.append(read[1], None, number, line, target=written[1])
+    if lengths[0] != lengths[1]:
+        problems.add(
+            f"{source.key}: {source.name} has {lengths[0]:,} lines, and {name} {lengths[1]:,}: each line of one is the other "
+            "side of the same line there"
+        )
+
+
+def read_target(value: Any, column: Column) -> str | None:
+    """A text with words in it; None where there is nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} must be a text", f", found {kind_of(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # as sources are looked at
+        raise RowError(f"{column!r} holds half a character", f" (\\u{ord(value[error.start]):04x})") from None
+    return value

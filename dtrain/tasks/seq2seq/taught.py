@@ -1,0 +1,66 @@
+"""Rows whose targets are a teacher's: its best sequences, or of its candidates those nearest the references.
+
+Sequence-level distillation and sequence-level interpolation of Kim and Rush (1606.07947, sections 3.2 and 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+
+from dtrain.data import EncodedSplit, PreparedData
+from dtrain.data.encode import Encoder
+from dtrain.data.written import load_writer
+from dtrain.knowledge.reader import StoreReader
+from dtrain.metrics.translation import nearest
+from dtrain.models.seq2seq import NO_TOKEN
+
+INTERPOLATED = "interpolated"
+
+
+def taught_rows(kind: str, data: PreparedData, tokenizer: str, teacher: str, store: StoreReader) -> EncodedSplit:
+    """The rows of a teacher's store, read with `tokenizer`, with its sequences as targets.
+
+    Args:
+        kind: `sequences`: the best one of every row, transfer rows too; `interpolated`: of each training row the candidate
+            with the highest smoothed sentence-BLEU against the reference, in the teacher's own pieces.
+        teacher: the name of the tokenizer that the sequences are written in; where it is another one than `tokenizer`,
+            they are read again as text.
+
+    Raises:
+        StoreError: a row has no sequences there.
+    """
+    names = [name for name in ("train", "transfer") if name in data.parts and (kind != INTERPOLATED or name == "train")]
+    rows = EncodedSplit.concat([data.part(name, tokenizer) for name in names])
+    tokens, _ = store.candidates(rows.ids)
+    chosen = np.zeros(len(rows), dtype=np.int64)
+    if kind == INTERPOLATED:
+        gold = EncodedSplit.concat([data.part(name, teacher) for name in names])
+        references = gold.collate_targets(np.arange(len(gold))).numpy()
+        chosen = np.array([_nearest(own, reference) for own, reference in zip(tokens, references, strict=True)])
+    best = tokens[np.arange(len(rows)), chosen]
+    written = [own[own != NO_TOKEN] for own in best]
+    if teacher != tokenizer:
+        written = _read_again(written, data, tokenizer, teacher)
+    return replace(
+        rows,
+        labels=np.zeros(len(rows), dtype=np.int64),
+        targets=np.fromiter(chain.from_iterable(written), dtype=np.int32),
+        target_offsets=np.cumsum([0, *map(len, written)]),
+        known_prefix=np.zeros(len(rows), dtype=bool),
+    )
+
+
+def _nearest(candidates: np.ndarray, reference: np.ndarray) -> int:
+    words = [" ".join(map(str, own[own != NO_TOKEN])) for own in (*candidates, reference)]
+    return nearest(words[:-1], words[-1])
+
+
+def _read_again(written: list[np.ndarray], data: PreparedData, tokenizer: str, teacher: str) -> list[np.ndarray]:
+    """Sequences of one tokenizer as those of another."""
+    theirs, own = (load_writer(data.tokenizer_path(name)) for name in (teacher, tokenizer))
+    encoder = Encoder(own, data.part(data.parts[0], tokenizer).max_length, pairs=False)
+    texts = theirs.batch_decode([tokens.tolist() for tokens in written], skip_special_tokens=True)
+    return [np.array(ids, dtype=np.int32) for ids in encoder([text.strip() for text in texts]).ids]

@@ -1,0 +1,35 @@
+"""Tokenizers of what is written give back the very text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtrain.data.encode import Encoder
+from dtrain.data.vocabularies import load_tokenizer
+from dtrain.data.written import learnt_tokenizer, load_writer, save_tokenizer, writer_of
+
+SOURCES = ["a man's dog is running , fast", "two dogs (black) run in 2 hills - or so"] * 3
+TARGETS = ["一只狗在跑。", "两只 狗,在草地上 跑 iphone 12 手机!"] * 3
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_texts_come_back_as_they_were(two: bool, tmp_path: Path) -> None:
+    tokenizer = learnt_tokenizer(300, [SOURCES], [TARGETS], True, two=two)
+    save_tokenizer(tokenizer, tmp_path)
+    writer = load_writer(tmp_path)
+    assert writer.get_vocab() == writer_of(tokenizer).get_vocab()
+    assert (len(writer) == len(tokenizer)) == (not two)
+    encoder = Encoder(writer, 40, pairs=False)
+    for text in TARGETS if two else SOURCES + TARGETS:
+        (ids,) = encoder([text]).ids
+        assert ids[-1] == writer.sep_token_id and writer.unk_token_id not in ids
+        assert writer.decode(ids, skip_special_tokens=True) == text
+    assert writer.decode([writer.sep_token_id], skip_special_tokens=True) == ""
+    assert load_tokenizer(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_vocabulary_is_a_function_of_the_texts() -> None:
+    first, second = (learnt_tokenizer(60, [SOURCES], [TARGETS], True, two=False).get_vocab() for _ in range(2))
+    assert first == second and len(first) <= 60
