@@ -93,7 +93,7 @@ def test_long_lists_are_cut() -> None:
 def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(tmp_path: Path, frozen: bool) -> None:
     port = free_port()
     server = open_store("127.0.0.1", port, serve=True, seconds=30)
-    ends = ["60", "60", "60"] if frozen else ["5", "5", "0.1"]
+    ends = ["300", "300", "300"] if frozen else ["5", "5", "0.1"]
     words = [sys.executable, "-c", RANKS, str(port), *ends]
     environment = os.environ | {"SILENCE": str(SILENCE), "PYTHONPATH": str(Path(__file__).parents[1])}
     parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
@@ -104,7 +104,7 @@ def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(tmp_path: Path
             time.sleep(0.05)
         if frozen:
             os.kill(ranks[2], signal.SIGSTOP)
-        codes = [int(word) for word in parent.communicate(timeout=60)[0].split()]
+        codes = [int(word) for word in parent.communicate(timeout=300)[0].split()]
     finally:
         for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
