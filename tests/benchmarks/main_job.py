@@ -268,18 +268,7 @@ def trainer(asked: argparse.Namespace) -> dict[str, Any]:
 def textbrewer(asked: argparse.Namespace) -> dict[str, Any]:
     laps = Laps()
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
-    from torch import nn
     from transformers import BertForSequenceClassification
-
-    class Reading(nn.Module):
-        """TextBrewer hands one batch to both models; each takes what is its own."""
-
-        def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-            super().__init__()
-            self.model, self.names = model, names
-
-        def forward(self, **batch: Any) -> Any:
-            return self.model(**{name: batch[name] for name in self.names})
 
     scripts = Scripts(asked)
     bert = scripts.teacher()
@@ -289,15 +278,16 @@ def textbrewer(asked: argparse.Namespace) -> dict[str, Any]:
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         own = scripts.for_student(rows)
-        return {**scripts.for_teacher(rows)[0], "characters": own["characters"], "lengths": own["lengths"]}
+        own = {name: own[name] for name in ("characters", "lengths")}
+        return {"teacher": dict(scripts.for_teacher(rows)[0]), "student": own}
 
     laps.lap("prepare")
     where = {"device": "cpu", "output_dir": str(asked.folder / "textbrewer"), "log_dir": None}
     distiller = GeneralDistiller(
         TrainingConfig(**where, ckpt_frequency=1, gradient_accumulation_steps=1),
         DistillationConfig(temperature=2, kd_loss_weight=1),
-        Reading(bert, ("input_ids", "attention_mask", "token_type_ids")),
-        Reading(small, ("characters", "lengths")),
+        bert,
+        small,
         lambda batch, output: {"logits": output.logits},
         lambda batch, output: {"logits": output},
     )

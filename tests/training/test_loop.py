@@ -39,6 +39,7 @@ from dtrain.training.feed import Feed
 from dtrain.training.job import Diverged, Position, TrainJob
 from dtrain.training.loop import fit
 from dtrain.training.state import TrainState
+from dtrain.training.step import seed_dropout
 from dtrain.training.workers import Workers
 
 
@@ -466,3 +467,11 @@ def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
     kill_at(46)
     train(world, rows, folder, spec(**changes))
     assert curves(folder) == expected
+
+
+def test_dropout_on_a_cpu_is_seeded_as_by_torch() -> None:
+    drawn = []
+    for seed in (torch.manual_seed, functools.partial(seed_dropout, torch.device("cpu"))):
+        seed(2**59 + 7)
+        drawn.append(torch.nn.functional.dropout(torch.ones(100)))
+    assert torch.equal(*drawn)
