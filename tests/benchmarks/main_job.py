@@ -68,9 +68,9 @@ class Scripts:
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked = asked
-        names = sorted({row["label"] for row in read(asked.folder / "train.json")})
-        self.labels = {name: number for number, name in enumerate(names)}
         self.train, self.valid = read(asked.folder / "train.json"), read(asked.folder / "valid.json")
+        names = sorted({row["label"] for row in [*self.train, *self.valid]})
+        self.labels = {name: number for number, name in enumerate(names)}
         seen = Counter("".join(row["sentence"] for row in self.train))
         self.ids = {character: 2 + n for n, character in enumerate(c for c, count in seen.items() if count > 2)}
 
