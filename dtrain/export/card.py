@@ -35,7 +35,7 @@ def card_of(name: str, to: str, int8: bool, known: ModelFolder, settings: dict[s
         "normalization.json\n"
         f"- normalisation of every text before the tokenizer: {', '.join(steps) or 'none'}; the graph alone lacks it\n"
         f"- length: {known.max_length} tokens at most; what is longer is {_longer(settings)}\n"
-        "- speed: `dtrain report` measures it beside the other models of its run\n"
+        "- speed: `dtrain export --check` measures one row, `dtrain report` all models of a run side by side\n"
         "- licence: not given; it is for whoever trained the model, and its data, to say\n"
         + ("\nThe model that it was made from:\n\n" + "\n".join(facts) + "\n" if facts else "")
     )

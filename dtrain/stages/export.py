@@ -25,6 +25,7 @@ from dtrain.plan import Plan, plan_of
 from dtrain.predict.choose import choose, of_task
 from dtrain.predict.predictor import Predictor
 from dtrain.recipe import Recipe
+from dtrain.report import latency
 from dtrain.runfolder import RunFolder, read_json, write_json
 from dtrain.runtime.distributed import World
 from dtrain.tasks.registry import task_of
@@ -128,14 +129,23 @@ def _compared(
         f"on {found.rows:,} validation rows {found.flips} answers differ, numbers by {found.largest:.2g} at most; {metric} "
         f"{before[metric]:.4f} before, {after[metric]:.4f} after"
     )
-    say(f"export: check {told}")
-    add_check(final, told)
+    timed = latency.measure(
+        {"model": model, "export": ExportedModel(final, model)},
+        dict.fromkeys(("model", "export"), part),
+        torch.device("cpu"),
+        1,
+    )["milliseconds"]
+    speed = ", ".join(f"{name} p50 {of['p50']:.2f} and p99 {of['p99']:.2f} ms" for name, of in timed.items())
+    speed = f"one row on one core of {latency.machine()['cpu']}: {speed}"
+    say(f"export: check {told}; {speed}")
+    add_check(final, f"{told}; {speed}")
     return {
         "check": {
             "split": "valid",
             "rows": found.rows,
             "flips": found.flips,
             "largest_difference": found.largest,
+            "milliseconds": timed,
             "metric": metric,
             "before": before[metric],
             "after": after[metric],

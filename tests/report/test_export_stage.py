@@ -41,6 +41,9 @@ def test_the_check_tells_what_an_export_costs(run, world, onnx, capsys):
         assert "answers differ" in capsys.readouterr().out
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert f"on 40 validation rows {check['flips']} answers differ" in card
+        took = check["milliseconds"]["export"]
+        assert 0 < took["p50"] <= took["p99"]
+        assert f"export p50 {took['p50']:.2f} and p99 {took['p99']:.2f} ms" in card
         assert record.exports_of(run.folder, "students", "cnn-seed3") == [folder]
         assert record.exports_of(run.folder, "students", "cnn-seed2") == []
         report.run(run.recipe, world, run.folder)
