@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from dtrain import Predictor
 from dtrain.data import EncodedSplit, PreparedData
 from dtrain.knowledge.reader import StoreReader
-from dtrain.models.seq2seq import NO_TOKEN
+from dtrain.models.decoding import NO_TOKEN
 from dtrain.runfolder import RunFolder, read_json
 from tests.processes import dtrain, ended, start, start_ranks
 

@@ -22,7 +22,7 @@ from dtrain.errors import DtrainError
 from dtrain.knowledge.format import Identity, Layout, new_layout
 from dtrain.knowledge.writer import StoreWriter
 from dtrain.models import ClassifierOutput
-from dtrain.models.seq2seq import Written
+from dtrain.models.decoding import Written
 from dtrain.runfolder import file_fingerprint
 from dtrain.stages.filling import fill
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 from dtrain.data import EncodedSplit
 from dtrain.errors import InputError
 from dtrain.models import build, load, save_model
-from dtrain.models.seq2seq import NO_TOKEN, Decoding, Writer
+from dtrain.models.decoding import NO_TOKEN, Decoding, Writer
 from dtrain.recipe.architectures.seq2seq import BartSpec, MarianSpec
 from dtrain.training.workers import Workers
 

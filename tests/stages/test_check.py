@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.__main__ import main
+from dtrain.launch import launches_in_words
 from dtrain.plan import Plan
 from dtrain.recipe import load_recipe
 from dtrain.runtime.distributed import World
@@ -64,6 +65,7 @@ def test_rows_labels_and_models_in_a_few_lines(topics: Path, capsys: pytest.Capt
         "cut at data.max_length 12: about 13 (28.9%) for bert, about 14 (31.1%) for students",
         "teachers: bert (bert)",
         "students: cnn-seed1 (textcnn), cnn-seed2 (textcnn)",
+        *launches_in_words(load_recipe(str(topics))),  # of this machine's cores, see tests/test_ranks.py
         "the recipe can be run; --resolved prints it with every default",
     ]
     assert "warning: transfer: 1 row with an empty text; kept, as the unknown token\n" in told.err

@@ -213,7 +213,7 @@ def test_text_of_its_own_for_a_teacher_from_scratch(root: Path, world: World) ->
         ({"rows": ["train"], "losses": None}, {}, {}, "phases.0 (masked).max_length: is for a phase with rows: [corpus]"),
         ({"metric": "f1"}, {}, {}, "phases.0 (masked).metric: is not for a phase on corpus"),
         ({"keep": "best"}, {}, {}, "phases.0 (masked).keep: a phase on corpus ends with its last weights"),
-        ({}, {"rows": ["corpus"]}, {}, "students.0.rows.0: allowed: 'train' or 'transfer', found 'corpus'"),
+        ({}, {"rows": ["corpus"]}, {}, "students.0.rows.0: allowed: 'train', 'transfer', 'sequences' or 'interpolated', found 'corpus'"),
         ({}, {"phases": 1}, {}, "students.0.phases.0: the last phase is on corpus"),
         ({}, {}, {"corpus": {"sources": ["nothing.txt"]}}, "corpus.sources.0: nothing.txt: no such file"),
     ],

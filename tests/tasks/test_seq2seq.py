@@ -18,7 +18,7 @@ from dtrain.data import EncodedSplit
 from dtrain.data.encode import Encoder
 from dtrain.data.written import learnt_tokenizer, load_writer, save_tokenizer
 from dtrain.models import build
-from dtrain.models.seq2seq import Decoding, Writer
+from dtrain.models.decoding import Decoding, Writer
 from dtrain.recipe.architectures.seq2seq import MarianSpec
 from dtrain.recipe.schema import Knowledge
 from dtrain.tasks.seq2seq.task import Seq2Seq, as_text

@@ -14,7 +14,7 @@ from dtrain.data.dataset import PreparedData
 from dtrain.data.encode import Encoder
 from dtrain.data.vocabularies import load_tokenizer
 from dtrain.data.written import load_writer
-from dtrain.models.seq2seq import Decoding, Writer
+from dtrain.models.decoding import Decoding, Writer
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
 from dtrain.tasks.answers import Answers, Texts

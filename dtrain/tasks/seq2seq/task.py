@@ -22,7 +22,7 @@ from dtrain.data.written import load_writer
 from dtrain.errors import InputError
 from dtrain.losses.outputs import full_precision
 from dtrain.metrics.translation import COUNTS, count_text, signature, translation_scores
-from dtrain.models.seq2seq import NO_TOKEN, Decoding, Writer
+from dtrain.models.decoding import NO_TOKEN, Decoding, Writer
 from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.base import Task, check_coverage
 from dtrain.tasks.seq2seq.reading import TARGET

@@ -15,7 +15,7 @@ from dtrain.data.encode import Encoder
 from dtrain.data.written import load_writer
 from dtrain.knowledge.reader import StoreReader
 from dtrain.metrics.translation import nearest
-from dtrain.models.seq2seq import NO_TOKEN
+from dtrain.models.decoding import NO_TOKEN
 
 INTERPOLATED = "interpolated"
 
