@@ -161,9 +161,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     # The tokenizers' threads and processes forked after them do not mix: each fork would print a warning.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A thread that waits for another sleeps. Spinning takes the cores' time from whatever else runs: on two cores with two
-    # other busy processes a small BERT made 0.4 to 0.7 steps a second with two threads, and 6 to 13 where they sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _command(arguments)
     except DtrainError as error:

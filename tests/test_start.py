@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from dtrain.__main__ import main
 from tests.processes import run_each
 
 SLOW = ("transformers.modeling_utils", "deepspeed", "evaluate", "sklearn", "optuna", "torch.distributed.tensor")
@@ -28,13 +25,3 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_of_small_models_do_not_import_what_large_ones_need(imported: dict[str, str], stage: str) -> None:
     assert imported[stage] == "[]"
-
-
-def test_threads_that_wait_sleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before torch is imported, and inherited by every rank."""
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert main(["recipes"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert main(["recipes"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -192,7 +192,6 @@ class Way:
             several = {**common, "RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
             environment = os.environ | {name: str(value) for name, value in several.items()}
             environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
-            environment = {"OMP_WAIT_POLICY": "PASSIVE"} | environment  # as `dtrain` has it
             command = [sys.executable, __file__, "--part", part, "--rank", str(rank)]
             self.processes.append(
                 subprocess.Popen(
