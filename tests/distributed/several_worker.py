@@ -61,7 +61,7 @@ def main() -> None:
         jobs = phase_jobs(tuned, own, make_job, None)
         for job in jobs:
             job.data_parallel = together
-        (*_, last) = train_phases(jobs, world, StopRequest(world, own.folder.root))
+        (*_, last) = train_phases([jobs], world, StopRequest(world, own.folder.root))
         assert last.metrics is not None, last.error
         return load_file(last.job.final / "model.safetensors")
 

@@ -16,6 +16,9 @@ HOST_WAITS = {
     ("models/recurrent.py", "read_both_ways", "copy to the host"): (
         "LSTMs: packed sequences need each text's length on the host; once a pass"
     ),
+    ("tasks/seq2seq/task.py", "Seq2Seq.outputs", "item"): (
+        "encoder-decoders: transformers asks of each of three masks whether there is padding at all; three times a pass"
+    ),
     ("students/ways.py", "_not_finite", "tolist"): (
         "peers: one that has diverged leaves before the others learn from it; twice a micro-batch, for all peers at once"
     ),

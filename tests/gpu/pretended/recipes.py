@@ -342,6 +342,34 @@ knowledge: {{shard_rows: 32, batch_tokens: 256}}
 students: [{{name: none, model: {{type: textcnn}}}}]
 """
 
+WRITTEN = """\
+name: written
+data:
+  task: seq2seq
+  train: {folder}/written.jsonl
+  columns: {{source: source, target: target}}
+  split: {{valid: 0.2}}
+  vocabulary: {{min_count: 1}}
+  max_length: 16
+teachers:
+  - name: big
+    model: {{type: marian, hidden: 16, layers: 1, heads: 2, intermediate: 32, vocabulary_size: 100}}
+    epochs: 3
+    batch_size: 10
+    precision: fp16
+    label_smoothing: 0.1
+knowledge: {{outputs: [token_logits, sequences], top_k: 4, beam: 2, shard_rows: 64}}
+students:
+  - &student
+    name: words
+    model: {{type: marian, hidden: 8, layers: 1, heads: 2, intermediate: 16, tokenizer: big}}
+    epochs: 1
+    batch_size: 16
+    precision: fp32
+    losses: [{{type: token_cross_entropy, label_smoothing: 0.1}}, {{type: word_level}}]
+  - {{<<: *student, name: sequences, rows: [train, sequences], losses: [{{type: token_cross_entropy}}]}}
+"""
+
 RECIPES = {
     "several": SEVERAL,
     "layers": LAYERS,
@@ -351,6 +379,7 @@ RECIPES = {
     "multi_label": MULTI_LABEL,
     "tagging": TAGGING,
     "pretraining": PRETRAINING,
+    "written": WRITTEN,
 }
 TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅", "money": "股票基金银行利率"}
 
@@ -373,6 +402,8 @@ def write(folder: Path, recipes: Mapping[str, str] = RECIPES) -> dict[str, Path]
     rows("pairs.jsonl", [{"a": text(a), "b": text(b), "label": "same" if a == b else "other"} for a, b in pairs])
     rows("numbers.jsonl", [{"a": text(a), "b": text(b), "score": round(draw.random() * 5, 1)} for a, b in pairs])
     rows("sets.jsonl", [{"text": text(a) + text(b), "label": sorted({a, b} - {"money"})} for a, b in pairs])
+    texts = [text(topic) for topic, _ in pairs]
+    rows("written.jsonl", [{"source": one, "target": one[::-1]} for one in texts])
     (folder / "more.txt").write_text("".join(text(t) + "\n" for t in draw.choices(topics, k=30)), encoding="utf-8")
     sentences = [text(draw.choice(topics)) + "。" for _ in range(320)]
     documents = ["".join(sentences[start : start + 4]) + "\n\n" for start in range(0, len(sentences), 4)]
