@@ -6,7 +6,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
@@ -15,6 +14,7 @@ from dtrain.data.vocabularies import load_tokenizer
 from dtrain.data.written import load_writer
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
+from dtrain.models.whole import first_line, load_whole
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.models import EncoderSpec
 
@@ -83,29 +83,7 @@ def load_seq2seq(folder: Path) -> PreTrainedModel:
     Raises:
         InputError: naming the file and the weight.
     """
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForSeq2SeqLM.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # to be named below, in one line
-                output_loading_info=True,
-            )
-    except SafetensorError as error:
-        raise InputError(f"{weights}: damaged: {error}") from None
-    except Exception as error:  # a configuration's values reach every part of the model's constructor
-        raise InputError(f"{config}: describes no model that can be loaded: {_first_line(error)}") from None
-    problems = {key: "is missing" for key in info["missing_keys"]}
-    problems |= {key: f"is no weight of the model that {config.name} describes" for key in info["unexpected_keys"]}
-    for key, found, expected in info["mismatched_keys"]:
-        problems[key] = f"has shape {list(found)}, {config.name} says {list(expected)}"
-    if problems:
-        first = min(problems)
-        raise InputError(f"{weights}: {first}: {problems[first]}")
-    return model
+    return load_whole(folder, AutoModelForSeq2SeqLM)
 
 
 def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> PreTrainedModel:
@@ -118,7 +96,7 @@ def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> P
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {_first_line(error)}") from None
+        raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {first_line(error)}") from None
     if config.model_type != spec.type:
         raise InputError(f"{key}: {name}: is of type {config.model_type!r}, not {spec.type!r}")
     if spec.dropout is not None:
@@ -139,7 +117,7 @@ def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> P
                 use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa", output_loading_info=True
             )
     except Exception as error:  # the loader of a damaged file raises types of its own (SafetensorError, ...)
-        raise InputError(f"{key}: {name}: cannot be loaded: {_first_line(error)}") from None
+        raise InputError(f"{key}: {name}: cannot be loaded: {first_line(error)}") from None
     if info["missing_keys"]:
         raise InputError(f"{key}: {name}: lacks {min(info['missing_keys'])}")
     found: PreTrainedModel = model
@@ -155,7 +133,3 @@ def _labelled(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
 
 def _id(*found: Any) -> int:
     return next(int(number) for number in found if number is not None)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -24,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 import dtrain.models.nezha  # noqa: F401  the Auto classes then know it
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
+from dtrain.models.whole import first_line, load_whole
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.models import EncoderSpec
 
@@ -149,7 +149,7 @@ def encoder_from_config(config: dict[str, Any], *, pooler: bool = False) -> PreT
             known, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:  # its values reach every part of the model's constructor
-        raise ValueError(f"encoder: {_first_line(error)}") from None
+        raise ValueError(f"encoder: {first_line(error)}") from None
     return (model if pooler else _without_pooler(model)).train()
 
 
@@ -212,7 +212,7 @@ def _pretrained(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {_first_line(error)}") from None
+        raise InputError(f"{key}: {name!r} is neither a model folder nor a hub model: {first_line(error)}") from None
     if spec.dropout is not None:
         _set_dropout(config, spec.dropout, key)
     _check_room(config, name, key, vocabulary, max_length)
@@ -230,7 +230,7 @@ def _pretrained(
                 output_loading_info=True,
             )
     except Exception as error:  # the loader of a damaged file raises types of its own (SafetensorError, ...)
-        reason = _first_line(error)
+        reason = first_line(error)
         if "model.safetensors" in reason and isinstance(error, OSError):  # a hub model of older days
             reason += (
                 "; pickled weights, which can run code when they are opened, are not loaded: where it has a "
@@ -281,10 +281,6 @@ def _check_encoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> 
         raise InputError(f"{where}: {sorted(misfit)[0]} has another shape than config.json says")
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def classifier_types() -> list[str]:
     """Every `model_type` of config.json that transformers has a sequence classifier for."""
     # By name: to go through the classes themselves imports some 250 modules, half a second in every rank.
@@ -297,26 +293,4 @@ def load_classifier(folder: Path) -> PreTrainedModel:
     Raises:
         InputError: naming the file and the weight.
     """
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # to be named below, in one line
-                output_loading_info=True,
-            )
-    except SafetensorError as error:
-        raise InputError(f"{weights}: damaged: {error}") from None
-    except Exception as error:  # a configuration's values reach every part of the model's constructor
-        raise InputError(f"{config}: describes no model that can be loaded: {_first_line(error)}") from None
-    problems = {key: "is missing" for key in info["missing_keys"]}
-    problems |= {key: f"is no weight of the model that {config.name} describes" for key in info["unexpected_keys"]}
-    for key, found, expected in info["mismatched_keys"]:
-        problems[key] = f"has shape {list(found)}, {config.name} says {list(expected)}"
-    if problems:
-        first = min(problems)
-        raise InputError(f"{weights}: {first}: {problems[first]}")
-    return model
+    return load_whole(folder, AutoModelForSequenceClassification)
