@@ -4,8 +4,8 @@
     students   one process for each student that may train at the same time, as far as there are cores
     free       as many as its neighbours, since a launch of its own would cost seconds
 
-Ranks that train together send their gradients round and apply the optimizer once each: two ranks of one core made 2.25 steps
-a second of a BERT of 4 layers of 512 at 16 rows, one process with both cores 3.29. A store is filled by threads as well as by
+Ranks that train together send their gradients round and apply the optimizer once each: two ranks of one core made 2.26 steps
+a second of a BERT of 4 layers of 512 at 16 rows, one process with both cores 2.76. A store is filled by threads as well as by
 ranks, and threads share one copy of the teacher. What is computed does not depend on the number of processes;
 `tests/benchmarks/ranks_speed.py` measures what the choice is worth.
 """
@@ -16,8 +16,8 @@ import psutil
 
 from dtrain.recipe.schema import Recipe
 
-# A student's step takes 1 / threads**0.5 of the time of one thread: a cautious guess. A BiLSTM of 512 at 16 rows made 13.6
-# steps a second with two threads and 8.15 with one, beside another one; smaller models gain less.
+# A student's step takes 1 / threads**0.5 of the time of one thread: a cautious guess. Two BiLSTMs of 512 at 16 rows made 1.09
+# times the steps side by side that they made one at a time on both cores; smaller models gain less from threads (1.4, 1.8).
 THREADS_PAY = 0.5
 BYTES_OF_A_RANK = 2**30  # a process with torch and a student of usual size
 SHARDED = 2  # ranks, where a recipe asks for a model to be spread over ranks and says nothing else
