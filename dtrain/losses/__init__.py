@@ -8,6 +8,7 @@ from dtrain.losses.registry import coerce_parameters, find_loss, loss_names
 __all__ = ["coerce_parameters", "find_loss", "loss_names"]
 
 NO_LOSSES = {
+    "adversary",
     "min_norm",
     "objective",
     "ramp",

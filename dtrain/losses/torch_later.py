@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch as torch
     from torch.nn import functional as functional
 
+    from dtrain.losses import adversary as adversary
     from dtrain.losses import variational as variational
 else:
 
@@ -25,4 +26,5 @@ else:
             return getattr(importlib.import_module(self._name), name)
 
     torch, functional = _Later("torch"), _Later("torch.nn.functional")
-    variational = _Later("dtrain.losses.variational")  # modules of weights, whose classes torch makes
+    # modules of weights, whose classes torch makes
+    adversary, variational = _Later("dtrain.losses.adversary"), _Later("dtrain.losses.variational")
