@@ -15,7 +15,7 @@ from typing import Any
 from dtrain.data.corpus import parts_to_cut
 from dtrain.data.external import model_files, tokenizer_files
 from dtrain.data.files import resolve_path
-from dtrain.data.tokenizers import tasks_reading, tokenizer_name
+from dtrain.data.tokenizers import sides_reading, tasks_reading, tokenizer_name
 from dtrain.errors import EveryStudentFailed
 from dtrain.knowledge.format import damage
 from dtrain.log import say
@@ -24,6 +24,7 @@ from dtrain.pretraining.excluded import excluded_sources
 from dtrain.pretraining.plain_text import plain_text_of
 from dtrain.recipe.models import EncoderSpec, ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
+from dtrain.recipe.sides import side_of, vocabulary_of
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import DONE, RunFolder, drop_damaged, file_fingerprint, fingerprint, is_done, read_json
 from dtrain.stages import find_stage
@@ -32,7 +33,7 @@ from dtrain.tasks.rules import keys_of_others, rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 # Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
-_ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs"}
+_ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs", "reads"}
 _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
@@ -124,7 +125,14 @@ class Plan:
         return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
 
     def tokenizer(self, name: str) -> str:
-        """Encoded rows of one tokenizer: `students`, or a transformer's own by its member's name."""
+        """Encoded rows of one tokenizer, and side: `students`, or a transformer's own by its member's name."""
+        own, side = vocabulary_of(name), side_of(name)
+        if not side:
+            return self._encoded(own)
+        return fingerprint(self._encoded(own), side, sides_reading(self.recipe, name))
+
+    def _encoded(self, name: str) -> str:
+        """The rows as a tokenizer encodes them."""
         data = self.recipe.data
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
@@ -165,7 +173,7 @@ class Plan:
         if isinstance(member.model, ExternalSpec):
             files = model_files(resolve_path(member.model.folder))
             (of,) = self.of(member)
-            return fingerprint(kind, FORMAT, of.tokenizer(name), "given", self._contents(files))
+            return fingerprint(kind, FORMAT, of.tokenizer(tokenizer_name(member)), "given", self._contents(files))
         section = _section(member, "teachers")
         return self._trained(kind, member, section)
 
@@ -177,8 +185,9 @@ class Plan:
             return self.model("students", name)
         section = student.model_dump(mode="json", exclude=_NO_EFFECT | {"teachers", "phases", "metric"})
         section["phases"] = [phase.model_dump(mode="json") for phase in student.phases[: number + 1]]
-        if not student.keep_epochs:
-            del section["keep_epochs"]
+        for key in ("keep_epochs", "reads"):
+            if not section[key]:
+                del section[key]
         return self._trained("students", student, section)
 
     def _plain_text(self, student: Student) -> list[Any]:
@@ -308,7 +317,7 @@ class Plan:
 
     def needed_teachers(self) -> list[str]:
         """Teachers whose stored outputs some student learns from, in recipe order."""
-        used = {name for student in self.recipe.students for name in student.reads.stored}
+        used = {name for student in self.recipe.students for name in student.asks.stored}
         return [teacher.name for teacher in self.recipe.teachers if teacher.name in used]
 
     def stage_done(self, stage: str) -> bool:

@@ -60,6 +60,12 @@ class Case:
     stdin: str = ""
 
 
+# Rows with two sides, and who reads them.
+PARALLEL = "train: {path: train.jsonl, columns: {en: text}}, transfer: {path: {en: p.en, zh: p.zh}}"
+SIDES: dict[str, str | bytes] = {"train.jsonl": JSON, "p.en": "a good book\na bad book\n"}
+SIDED = "check RECIPE teachers.big.reads=en students.cnn.reads=zh"
+
+
 def stray_quotes() -> str:
     lines = [f"{row['text']},{row['label']}" for row in ROWS]
     lines[10], lines[15] = '"' + lines[10], lines[15].replace(",", '",')
@@ -98,6 +104,9 @@ CASES = [
         "task: multi_label, train: s.jsonl",
         {"s.jsonl": SETS.replace(', "new"', ', "sport"', 1)},
     ),
+    Case("two files of parallel text have different numbers of lines", PARALLEL, {**SIDES, "p.zh": "好书\n"}, SIDED),
+    Case("one side of a pair is empty", PARALLEL, {**SIDES, "p.zh": "好书\n\n"}, SIDED),
+    Case("a model reads a side that no row has", PARALLEL, {**SIDES, "p.zh": "好书\n坏书\n"}, SIDED.replace("=zh", "=zn")),
     Case("a class that does not exist has a weight", command="check RECIPE teachers.0.class_weights.sports=2"),
     Case("one tag belongs to another scheme", f"{TAGGING}.bio", {"train.bio": BIO + "李 B-PER\n四 E-PER\n\n"}, model=IDCNN),
     Case("one file is BIOES, another is BIO", f"{TAGGING}.bio, test: test.bio",

@@ -15,8 +15,6 @@ from dtrain.errors import InputError
 from dtrain.recipe.noisy import Noisy
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from dtrain.knowledge.reader import StoreReader
 
 
@@ -43,7 +41,7 @@ def noisy_rows(part: EncodedSplit, stores: Mapping[str, StoreReader], spec: Nois
     chosen = unlabelled[confident(torch.stack(distributions).mean(0), spec.confidence, spec.balance)]
     if not len(chosen):
         raise InputError(f"noisy.confidence: no transfer row reaches {spec.confidence:g}")
-    return _take(part, np.concatenate([np.flatnonzero(part.labels >= 0), chosen]))
+    return part.take(np.concatenate([np.flatnonzero(part.labels >= 0), chosen]))
 
 
 def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.ndarray:
@@ -62,23 +60,3 @@ def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.nd
     surest = kept[np.argsort(-largest[kept], kind="stable")]
     by_class = [rows for c in range(probabilities.shape[1]) if len(rows := surest[classes[surest] == c])]
     return np.sort(np.concatenate([np.resize(rows, -(-len(kept) // len(by_class))) for rows in by_class]))
-
-
-def _take(part: EncodedSplit, index: np.ndarray) -> EncodedSplit:
-    """The rows at `index`, which may come several times."""
-    lengths = part.lengths[index].astype(np.int64)
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    where = np.arange(offsets[-1]) + np.repeat(part.offsets[index] - offsets[:-1], lengths)
-
-    def load_rows() -> Dataset:
-        return part.rows().select(index)
-
-    return replace(
-        part,
-        ids=part.ids[index],
-        labels=part.labels[index],
-        tokens=part.tokens[where],
-        types=None if part.types is None else part.types[where],
-        offsets=offsets,
-        load_rows=load_rows,
-    )

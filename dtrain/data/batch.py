@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 ByName = dict[str, Tensor]
+KNOWN = "known"  # beside a teacher's outputs: which rows they are of, bool [B], where they are not of all
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,10 @@ from dtrain.data.encode import Encoder
 from dtrain.data.files import PARTS
 from dtrain.data.flat import FlatArray, flat_array, padded, pieces_of
 from dtrain.data.pieces import cut
+from dtrain.data.sides import FOLDER as SIDES
+from dtrain.data.sides import label_counts, parts_of
 from dtrain.errors import DtrainError
+from dtrain.recipe.sides import side_of
 from dtrain.runfolder import RunFolder, read_json
 
 
@@ -57,6 +60,7 @@ class EncodedSplit:
     known_prefix: np.ndarray | None = (
         None  # bool [N]: whether what teachers stored is of this very target; None: of each
     )
+    parallel: np.ndarray | None = None  # bool [N]: whether a row has further sides; None where rows have no sides
     # What follows is for tagging.
     tags: np.ndarray | FlatArray | None = (
         None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
@@ -151,6 +155,42 @@ class EncodedSplit:
             raise ValueError("these rows have no tags")
         return torch.from_numpy(padded(self.tags, self.tag_offsets[index], self.characters[index], -1))
 
+    def take(self, index: np.ndarray) -> EncodedSplit:
+        """The rows at `index` [M], which may come several times.
+
+        Raises:
+            ValueError: the rows are pieces of documents.
+        """
+        if self.tags is not None:
+            raise ValueError("pieces of documents follow each other")
+
+        def lists(values: Any, offsets: np.ndarray | None) -> tuple[Any, Any]:
+            if values is None or offsets is None:
+                return None, None
+            counts = np.diff(offsets)[index].astype(np.int64)
+            ends = np.concatenate([[0], counts.cumsum()])
+            return values[np.arange(ends[-1]) + np.repeat(offsets[index] - ends[:-1], counts)], ends
+
+        tokens, offsets = lists(self.tokens, self.offsets)
+        values, value_offsets = lists(self.values, self.value_offsets)
+        targets, target_offsets = lists(self.targets, self.target_offsets)
+        load_rows = self.load_rows  # not of `self`, whose arrays are let go
+        return replace(
+            self,
+            ids=self.ids[index],
+            labels=self.labels[index],
+            tokens=tokens,
+            types=lists(self.types, self.offsets)[0],
+            offsets=offsets,
+            load_rows=lambda: load_rows().select(index),
+            values=values,
+            value_offsets=value_offsets,
+            targets=targets,
+            target_offsets=target_offsets,
+            known_prefix=None if self.known_prefix is None else self.known_prefix[index],
+            parallel=None if self.parallel is None else self.parallel[index],
+        )
+
     def rows(self) -> Dataset:
         """The rows behind: id, key, text, (text_b, or tags,) label, ..., file, line; in the same order."""
         return self.load_rows()
@@ -200,6 +240,7 @@ class EncodedSplit:
             else np.concatenate(
                 [np.ones(len(p), dtype=bool) if p.known_prefix is None else p.known_prefix for p in parts]
             ),
+            parallel=joined("parallel"),
             tags=viewed("tags"),
             specials=first.specials,
             documents=joined("documents"),
@@ -246,6 +287,15 @@ class PreparedData:
     def parts(self) -> list[str]:
         return [part for part in PARTS if part in self.info["rows"]]
 
+    def parts_read(self, tokenizer: str) -> list[str]:
+        """The parts with rows that a tokenizer encodes: those with its side, where rows have several."""
+        own = parts_of(self.info, side_of(tokenizer))
+        return [part for part in self.parts if part in own]
+
+    def label_counts(self, tokenizer: str) -> dict[str, dict[str, int]]:
+        """Of the same rows those of each label, by part; without parts that have no labels."""
+        return label_counts(self.info, side_of(tokenizer))
+
     def tokenizer_path(self, name: str) -> Path:
         return self.folder / "tokenizers" / name
 
@@ -260,14 +310,23 @@ class PreparedData:
         """Of the tokenizer's own files, and of how texts are cut."""
         return self._encoding(tokenizer)["tokenizer"]
 
-    def rows(self, part: str) -> Dataset:
+    def rows(self, part: str, side: str = "") -> Dataset:
         """A part's rows: id, key, text, (text_b,) label, file, line; memory-mapped.
 
         For tagging also tags, document and start; text is a piece of a document, in the user's own characters.
+
+        Args:
+            side: which one is the text, where rows have several.
         """
-        if part not in self.parts:
-            raise DtrainError(f"{self.folder}: there is no part {part!r} (found: {', '.join(self.parts)})")
-        return load_from_disk(self.folder / "rows" / part)
+        found = [name for name in self.parts if name in parts_of(self.info, side)]
+        if part not in found:
+            with_side = f" with side {side!r}" if side else ""
+            raise DtrainError(f"{self.folder}: there is no part {part!r}{with_side} (found: {', '.join(found)})")
+        return load_from_disk(self.rows_path(side) / part)
+
+    def rows_path(self, side: str) -> Path:
+        """The folder of the parts whose rows have a side ("" where rows have none)."""
+        return self.folder / "rows" / SIDES / side if side else self.folder / "rows"
 
     def part(self, part: str, tokenizer: str) -> EncodedSplit:
         """The rows of a part as one tokenizer encodes them.
@@ -275,7 +334,7 @@ class PreparedData:
         Raises:
             DtrainError: where the part does not exist, or was encoded from other rows.
         """
-        rows = self.rows(part)
+        rows = self.rows(part, side_of(tokenizer))
         encoding = self._encoding(tokenizer)
         encoded = load_from_disk(self.folder / "encoded" / tokenizer / part)
         ids = _column(encoded, "id")
@@ -298,7 +357,7 @@ class PreparedData:
             types=_lists(encoded, "token_type_ids")[0] if typed else None,
             offsets=offsets,
             pad_id=encoding["pad_id"],
-            load_rows=lambda: self.rows(part),
+            load_rows=lambda: self.rows(part, side_of(tokenizer)),
             tokenizer=self.tokenizer_path(tokenizer),
             max_length=encoding["max_length"],
             frame=self._frame(tokenizer),
@@ -307,6 +366,7 @@ class PreparedData:
             targets=targets,
             target_offsets=target_offsets,
             start_id=encoding.get("start", 0),
+            parallel=_column(rows, "parallel") if "parallel" in rows.column_names else None,
             tags=tags,
             specials=specials,
             documents=_column(rows, "document") if tagged else None,

@@ -51,7 +51,7 @@ def answers_in_words(recipe: Recipe) -> list[str]:
     teachers = {teacher.name: teacher for teacher in recipe.teachers}
     said: dict[str, list[str]] = {}
     for student in recipe.students:
-        reads = student.reads
+        reads = student.asks
         for name, kinds in reads.online.items():
             stored = reads.stored.get(name, [])
             line = f"{' and '.join(kinds)} of {name} computed beside it"
@@ -66,7 +66,7 @@ def answers_in_words(recipe: Recipe) -> list[str]:
 def _is_shared(student: Student, teacher: str) -> bool:
     """Whether other students may share a teacher's work: not that on plain text, which is masked for each, nor of several tasks."""
     on_task = (training for training in student.trainings if training.rows != [CORPUS])
-    return student.tasks is None and any(teacher in training.reads.online for training in on_task)
+    return student.tasks is None and any(teacher in training.asks.online for training in on_task)
 
 
 def _cost(student: Architecture, teacher: Architecture, whose: str, recipe: Recipe) -> str:

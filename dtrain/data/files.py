@@ -7,9 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtrain.data.lines import UTF8
 from dtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from dtrain.recipe.sides import Layout
 
 PARTS = ("train", "valid", "test", "transfer")
 CORPUS, EXCLUDED = "sources", "exclude"  # text to pre-train on, and what may not be in it: keys of pretrain.corpus
@@ -33,6 +37,7 @@ class Source:
     encoding: str = UTF8
     delimiter: str = "auto"  # of tables; auto: by format
     quoting: str = "auto"  # of tables: quotes, none; auto: quotes for csv, none for tsv
+    layout: Layout | None = None  # where its rows have several sides, their columns
 
     @property
     def path(self) -> Path:
@@ -43,6 +48,8 @@ class Source:
         """Where its bytes are; a hub name has none."""
         if self.format == "hub":
             return []
+        if self.layout is not None and self.layout.beside:
+            return [resolve_path(name) for _, name in self.layout.beside]
         return sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
 
     @property
@@ -108,6 +115,17 @@ def matching_files(name: str, suffixes: Collection[str]) -> list[str]:
 def is_dataset(folder: Path) -> bool:
     """Whether `save_to_disk` of `datasets` wrote the folder."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_info.json", "dataset_dict.json"))
+
+
+def plain_file(name: str) -> Path:
+    """The path of a file with something in it, one of several that belong together line by line; else raises InputError."""
+    path = resolve_path(name)
+    if not path.is_file():
+        what = "is a folder, and files by side are read line by line" if path.is_dir() else "no such file"
+        raise InputError(f"{name}: {what}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{name}: the file is empty")
+    return path
 
 
 def existing_file(name: str, key: str) -> Path:

@@ -18,13 +18,17 @@ LAYOUT = {"columns", "header", "encoding", "delimiter", "quoting", "scheme"}
 WRITTEN = ("scheme", "span_end")  # of what was prepared: how answers are written like the files that were read
 
 
-def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any]) -> None:
+def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any], reads: str | None = None) -> None:
     """Write how texts are prepared, and how the files were laid out that the model learnt from.
 
     Args:
         section: the recipe's; info: of what was prepared from it (`data.json`).
+        reads: which side of a row the model reads, where rows have several.
     """
-    write_json(folder / FILE, _values(section, info))
+    if reads is None:
+        write_json(folder / FILE, _values(section, info))
+    else:
+        write_json(folder / FILE, {**_values(section.of_side(reads), info), "reads": reads})
 
 
 def write_preprocessing_of_tasks(folder: Path, tasks: Mapping[str, tuple[Data, Mapping[str, Any]]]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from dtrain.data.columns import (
+    JsonColumn,
     KeyColumn,
     LabelColumn,
     LabelSetColumn,
@@ -19,11 +21,14 @@ from dtrain.data.columns import (
     TextColumn,
     hashes,
 )
-from dtrain.data.files import TABLES, Source
+from dtrain.data.files import TABLES, Source, resolve_path
 from dtrain.data.ids import SeenIds, read_once_or_twice
-from dtrain.data.problems import Problems, RowError
+from dtrain.data.lines import numbered_lines
+from dtrain.data.problems import Problems, RowError, shown
 from dtrain.data.records import Record, Wanted, kind_of, missing_columns, read_records
+from dtrain.errors import suggest
 from dtrain.recipe.data import Data
+from dtrain.recipe.sides import Layout
 from dtrain.recipe.values import Column
 
 
@@ -42,6 +47,8 @@ class Rows:
     number: NumberColumn = field(default_factory=NumberColumn)  # regression only, else empty
     several: LabelSetColumn = field(default_factory=LabelSetColumn)  # multi_label only, else empty
     target: TargetColumn = field(default_factory=TargetColumn)  # seq2seq only, else empty
+    # Where a row has several sides, [text by side, whether they are parallel]; `text` is then the first of them.
+    sides: JsonColumn = field(default_factory=JsonColumn)
     key: KeyColumn = field(default_factory=KeyColumn)
 
     def __len__(self) -> int:
@@ -128,7 +135,8 @@ def read_rows(
         has_id = False
         for source in sources:
             rows = parts.setdefault(source.part, Rows())
-            reader = RecordReader(data, source, files.index(source.name), rows, seen, problems, target)
+            kind = RecordReader if source.layout is None else SidesReader
+            reader = kind(data, source, files.index(source.name), rows, seen, problems, target)
             reader.read()
             has_id |= bool(reader.has_id)
         if data.columns.id is not None and not has_id and not problems:
@@ -140,6 +148,9 @@ def read_rows(
 
 def check_columns(data: Data, source: Source, problems: Problems) -> None:
     """Numbers go with tables without a header, names with everything else."""
+    if source.layout is not None:
+        check_layout(source, source.layout, problems)
+        return
     if source.format == "lines":
         if data.columns.text_b is not None:
             problems.add(f"{source.key}: {source.name}: plain lines hold one text, and task 'pairs' needs two")
@@ -178,6 +189,7 @@ class RecordReader:
         self.problems = problems
         self.target = target
         columns = data.columns
+        self.header = data.header
         self.label_needed = source.part in target.needed
         self.label_allowed = source.part != "transfer"
         self.text, self.text_b, self.label, self.id = columns.text, columns.text_b, columns.label, columns.id
@@ -185,16 +197,21 @@ class RecordReader:
 
     def read(self) -> None:
         before = len(self.rows)
-        needed = [self.text, self.text_b] + [self.label] * (self.source.part in ("train", "valid"))
+        needed = [*self.wanted, *[self.label] * (self.source.part in ("train", "valid"))]
         labels = self.data.labels if isinstance(self.data.labels, list) else ()
         wanted = Wanted([column for column in needed if column is not None], self.label, labels)
-        for line, record in read_records(self.source, self.data.header, self.text, self.problems, wanted):
+        for line, record in read_records(self.source, self.header, self.text, self.problems, wanted):
             try:
                 self.add(line, record)
             except ValueError as error:
                 self.problems.add_row(self.source.name, line, error)
         if len(self.rows) == before and not self.problems:
             self.problems.add(f"{self.source.key}: {self.source.name}: holds no rows")
+
+    @property
+    def wanted(self) -> list[Column | None]:
+        """The columns of its texts."""
+        return [self.text, self.text_b]
 
     def add(self, line: int, record: Record) -> None:
         """Append one record as a row; raises ValueError, in the user's words, where it is none."""
@@ -249,3 +266,131 @@ def text_of(record: Record, column: Column) -> str:
             # JSON can spell half of a surrogate pair; no tokenizer or Arrow column takes it.
             raise RowError(f"{column!r} holds half a character", f" (\\u{ord(value[error.start]):04x})") from None
     return value
+
+
+# --- several sides of a row ----------------------------------------------------------------------------
+
+
+def check_layout(source: Source, layout: Layout, problems: Problems) -> None:
+    """The same of a file whose rows have several sides."""
+    if source.format == "lines":
+        if len(layout.columns) > 1 and not layout.beside:
+            sides = " and ".join(side for side, _ in layout.columns)
+            problems.add(
+                f"{source.key}: {source.name}: plain lines hold one text, and here {sides} are looked for: write "
+                "{path: FILE, columns: {SIDE: 0}}, or a file for each side"
+            )
+        return
+    table = source.format in TABLES
+    for side, column in layout.columns:
+        if table and isinstance(column, int) == layout.header:
+            found = (
+                f"column {column} of side {side!r} is a number, but the file has a header: give names, or set data.header: false"
+                if layout.header
+                else f"column {column!r} of side {side!r} is a name, but data.header is false: give numbers from 0 as "
+                f"{{path: {source.name}, columns: {{{side}: 0}}}}"
+            )
+            problems.add(f"{source.key}: {source.name}: {found}")
+        elif not table and isinstance(column, int):
+            problems.add(
+                f"{source.key}: {source.name}: column {column} of side {side!r} is a number, but the columns of this file have "
+                "names: give a name"
+            )
+
+
+class SidesReader(RecordReader):
+    """Reads one source whose rows have one side or several."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        assert self.source.layout is not None
+        self.layout = self.source.layout
+        self.label, self.id, self.header = self.layout.label, self.layout.id, self.layout.header
+
+    def read(self) -> None:
+        """As the base class; of files side by side, line by line."""
+        if not self.layout.beside:
+            if self.source.format == "lines" or self.layout.whole:
+                super().read()
+            else:
+                self._read_what_there_is()
+            return
+        before = len(self.rows)
+        if self.label_needed:
+            self.problems.add(
+                f"{self.source.key}: {self.source.name}: plain lines hold no labels; files by side are for data.transfer"
+            )
+            return
+        names = dict(self.layout.beside)
+        sides = [
+            numbered_lines(resolve_path(name), name, self.problems, self.source.encoding, self.source.encoding_key)
+            for name in names.values()
+        ]
+        lengths = dict.fromkeys(names, 0)
+        for number, lines in enumerate(zip_longest(*sides), start=1):
+            lengths |= {side: number for side, found in zip(names, lines, strict=True) if found is not None}
+            if None in lines:
+                continue
+            texts = {side: line[1] for side, line in zip(names, lines, strict=True)}
+            empty = [side for side, text in texts.items() if not text.strip()]
+            for side in empty:
+                self.problems.add_row(names[side], number, RowError("is empty", EMPTY))
+            if not empty:
+                self._append(texts, True, None, None, number)
+        if len(set(lengths.values())) > 1 and not self.problems:
+            counts = ", and ".join(f"{names[side]} has {count:,}" for side, count in lengths.items())
+            self.problems.add(f"{self.source.key}: unequal numbers of lines: {counts}: line by line they are one row")
+        elif len(self.rows) == before and not self.problems:
+            self.problems.add(f"{self.source.key}: {self.source.name}: holds no rows")
+
+    @property
+    def wanted(self) -> list[Column | None]:
+        return [column for _, column in self.layout.columns] if self.layout.whole else []
+
+    def _read_what_there_is(self) -> None:
+        """A file in which rows have the sides whose columns it has: told once, where it has none of them."""
+        known = [column for _, column in self.layout.columns]
+        records = read_records(self.source, self.header, known[0], Problems())
+        first = next((record for _, record in records), None)
+        if first is not None and self.source.format != "jsonl" and not any(column in first for column in known):
+            self.problems.add(f"{self.source.name}:1: {_no_side(self.layout, self.source, first)}")
+            return
+        super().read()
+
+    def add(self, line: int, record: Record) -> None:
+        """As the base class."""
+        if self.source.format == "lines":
+            ((side, _),) = self.layout.columns
+            texts, columns = {side: record[self.text]}, 1
+        else:
+            there = {
+                side: column
+                for side, column in self.layout.columns
+                if self.layout.whole or record.get(column) is not None
+            }
+            if not there:
+                raise _no_side(self.layout, self.source, record)
+            texts, columns = {side: text_of(record, column) for side, column in there.items()}, len(set(there.values()))
+            for side, text in texts.items():
+                if not text.strip():
+                    raise RowError(f"side {side!r} is empty", EMPTY)
+        target = self._target(record) if self.label_allowed else None
+        self._append(texts, columns > 1, target, self.key_of(line, record) if self.id is not None else None, line)
+
+    def _append(self, texts: dict[str, str], parallel: bool, target: Any, key: str | None, line: int) -> None:
+        first = next(iter(texts.values()))
+        self.rows.append(first, key, self.number, line, **{self.target.name: target}, sides=[texts, parallel])
+
+
+EMPTY = (
+    ": both sides of a pair need words; a row of one side alone stands in a file, or a JSON object, without the other"
+)
+
+
+def _no_side(layout: Layout, source: Source, record: Record) -> RowError:
+    known = [column for _, column in layout.columns]
+    words = [str(column) for column in record]
+    near = suggest(str(known[0]), words, 0.5)
+    side = layout.columns[0][0]
+    remedy = f"; say what it holds: {{path: {source.name}, columns: {{{side}: COLUMN}}}}"
+    return RowError(f"has none of the columns {', '.join(map(repr, known))}", f"{near} (found: {shown(words)}){remedy}")

@@ -9,9 +9,11 @@ from typing import Any
 
 from dtrain.data.corpus import Corpus
 from dtrain.data.problems import shown
+from dtrain.data.sides import side_counts, sides_in_words
 from dtrain.data.tokenizers import STUDENTS, tokenizer_specs
 from dtrain.errors import counted
 from dtrain.recipe.schema import Recipe
+from dtrain.recipe.sides import side_of, vocabulary_of
 from dtrain.tasks.rules import rules_of
 
 UNKNOWN = 0.05  # share of unknown tokens from which on it is told
@@ -20,14 +22,19 @@ MOST_FILES = 5  # of a part, that are named
 PIECE = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
 
 
-def info_of(corpus: Corpus) -> dict[str, Any]:
-    """The entries of `data.json` that tell of rows which are not prepared yet."""
+def info_of(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
+    """The entries of `data.json` that tell of rows which are not prepared yet.
+
+    Args:
+        sides: names of those that rows have, if they have several.
+    """
     return {
         "rows": corpus.counts,
         "labels": corpus.labels,
         **({"types": corpus.types, "scheme": corpus.scheme} if corpus.types else {}),
         **({"numbers": corpus.spread} if corpus.spread else {}),
         "label_counts": corpus.label_counts,
+        **(side_counts(corpus, sides) if sides else {}),
         "remarks": corpus.remarks,
         "empty_texts": {
             part: sum(not text.strip() for text in chain(rows.text, rows.text_b)) for part, rows in corpus.parts.items()
@@ -53,6 +60,7 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
             not labelled
         )
         lines.append(f"{part:8}  {count:>{width},} {unit}  {', '.join(filter(None, sources))}")
+    lines += sides_in_words(info, recipe)
     if "numbers" in info:
         return [*lines, numbers_in_words(info["numbers"])]
     if rules_of(recipe.data.task).writes:
@@ -121,17 +129,21 @@ def estimated_cuts(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
     unit = recipe.data.vocabulary.unit
     cuts = {}
     for name in tokenizer_specs(recipe):
-        frame = int(pairs) if name == STUDENTS else 2 + pairs
+        own = vocabulary_of(name)
+        frame = int(pairs) if own == STUDENTS else 2 + pairs
         cuts[name] = sum(
-            frame + sum(_tokens(text, unit if name == STUDENTS else None) for text in row) > limit
-            for row in _texts(corpus)
+            frame + sum(_tokens(text, unit if own == STUDENTS else None) for text in row) > limit
+            for row in _texts(corpus, side_of(name))
             if frame + sum(map(len, row)) > limit
         )
     return cuts
 
 
-def _texts(corpus: Corpus) -> Iterator[tuple[str, ...]]:
+def _texts(corpus: Corpus, side: str) -> Iterator[tuple[str, ...]]:
     for rows in corpus.parts.values():
+        if side:
+            yield from ((texts[side],) for texts, _ in rows.sides if side in texts)
+            continue
         yield from zip(rows.text, rows.text_b, strict=True) if rows.text_b else ((text,) for text in rows.text)
 
 

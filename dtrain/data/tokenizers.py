@@ -14,6 +14,7 @@ from dtrain.data.problems import Problems
 from dtrain.errors import InputError
 from dtrain.recipe.models import EncoderSpec, ExternalSpec, encoder_of
 from dtrain.recipe.schema import Recipe
+from dtrain.recipe.sides import side_of, vocabulary_of
 from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import OF_STUDENTS
 
@@ -44,14 +45,14 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | No
     borrowed: dict[str, None] = {}
     teachers: list[tuple[str, Teacher | Student]] = [(f"teachers.{i}", t) for i, t in enumerate(recipe.teachers)]
     for key, member in teachers + [(f"students.{i}", s) for i, s in enumerate(recipe.students)]:
-        name = tokenizer_name(member)
+        name, own = tokenizer_name(member), member.vocabulary
         spec = _own_tokenizer(member)
         if isinstance(spec, EncoderSpec) and spec.tokenizer:
             borrowed[name] = None  # the other member's section says what it is
-        elif spec is not None and name == STUDENTS:
-            problems.add(f"{key}.name: {name!r} is what the students' tokenizer is called; choose another name")
+        elif spec is not None and own == STUDENTS:
+            problems.add(f"{key}.name: {own!r} is what the students' tokenizer is called; choose another name")
         elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):
-            problems.add(f"{key}.name: {name!r} is also a teacher, with another tokenizer; choose another name")
+            problems.add(f"{key}.name: {own!r} is also a teacher, with another tokenizer; choose another name")
         else:
             specs.setdefault(name, spec)
     problems.raise_if_any()
@@ -59,7 +60,7 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | No
     members: list[Teacher | Student] = [*whole.students, *whole.teachers]
     owners = {member.name: member for member in members}
     for name in borrowed:
-        specs.setdefault(name, _own_tokenizer(owners[name]))
+        specs.setdefault(name, _own_tokenizer(owners[vocabulary_of(name)]))
     return specs
 
 
@@ -88,9 +89,23 @@ def tasks_reading(recipe: Recipe, name: str) -> list[str]:
     """
     whole = recipe.whole
     members: list[Teacher | Student] = [*whole.teachers, *whole.students]
-    readers = [] if name == STUDENTS else [member for member in members if tokenizer_name(member) == name]
+    own = vocabulary_of(name)
+    readers = [] if own == STUDENTS else [member for member in members if member.vocabulary == own]
     tasks = {task for member in readers for task in whole.tasks_of(member)}
     return [task for task in whole.task_names if task in tasks] or [recipe.task]
+
+
+def sides_reading(recipe: Recipe, name: str) -> list[str]:
+    """The sides of rows whose text the vocabulary of a tokenizer is counted on: of all that read with it.
+
+    Students without a tokenizer of their own share one for each side.
+    """
+    own, side = vocabulary_of(name), side_of(name)
+    if own == STUDENTS or not side:
+        return [side]
+    members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
+    read = {member.reads for member in members if member.vocabulary == own}
+    return [each for each in recipe.data.sides if each in read]
 
 
 def read_vocabulary(name: str, key: str) -> list[str]:

@@ -54,6 +54,11 @@ class StoreReader:
         return self.manifest.rows
 
     @property
+    def first_id(self) -> np.ndarray:
+        """The id of its first row, int64 [1]."""
+        return self._run_id[:1]
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         return self.manifest.output_names
 
@@ -136,15 +141,22 @@ class StoreReader:
         if name not in self._columns:
             raise StoreError(f"{self.path}: holds {', '.join(self.outputs)}, not {name}: see knowledge.outputs")
 
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """Which of the rows `ids` [B] are in the store, bool [B]."""
+        return self._places(ids)[1]
+
     def _rows(self, ids: np.ndarray) -> np.ndarray:
         """The rows of `ids`, counted over the whole store."""
+        rows, known = self._places(ids)
+        if not known.all():
+            raise StoreError(f"{self.path}: no row with id {np.asarray(ids)[~known][0]}")
+        return rows
+
+    def _places(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = np.asarray(ids, dtype=np.int64)
         run = np.searchsorted(self._run_id, ids, side="right") - 1
         rows = self._run_row[run] + (ids - self._run_id[run])
-        unknown = (run < 0) | (rows >= self._run_end[run])
-        if unknown.any():
-            raise StoreError(f"{self.path}: no row with id {ids[unknown][0]}")
-        return rows
+        return rows, (run >= 0) & (rows < self._run_end[run])
 
     def _take(self, rows: np.ndarray, name: str) -> np.ndarray:
         # Random rows of a large store are spread thin over its shards: a slice a row (0.2 us) beats

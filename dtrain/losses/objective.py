@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dtrain.data.batch import KNOWN
 from dtrain.errors import InputError
 from dtrain.knowledge.kinds import at_layer, is_inside, layer_of
 from dtrain.losses import weighting
@@ -199,6 +200,8 @@ class LossSum(nn.Module):
             if term.loss.inside:  # means over a row's tokens, as much of the global mean as the row is
                 values = values * units
             valid = labelled if term.loss.hard else torch.ones_like(labelled)
+            for known_rows in self._known(term, teachers):
+                valid = valid & known_rows
             term_sum = torch.where(valid, values, 0.0).sum()
             sums[term.name], counts[term.name] = term_sum.detach(), torch.where(valid, units, 0).sum()
             weight = term.weight_at(progress)
@@ -209,6 +212,14 @@ class LossSum(nn.Module):
                 own = self.stateful[_module_name(term)].parameters()
                 total = total + 0.0 * sum(parameter.sum() for parameter in own)
         return total, sums, counts
+
+    @staticmethod
+    def _known(term: Term, teachers: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:
+        """Of each of a term's teachers that has not seen all rows, those that it has, bool [B]: it may read another side."""
+        if term.loss.teacher_output is None:
+            return []
+        read = (teachers.get(name, {}) for name in term.teachers_among(teachers))
+        return [outputs[KNOWN] for outputs in read if KNOWN in outputs]
 
     def _values(
         self,

@@ -161,7 +161,7 @@ def _store(recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
     for view in recipe.views():
         outputs = view.knowledge.outputs or ["logits"]
         size = 4 if view.knowledge.dtype == "float32" else 2
-        read = {name for student in view.students for name in student.reads.stored}
+        read = {name for student in view.students for name in student.asks.stored}
         number = rules_of(view.data.task).logits == "number"
         for member in members_of(view, "teachers"):
             if view.students and member.spec.name not in read:
@@ -198,7 +198,7 @@ def _students(recipe: Recipe, gpus: Gpus) -> list[str]:
         each = member.activations(member.spec.activation_checkpointing)
         how: dict[str, Any] = {"ranks": 1, "optimizer": member.spec.optimizer.type, "precision": member.precision}
         one = memory("ddp", member.shape, each.of(member.micro_batch(1)), **how)
-        online = [name for name in member.spec.reads.online if name in teachers]
+        online = [name for name in member.spec.asks.online if name in teachers]
         ranks = gpus.ranks if recipe.knowledge.sharded else 1
         taken = sum(_answering(teachers[name]) for name in online) / ranks
         beside = max(0, int((room(gpus.memory) - taken) / one.peak))

@@ -54,7 +54,7 @@ def plain_text_of(recipe: Recipe, student: Student) -> PlainText | None:
         return None
     phases = [Phase(max_length=length) for length in lengths]
     own = recipe.pretrain
-    (reader,) = (m for m in (*recipe.teachers, *recipe.students) if m.name == student.tokenizer)
+    (reader,) = (m for m in (*recipe.teachers, *recipe.students) if m.name == student.vocabulary)
     encoder = reader.model.transformer
     shared = recipe.corpus is None and encoder is not None and encoder.pretrained == PRETRAIN
     if shared and own is not None:

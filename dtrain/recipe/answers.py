@@ -147,7 +147,11 @@ def unlike_layers(loss: LossSpec, own: EncoderShape | None, theirs: EncoderShape
 def _check_online(student: Student, teacher: TrainSpec, context: Context, report: Reporter) -> None:
     if student.tokenizer != teacher.tokenizer:
         encoder = student.model.transformer
-        if encoder is None:
+        if student.reads != teacher.reads:
+            remedy = (
+                f"it reads {student.reads}, and its teacher {teacher.reads}: stored outputs alone join them, by row"
+            )
+        elif encoder is None:
             remedy = "take away `answers`, and its stored outputs are read"
         elif encoder.pretrained:
             remedy = "a pretrained model brings its own; one from scratch can read its teacher's"

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dtrain.errors import InputError
+from dtrain.recipe.sides import FileEntry, Files, Layout, TextColumn, check_side, numbered
 from dtrain.recipe.values import Closed, Column, FilePath, Paths, Probability, Share, TextEncoding
 from dtrain.tasks.rules import keys_of_others, rules_of, task_names
 
@@ -41,7 +42,9 @@ TaskName = Annotated[str, AfterValidator(_a_task)]
 class Columns(Closed):
     """Where a row's parts are: names (JSON keys, header names) or numbers from 0 (no header)."""
 
-    text: Column = "text"  # column of the text
+    # column of the text; where a row has several sides, of which each member `reads` one, the column of each by its name,
+    # as {en: english, zh: chinese}
+    text: TextColumn = "text"
     # column of the second text: for task pairs; for regression and multi_label where a row is a pair
     text_b: Column | None = None
     # column of the label; for regression of the number, for multi_label of the labels, for tagging in JSON lines of the
@@ -50,13 +53,23 @@ class Columns(Closed):
     id: Column | None = None  # column of your own row ids; null: rows are known by file and line
     # whether a span's last character is at its end (inclusive) or before it
     span_end: Literal["auto", "inclusive", "exclusive"] = "auto"
-    source: Column | None = None  # for seq2seq: column of the text that is read; default: source
+    # for seq2seq: column of the text that is read, of several sides by name, as `text` has it; default: source
+    source: TextColumn | None = None
     target: Column | None = None  # for seq2seq: column of the text that is written; default: target
+    _sides: dict[str, Column] = PrivateAttr({})  # by name, where a row has several, and the key that said so
+    _sides_key: str = PrivateAttr("text")
+
+    @property
+    def sides(self) -> dict[str, Column]:
+        """The column of each side; empty where a row has one text."""
+        return self._sides
 
     @model_serializer(mode="wrap")
     def without_sides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where a row has no sides, the section is what it was before there were any, and so are its fingerprints."""
         values: dict[str, Any] = handler(self)
+        if self._sides:
+            values[self._sides_key] = dict(self._sides)
         return {key: value for key, value in values.items() if value is not None or key not in ("source", "target")}
 
     def with_sides(self) -> Columns:
@@ -82,7 +95,17 @@ class Columns(Closed):
 
     @model_validator(mode="after")
     def one_role_each(self) -> Columns:
-        given = [column for column in (self.text, self.text_b, self.label, self.id) if column is not None]
+        found: list[Any] = []  # what stands in the place of a text's column, by side
+        for key, plain in (("source", None), ("text", "text")):
+            value: Any = getattr(self, key)
+            if isinstance(value, dict):
+                for name in value:
+                    check_side(name)
+                self._sides, self._sides_key = value, key
+                found += dict.fromkeys(value.values())  # several sides may be the same column
+                setattr(self, key, plain)
+        text = [] if found else [self.text]
+        given = [column for column in (*found, *text, self.text_b, self.label, self.id) if column is not None]
         twice = [column for column in given if given.count(column) > 1]
         if twice:
             raise ValueError(f"column {twice[0]!r} is given two roles")
@@ -168,14 +191,17 @@ class Data(Closed):
     """Where the rows are, and what is done to their texts."""
 
     _key: str = PrivateAttr(DATA)
+    _given: dict[str, list[str | FileEntry]] = PrivateAttr({})  # of parts with entries in place of paths
     # classification: classes of texts; pairs: classes of pairs of texts; regression: numbers of texts or pairs;
     # multi_label: any number of labels of texts or pairs; tagging: entities in texts; seq2seq: a text for each text, as its
     # translation
     task: TaskName = "classification"
-    train: Paths  # labelled files: one path or several, patterns and folders too
-    valid: Paths = []  # labelled files that choose each model's best evaluation; left out: cut from train
-    test: Paths = []  # labelled files that are scored once, for the report
-    transfer: Paths = []  # unlabelled files for students to learn the teachers' outputs on
+    # labelled files: one path or several, patterns and folders too; where a row has several sides, entries with columns of
+    # their own in place of paths, as {path: pairs.tsv, columns: {en: 0, zh: 1}}
+    train: Files
+    valid: Files = []  # labelled files that choose each model's best evaluation; left out: cut from train
+    test: Files = []  # labelled files that are scored once, for the report
+    transfer: Files = []  # unlabelled files for students to learn the teachers' outputs on
     augment: Augment | None = None  # synthetic transfer rows, made from training rows; left out: none
     # how the files are read; auto: by their suffix
     format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset", "conll"] = "auto"
@@ -214,7 +240,16 @@ class Data(Closed):
     @field_validator("train", "valid", "test", "transfer", mode="before")
     @classmethod
     def one_or_many(cls, value: Any) -> Any:
-        return [] if value is None else [value] if isinstance(value, str) else value
+        return [] if value is None else [value] if isinstance(value, str | dict | FileEntry) else value
+
+    @model_serializer(mode="wrap")
+    def with_entries(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Entries stand where they were given; without any, the section is what it was before there were some."""
+        values: dict[str, Any] = handler(self)
+        for part, given in self._given.items():
+            if part in values:
+                values[part] = [each if isinstance(each, str) else each.model_dump(mode="json") for each in given]
+        return values
 
     @field_validator("labels")
     @classmethod
@@ -236,6 +271,9 @@ class Data(Closed):
         if not self.train:
             raise ValueError("train: no file given")
         rules = rules_of(self.task)
+        self._take_entries()
+        for key, why in self._without_sides().items() if self.sides else ():
+            raise ValueError(f"{key}: {why}")
         if rules.two_texts and self.columns.text_b is None:
             raise ValueError(f"columns.text_b: must name the second text for task {self.task!r}")
         if rules.two_texts is False and self.columns.text_b is not None:
@@ -273,9 +311,86 @@ class Data(Closed):
 
     def __eq__(self, other: object) -> bool:
         """Where it stands is no part of a section."""
-        return isinstance(other, Data) and self.__dict__ == other.__dict__
+        return isinstance(other, Data) and self.__dict__ == other.__dict__ and self._given == other._given
 
     __hash__ = None  # type: ignore[assignment]
+
+    # --- several sides of a row --------------------------------------------------------------------------
+
+    def _take_entries(self) -> None:
+        """Put the paths of entries in their places; what they say of them is kept beside."""
+        for part in ("train", "valid", "transfer", "test"):  # so that what is learnt from names the sides first
+            given: list[Any] = getattr(self, part)
+            if any(isinstance(each, FileEntry) for each in given):
+                self._given = {**self._given, part: list(given)}
+                setattr(self, part, [p for each in given for p in ([each] if isinstance(each, str) else each.paths)])
+
+    def _without_sides(self) -> dict[str, str]:
+        """Keys that are not for rows of several sides, and why."""
+        rules = rules_of(self.task)
+        found = {}
+        if rules.tags or rules.two_texts:
+            found["columns.text"] = f"task {self.task!r} reads one text or pair a row, not several sides"
+        if self.columns.text_b is not None:
+            found["columns.text_b"] = "not together with several sides of a row"
+        for key in ("augment", "targets"):
+            if getattr(self, key) is not None:
+                found[key] = "not together with several sides of a row"
+        for part, given in self._given.items():
+            for number, each in enumerate(given):
+                strange = "label" if rules.writes else "target"
+                if isinstance(each, FileEntry) and strange in each.columns:
+                    found[f"{part}.{number}.columns"] = f"{strange!r} is not for task {self.task!r}"
+        return found
+
+    @property
+    def sides(self) -> list[str]:
+        """Names of the sides of which a row has one or several; none where a row is one text, or one pair of them."""
+        entries = [each for given in self._given.values() for each in given if isinstance(each, FileEntry)]
+        return list(dict.fromkeys([*self.columns.sides, *(side for entry in entries for side in entry.sides)]))
+
+    def entry(self, part: str, path: str) -> FileEntry | None:
+        """The entry that a path of a part stands for, if it is one."""
+        for each in self._given.get(part, ()):
+            if isinstance(each, FileEntry) and path in each.paths:
+                return each
+        return None
+
+    def layout(self, part: str, path: str) -> Layout | None:
+        """Where a path's rows have their sides; None where they have none."""
+        if not self.sides:
+            return None
+        entry = self.entry(part, path)
+        if entry is None:
+            columns = {side: self.columns.sides.get(side, side) for side in self.sides}
+            return Layout(tuple(columns.items()), False, self.header, self.columns.label, self.columns.id)
+        own = entry.columns
+        label: Column | None = own.get("target") if rules_of(self.task).writes else own.get("label")
+        return Layout(
+            columns=tuple((side, own.get(side, side)) for side in entry.sides),
+            whole=True,
+            header=not numbered(own),
+            label=self.columns.label if label is None else label,
+            id=own.get("id", self.columns.id),
+            beside=tuple(entry.path.items()) if isinstance(entry.path, dict) else (),
+        )
+
+    def of_side(self, side: str) -> Data:
+        """The section as whoever reads one side alone needs it for files of their own: that side is the text.
+
+        Its column is that of the first file with the side, of test, valid, train, transfer; if possible a name.
+        """
+        known: list[Column] = [self.columns.sides[side]] if side in self.columns.sides else []
+        for part in ("test", "valid", "train", "transfer"):
+            for each in self._given.get(part, getattr(self, part)):
+                columns = each.columns if isinstance(each, FileEntry) else {side: side}
+                known += [columns[side]] if side in columns else []
+        column = next((found for found in known if isinstance(found, str)), known[0] if known else side)
+        alone = self.columns.model_copy(update={"text": column})
+        alone._sides = {}
+        found = self.model_copy(update={"columns": alone, "header": not isinstance(column, int)})
+        found._given = {}
+        return found
 
     @property
     def key(self) -> str:

@@ -34,7 +34,7 @@ def _without_echoes(error: ValidationError, values: Any) -> Iterator[dict[str, A
 
 _TAGS = {  # what pydantic calls the alternatives of unions
     *("int", "str", "float", "list", "list[str]", "constrained-int", "constrained-str"),
-    *("WeightSchedule", "Range", "Temperature", "word", "Terms", "by task"),
+    *("WeightSchedule", "Range", "Temperature", "word", "Terms", "by task", "FileEntry", "column", "sides"),
 }
 
 

@@ -88,7 +88,7 @@ def check_init(encoder: EncoderSpec, init: InitSpec, tokenizer: str, context: Co
     inner = teacher.model.transformer
     if inner is None and not teacher.given:
         report("init.from", f"{init.source} is a {teacher.model.type}, which has no layers to copy")
-    elif encoder.tokenizer is None or tokenizer != teacher.tokenizer:
+    elif encoder.tokenizer is None or tokenizer != teacher.vocabulary:
         own = teacher.named_tokenizer
         report("tokenizer", f"init copies embeddings of the tokens of {init.source}: write tokenizer: {own}")
     elif inner is not None and not inner.pretrained and (problem := init.unlike(encoder.config(), inner.config())):

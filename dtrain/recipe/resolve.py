@@ -9,6 +9,7 @@ from dtrain.recipe.peers import check_peers
 from dtrain.recipe.points import check_kept
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.several import check_alike
+from dtrain.recipe.sides import check_reads
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.rules import rules_of
@@ -34,6 +35,13 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
     members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
     for member, of_member in zip(members, [*reports[0], *reports[1]], strict=True):
         member.check_task(list(recipe.tasks or ()), of_member)
+    data = recipe.data if recipe.tasks is None else next(iter(recipe.tasks.values()))
+    sections = list((recipe.tasks or {"": recipe.data}).values())
+    if len(sections) > 1 and any(section.sides for section in sections):
+        report("tasks", "rows with several sides are for a recipe of one task")
+    if data.sides and recipe.knowledge_points is not None:
+        report("knowledge_points", "is not for rows with several sides")
+    check_reads(data.sides, data.key, zip(members, [*reports[0], *reports[1]], strict=True), report)
     if report.problems:
         return
     contexts = {name: _context(recipe, name, pretrained) for name in recipe.task_names}

@@ -41,10 +41,10 @@ def check_tokens(student: Student, losses: Iterable[LossSpec], context: Context,
         of_loss = report.at("losses", number, told=loss.type)
         for name in loss.teachers or []:
             teacher = context.teachers[name]
-            if teacher.tokenizer != student.tokenizer:
+            if teacher.vocabulary != student.vocabulary:
                 of_loss(
                     "teachers",
-                    f"compares token by token, and {name} writes other tokens; write model.tokenizer: {teacher.tokenizer}",
+                    f"compares token by token, and {name} writes other tokens; write model.tokenizer: {teacher.vocabulary}",
                 )
         if all_taught(student):
             rows = ", ".join(student.rows or [])

@@ -21,6 +21,7 @@ from dtrain.errors import suggest
 from dtrain.losses.class_weights import ClassWeights
 from dtrain.recipe.adversarial import AdversarialSpec
 from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
+from dtrain.recipe.beside_labels import ToleranceSpec
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.initial import InitSpec, check_init
 from dtrain.recipe.losses import LossSpec, choose_teachers, default_losses
@@ -33,6 +34,7 @@ from dtrain.recipe.several import Baseline, Mixing, TermsOf, check_keys, resolve
 from dtrain.recipe.taught import all_taught, check_rows, check_tokens
 from dtrain.recipe.terms import check_widths, weightless
 from dtrain.recipe.values import (
+    AT,
     OF_STUDENTS,
     PATTERN,
     TAUGHT,
@@ -53,6 +55,8 @@ class TrainSpec(Closed):
     model: ModelSpec  # the kind of model, by its `type`, and its shape
     # which of `tasks` it is for; may be left out where there is one
     task: str | None = None
+    # which side of a row it reads, by its name in data.columns.text or in the columns of a file; only where rows have several
+    reads: str | None = None
     # seed of first weights, dropout and order of rows; default: the recipe's
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     epochs: PositiveInt = 3  # passes over the rows
@@ -98,8 +102,14 @@ class TrainSpec(Closed):
         """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one.
 
         Transformers of a task that are given the same one, by a pretrained model or a vocabulary file, read with that of
-        the first. A student of several tasks answers for the first of them; ask its `parts` for others.
+        the first. A student of several tasks answers for the first of them; ask its `parts` for others. Where rows have
+        several sides, the one that is read is behind the name: rows are encoded once for each tokenizer and side.
         """
+        return self.vocabulary if self.reads is None else f"{self.vocabulary}{AT}{self.reads}"
+
+    @property
+    def vocabulary(self) -> str:
+        """The same without the side: members with the same one read the same tokens, of the same or of different texts."""
         return self._same or self.named_tokenizer
 
     @property
@@ -208,13 +218,6 @@ class TrainSpec(Closed):
         report("init", "is for students: teachers are trained one after another, in no order of their own")
 
 
-class ToleranceSpec(Closed):
-    """A teacher that does not put all of its belief into one class (`top_gap`, Yang et al. AAAI 2019)."""
-
-    weight: Positive = 0.1  # weight of the gap between the largest logit and the mean of the next k - 1
-    k: Annotated[int, Field(ge=2)] = 5  # logits that are looked at
-
-
 def _unless_given(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     """A recipe cannot say `given`: only `from` makes one."""
     return value if isinstance(value, ExternalSpec) else validate(value)
@@ -224,7 +227,7 @@ class Teacher(TrainSpec):
     """A model trained on the labels, or taken as it is from a folder; its outputs become the knowledge."""
 
     model: Annotated[ModelSpec, WrapValidator(_unless_given)]
-    # a model folder of another run, taken as it is; then no key but this, `name` and `task` is given
+    # a model folder of another run, taken as it is; then no key but this, `name`, `task` and `reads` is given
     source: Annotated[NamedPath | None, Field(alias="from", exclude=True)] = None
     label_smoothing: Share = 0.0  # share of each label that is spread over all classes
     # weights of labels in the loss, as {rare: 5.0}, those not named 1; balanced: n / (C n_c), by the rows of each label
@@ -238,9 +241,9 @@ class Teacher(TrainSpec):
     def trained_or_given(cls, value: Any) -> Any:
         if not isinstance(value, dict) or value.get("from") is None:
             return value
-        others = [key for key in value if key not in ("name", "from", "task")]
+        others = [key for key in value if key not in ("name", "from", "task", "reads")]
         if others:
-            allowed = "(allowed: name, from, task)"
+            allowed = "(allowed: name, from, task, reads)"
             raise ValueError(f"{others[0]}: is not for a teacher taken `from` a folder as it is {allowed}")
         return {**value, "model": ExternalSpec(folder=str(value["from"]))}
 
@@ -248,7 +251,8 @@ class Teacher(TrainSpec):
     def as_it_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         if self.source is None:
             return handler(self)
-        return {"name": self.name, "from": self.source} | ({} if self.task is None else {"task": self.task})
+        beside = {key: value for key in ("task", "reads") if (value := getattr(self, key)) is not None}
+        return {"name": self.name, "from": self.source, **beside}
 
     @model_validator(mode="after")
     def stops_within(self) -> Teacher:
@@ -398,13 +402,13 @@ class Student(TrainSpec):
         return self.model.early_exits
 
     def check_init(self, encoder: EncoderSpec, init: InitSpec, context: Context, report: Reporter) -> None:
-        check_init(encoder, init, self.tokenizer, context, report)
+        check_init(encoder, init, self.vocabulary, context, report)
 
     @property
-    def reads(self) -> Reads:
+    def asks(self) -> Reads:
         """The kinds of output that its losses read of each teacher, stored or computed beside it."""
         if self._parts:
-            each = [part.reads for part in self._parts.values()]
+            each = [part.asks for part in self._parts.values()]
             return Reads(
                 {k: v for r in each for k, v in r.stored.items()}, {k: v for r in each for k, v in r.online.items()}
             )

@@ -53,6 +53,7 @@ Output = Annotated[str, AfterValidator(_known_output)]  # a kind that is registe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 LONGEST_NAME = 120
 OF_STUDENTS = "students"  # the tokenizer that all models without one of their own share
+AT = "@"  # between a tokenizer's name and the side of the rows that it encodes; no member's name holds it
 PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
 
 

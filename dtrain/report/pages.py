@@ -78,17 +78,25 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
     details = results["details"] or {}
     detailed = by_name.get((details.get("kind"), details.get("name")))
 
-    def lead(model: dict[str, Any]) -> float:
-        return tables.score_of(model, view.lead, results, results["headline"])
+    def lead(model: dict[str, Any], part: str | None = None) -> float:
+        return tables.score_of(model, view.lead, results, part or part_of(model))
 
+    def part_of(model: dict[str, Any]) -> str:
+        """The headline's part, or, where rows have sides and the model reads none there, the other one."""
+        parts = [results["headline"], results["part"]]
+        return next((part for part in parts if lead(model, part) is not None), results["headline"])
+
+    student = by_name.get(("students", results["student"]))
+    on_first = student is None or lead(student, results["part"]) is not None
     return {
         "results": results,
         "view": view,
         "lead": lead,
+        "part_of": part_of,
         # Which model is the best was seen on rows other than those of its score, where there are both.
-        "chosen": f" (chosen on {results['part']})" if results["headline"] != results["part"] else "",
+        "chosen": f" (chosen on {results['part']})" if results["headline"] != results["part"] and on_first else "",
         "teacher": by_name.get(("teachers", results["teacher"])),
-        "student": by_name.get(("students", results["student"])),
+        "student": student,
         "summary": tables.summary(results),
         "models": tables.every_model(results),
         "exported": tables.exported(results) if results["exported"] else None,

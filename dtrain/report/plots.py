@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from dtrain.report.tables import large, significant
+from dtrain.report.tables import large, plotted_part, score_of, significant
 from dtrain.tasks.registry import VIEWS
 from dtrain.tasks.view import View
 
@@ -65,14 +65,17 @@ def score_against(results: dict[str, Any], key: str, path: Path) -> bool:
     else:
         groups = [(group["parameters"], group) for group in results["groups"]]
         label, write = "parameters", large
-    if not groups:
-        return False
     view = VIEWS[results["task"]]
+    part = plotted_part(results)
+    scored = [(x, group, score_of(group, view.lead, results, part)) for x, group in groups]
+    scored = [(x, group, score) for x, group, score in scored if score["mean"] is not None]
+    if not scored:
+        return False
     with mpl.rc_context(STYLE):
         figure, axes = _figure(6.4, 4.4)
         axis = axes[0]
         for name, (color, marker) in KINDS.items():
-            own = [(x, group[view.lead]) for x, group in groups if _kind(group) == name]
+            own = [(x, score) for x, group, score in scored if _kind(group) == name]
             if own:
                 axis.errorbar(
                     [x for x, _ in own],
@@ -85,10 +88,10 @@ def score_against(results: dict[str, Any], key: str, path: Path) -> bool:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
-        axis.set_ylabel(f"{view.title}, {results['part']} (%)")
+        axis.set_ylabel(f"{view.title}, {part} (%)")
         axis.margins(x=0.3, y=0.15)
         axis.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=3)
-        _label_points(axis, [(x, 100 * group[view.lead]["mean"], group["name"]) for x, group in groups])
+        _label_points(axis, [(x, 100 * score["mean"], group["name"]) for x, group, score in scored])
         _save(figure, path)
     return True
 

@@ -5,7 +5,9 @@ model folders (metrics.json, evaluation.json) + measured speed -> results.json
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +47,18 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
     """
     view = VIEWS[recipe.data.task]
     members = trained_members(plan)
-    models = [_model(kind, member, folder) for kind, member in members]
+    parts = evaluated_parts(folder, members)
+    models = [_model(kind, member, folder, parts, view) for kind, member in members]
     for model in models:
         for name, rates in (speed["rows_per_second"] if speed else {}).items():
             model[f"rows_per_second_{name}"] = rates[f"{model['kind']}/{model['name']}"]
         for name, times in (speed["milliseconds"] if speed else {}).items():
             for share, value in times[f"{model['kind']}/{model['name']}"].items():
                 model[f"milliseconds_{name}_{share}"] = value
-    teacher, student = best(models, "teachers", view.lead), best(models, "students", view.lead)
+    teacher, student = (best(models, kind, view.lead, parts[1:]) for kind in ("teachers", "students"))
     for model in models:
         _compare(model, teacher)
     data = read_json(folder.data / "rows" / "data.json")
-    parts = evaluated_parts(folder, *members[0]) if members else []
     groups = _groups(members, models, view)
     return {
         "name": recipe.name,
@@ -114,18 +116,30 @@ def trained_members(plan: Plan) -> list[tuple[str, Teacher | Student]]:
     ]
 
 
-def evaluated_parts(folder: RunFolder, kind: str, member: Teacher | Student) -> list[str]:
-    """The parts that were scored: those of `report.splits` that have labels, in the recipe's order."""
-    return list(_evaluation(folder, kind, member.name)["parts"])
+def evaluated_parts(folder: RunFolder, members: list[tuple[str, Teacher | Student]]) -> list[str]:
+    """The parts that some model was scored on: those of `report.splits` that have labels, in the recipe's order.
+
+    Where rows have several sides, a part may have no row with the one that a model reads.
+    """
+    own = [list(_evaluation(folder, kind, member.name)["parts"]) for kind, member in members]
+    return list(dict.fromkeys(part for parts in sorted(own, key=len, reverse=True) for part in parts))
 
 
-def best(models: list[dict[str, Any]], kind: str, lead: str) -> dict[str, Any] | None:
-    """The model of a kind with the highest score `lead`; of equal ones the smallest, then the first."""
+def best(models: list[dict[str, Any]], kind: str, lead: str, further: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The model of a kind with the highest score `lead`; of equal ones the smallest, then the first.
+
+    Args:
+        further: parts of which the first one counts on which some model of the kind has a score, where none has one on the
+            part whose scores stand at the top level.
+    """
     own = [model for model in models if model["kind"] == kind]
-    return max(own, key=lambda m: (m[lead], -m["parameters"]), default=None)
+    scores = [[model[lead] for model in own], *([model[part][lead] for model in own] for part in further)]
+    known = next((found for found in scores if any(score is not None for score in found)), [None] * len(own))
+    ranks = [(-math.inf if score is None else score, -m["parameters"]) for m, score in zip(own, known, strict=True)]
+    return own[ranks.index(max(ranks))] if own else None
 
 
-def _model(kind: str, member: Teacher | Student, folder: RunFolder) -> dict[str, Any]:
+def _model(kind: str, member: Teacher | Student, folder: RunFolder, parts: list[str], view: View) -> dict[str, Any]:
     trained = read_json(folder.model(kind, member.name) / "metrics.json")
     model = {
         "kind": kind,
@@ -134,11 +148,13 @@ def _model(kind: str, member: Teacher | Student, folder: RunFolder) -> dict[str,
         "seed": member.seed,
         "teachers": list(getattr(member, "teachers", None) or []),
     }
-    (_, first), *others = _evaluation(folder, kind, member.name)["parts"].items()
+    found = _evaluation(folder, kind, member.name)["parts"]
+    unscored = {"scores": dict.fromkeys(("loss", *view.spread, *(key for key, _ in view.columns)))}
+    first, *others = (found.get(part, unscored) for part in parts or [""])
     return {
         **model,
         **first["scores"],
-        **{part: record["scores"] for part, record in others},
+        **{part: record["scores"] for part, record in zip(parts[1:], others, strict=True)},
         **{key: trained[key] for key in TRAINED if key in trained},
         **({f"exit_{key}": first["exits"][key] for key in ("layers", "rows")} if "exits" in first else {}),
         **({"mean_layer": first["exits"]["mean_layer"]} if "exits" in first else {}),
@@ -158,11 +174,12 @@ def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
 
 
 def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dict[str, Any] | None:
-    """Classes and confusion, or types and examples, of one model on the first part."""
-    if model is None:
+    """Classes and confusion, or types and examples, of one model on the first part that it was scored on."""
+    scored = {} if model is None else _evaluation(folder, model["kind"], model["name"])["parts"]
+    if model is None or not scored:
         return None
-    record = next(iter(_evaluation(folder, model["kind"], model["name"])["parts"].values()))
-    return {"kind": model["kind"], "name": model["name"], **{key: record[key] for key in view.details}}
+    part, record = next(iter(scored.items()))
+    return {"kind": model["kind"], "name": model["name"], "part": part, **{key: record[key] for key in view.details}}
 
 
 def _unknown(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
@@ -252,7 +269,9 @@ def _groups(
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation (null for a single value)."""
+    """Mean and sample standard deviation (null for a single value); both are null where models have no score."""
+    if any(value is None for value in values):
+        return {"mean": None, "std": None}
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dtrain.data import PreparedData, tokenizer_name
+from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.export.record import can_be_run, exports_of
 from dtrain.export.session import ExportedModel
 from dtrain.models import load
@@ -53,12 +53,12 @@ def measure_run(
         key = structure[f"{kind}/{member.name}"]
         if key not in models:
             models[key] = for_task(load(folder.model(kind, member.name)), folder.task)
-            parts[key] = data.part(part, tokenizer_name(member))
+            parts[key] = _part(data, part, tokenizer_name(member))
     exports = _exports(members, folder)
     for kind, member in members:
         for name, place in exports.get((kind, member.name), {}).items():
             models[name] = ExportedModel(place, for_task(load(folder.model(kind, member.name)), folder.task))
-            parts[name] = data.part(part, tokenizer_name(member))
+            parts[name] = _part(data, part, tokenizer_name(member))
             structure[name] = name
     rates: dict[str, dict[str, float]] = {}
     times: dict[str, dict[str, dict[str, float]]] = {}
@@ -78,6 +78,12 @@ def measure_run(
             if timed["milliseconds"]:
                 times[title] = {name: timed["milliseconds"][key] for name, key in known.items()}
     return {"rows_per_second": rates, "milliseconds": times, "rows": rows, "part": part, "machine": machine()}
+
+
+def _part(data: PreparedData, part: str, tokenizer: str) -> EncodedSplit:
+    """The rows of a part; of the first one that has some, where no row there has the side that is read."""
+    there = data.parts_read(tokenizer)
+    return data.part(part if part in there else there[0], tokenizer)
 
 
 def _exports(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> dict[tuple[str, str], dict[str, Path]]:

@@ -48,7 +48,7 @@ def every_model(results: dict[str, Any]) -> Table:
         ("kind", lambda m: kind(m)),
         ("seed", lambda m: str(m["seed"])),
         *_score_columns(results, percent),
-        (f"loss, {results['part']}", lambda m: f"{m['loss']:.4f}"),
+        (f"loss, {results['part']}", lambda m: "" if m["loss"] is None else f"{m['loss']:.4f}"),
         (f"left after layer, {results['part']} (%)", _exits),
         ("best epoch", lambda m: plain(m.get("best_epoch"))),
         ("steps", lambda m: plain(m.get("steps"))),
@@ -135,9 +135,9 @@ def phases(found: list[dict[str, Any]], lead: str) -> Table:
         ("steps", lambda p: plain(p["steps"])),
         ("seconds", lambda p: significant(p["seconds"])),
         ("weights kept", lambda p: f"{p['kept']}, epoch {p['epoch']:g}"),
-        (f"{lead}, valid (%)", lambda p: percent(p["scores"][lead]) if p["split"] == "valid" else ""),
+        (f"{lead}, valid (%)", lambda p: percent(p["scores"].get(lead)) if p["split"] == "valid" else ""),
         ("perplexity, held out", lambda p: significant(p["scores"].get("perplexity"))),
-        ("loss", lambda p: f"{p['scores']['loss']:.4f}"),
+        ("loss", lambda p: f"{p['scores']['loss']:.4f}" if "loss" in p["scores"] else ""),
     ]
     return _table(columns, found, set())
 
@@ -176,16 +176,32 @@ def brief(results: dict[str, Any]) -> list[str]:
     """One line a group for the terminal, with the scores on the headline's part."""
     lines = []
     for group in results["groups"]:
+        part = told_of(group, results)
         scores = ", ".join(
-            f"{title} {spread_text(score_of(group, key, results, results['headline']))} %"
+            f"{title} {spread_text(score_of(group, key, results, part))} %"
             for key, title in VIEWS[results["task"]].columns
         )
-        line = f"{group['name']} ({kind(group)}): on {results['headline']} {scores}"
+        line = f"{group['name']} ({kind(group)}): " + (f"on {part} {scores}" if part else "not scored")
         line += f", {large(group['parameters'])} parameters{_ratio(group, 'compression')}"
         if "rows_per_second_cpu_64" in group:
             line += f", {_rate(group, 'cpu_64')} rows/s on CPU"
         lines.append(line)
     return lines + [f"{failure['name']}: no result: {failure['reason']}" for failure in results["failed"]]
+
+
+def told_of(group: Row, results: Row) -> str:
+    """The part whose scores of a group are told first: the headline's, where it has them there; "": it has none at all."""
+    lead = VIEWS[results["task"]].lead
+    parts: list[str] = [results["part"], *(key for key in ("valid", "test") if isinstance(group.get(key), dict))]
+    scored = [p for p in parts if score_of(group, lead, results, p)["mean"] is not None]
+    return str(results["headline"]) if results["headline"] in scored else next(iter(scored), "")
+
+
+def plotted_part(results: Row) -> Any:
+    """The part whose scores plots show: the first one, unless a group has none on it."""
+    lead = VIEWS[results["task"]].lead
+    whole = all(group[lead]["mean"] is not None for group in results["groups"])
+    return results["part"] if whole else results["headline"]
 
 
 def score_of(row: Row, key: str, results: Row, part: str) -> Any:

@@ -17,6 +17,7 @@ from dtrain.data.external import check_external
 from dtrain.data.files import existing_file, resolve_path
 from dtrain.data.pretrained import check_pretrained
 from dtrain.data.problems import shown
+from dtrain.data.sides import check_sides, side_counts
 from dtrain.data.summary import cut_in_words, estimated_cuts, info_of, remarks_in_words, rows_in_words
 from dtrain.data.tokenizers import check_tokenizers, tokenizer_specs
 from dtrain.data.vectors import check_vectors
@@ -88,6 +89,7 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
     if prepared:
         for view in views:
             rows = read_json(Plan(recipe).folder.of_task(view.task).data / "rows" / "data.json")
+            problems += check_sides(rows, view)[0] if view.data.sides else []
             problems += check_class_weights(view, rows["labels"])
     else:
         for view in views:
@@ -105,6 +107,8 @@ def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
     corpus = check_sources(view.data, view.seed)
     problems += [problem for problem in check_external(view, corpus.labels) if problem not in problems]
     problems += check_class_weights(view, corpus.labels)
+    if view.data.sides:
+        problems += check_sides(side_counts(corpus, view.data.sides), view)[0]
     if not corpus.counts.get("valid"):
         few = f"no validation rows can be cut from {corpus.counts['train']} training rows"
         problems.append(view.data.in_own_keys(f"data.split: {few}; name data.valid, or cut more"))
@@ -209,6 +213,8 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
     for view, info in views:
         for remark in remarks_in_words(info):
             warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")
+        for remark in check_sides(info, view)[1] if view.data.sides else ():
+            warn(remark)
     for remark in (*_unsaid_norms(recipe), *_untrained_heads(recipe), *_too_large(recipe)):
         warn(remark)
     if not resolved:
@@ -219,7 +225,7 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
 def _info(view: Recipe, corpora: Mapping[str, Corpus], plan: Plan) -> dict[str, Any]:
     """What is known of the rows of one task."""
     if view.task in corpora:
-        return info_of(corpora[view.task])
+        return info_of(corpora[view.task], view.data.sides)
     info: dict[str, Any] = read_json(plan.folder.of_task(view.task).data / "rows" / "data.json")
     return info
 

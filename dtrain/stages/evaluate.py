@@ -36,7 +36,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """
     plan = plan_of(recipe)
     tasks = PreparedTasks.open(recipe, folder)
-    parts = {name: _labelled_parts(of) for name, of in tasks.items()}
+    for of in tasks.values():
+        _check_labelled(of)
     waiting = world.run_on_main(lambda: _waiting(plan))
     for kind, member in plan.members():
         if [kind, member.name] not in waiting:
@@ -47,7 +48,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         precision = resolve_precision(member.precision, world.device, f"{kind}.{member.name}.precision")
         workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
         model, own = load(folder.model(kind, member.name)), tasks.all_of(member)
-        found = {name: _records(for_task(model, name), member, of, parts[name], workers) for name, of in own.items()}
+        found = {name: _records(for_task(model, name), member, of, workers) for name, of in own.items()}
         record: dict[str, Any] = {"fingerprint": plan.evaluation(kind, member.name)}
         if len(own) == 1:
             (records,) = found.values()
@@ -61,12 +62,13 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             _tell(f"{kind[:-1]} {member.name}{f', {name}' if len(own) > 1 else ''}", of, found[name])
 
 
-def _records(
-    model: nn.Module, member: Teacher | Student, of: PreparedTask, parts: list[str], workers: Workers
-) -> dict[str, Any]:
+def _records(model: nn.Module, member: Teacher | Student, of: PreparedTask, workers: Workers) -> dict[str, Any]:
     """What `evaluation.json` holds of a model on one task."""
     own = member.parts.get(of.name, member) if isinstance(member, Student) else member
     tokenizer, task = tokenizer_name(own), of.kind
+    # Of rows with several sides, a model is scored on those that have the one it reads.
+    counts = of.data.label_counts(tokenizer)
+    parts = [part for part in of.recipe.report.splits if part in counts]
     return {
         "task": task.name,
         "labels": of.data.labels,
@@ -76,6 +78,8 @@ def _records(
 
 
 def _tell(title: str, of: PreparedTask, records: dict[str, Any]) -> None:
+    if not records["parts"]:
+        say(f"{title}: not scored: no row with a label has the side that it reads")
     for part, found in records["parts"].items():
         score = found["scores"]
         words = f"{of.kind.headline(score)}, loss {score['loss']:.4f} on {score['rows']:,} rows"
@@ -113,14 +117,12 @@ def exits_in_words(exits: dict[str, Any]) -> str:
     return f"left after layer {', '.join(shares)}; {exits['mean_layer']:.2f} layers a row"
 
 
-def _labelled_parts(of: PreparedTask) -> list[str]:
-    """The parts of `report.splits` that have labels, in the recipe's order."""
+def _check_labelled(of: PreparedTask) -> None:
+    """Raise InputError where none of `report.splits` has labels."""
     splits = of.recipe.report.splits
-    found: list[str] = [part for part in splits if part in of.data.info["label_counts"]]
-    if not found:
+    if not any(part in of.data.info["label_counts"] for part in splits):
         where = f" of {of.section.key}" if of.name else ""
         raise InputError(f"report.splits: none of {', '.join(splits)}{where} has labelled rows")
-    return found
 
 
 def _waiting(plan: Plan) -> list[list[str]]:

@@ -25,6 +25,7 @@ from dtrain.plan import Plan, plan_of
 from dtrain.predict.choose import choose, of_task
 from dtrain.predict.predictor import Predictor
 from dtrain.recipe import Recipe
+from dtrain.recipe.sides import side_of
 from dtrain.report import latency
 from dtrain.runfolder import RunFolder, read_json, write_json
 from dtrain.runtime.distributed import World
@@ -119,14 +120,19 @@ def _compared(
     wish: Wish, final: Path, model: nn.Module, data: PreparedData, tokenizer: str, metric: str
 ) -> dict[str, Any]:
     """What the check finds: answers to texts by `Predictor` and by `predict.py`, and scores of both."""
-    part = data.part("valid", tokenizer)
-    rows = data.rows("valid").select(range(min(CHECKED, len(part))))
+    split = next((name for name in ("valid", "test") if name in data.label_counts(tokenizer)), None)
+    if split is None:
+        raise InputError(
+            "--check: compares scores, and no validation or test row with a label has the side that it reads"
+        )
+    part = data.part(split, tokenizer)
+    rows = data.rows(split, side_of(tokenizer)).select(range(min(CHECKED, len(part))))
     texts = [list(rows[column]) for column in ("text", "text_b") if column in rows.column_names]
     found = difference(Predictor(wish.place, task=wish.task)(*texts), script_of(final).Model()(*texts))
     task, workers = task_of(data), Workers(torch.device("cpu"), torch.get_num_threads())
     before, after = (task.scores(each, part, workers) for each in (model, ExportedModel(final, model)))
     told = (
-        f"on {found.rows:,} validation rows {found.flips} answers differ, numbers by {found.largest:.2g} at most; {metric} "
+        f"on {found.rows:,} {'validation' if split == 'valid' else split} rows {found.flips} answers differ, numbers by {found.largest:.2g} at most; {metric} "
         f"{before[metric]:.4f} before, {after[metric]:.4f} after"
     )
     timed = latency.measure(
@@ -141,7 +147,7 @@ def _compared(
     add_check(final, f"{told}; {speed}")
     return {
         "check": {
-            "split": "valid",
+            "split": split,
             "rows": found.rows,
             "flips": found.flips,
             "largest_difference": found.largest,

@@ -175,7 +175,7 @@ def _widths(
 def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> EncodedSplit:
     """Training and transfer rows, ordered by id."""
     tokenizer = _tokenizer_of(teacher, recipe)
-    parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in data.parts]
+    parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in data.parts_read(tokenizer)]
     return parts[0] if len(parts) == 1 else EncodedSplit.concat(parts)
 
 

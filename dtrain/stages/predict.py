@@ -72,13 +72,15 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
     member = next(m for k, m in plan.members() if (k, m.name) == (kind, name))
     data = PreparedData.open(folder.of_task(recipe.task))
     place = folder.model(kind, name)
-    asked = _Asked(answers, place, recipe.data, data, options["form"], target, recipe.task)
+    section = recipe.data if member.reads is None else recipe.data.of_side(member.reads)
+    asked = _Asked(answers, place, section, data, options["form"], target, recipe.task)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
     workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
-    texts, part = _read(world, recipe.data, options), None
+    texts, part = _read(world, section, options), None
     if texts is None:
-        if "test" not in data.parts:
-            raise InputError("--input: the recipe has no test rows; name a file, or - for stdin")
+        if "test" not in data.parts_read(tokenizer_name(member)):
+            of_side = f" with {member.reads}, which {name} reads" if member.reads else ""
+            raise InputError(f"--input: the recipe has no test rows{of_side}; name a file, or - for stdin")
         part = data.part("test", tokenizer_name(member))
         texts = prepared_texts(part)
     tell(f"predict: {kind[:-1]} {name} ({place})")

@@ -18,8 +18,9 @@ from dtrain.data import PreparedData
 from dtrain.data.class_weights import check_class_weights
 from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
+from dtrain.data.sides import check_sides, parts_of, side_counts
 from dtrain.data.summary import numbers_in_words, remarks_in_words, unknown_in_words
-from dtrain.data.tokenizers import check_tokenizers, tasks_reading, tokenizer_specs
+from dtrain.data.tokenizers import check_tokenizers, sides_reading, tasks_reading, tokenizer_specs
 from dtrain.data.vocabularies import frame_ids, given_tokenizer
 from dtrain.data.write import token_share, write_encoded
 from dtrain.errors import InputError, Stopped, counted
@@ -27,6 +28,7 @@ from dtrain.log import say, warn
 from dtrain.plan import Plan
 from dtrain.recipe.models import ExternalSpec
 from dtrain.recipe.schema import Recipe
+from dtrain.recipe.sides import side_of
 from dtrain.runfolder import (
     RunFolder,
     file_fingerprint,
@@ -154,6 +156,8 @@ class TaskRows:
         """Read all source files; raises InputError."""
         corpus = read_corpus(self.section, self.recipe.seed)
         _check_external(self.recipe, corpus.labels)
+        if self.section.sides:
+            _check_sides(self.recipe, side_counts(corpus, self.section.sides))
         if self.section.augment is not None:
             with self.section.named():
                 corpus = with_synthetic_rows(corpus, self.section, self.recipe.seed)
@@ -176,6 +180,8 @@ class TaskRows:
         data = PreparedData.open(self.folder)
         if self.rows_there:
             _check_external(self.recipe, data.labels)
+            if self.section.sides:
+                _check_sides(self.recipe, data.info)
         else:
             _remark(data.info)
         self.told.append(_rows_in_words(data.info))
@@ -187,7 +193,7 @@ class TaskRows:
             encoding = _encode(self.recipe, data, name, tokenizer, self.identity(name), given=name in self._given)
             if much := unknown_in_words(name, encoding):
                 warn(much)
-            cut = sum(encoding["cut"].values()) / sum(data.info["rows"].values())
+            cut = sum(encoding["cut"].values()) / sum(len(data.rows(p, side_of(name))) for p in data.parts_read(name))
             # Documents are read in pieces, and nothing of them is cut off.
             lost = "" if "documents" in data.info else f" ({cut:.1%} of rows cut at {self.section.max_length})"
             self.told.append(f"{name} {len(tokenizer):,} tokens{lost}")
@@ -200,12 +206,16 @@ class TaskRows:
         # A vocabulary of characters serves taggers alone; where other texts are read too, it is that of their kind.
         kind = next((task for task in of if not rules_of(task.section.task).tags), of[0])
         sides = [("text", "text_b"), *([("target",)] if rules_of(kind.section.task).writes else [])]
-        texts, *targets = (itertools.chain.from_iterable(task.texts(columns) for task in of) for columns in sides)
+        of_sides = sides_reading(self.recipe, name)
+        texts, *targets = (
+            itertools.chain.from_iterable(task.texts(columns, side) for task in of for side in of_sides)
+            for columns in sides
+        )
         return PREPARING[kind.section.task].tokenizer(spec, texts, kind.section, *targets)
 
-    def texts(self, columns: tuple[str, ...]) -> Iterator[list[str]]:
-        """Normalised texts that vocabularies are counted on, of those columns that rows have."""
-        texts = _training_texts(PreparedData.open(self.folder), columns)
+    def texts(self, columns: tuple[str, ...], side: str = "") -> Iterator[list[str]]:
+        """Normalised texts that vocabularies are counted on, of those columns that rows have, and of one side of them."""
+        texts = _training_texts(PreparedData.open(self.folder), columns, side)
         return PREPARING[self.section.task].normalised(texts, self.section)
 
 
@@ -215,6 +225,15 @@ def _check_external(recipe: Recipe, labels: list[str] | None = None) -> None:
         problems += check_class_weights(recipe, labels)
     if problems:
         raise InputError(problems)
+
+
+def _check_sides(recipe: Recipe, info: Mapping[str, Any]) -> None:
+    """Raise InputError for members whose side of the rows leaves them nothing to train on; tell what it means for others."""
+    problems, remarks = check_sides(info, recipe)
+    if problems:
+        raise InputError(problems)
+    for remark in remarks:
+        say(f"prepare: {remark}")
 
 
 # --- tokenizers and what they encode ---------------------------------------------------------------
@@ -231,11 +250,11 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
     return given
 
 
-def _training_texts(data: PreparedData, columns: tuple[str, ...]) -> Iterator[list[str]]:
+def _training_texts(data: PreparedData, columns: tuple[str, ...], side: str = "") -> Iterator[list[str]]:
     """Texts that vocabularies are counted on. Synthetic rows repeat training words, which `min_count` counts once."""
     for part in ("train", "transfer"):
-        if part in data.parts:
-            rows = data.rows(part)
+        if part in parts_of(data.info, side):
+            rows = data.rows(part, side)
             if part == "transfer":
                 rows = rows.select(range(len(rows) - data.info.get("made_up", 0)))
             for column in columns:
@@ -259,7 +278,11 @@ def _encode(
     files = sorted(data.tokenizer_path(name).iterdir())
     with publish_folder(data.folder / "encoded" / name) as aside:
         cut = write_encoded(
-            preparing.encode(tokenizer, recipe.data), data.folder / "rows", data.parts, recipe.data, aside
+            preparing.encode(tokenizer, recipe.data),
+            data.rows_path(side_of(name)),
+            data.parts_read(name),
+            recipe.data,
+            aside,
         )
         encoding = {
             "rows": data.fingerprint,
@@ -269,7 +292,7 @@ def _encode(
             "frame": frame_ids(tokenizer),
             "max_length": recipe.data.max_length,
             "cut": cut,
-            **({"unknown": token_share(aside, data.parts, tokenizer.unk_token_id)} if given else {}),
+            **({"unknown": token_share(aside, data.parts_read(name), tokenizer.unk_token_id)} if given else {}),
             "specials": preparing.specials(tokenizer, recipe.data),
             **more,
         }

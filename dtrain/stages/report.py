@@ -70,7 +70,7 @@ def _write_task(plan: Plan, folder: RunFolder, aside: Path, written: str) -> dic
     speed = None
     if recipe.report.latency and members:
         say("report: measuring the models' speed on this machine" + (f" ({recipe.task})" if recipe.task else ""))
-        speed = measure_run(members, evaluated_parts(folder, *members[0])[0], folder, recipe.knowledge)
+        speed = measure_run(members, (evaluated_parts(folder, members) or ["train"])[0], folder, recipe.knowledge)
     results = collect(recipe, plan, folder, speed)
     write_json(aside / "results.json", results)
     drawn = _draw(results, folder, aside)
@@ -104,7 +104,7 @@ def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str,
     names = [against_parameters, against_latency, "curves", "confusion", "types", "scatter", "phases"]
     names += ["points", "points_texts"]
     paths = {name: target / f"{name}.png" for name in names}
-    groups = sorted(results["groups"], key=lambda group: -group[view.lead]["mean"])
+    groups = sorted(results["groups"], key=lambda group: -(group[view.lead]["mean"] or 0.0))
     histories = [
         (
             group["name"],

@@ -28,7 +28,7 @@ def check_online(plan: Plan) -> None:
     for student in plan.recipe.students:
         encoder = encoder_of(student.model)
         init = [encoder.init.source] if encoder is not None and encoder.init is not None else []
-        for name in [*student.reads.online, *init]:
+        for name in [*student.asks.online, *init]:
             folder = plan.folder.model("teachers", name)
             if not is_done(folder, plan.model("teachers", name)):
                 what = "whose layers it begins with" if name in init else "which answers beside it"
@@ -48,7 +48,7 @@ class OnlineTeachers:
 
     def keep_for(self, students: list[Student]) -> None:
         """Let go of teachers that none of these students asks: a device may not have room for all of a recipe."""
-        asked = {name for student in students for name in student.reads.online}
+        asked = {name for student in students for name in student.asks.online}
         self._models = {name: model for name, model in self._models.items() if name in asked}
 
     def of_group(self, students: list[Student]) -> dict[str, OnlineTeacher]:
@@ -59,10 +59,10 @@ class OnlineTeachers:
         """
         batches = max(student.accumulation for student in students) if len(students) > 1 else 1
         found: dict[str, OnlineTeacher] = {}
-        for name in {name: None for student in students for name in student.reads.online}:
+        for name in {name: None for student in students for name in student.asks.online}:
             model = self._model(name)
             inner = model.model if isinstance(model, LockstepModel) else model
-            inside = any(is_inside(kind) for student in students for kind in student.reads.online.get(name, []))
+            inside = any(is_inside(kind) for student in students for kind in student.asks.online.get(name, []))
             if inside and isinstance(inner, MultiExit) and inner.confidence is not None:
                 raise InputError(
                     f"teachers.{name}: rows leave it early, and have no states then (model.confidence: null)"
@@ -71,7 +71,7 @@ class OnlineTeachers:
         return found
 
     def _differentiated(self, name: str) -> bool:
-        return any("embedding_gradients" in one.reads.online.get(name, []) for one in self.plan.recipe.students)
+        return any("embedding_gradients" in one.asks.online.get(name, []) for one in self.plan.recipe.students)
 
     def on_plain_text(self, training: Student, vocabulary: int) -> dict[str, OnlineTeacher]:
         """Sources for a phase on plain text: the pretrained models that teachers start from; of a teacher from scratch itself.
@@ -83,7 +83,7 @@ class OnlineTeachers:
             InputError: a teacher scores fewer tokens, or none where its scores are compared.
         """
         found: dict[str, OnlineTeacher] = {}
-        for name, kinds in training.reads.online.items():
+        for name, kinds in training.asks.online.items():
             scored = "vocabulary" in kinds
             model = self._reader(name, vocabulary if scored else None)
             inner = model.model if isinstance(model, LockstepModel) else model

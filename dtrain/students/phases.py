@@ -139,7 +139,8 @@ def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -
         job.title = f"{job.title}, phase {place.number + 1} ({place.phase.name})"
         job.where = f"students.{student.name}.phases.{place.number}"
         job.final, job.checkpoints, job.tensorboard = place.model, place.checkpoints, place.tensorboard
-        job.keep_last, job.freezes = place.phase.keep == "last", True
+        unscored = job.keep_last and not place.held_out  # no validation row has the side that it reads
+        job.keep_last, job.freezes = unscored or place.phase.keep == "last", True
         if student.keep_epochs:
             job.keeps = keeper(plan.folder.epochs(student.name), job.identity, place.first_epoch)
         job.prepare = functools.partial(_prepare, job.prepare, place, rows)

@@ -22,7 +22,8 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
             epoch = 1.0
             if tasks is not None:
                 data = tasks.of(part).data
-                rows = [data.part(name, tokenizer_name(part)) for name in _parts(training)]
+                there = data.parts_read(tokenizer_name(part))
+                rows = [data.part(name, tokenizer_name(part)) for name in _parts(training) if name in there]
                 epoch = float(sum(each.lengths.sum() for each in rows))
             tokens += training.epochs * epoch
     return tokens * student.model.multiply_adds

@@ -167,7 +167,7 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
     if student.noisy is not None:
         return "alone", "a noisy student has rows of its own"
     if _asks_a_teacher(student):
-        return "beside", f"{', '.join(student.reads.online)} answers beside it"
+        return "beside", f"{', '.join(student.asks.online)} answers beside it"
     if student.phases is not None:
         return "alone", "each of its phases has an optimizer of its own"
     if placement.fuse == "never":
@@ -182,19 +182,23 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
 
 def _asks_a_teacher(student: Student) -> bool:
     """Whether a teacher answers beside it on rows of its task, in one phase at least."""
-    return any(training.reads.online and training.rows != [CORPUS] for training in student.trainings)
+    return any(training.asks.online and training.rows != [CORPUS] for training in student.trainings)
 
 
 def _rows(student: Student, order: int) -> str:
     """What decides which rows a step reads."""
     rule = (student.batch_size, student.batch_tokens, student.accumulation)
-    return fingerprint(tokenizer_name(student), student.task, student.rows, rule, order)
+    named = (tokenizer_name(student), student.task, student.rows, rule, order)
+    if student.reads is None:
+        return fingerprint(*named)
+    # Which rows something is learnt from depends on losses and teachers, where rows have several sides.
+    return fingerprint(*named, student.teachers, [loss.model_dump(mode="json") for loss in student.losses or []])
 
 
 def _teachers_and_rows(student: Student, order: int) -> str:
     """What decides which teachers answer, and what they are asked about, in each phase."""
     asked = [
-        [_rows(training, order + number), sorted(training.reads.online)]
+        [_rows(training, order + number), sorted(training.asks.online)]
         for number, training in enumerate(student.trainings)
     ]
     return fingerprint(student.phases is not None, asked)

@@ -90,7 +90,7 @@ class GroupTrainer:
         online = self._online.of_group(students)
         for student in students:
             try:
-                beside = {name: online[name] for name in student.reads.online}
+                beside = {name: online[name] for name in student.asks.online}
                 jobs.append(self._job(student, self._teachers(student), pause, shared, beside))
             except Exception as error:
                 yield Trained(self._job(student, {}, pause, None), error=error)
@@ -138,7 +138,7 @@ class GroupTrainer:
                 training,
                 identity,
                 stored,
-                online={name: online[name] for name in training.reads.online},
+                online={name: online[name] for name in training.asks.online},
                 order=order,
                 pause=pause,
                 reading=rows.reading if rows else None,
@@ -171,10 +171,12 @@ class GroupTrainer:
         )
 
     def _teachers(self, student: Student) -> dict[str, StoredTeacher]:
-        for name in student.reads.stored:
+        for name in student.asks.stored:
             if name not in self._stores:
                 self._stores[name] = self._open_store(name)
-        return {name: StoredTeacher(self._stores[name]) for name in student.reads.stored}
+        return {
+            name: StoredTeacher(self._stores[name], partial=student.reads is not None) for name in student.asks.stored
+        }
 
     def _way(self, group: TrainingGroup) -> MakeSteps:
         if group.way == "fused":
@@ -196,7 +198,9 @@ class _Shared:
 
     def rows(self, student: Student, teachers: Mapping[str, StoredTeacher]) -> EncodedSplit:
         written = [student.teachers, student.answers] if student.taught_rows else []
-        key = fingerprint(tokenizer_name(student), student.task, student.rows, *written)
+        # Where rows have several sides, those are left out that neither label nor teacher says anything of.
+        useful = [[loss.model_dump(mode="json") for loss in student.losses or []]] if student.reads else []
+        key = fingerprint(tokenizer_name(student), student.task, student.rows, *written, *useful)
         if key not in self._rows:
             self._rows[key] = self._members.rows(student, teachers)
         return self._rows[key]

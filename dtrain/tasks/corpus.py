@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dtrain.augment.words import check_tagger
 from dtrain.data.corpus import Corpus, parts_to_cut
-from dtrain.data.files import PARTS, Source, existing_file, matching_files
+from dtrain.data.files import PARTS, Source, existing_file, matching_files, plain_file
 from dtrain.data.problems import Problems
 from dtrain.data.remarks import remark_on_rows, remark_on_sources
 from dtrain.data.splits import stratified_split
@@ -44,10 +44,17 @@ def _find_sources(data: Data) -> list[Source]:
     sources = []
     for part in PARTS:
         for name in getattr(data, part):
+            layout, entry = data.layout(part, name), data.entry(part, name)
+            own = data if entry is None or entry.format == "auto" else data.model_copy(update={"format": entry.format})
             try:
-                for file in matching_files(name, reading.suffixes(data)):
-                    kind = reading.format_of(part, file, data)
-                    sources.append(Source(part, file, kind, data.encoding, data.delimiter, data.quoting))
+                if layout is not None and layout.beside:
+                    for _, path in layout.beside:
+                        plain_file(path)
+                    sources.append(Source(part, name, "lines", data.encoding, layout=layout))
+                    continue
+                for file in matching_files(name, reading.suffixes(own)):
+                    kind = reading.format_of(part, file, own)
+                    sources.append(Source(part, file, kind, data.encoding, data.delimiter, data.quoting, layout))
             except InputError as error:
                 problems.add(f"data.{part}: {error}")
     problems.raise_if_any()

@@ -30,11 +30,12 @@ class TextTask(Task):
 
     def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
         labels = rows.collate_labels(index)
+        sides = {} if rows.parallel is None else {"parallel": torch.from_numpy(rows.parallel[index])}
         return Batch(
             rows=index,
             ids=rows.ids[index],
             inputs=rows.collate(index),
-            targets=self.targets(rows, index),
+            targets=self.targets(rows, index) | sides,
             labelled=labels >= 0,
             units=torch.ones_like(labels),
         )

@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from dtrain.data.batch import Batch, ByName
+from dtrain.data.batch import KNOWN, Batch, ByName
 from dtrain.knowledge.reader import StoreReader
 
 
@@ -25,10 +26,14 @@ class TeacherSource(ABC):
 
 
 class StoredTeacher(TeacherSource):
-    """Reads a knowledge store by row id: needs no batch on the device, so a thread may read ahead."""
+    """Reads a knowledge store by row id: needs no batch on the device, so a thread may read ahead.
 
-    def __init__(self, store: StoreReader) -> None:
-        self.store = store
+    Args:
+        partial: rows may be asked for that the store does not hold; else that is an error.
+    """
+
+    def __init__(self, store: StoreReader, *, partial: bool = False) -> None:
+        self.store, self.partial = store, partial
 
     def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:
         return self.read(batch.ids, kinds)
@@ -36,10 +41,24 @@ class StoredTeacher(TeacherSource):
     def read(self, ids: np.ndarray, kinds: Sequence[str]) -> ByName:
         """Outputs of the rows `ids`, float32 on the CPU: [B, width], or [B, N, T] for kinds with a vector a character.
 
+        Of a teacher that reads another side of rows, some may be unknown: then their outputs are zeros, and KNOWN, bool [B],
+        says which are not.
+
         Raises:
-            StoreError: a row or a kind is not in the store.
+            StoreError: a kind is not in the store, or none of the rows.
         """
-        return {kind: self.store.read(kind, ids) for kind in kinds}
+        known = self.store.holds(ids) if self.partial else np.ones(len(ids), dtype=bool)
+        if known.all():
+            return {kind: self.store.read(kind, ids) for kind in kinds}
+        found: ByName = {KNOWN: torch.from_numpy(known)}
+        some = known if known.any() else None
+        for kind in kinds:
+            # Of a batch without any known row, the shape is that of any row of the store.
+            values = self.store.read(kind, ids[known] if some is not None else self.store.first_id)
+            found[kind] = values.new_zeros(len(ids), *values.shape[1:])
+            if some is not None:
+                found[kind][torch.from_numpy(known)] = values
+        return found
 
 
 class Peer(TeacherSource):

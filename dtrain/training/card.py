@@ -16,19 +16,21 @@ def card_head(language: str | None, **more: str) -> str:
     return "---\n" + "\n".join(lines) + "\n---\n"
 
 
-def use_in_words(place: Path, section: Data) -> str:
+def use_in_words(place: Path, section: Data, reads: str | None = None) -> str:
     """The last part of a card.
 
     Args:
         place: where the model's folder will be.
         section: the recipe's `data`, of one task.
+        reads: which side of a row it reads, where rows have several.
     """
     steps = [name for name, done in section.normalize.model_dump().items() if done]
     rows = '["a text"], ["its partner"]' if section.columns.text_b is not None else '["a text", "another"]'
     files = {part: getattr(section, part) for part in ("train", "valid", "test", "transfer")}
     named = "; ".join(f"{part} {', '.join(names)}" for part, names in files.items() if names)
+    side = "" if reads is None else f"- side of a row that it reads: {reads}\n"
     return (
-        f"- data: {named}\n"
+        f"- data: {named}\n{side}"
         f"- input: normalised ({', '.join(steps) or 'no step'}), at most {section.max_length} tokens\n"
         "- speed: `dtrain report` measures it beside the other models\n"
         "- licence: not given; it is for whoever trained the model, and owns its data, to say\n\n"

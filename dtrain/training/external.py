@@ -32,12 +32,15 @@ def publish_external(teacher: Teacher, identity: str, of: PreparedTask, world: W
     assert teacher.source is not None
     source, final = resolve_path(teacher.source), folder.model("teachers", teacher.name)
     model, data, task, recipe = load(source), of.data, of.kind, of.recipe
-    valid = data.part("valid", tokenizer_name(teacher))
+    tokenizer = tokenizer_name(teacher)
     precision = resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision")
-    scores = task.scores(model, valid, Workers.of(world, precision, recipe.knowledge.batch_tokens))
+    scores, found = {}, []
+    if "valid" in data.label_counts(tokenizer):  # else no such row has the side that it reads
+        valid = data.part("valid", tokenizer)
+        scores = task.scores(model, valid, Workers.of(world, precision, recipe.knowledge.batch_tokens))
+        found = remarks([scores], scores, valid.labels, [] if task.types else task.labels)
     size = (source / "model.safetensors").stat().st_size
     metrics: dict[str, Any] = {**scores, "split": "valid", "parameters": parameter_count(model), "bytes": size}
-    found = remarks([scores], scores, valid.labels, [] if task.types else task.labels)
     metrics["remarks"] = found
 
     def publish() -> None:
@@ -51,6 +54,7 @@ def publish_external(teacher: Teacher, identity: str, of: PreparedTask, world: W
             mark_done(aside, identity)
 
     world.run_on_main(publish)
-    say(f"teacher {teacher.name}: from {source}: {task.headline(scores)} on valid -> {final}")
+    told = f"{task.headline(scores)} on valid" if scores else "not scored"
+    say(f"teacher {teacher.name}: from {source}: {told} -> {final}")
     for remark in found:
         say(f"teacher {teacher.name}: REMARK: {remark}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from dtrain.augment.noisy import blank_tokens, noisy_rows
@@ -41,6 +42,8 @@ from dtrain.training.workers import Workers
 
 if TYPE_CHECKING:
     from dtrain.tasks.prepared import PreparedTasks
+
+UNSCORED = "not scored"  # no validation row with a label has the side of rows that it reads
 
 
 class Members:
@@ -91,9 +94,12 @@ class Members:
         tokenizer = tokenizer_name(spec)
         names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
         data = self.tasks.of(spec).data
-        parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in names]
+        there = data.parts_read(tokenizer)  # of the side that it reads, where rows have several
+        parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in names and name in there]
         parts += [self._taught(name, spec, teachers) for name in TAUGHT if name in names]
-        return EncodedSplit.concat(parts)
+        rows = EncodedSplit.concat(parts)
+        useful = np.arange(len(rows)) if spec.reads is None else useful_rows(rows, self.terms(spec), teachers)
+        return rows if len(useful) == len(rows) else rows.take(useful)
 
     def _taught(self, kind: str, spec: Teacher | Student, teachers: Mapping[str, TeacherSource]) -> EncodedSplit:
         """Rows whose targets the student's only teacher wrote."""
@@ -105,6 +111,10 @@ class Members:
         rows = of.kind.taught(kind, of.data, tokenizer_name(spec), tokenizer_name(teacher), source.store)
         # What answers beside the student is asked about these very targets.
         return replace(rows, known_prefix=None) if spec.answers == "online" else rows
+
+    def _is_scored(self, spec: Teacher | Student) -> bool:
+        """Whether it has validation rows: where rows have several sides, none of these may have the one that it reads."""
+        return spec.reads is None or "valid" in self.tasks.of(spec).data.label_counts(tokenizer_name(spec))
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
         """The losses that it is trained on."""
@@ -132,6 +142,7 @@ class Members:
             final=self.folder.model(kind, spec.name),
             checkpoints=self.folder.checkpoints(kind, spec.name),
             tensorboard=tensorboard,
+            keep_last=not self._is_scored(spec),
             log_settings=lambda metrics: log_hyperparameters(tensorboard, spec, self.terms(spec), metrics),
         )
 
@@ -142,8 +153,8 @@ class Members:
         assert isinstance(spec, Student)
         prepared = {}
         for task, part in spec.parts.items():
-            own = {name: source for name, source in teachers.items() if name in part.reads.stored}
-            beside = {name: source for name, source in online.items() if name in part.reads.online}
+            own = {name: source for name, source in teachers.items() if name in part.asks.stored}
+            beside = {name: source for name, source in online.items() if name in part.asks.online}
             prepared[task] = self._prepare("students", part, own, beside, None, None)
         begin = functools.partial(self._begin, spec)
         return prepare_tasks(spec, self.tasks.all_of(spec), prepared, begin, baseline_of(spec, self.folder))
@@ -172,7 +183,7 @@ class Members:
         if noisy:
             stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}
             train = noisy_rows(train, stores, noisy)
-        valid = data.part("valid", tokenizer)
+        valid = data.part("valid", tokenizer) if self._is_scored(spec) else None
         data_parallel = isinstance(spec, Teacher) or spec.parallel == "data"
         with_others = isinstance(spec, Student) and spec.peers is not None
 
@@ -189,7 +200,7 @@ class Members:
             self._begin(spec, model)
             return model
 
-        label_counts = data.info["label_counts"].get("train", {})
+        label_counts = data.label_counts(tokenizer).get("train", {})
 
         def losses(model: nn.Module) -> LossSum:
             found = build_losses(
@@ -211,6 +222,8 @@ class Members:
             )
 
         def evaluate(model: nn.Module, precision: str) -> dict[str, float]:
+            if valid is None:
+                return {}
             tokens = of.recipe.knowledge.batch_tokens
             return task.scores(model, valid, Workers.of(self.world, precision, tokens, shared=data_parallel))
 
@@ -222,7 +235,7 @@ class Members:
 
         def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
             save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, metrics))
-            write_preprocessing(folder, section, data.info)  # with it the folder answers anywhere
+            write_preprocessing(folder, section, data.info, spec.reads)  # with it the folder answers anywhere
 
         return Prepared(
             make=make,
@@ -230,15 +243,15 @@ class Members:
             outputs=task.ask,
             feed=feed,
             evaluate=evaluate,
-            headline=task.headline,
+            headline=task.headline if valid is not None else lambda scores: UNSCORED,
             metrics=speed,
             save=save,
             terms=self.terms(spec),
             rows=counted(len(train), "row"),
             count=len(train),
             took=lambda metrics: f"{metrics['seconds_per_epoch']:.1f} s an epoch",
-            remarks=lambda evaluations, kept: remarks(
-                evaluations, kept, valid.labels, [] if task.types else task.labels
+            remarks=lambda evaluations, kept: (
+                [] if valid is None else remarks(evaluations, kept, valid.labels, [] if task.types else task.labels)
             ),
             data=section.model_dump(mode="json"),
         )
@@ -248,8 +261,12 @@ class Members:
         teachers = spec.teachers or [] if isinstance(spec, Student) else []
         task = self.tasks.of(spec).kind
         losses = ", ".join(f"{_weight(loss)} x {loss.type}" for loss in self.terms(spec))
-        scores = f"held-out text: loss {metrics['loss']:.4f}"  # of a phase on plain text
-        if metrics["split"] == "valid":
+        scores = (
+            f"validation rows: none with the side that it reads, {spec.reads}; the weights are those of the last epoch"
+        )
+        if metrics["split"] != "valid":
+            scores = f"held-out text: loss {metrics['loss']:.4f}"  # of a phase on plain text
+        elif "rows" in metrics:
             best = "the best of the evaluations, on the same rows that chose it"
             scores = f"validation rows: {metrics['rows']:g}, {task.headline(metrics)} ({best})"
         return (
@@ -264,7 +281,22 @@ class Members:
 
     def _use(self, kind: str, spec: Teacher | Student) -> str:
         """How it is used."""
-        return use_in_words(self.folder.model(kind, spec.name), self.tasks.of(spec).recipe.data)
+        return use_in_words(self.folder.model(kind, spec.name), self.tasks.of(spec).recipe.data, spec.reads)
+
+
+def useful_rows(rows: EncodedSplit, terms: Sequence[LossSpec], teachers: Mapping[str, TeacherSource]) -> np.ndarray:
+    """Positions of the rows from which something can be learnt, int64 [M], where teachers may read other sides than these.
+
+    Rows that have a label, those that a teacher has answered, and all where a loss needs neither.
+    """
+    if any(not term.loss.hard and not term.loss.teacher_output for term in terms):
+        return np.arange(len(rows))
+    useful = rows.labels >= 0
+    for name, source in teachers.items():
+        read = any(term.loss.teacher_output and (term.teachers is None or name in term.teachers) for term in terms)
+        if read:
+            useful = useful | (source.store.holds(rows.ids) if isinstance(source, StoredTeacher) else True)
+    return np.flatnonzero(useful)
 
 
 def _phases(phases: list[dict[str, Any]]) -> str:

@@ -215,20 +215,21 @@ class TrainState:
         with job.engine.full_model() as model:
             scores = job.evaluate(model)
         assert spec.metric is not None  # filled by the recipe
-        score = -scores["loss"] if spec.metric == "loss" else scores[spec.metric]
-        if not math.isfinite(scores["loss"]):
-            raise Diverged(f"{job.title}: the validation loss is {scores['loss']} at step {position.step}")
+        loss = scores.get(
+            "loss", 0.0
+        )  # without a row to score, which none has of the side that is read, there are none
+        score = -loss if spec.metric == "loss" else scores[spec.metric] if scores else 0.0
+        if not math.isfinite(loss):
+            raise Diverged(f"{job.title}: the validation loss is {loss} at step {position.step}")
         epoch = round(position.epoch + position.batch / epoch_steps, 4)
         stop_epoch = getattr(spec, "stop_epoch", None)  # a teacher that ends there, whatever its score
         risen = position.best_score is None or score > position.best_score
         risen |= stop_epoch is not None or job.keep_last
         # Of equal scores (an F1 that is still 0.0, or already 1.0) the better calibrated weights are kept, as teachers'
         # probabilities are what is distilled. Patience is about the score alone.
-        better = risen or (
-            score == position.best_score and (position.best_loss is None or scores["loss"] < position.best_loss)
-        )
+        better = risen or (score == position.best_score and (position.best_loss is None or loss < position.best_loss))
         if better:
-            position.best_score, position.best_loss = score, scores["loss"]
+            position.best_score, position.best_loss = score, loss
             position.best_step, position.best_epoch = position.step, epoch
         if risen:
             position.worse = 0
@@ -239,7 +240,8 @@ class TrainState:
         means = self.log.means_since_evaluation()
         position.history.append({"step": position.step, "epoch": epoch, "split": "train", **means})
         position.history.append({"step": position.step, "epoch": epoch, "split": "valid", **scores})
-        words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}, loss {scores['loss']:.4f}"
+        words = f"train loss {means.get('loss', math.nan):.4f}; valid {job.headline(scores)}"
+        words += f", loss {loss:.4f}" if scores else ""
         with self._own_work():
             words += " (best so far)" * (better and not job.keep_last)
             self.monitor.evaluation(position.step, epoch, scores, words, position.seconds)

@@ -39,27 +39,27 @@ def load(folder: Path, student: str, task: str = "classification", more: str = "
 def test_what_is_too_big_is_online_and_the_rest_stored(tmp_path: Path) -> None:
     recipe = load(tmp_path, f"model: BERT, teachers: [t], {HIDDEN}")
     (student,) = recipe.students
-    assert student.reads == ({"t": ["logits"]}, {"t": ["hidden_states"]})
+    assert student.asks == ({"t": ["logits"]}, {"t": ["hidden_states"]})
     assert recipe.knowledge.outputs == ["logits"] and Plan(recipe).needed_teachers() == ["t"]
 
 
 def test_a_teacher_that_only_answers_beside_students_has_no_store(tmp_path: Path) -> None:
     recipe = load(tmp_path, f"model: BERT, teachers: [t, other], answers: online, {HIDDEN}".replace("other], ", "t], "))
-    assert recipe.students[0].reads == ({}, {"t": ["hidden_states", "logits"]})
+    assert recipe.students[0].asks == ({}, {"t": ["hidden_states", "logits"]})
     assert Plan(recipe).needed_teachers() == []
     recipe = load(tmp_path, "model: BERT, teachers: [t, lstm], losses: [{type: hidden_mse, teachers: [t]}]")
-    assert recipe.students[0].reads == (
+    assert recipe.students[0].asks == (
         {"lstm": []},
         {"t": ["hidden_states"]},
     )  # as ever: whom a student names is stored
-    assert load(tmp_path, "model: {type: bilstm}, teachers: [t]").students[0].reads == ({"t": ["logits"]}, {})
+    assert load(tmp_path, "model: {type: bilstm}, teachers: [t]").students[0].asks == ({"t": ["logits"]}, {})
 
 
 def test_taggers_compare_layers_too(tmp_path: Path) -> None:
     recipe = load(
         tmp_path, "model: BERT, teachers: [t], losses: [{type: hidden_mse}, {type: tag_likelihood}]", "tagging"
     )
-    assert recipe.students[0].reads.online == {"t": ["hidden_states"]}
+    assert recipe.students[0].asks.online == {"t": ["hidden_states"]}
 
 
 def test_with_all_ranks_every_step_reaches_the_crf(tmp_path: Path) -> None:

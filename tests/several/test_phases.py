@@ -140,7 +140,7 @@ def test_one_phase_is_a_student_without_phases(tmp_path: Path, tasks_folder: Pat
     assert [[loss.type for loss in terms] for terms in student.phases[0].losses.values()] == [
         ["cross_entropy", "soft_targets"], ["cross_entropy"], ["tag_likelihood"],
     ]  # fmt: skip
-    assert student.reads.stored == {"topic_t": ["logits"]} and student.all_epochs == 2
+    assert student.asks.stored == {"topic_t": ["logits"]} and student.all_epochs == 2
     assert [len(student.of_task(task).phases) for task in ("topic", "same", "names")] == [2, 1, 1]
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     again = load_recipe(str(tmp_path / "again.yaml"))

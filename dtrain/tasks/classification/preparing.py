@@ -13,12 +13,14 @@ from datasets import Features, List, Value
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.normalize import Normalizer
+from dtrain.data.sides import FOLDER as SIDES
+from dtrain.data.sides import side_counts, view_of
 from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import student_tokenizer, trained_tokenizer
 from dtrain.data.write import Batch, Encode, RowSummary, in_blocks, map_rows, streamed
 from dtrain.recipe.data import Data
 from dtrain.recipe.models import EncoderSpec
-from dtrain.runfolder import write_json
+from dtrain.runfolder import fingerprint, write_json
 from dtrain.tasks.preparing import Preparing
 
 if TYPE_CHECKING:
@@ -57,26 +59,37 @@ class TextPreparing(Preparing):
         columns = list(self.texts_of(Rows(), data))
         beside = [name for name in columns if name in self.answers] + ["values"] * (self.values is not None)
         asked = [name for name in columns if name not in self.answers]
-        summary = RowSummary(asked, [data.task, corpus.labels], beside)
-        first_id = 0
-        features = _row_features(columns, self.values)
-        for part, rows in corpus.parts.items():
-            table: dict[str, Iterable[Any]] = {
-                "id": np.arange(first_id, first_id + len(rows)),
-                "key": rows.key,
-                **self.texts_of(rows, data),
-                "label": corpus.numbers[part],
-                **({} if self.values is None else {"values": self.values_of(rows, corpus)}),
-                "file": np.array(rows.file),
-                "line": np.array(rows.line),
-            }
-            first_id += len(rows)
-            normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
-            with streamed(in_blocks(table, len(rows)), features, folder / "raw.arrow") as raw:
-                dataset = map_rows(raw, normalize, features, data, folder / "scratch")
-            dataset.save_to_disk(folder / part)
-            summary.add(part, dataset)
+        features = _row_features(columns, self.values, sides=bool(data.sides))
+        firsts = dict(zip(corpus.parts, np.cumsum([0, *corpus.counts.values()]).tolist(), strict=False))
+        summaries = []
+        for side in data.sides or [""]:
+            view = view_of(corpus, side) if side else None
+            of_side = corpus if view is None else view.corpus
+            more = [] if view is None else ["parallel"]
+            summary = RowSummary(asked, [data.task, corpus.labels, *filter(None, [side])], [*beside, *more])
+            for part, rows in of_side.parts.items():
+                numbers = np.arange(len(rows)) if view is None else view.index[part]
+                table: dict[str, Iterable[Any]] = {
+                    "id": firsts[part] + numbers,
+                    "key": rows.key,
+                    **self.texts_of(rows, data),
+                    "label": of_side.numbers[part],
+                    **({} if self.values is None else {"values": self.values_of(rows, corpus)}),
+                    **({} if view is None else {"parallel": view.parallel[part]}),
+                    "file": np.array(rows.file),
+                    "line": np.array(rows.line),
+                }
+                normalize = _NormalizeBatch(Normalizer(data.normalize), columns)
+                with streamed(in_blocks(table, len(rows)), features, folder / "raw.arrow") as raw:
+                    dataset = map_rows(raw, normalize, features, data, folder / "scratch")
+                dataset.save_to_disk((folder / SIDES / side if side else folder) / part)
+                summary.add(part, dataset)
+            summaries.append(summary)
         shutil.rmtree(folder / "scratch")
+        digests = [summary.digest.hexdigest()[:32] for summary in summaries]
+        empty, also_in_train = (
+            _added(found) for found in zip(*((s.empty, s.also_in_train) for s in summaries), strict=True)
+        )
         info = {
             "format": 1,
             "task": data.task,
@@ -84,12 +97,13 @@ class TextPreparing(Preparing):
             "rows": corpus.counts,
             "made_up": corpus.made_up,
             "label_counts": corpus.label_counts,
-            "empty_texts": summary.empty,
-            "also_in_train": summary.also_in_train,
+            "empty_texts": empty,
+            "also_in_train": also_in_train,
             "files": corpus.files,
             "remarks": corpus.remarks,
             "normalize": data.normalize.model_dump(mode="json"),
-            "fingerprint": summary.digest.hexdigest()[:32],
+            "fingerprint": digests[0] if len(digests) == 1 else fingerprint(*digests),
+            **(side_counts(corpus, data.sides) if data.sides else {}),
             **self.info(corpus, data),
         }
         write_json(folder / "data.json", info)
@@ -126,8 +140,17 @@ class _EncodeBatch:
         return columns if encoded.types is None else {**columns, "token_type_ids": encoded.types}
 
 
-def _row_features(columns: list[str], values: Value | None) -> Features:
+def _added(found: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Sums by name."""
+    total: dict[str, int] = {}
+    for each in found:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _row_features(columns: list[str], values: Value | None, sides: bool) -> Features:
     texts = {column: Value("string") for column in columns}
     lists = {} if values is None else {"values": List(values)}
-    places = {"file": Value("int32"), "line": Value("int32")}
+    places = {**({"parallel": Value("bool")} if sides else {}), "file": Value("int32"), "line": Value("int32")}
     return Features({"id": Value("int64"), "key": Value("string"), **texts, "label": Value("int64"), **lists, **places})

@@ -16,6 +16,7 @@ from dtrain.data.written import load_writer
 from dtrain.knowledge.reader import StoreReader
 from dtrain.metrics.translation import nearest
 from dtrain.models.decoding import NO_TOKEN
+from dtrain.recipe.sides import side_of, vocabulary_of
 
 INTERPOLATED = "interpolated"
 
@@ -32,17 +33,22 @@ def taught_rows(kind: str, data: PreparedData, tokenizer: str, teacher: str, sto
     Raises:
         StoreError: a row has no sequences there.
     """
-    names = [name for name in ("train", "transfer") if name in data.parts and (kind != INTERPOLATED or name == "train")]
+    there = data.parts_read(tokenizer)
+    names = [name for name in ("train", "transfer") if name in there and (kind != INTERPOLATED or name == "train")]
     rows = EncodedSplit.concat([data.part(name, tokenizer) for name in names])
+    own, theirs = side_of(tokenizer), side_of(teacher)
+    if own != theirs:  # the teacher has written for rows that have both sides
+        rows = rows.take(np.flatnonzero(store.holds(rows.ids)))
     tokens, _ = store.candidates(rows.ids)
     chosen = np.zeros(len(rows), dtype=np.int64)
     if kind == INTERPOLATED:
         gold = EncodedSplit.concat([data.part(name, teacher) for name in names])
+        gold = gold if own == theirs else gold.take(np.flatnonzero(np.isin(gold.ids, rows.ids)))
         references = gold.collate_targets(np.arange(len(gold))).numpy()
         chosen = np.array([_nearest(own, reference) for own, reference in zip(tokens, references, strict=True)])
     best = tokens[np.arange(len(rows)), chosen]
-    written = [own[own != NO_TOKEN] for own in best]
-    if teacher != tokenizer:
+    written = [tokens[tokens != NO_TOKEN] for tokens in best]
+    if vocabulary_of(teacher) != vocabulary_of(tokenizer):
         written = _read_again(written, data, tokenizer, teacher)
     return replace(
         rows,
@@ -61,6 +67,6 @@ def _nearest(candidates: np.ndarray, reference: np.ndarray) -> int:
 def _read_again(written: list[np.ndarray], data: PreparedData, tokenizer: str, teacher: str) -> list[np.ndarray]:
     """Sequences of one tokenizer as those of another."""
     theirs, own = (load_writer(data.tokenizer_path(name)) for name in (teacher, tokenizer))
-    encoder = Encoder(own, data.part(data.parts[0], tokenizer).max_length, pairs=False)
+    encoder = Encoder(own, data.part(data.parts_read(tokenizer)[0], tokenizer).max_length, pairs=False)
     texts = theirs.batch_decode([tokens.tolist() for tokens in written], skip_special_tokens=True)
     return [np.array(ids, dtype=np.int32) for ids in encoder([text.strip() for text in texts]).ids]

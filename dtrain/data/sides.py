@@ -1,0 +1,152 @@
+"""Rows of several sides, side by side: who reads one of them sees the rows that have it, each under its own id."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dtrain.data.columns import TextColumn
+from dtrain.data.corpus import Corpus
+from dtrain.errors import counted
+
+if TYPE_CHECKING:
+    from dtrain.recipe.schema import Recipe
+    from dtrain.recipe.training import Student, Teacher
+
+FOLDER = "sides"  # in the folder of rows: a folder for each side
+
+
+@dataclass(frozen=True)
+class SideView:
+    """The rows that have one side, whose text it is.
+
+    Attributes:
+        corpus: without the parts in which no row has it.
+        index: by part, where each of its rows stands among all rows of the part, int64 [N].
+        parallel: by part, whether the row has other sides in other columns, bool [N].
+    """
+
+    corpus: Corpus
+    index: dict[str, np.ndarray]
+    parallel: dict[str, np.ndarray]
+
+
+def view_of(corpus: Corpus, side: str) -> SideView:
+    """The rows of a corpus that have `side`."""
+    found = SideView(replace(corpus, parts={}, numbers={}, remarks=[]), {}, {})
+    for part, rows in corpus.parts.items():
+        texts, index, parallel = TextColumn(), [], []
+        for number, (sides, together) in enumerate(rows.sides):
+            if side in sides:
+                texts.append(sides[side])
+                index.append(number)
+                parallel.append(together)
+        if index:
+            found.index[part] = np.array(index, dtype=np.int64)
+            found.parallel[part] = np.array(parallel, dtype=bool)
+            found.corpus.parts[part] = replace(rows.take(found.index[part]), text=texts)
+            found.corpus.numbers[part] = corpus.numbers[part][found.index[part]]
+    return found
+
+
+def side_counts(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
+    """What `data.json` says of the sides: of each the rows and the labels by part; and by part how many rows have which
+    sides, as [part, sides, rows]."""
+    views = {side: view_of(corpus, side).corpus for side in sides}
+    together: Counter[tuple[str, ...]] = Counter()
+    for part, rows in corpus.parts.items():
+        together.update((part, *texts) for texts, _ in rows.sides)
+    return {
+        "sides": {side: {"rows": v.counts, "label_counts": v.label_counts} for side, v in views.items()},
+        "together": [[part, found, rows] for (part, *found), rows in together.items()],
+    }
+
+
+def label_counts(info: Mapping[str, Any], side: str) -> dict[str, dict[str, int]]:
+    """Of `data.json`: rows of each label by part, of those that have the side ("" where rows have none)."""
+    found: dict[str, dict[str, int]] = (info["sides"][side] if side else info)["label_counts"]
+    return found
+
+
+def parts_of(info: Mapping[str, Any], side: str) -> list[str]:
+    """Of `data.json`: the parts that have rows with the side."""
+    return list((info["sides"][side] if side else info)["rows"])
+
+
+def sides_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """A line for each side: who reads it, and which rows have it."""
+    lines = []
+    for side, of_side in info.get("sides", {}).items():
+        readers = [m.name for m in (*recipe.teachers, *recipe.students) if m.reads == side]
+        rows = ", ".join(f"{part} {count:,}" for part, count in of_side["rows"].items())
+        lines.append(f"side {side}: {rows or 'no row'}; read by {', '.join(readers)}")
+    return lines
+
+
+def check_sides(info: Mapping[str, Any], recipe: Recipe) -> tuple[list[str], list[str]]:
+    """What the sides of the rows mean for those who read one: problems, and what is worth knowing, a line each.
+
+    Args:
+        info: what `data.json` says, as far as `side_counts` and the corpus give it.
+    """
+    problems: list[str] = []
+    remarks: list[str] = []
+    members = [(f"teachers.{m.name}", m) for m in recipe.teachers] + [
+        (f"students.{m.name}", m) for m in recipe.students
+    ]
+    for key, member in members:
+        if member.reads is None:
+            continue
+        labels = label_counts(info, member.reads)
+        if not member.given:
+            problems += [f"{key}.{problem}" for problem in _untrainable(member, labels, info, recipe)]
+        told = [part for part in ("valid", *recipe.report.splits) if part not in labels]
+        if "valid" in told and not member.given:
+            remarks.append(
+                f"{key}: no validation row with a label has {member.reads}: the weights of its last epoch are kept"
+            )
+        if unscored := [part for part in recipe.report.splits if part in told]:
+            remarks.append(
+                f"{key}: not scored on {' and '.join(unscored)}, where no row with a label has {member.reads}"
+            )
+    if recipe.search is not None:
+        unseen = [m.name for m in recipe.students if m.reads and "valid" not in label_counts(info, m.reads)]
+        problems += [f"search: compares students on validation rows, and none has what {unseen[0]} reads"] * bool(
+            unseen
+        )
+    return problems, remarks
+
+
+def _untrainable(
+    member: Teacher | Student, labels: Mapping[str, Any], info: Mapping[str, Any], recipe: Recipe
+) -> list[str]:
+    """Why a member has nothing to train on, if so."""
+    assert member.reads is not None
+    rows = info["sides"][member.reads]["rows"]
+    if member in recipe.teachers:
+        found = counted(rows.get("train", 0), "training row")
+        return [] if "train" in labels else [f"reads: {found} of data.train has {member.reads}, and none a label"]
+    teachers = {teacher.name: teacher for teacher in recipe.teachers}
+    problems = []
+    for training in member.trainings:  # type: ignore[union-attr]
+        names = [part for part in training.rows or [] if part in ("train", "transfer")]
+        if names and not any(part in rows for part in names):
+            return [f"reads: no row of {' and '.join(names)} has {member.reads}"]
+        losses = training.losses or []
+        taught = [name for name in training.teachers or [] if any(loss.loss.teacher_output for loss in losses)]
+        for name in [*taught, *(training.teachers or [] if training.taught_rows else [])]:
+            both = {member.reads, teachers[name].reads}
+            if not any(both <= set(sides) for part, sides, _ in info["together"] if part in ("train", "transfer")):
+                problems.append(
+                    f"teachers: no row of train or transfer has both {member.reads} and {teachers[name].reads}, which "
+                    f"{name} reads"
+                )
+        if not taught and names and "train" not in labels and all(loss.loss.hard for loss in losses):
+            problems.append(
+                f"losses: no row of train that has {member.reads} has a label, and it learns from nothing else"
+            )
+    return list(dict.fromkeys(problems))
