@@ -292,7 +292,8 @@ def _command(arguments: argparse.Namespace) -> int:
         from dtrain.launch import run_everything
 
         words = [arguments.recipe, *arguments.overrides, *(["--group", arguments.group] if arguments.group else [])]
-        return run_everything(group.own(recipe) if group else recipe, names, words, machines)
+        own = group.own(recipe) if group else recipe
+        return run_everything(own, names, words, machines, own_process=True)
     return _run_here(recipe, names, stage, group, arguments)
 
 

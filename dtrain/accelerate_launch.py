@@ -5,18 +5,23 @@ A module of its own, since it imports torch and accelerate, which a launch of on
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.agent.server import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from dtrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, DtrainError, exit_code_of
+from dtrain.forks import Forked
 from dtrain.runtime.attendance import open_store, rendezvous
 from dtrain.runtime.machines import Machines
 
@@ -53,13 +58,38 @@ def how_it_ended(number: int, gpus: bool) -> str:
     return f"was killed by {signal.Signals(number).name}; {again}"
 
 
+@contextlib.contextmanager
+def _forked_ranks() -> Iterator[None]:
+    """A region in which torch's agent forks its ranks, where it would start `python -u -m dtrain ...` of this Python."""
+    start = SubprocessHandler._popen
+
+    def fork(handler: SubprocessHandler, words: tuple[str, ...], environment: dict[str, str]) -> Any:
+        if words[:4] != (sys.executable, "-u", "-m", "dtrain") or handler._stdout or handler._stderr:
+            return start(handler, words, environment)
+        return Forked(words[4:], environment)
+
+    SubprocessHandler._popen = fork  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        SubprocessHandler._popen = start  # type: ignore[method-assign]
+
+
 def accelerate_launch(
-    config: Path, processes: int, arguments: list[str], machines: Machines, port: int, *, gpus: bool
+    config: Path,
+    processes: int,
+    arguments: list[str],
+    machines: Machines,
+    port: int,
+    *,
+    gpus: bool,
+    forked: bool = False,
 ) -> int:
     """Run `-m dtrain ARGUMENTS` in `processes` ranks over all machines; the exit code.
 
     Args:
         port: where the ranks of all machines meet.
+        forked: whether ranks are forks of this process (see `dtrain.forks`).
 
     Raises:
         DtrainError: the launchers of several machines lost each other.
@@ -84,7 +114,8 @@ def accelerate_launch(
     if not gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, warns of it
     try:
-        launch_command(parsed)
+        with _forked_ranks() if forked else contextlib.nullcontext():
+            launch_command(parsed)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         _, first = error.get_first_failure()

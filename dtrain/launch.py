@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import yaml
 
-from dtrain import ranks
+from dtrain import forks, ranks
 from dtrain.errors import EXIT_DONE, EXIT_STOPPED, InputError, counted, exit_code_of
 from dtrain.log import say
 from dtrain.plan import Plan
@@ -148,15 +148,38 @@ def _listed_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, port: int = 0) -> int:
-    """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code; `port` is where the machines' ranks meet."""
+@dataclass(frozen=True)
+class Imports:
+    """What a launcher imports for the processes that it forks."""
+
+    first: list[str]  # before the launch
+    later: list[str]  # at the latest when its processes build models, or before the next launch
+
+
+def launch(
+    way: Way,
+    arguments: list[str],
+    machines: Machines = ONE_MACHINE,
+    port: int = 0,
+    imports: Imports | None = None,
+) -> int:
+    """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code.
+
+    Args:
+        port: where the machines' ranks meet.
+        imports: fork the processes (see `dtrain.forks`); None: start each as a new interpreter.
+    """
     forward = _ForwardSignals()
     os.environ[LAUNCHER] = str(os.getpid())
     try:
+        if imports is not None:
+            forks.load(imports.first)
         alone = way.processes * machines.count == 1
         if alone:
-            code = _alone(way, arguments)
+            code = _alone(way, arguments, imports)
         else:
+            if imports is not None:
+                forks.load(imports.later)  # once for all ranks
             code = _of_several().accelerate_launch(
                 way.config,
                 way.processes * machines.count,
@@ -164,6 +187,7 @@ def launch(way: Way, arguments: list[str], machines: Machines = ONE_MACHINE, por
                 machines,
                 port,
                 gpus=bool(visible_gpus()),
+                forked=imports is not None,
             )
     finally:
         forward.restore()
@@ -179,14 +203,19 @@ def _of_several() -> ModuleType:
     return accelerate_launch
 
 
-def _alone(way: Way, arguments: list[str]) -> int:
+def _alone(way: Way, arguments: list[str], imports: Imports | None) -> int:
     precision = yaml.safe_load(way.config.read_text(encoding="utf-8")).get("mixed_precision", "no")
     environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": str(precision)}
-    command = [sys.executable, "-m", "dtrain", *arguments]
-    process = subprocess.Popen(command, start_new_session=True, env=environment)
-    while process.poll() is None:  # wait() would not notice a signal that another thread received
+    process: forks.Forked | subprocess.Popen[bytes]
+    if imports is None:
+        command = [sys.executable, "-m", "dtrain", *arguments]
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
+    else:
+        process = forks.Forked(arguments, environment)
+        forks.load(imports.later, beside=process)  # on a core that it does not need yet
+    while (code := process.poll()) is None:  # wait() would not notice a signal that another thread received
         time.sleep(0.05)
-    return exit_code_of([process.returncode])
+    return exit_code_of([code])
 
 
 class _ForwardSignals:
@@ -218,12 +247,20 @@ class _ForwardSignals:
             signal.signal(number, handler)
 
 
-def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], machines: Machines = ONE_MACHINE) -> int:
+def run_everything(
+    recipe: Recipe,
+    stages: list[str],
+    arguments: list[str],
+    machines: Machines = ONE_MACHINE,
+    *,
+    own_process: bool = False,
+) -> int:
     """Run every stage that is not done, in order, in as few launches as possible; the exit code.
 
     Args:
         arguments: what the launched processes are told: the recipe, its overrides, and options.
         machines: every one of them runs this same command.
+        own_process: whether this process is there for nothing else, so that it may be forked.
     """
     plan = Plan(recipe)
     ways = groups(recipe, stages, machines.count)
@@ -243,13 +280,25 @@ def run_everything(recipe: Recipe, stages: list[str], arguments: list[str], mach
             plan.require_a_student()
         say(f"{plan.folder.root}: nothing to do, every stage is complete ({', '.join(stages)})")
         return EXIT_DONE
-    for way, group in ways:
+    may_fork = own_process and forks.possible() and not visible_gpus()
+    for number, (way, group) in enumerate(ways):
         if all(Plan(recipe).complete(stage) for stage in group):
             if "distill" in group:
                 Plan(recipe).require_a_student()
             say(f"{', '.join(group)}: complete, nothing to do")
             continue
-        code = launch(way, ["run", *arguments, "--stages", ",".join(group), "--here"])
+        words = ["run", *arguments, "--stages", ",".join(group), "--here"]
+        code = launch(way, words, imports=_imports(recipe, ways[number:]) if may_fork else None)
         if code != EXIT_DONE:
             return code
     return EXIT_DONE
+
+
+def _imports(recipe: Recipe, ways: list[tuple[Way, list[str]]]) -> Imports:
+    """What the first of these launches needs, and what it and the next ones need later."""
+    (way, group), *next_ones = ways
+    if way.processes == 1 and not next_ones:
+        return Imports(forks.pages(group), [])  # the process itself imports the rest, if it comes to that
+    several = ["dtrain.accelerate_launch"] if any(way.processes > 1 for way, _ in ways) else []
+    later = [*forks.models(recipe), *several, *forks.pages(stage for _, group in next_ones for stage in group)]
+    return Imports(forks.pages(group), later)

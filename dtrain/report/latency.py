@@ -1,11 +1,13 @@
 """Rows a second of several models, measured side by side in one process.
 
 Only the forward pass from token ids is timed, with a tagger's search for the best tags. The models take turns, repeat by
-repeat, so that whatever else the machine does slows all of them alike; the median of the repeats counts.
+repeat, so that whatever else the machine does slows all of them alike; the median of the repeats counts. A measurement takes
+about a second of the slowest model, however slow that is, and no more of the others.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -23,9 +25,10 @@ from dtrain.data import EncodedSplit
 
 ROWS = 256
 REPEATS = 5
-# The slowest model's share of a repeat; fewer rows are timed where it would take longer. With five repeats, of one row and of
-# 64 rows at a time, a slow model is measured in 5 s.
-PASS_SECONDS = 0.5
+# Of the slowest model in a repeat: fewer rows are timed where it would take longer. One batch may be longer than this; then
+# there are fewer repeats, at least two, as soon as they have taken as long as five of the usual length.
+PASS_SECONDS = 0.2
+CALLS_OF_P99 = 100  # below, the slowest call would pass for what 1 in 100 takes longer than
 
 
 def measure(
@@ -38,28 +41,40 @@ def measure(
         parts: the rows as each model reads them, by the same names; the same rows in the same order.
 
     Returns:
-        `rows_per_second` by name; `rows`, the number of rows timed in each repeat; and where a batch is one row,
-        `milliseconds` by name: over all repeats the median `p50`, and `p99`, which 1 in 100 took longer than.
+        `rows_per_second` by name; `rows`, the number of rows timed in each repeat; `repeats`, how many there were; and
+        where a batch is one row, `milliseconds` by name: over all repeats the median `p50`, and where there were 100 calls
+        `p99`, which 1 in 100 took longer than.
     """
     rows = min(ROWS, min(map(len, parts.values())))
     chosen = np.linspace(0, min(map(len, parts.values())) - 1, rows).astype(np.int64)
     batches = {name: _batches(parts[name], chosen, batch, device) for name in models}
     with _one_thread(), torch.inference_mode():
         passes = {name: _pass(model.to(device).eval(), batches[name], device) for name, model in models.items()}
-        # The first batches are slow (allocations, choice of kernels); after them, one tells how many can be afforded.
-        slowest = max(min(one(1) for _ in range(3)) for one in passes.values())
-        count = max(1, min(len(next(iter(batches.values()))), int(PASS_SECONDS / slowest)))
-        seconds: dict[str, list[float]] = {name: [] for name in models}
+        # The first batch is slow (allocations, choice of kernels), so a second one tells how many can be afforded; where that
+        # is a single one, it is the first repeat.
+        for one in passes.values():
+            one(1)
         calls: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(REPEATS):
+        seconds = {name: [one(1, calls[name])] for name, one in passes.items()}
+        slowest = max(times[0] for times in seconds.values())
+        count = max(1, min(len(next(iter(batches.values()))), int(PASS_SECONDS / slowest)))
+        if count > 1:
+            calls, seconds = {name: [] for name in models}, {name: [] for name in models}
+        repeats = max(2, min(REPEATS, math.ceil(REPEATS * PASS_SECONDS / (count * slowest))))
+        while len(next(iter(seconds.values()))) < repeats:
             for name, one in passes.items():
                 seconds[name].append(one(count, calls[name]))
     timed = min(rows, count * batch)
     return {
         "rows_per_second": {name: timed / statistics.median(values) for name, values in seconds.items()},
         "rows": timed,
+        "repeats": repeats,
         "milliseconds": {
-            name: {f"p{share}": 1000 * float(np.percentile(values, share)) for share in (50, 99)}
+            name: {
+                f"p{share}": 1000 * float(np.percentile(values, share))
+                for share in (50, 99)
+                if share == 50 or len(values) >= CALLS_OF_P99
+            }
             for name, values in calls.items()
             if values
         },
@@ -73,7 +88,6 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
-        "repeats": REPEATS,
     }
 
 

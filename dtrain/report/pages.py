@@ -123,12 +123,14 @@ def conditions(speed: dict[str, Any] | None, view: View) -> str | None:
     devices = f"{machine['cpu']} ({machine['cores']} cores), one thread"
     if machine["gpu"]:
         devices += f"; {machine['gpu']}"
-    rows = ", ".join(f"{count} rows ({_measurement(name)})" for name, count in speed["rows"].items())
+    rows = ", ".join(
+        f"{count} rows ({_measurement(name)}, {speed['repeats'][name]} times)" for name, count in speed["rows"].items()
+    )
     work = f"the forward pass from token ids{view.timed}"
     shared = " Models of one structure share a measurement." if len(view.ways) == 1 else ""
     return (
         f"Measured on {devices}; torch {machine['torch']}, float32, {work} on {rows} of "
-        f"{speed['part']} in file order, models in turn in one process, median of {machine['repeats']} repeats.{shared}"
+        f"{speed['part']} in file order, models in turn in one process; the median time counts.{shared}"
     )
 
 

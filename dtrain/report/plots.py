@@ -359,7 +359,7 @@ def _label_points(axis: Axes, points: list[tuple[float, float, str]]) -> None:
     """
     figure = axis.get_figure()
     assert isinstance(figure, Figure)
-    figure.canvas.draw()
+    figure.draw_without_rendering()  # for the layout
     places = axis.transData.transform([(x, y) for x, y, _ in points])
     taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in places]
     inside = axis.get_window_extent()

@@ -34,7 +34,7 @@ def measure_run(
         `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`, and where a task asks its models in further
         ways `cpu_1_WAY` and so on) and then by `kind/name`, of exported models
         by `export/name`; `milliseconds` of one row, by measurement and name `p50` and `p99`; `rows`, the number of rows
-        timed, by measurement; `part`; `machine`.
+        timed, and `repeats`, by measurement; `part`; `machine`.
     """
     data = PreparedData.open(folder)
     task = task_of(data)
@@ -63,6 +63,7 @@ def measure_run(
     rates: dict[str, dict[str, float]] = {}
     times: dict[str, dict[str, dict[str, float]]] = {}
     rows: dict[str, int] = {}
+    repeats: dict[str, int] = {}
     for device in ("cpu", "gpu") if torch.cuda.is_available() else ("cpu",):
         for batch, way in itertools.product(BATCHES, task.ways):
             here = {
@@ -73,11 +74,12 @@ def measure_run(
             known = {name: key for name, key in structure.items() if key in here}
             timed = measure(here, parts, torch.device("cuda" if device == "gpu" else "cpu"), batch)
             title = f"{device}_{batch}" + (f"_{way}" if way else "")
-            rows[title] = timed["rows"]
+            rows[title], repeats[title] = timed["rows"], timed["repeats"]
             rates[title] = {name: timed["rows_per_second"][key] for name, key in known.items()}
             if timed["milliseconds"]:
                 times[title] = {name: timed["milliseconds"][key] for name, key in known.items()}
-    return {"rows_per_second": rates, "milliseconds": times, "rows": rows, "part": part, "machine": machine()}
+    told = {"rows": rows, "repeats": repeats, "part": part, "machine": machine()}
+    return {"rows_per_second": rates, "milliseconds": times, **told}
 
 
 def _part(data: PreparedData, part: str, tokenizer: str) -> EncodedSplit:

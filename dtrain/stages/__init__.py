@@ -86,9 +86,14 @@ class Stage:
     folders: bool = False
     page: str | None = None
 
+    @property
+    def module(self) -> str:
+        """The name of its page's module."""
+        return self.page or f"{__name__}.{self.name}"
+
     def load(self) -> Any:
         """Import the page."""
-        return importlib.import_module(self.page or f"{__name__}.{self.name}")
+        return importlib.import_module(self.module)
 
     def wanted(self, recipe: Any) -> bool:
         """Whether the recipe has this stage."""

@@ -141,7 +141,9 @@ def _compared(
         torch.device("cpu"),
         1,
     )["milliseconds"]
-    speed = ", ".join(f"{name} p50 {of['p50']:.2f} and p99 {of['p99']:.2f} ms" for name, of in timed.items())
+    speed = ", ".join(
+        f"{name} {' and '.join(f'{share} {value:.2f}' for share, value in of.items())} ms" for name, of in timed.items()
+    )
     speed = f"one row on one core of {latency.machine()['cpu']}: {speed}"
     say(f"export: check {told}; {speed}")
     add_check(final, f"{told}; {speed}")

@@ -113,8 +113,9 @@ def worker(rank: int, folder: Path) -> psutil.Process:
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            own = child.environ().get("RANK") == str(rank) and child.cwd() == str(folder)
-            if own and "--here" in child.cmdline():
+            forked = child.name() == f"dtrain rank {rank}"  # its command line and variables are its launcher's
+            begun = child.environ().get("RANK") == str(rank) and "--here" in child.cmdline()
+            if child.cwd() == str(folder) and (forked or begun):
                 found.append(child)
     return found[0]
 
@@ -124,7 +125,7 @@ def worker(rank: int, folder: Path) -> psutil.Process:
 def test_killed_launcher_takes_its_ranks_along(folder: Path, processes: int, moment: str) -> None:
     """Else they would wait for each other, or go on and hold the run folder."""
     words = command("finetune", *LONG, f"launch.processes={processes}")
-    starting = moment == "as it starts"  # and its ranks import: not forked, which would have imported
+    starting = moment == "as it starts"  # by itself, where the tests' server would have imported everything
     process = start_for_real(words, folder) if starting else start(words[1:], folder)
     deadline = time.monotonic() + 200
     ranks: list[psutil.Process] = []
@@ -132,7 +133,7 @@ def test_killed_launcher_takes_its_ranks_along(folder: Path, processes: int, mom
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
         ranks = psutil.Process(process.pid).children(recursive=True)
-        ranks = [rank for rank in ranks if not starting or "--here" in rank.cmdline()]
+        ranks = [rank for rank in ranks if not starting or rank.name().startswith("dtrain rank")]
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(ranks, timeout=10)

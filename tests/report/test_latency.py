@@ -63,10 +63,27 @@ def test_a_taggers_search_for_tags_is_timed():
 
 
 def test_slow_models_are_timed_on_fewer_rows(monkeypatch):
+    """For about five times PASS_SECONDS, whatever the slowest model's pace; 1 in 100 of a few calls is not told."""
     monkeypatch.setattr("dtrain.report.latency.PASS_SECONDS", 0.05)
     models = {"slow": Sleeper(0.02)}
     found = measure(models, {"slow": part(100)}, torch.device("cpu"), batch=1)
-    assert 1 <= found["rows"] <= 2
+    assert 1 <= found["rows"] <= 2 and found["repeats"] >= 5
+    assert found["milliseconds"]["slow"].keys() == {"p50"}
+
+
+def test_a_slow_batch_is_timed_less_often(monkeypatch):
+    monkeypatch.setattr("dtrain.report.latency.PASS_SECONDS", 0.01)
+    slow, fast = Sleeper(0.1), Sleeper(0.005)
+    found = measure({"slow": slow, "fast": fast}, dict.fromkeys(("slow", "fast"), part(40)), torch.device("cpu"), 8)
+    assert (found["rows"], found["repeats"]) == (8, 2)
+    assert len(slow.shapes) == len(fast.shapes) == 3  # one more to warm up
+    assert found["rows_per_second"]["slow"] == pytest.approx(80, rel=0.3)
+
+
+def test_one_in_a_hundred_is_told_of_a_hundred_calls():
+    found = measure({"fast": Sleeper(0.001)}, {"fast": part(40)}, torch.device("cpu"), batch=1)
+    assert found["rows"] * found["repeats"] == 200
+    assert 1 <= found["milliseconds"]["fast"]["p50"] <= found["milliseconds"]["fast"]["p99"]
 
 
 def test_machine_is_named():
