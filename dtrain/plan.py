@@ -34,7 +34,9 @@ from dtrain.tasks.rules import keys_of_others, rules_of
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 # Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
 _ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs", "reads"}
-_NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
+_NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"} | {
+    "annotated_by"
+}
 
 
 class Plan:
@@ -219,8 +221,7 @@ class Plan:
 
     def _initial(self, member: Teacher | Student) -> list[str]:
         """The teacher whose weights a model begins with, those whose scores are its measure, and the weights there now."""
-        encoder = encoder_of(member.model)
-        names = [encoder.init.source] if encoder is not None and encoder.init is not None else []
+        names = member.model.begins_with
         if isinstance(member, Student):
             names += [name for teachers in member.measures.values() for name in teachers]
         found = []
@@ -276,7 +277,9 @@ class Plan:
             for of in self.of(member)
             if rules_of(of.recipe.data.task).writes
         ]
-        return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits, *searches)
+        names = {m.annotated_by for m in members if isinstance(m, Teacher)}
+        taggers = [self.whole.model(k, m.name) for k, m in self.whole.members() if m.name in names]
+        return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits, *searches, *taggers)
 
     @cached_property
     def report(self) -> str:

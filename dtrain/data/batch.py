@@ -21,6 +21,7 @@ class Batch:
         ids: the rows' ids, int64 [B], by which stored teacher outputs are found.
         inputs: the model's arguments, as `input_ids` int64 [B, L].
         targets: what the losses compare with, by need.
+        beside: further arguments of teachers that answer beside the model, and read more than it does.
         labelled: whether a row has a label, bool [B].
         units: what a row counts in a mean, int64 [B]: 1, or its characters.
         teachers: outputs by teacher and kind.
@@ -41,6 +42,7 @@ class Batch:
     counted: bool = True
     room: int | None = None
     task: str = ""
+    beside: ByName = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,6 +53,7 @@ class Batch:
             self,
             inputs={name: work(tensor) for name, tensor in self.inputs.items()},
             targets={name: work(tensor) for name, tensor in self.targets.items()},
+            beside={name: work(tensor) for name, tensor in self.beside.items()},
             labelled=work(self.labelled),
             units=work(self.units),
         )

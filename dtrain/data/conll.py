@@ -19,11 +19,12 @@ DOCUMENT_START = "-DOCSTART-"
 
 @dataclass
 class Sentence:
-    """Tokens from `line` on, one a line; `tags` is None where the file has none."""
+    """Tokens from `line` on, one a line; `tags` is None where the file has none, as is `privileged` (annotations)."""
 
     line: int
     tokens: list[str] = field(default_factory=list)
     tags: list[str] | None = None
+    privileged: list[str] | None = None
 
 
 class Sentences(Sequence[Sentence]):
@@ -37,7 +38,7 @@ class Sentences(Sequence[Sentence]):
 
     def append(self, sentence: Sentence) -> None:
         """Add one; nothing that is done to it afterwards counts."""
-        self._column.append([sentence.line, sentence.tokens, sentence.tags])
+        self._column.append([sentence.line, sentence.tokens, sentence.tags, sentence.privileged])
 
     def __getitem__(self, number: Any) -> Any:
         return Sentence(*self._column[number])
@@ -46,7 +47,14 @@ class Sentences(Sequence[Sentence]):
         return (Sentence(*parts) for parts in self._column)
 
 
-def read_conll(source: Source, text: Column, label: Column, tagged: bool, problems: Problems) -> Sentences:
+def read_conll(
+    source: Source,
+    text: Column,
+    label: Column,
+    tagged: bool,
+    problems: Problems,
+    privileged: Column | None = None,
+) -> Sentences:
     """The sentences of one file.
 
     Columns are parted by tabs where a line has one, else by runs of blanks; other white space can be a token.
@@ -55,6 +63,7 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
 
     Args:
         tagged: whether tags are read; a test file of a single column has none even so.
+        privileged: the number of the column of annotations, where those are read, too.
     """
     sentences = Sentences()
     current: Sentence | None = None
@@ -68,7 +77,8 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
             continue
         if not width:
             width, first = len(columns), number
-            wrong = _missing(width, text, label, tagged and not (source.part == "test" and width == 1))
+            labelled = tagged and not (source.part == "test" and width == 1)
+            wrong = _missing(width, text, label, labelled, privileged)
             if wrong:
                 problems.add(f"{source.name}:{number}: {wrong}")
                 return sentences
@@ -87,10 +97,14 @@ def read_conll(source: Source, text: Column, label: Column, tagged: bool, proble
             problems.add(f"{source.name}:{number}: {error}")
             continue
         if current is None:
-            current = Sentence(number, tags=None if tag is None else [])
+            current = Sentence(
+                number, tags=None if tag is None else [], privileged=[] if isinstance(privileged, int) else None
+            )
         current.tokens.append(token)
         if tag is not None and current.tags is not None:
             current.tags.append(tag)
+        if current.privileged is not None and isinstance(privileged, int):
+            current.privileged.append(columns[privileged])
     if current is not None:
         sentences.append(current)
     return sentences
@@ -103,11 +117,13 @@ def split_columns(line: str) -> list[str]:
     return re.split(" +", line.rstrip(" "))
 
 
-def _missing(width: int, text: Column, label: Column, tagged: bool) -> str | None:
+def _missing(width: int, text: Column, label: Column, tagged: bool, privileged: Column | None) -> str | None:
     """What is wrong with a file of `width` columns."""
-    for name, column in (("text", text), ("label", label)):
-        if isinstance(column, int) and column >= width and (name == "text" or tagged):
+    for name, column in (("text", text), ("label", label), ("privileged", privileged)):
+        if isinstance(column, int) and column >= width and (name != "label" or tagged):
             return f"has no column {column} (data.columns.{name}; {width} column(s), counted from 0)"
+    if tagged and not isinstance(label, int) and privileged == width - 1:
+        return f"its last column is that of data.columns.privileged; give data.columns.label, too ({width} column(s) from 0)"
     if tagged and width < 2:
         return "has 1 column; needs a token and a tag, parted by a tab or blanks"
     return None

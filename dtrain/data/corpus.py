@@ -26,6 +26,7 @@ class Corpus:
     labels: list[str] = field(default_factory=list)
     types: list[str] = field(default_factory=list)  # of entities; tagging only, as the next two
     scheme: str | None = None  # of the tags
+    privileged: list[str] = field(default_factory=list)  # types of the annotations that teachers may read, in order
     span_end: str | None = None  # inclusive or exclusive: the ends of spans in the user's files, where they hold some
     remarks: list[str] = field(default_factory=list)  # on what is no mistake, and that the user should know
     made_up: int = 0  # of the transfer rows, the last ones

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,9 @@ class EncodedSplit:
     specials: int = 0  # tokens of each row that are no characters: 2 for [CLS] in front and [SEP] behind
     documents: np.ndarray | None = None  # int64 [N], counted over all parts
     starts: np.ndarray | None = None  # int32 [N], where a row begins in its document
+    # int16 [all characters]: annotations that a teacher reads beside the text, BIOES by `PreparedData.privileged`
+    privileged: np.ndarray | FlatArray | None = None
+    for_teachers: bool = False  # whether they are for teachers that answer beside who reads these rows, and not for it
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -104,7 +107,8 @@ class EncodedSplit:
         Returns:
             input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types; where there are
             targets, of which the longest has T tokens, decoder_input_ids, int64 [B, T] (T at least 1), which are the
-            targets a place later behind the start, and target_lengths, int64 [B].
+            targets a place later behind the start, and target_lengths, int64 [B]; where it reads annotations,
+            privileged, int64 [B, most characters], 0 for none.
         """
         starts, lengths = self.offsets[index], self.lengths[index]
         batch = {"input_ids": padded(self.tokens, starts, lengths, self.pad_id)}
@@ -117,6 +121,8 @@ class EncodedSplit:
             start = np.full((len(index), 1), self.start_id)
             batch["decoder_input_ids"] = np.concatenate([start, earlier], axis=1)
             batch["target_lengths"] = written.astype(np.int64)
+        if self.privileged is not None and not self.for_teachers:
+            batch["privileged"] = padded(self.privileged, self.tag_offsets[index], self.characters[index], 0)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def collate_targets(self, index: np.ndarray) -> torch.Tensor:
@@ -191,6 +197,13 @@ class EncodedSplit:
             parallel=None if self.parallel is None else self.parallel[index],
         )
 
+    def collate_for_teachers(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        """What teachers that answer beside the reader are given of the rows at `index`, besides what `collate` gives."""
+        if self.privileged is None or not self.for_teachers:
+            return {}
+        found = padded(self.privileged, self.tag_offsets[index], self.characters[index], 0)
+        return {"privileged": torch.from_numpy(found)}
+
     def rows(self) -> Dataset:
         """The rows behind: id, key, text, (text_b, or tags,) label, ..., file, line; in the same order."""
         return self.load_rows()
@@ -245,6 +258,8 @@ class EncodedSplit:
             specials=first.specials,
             documents=joined("documents"),
             starts=joined("starts"),
+            privileged=viewed("privileged"),
+            for_teachers=first.for_teachers,
         )
 
 
@@ -272,6 +287,12 @@ class PreparedData:
     def types(self) -> list[str]:
         """Entity types in order; for tagging only."""
         return self.info["types"]
+
+    @property
+    def privileged(self) -> list[str]:
+        """Types of the annotations that teachers may read, in order; for tagging only, empty where there are none."""
+        found: list[str] = self.info.get("privileged", [])
+        return found
 
     @property
     def scheme(self) -> str:
@@ -313,7 +334,8 @@ class PreparedData:
     def rows(self, part: str, side: str = "") -> Dataset:
         """A part's rows: id, key, text, (text_b,) label, file, line; memory-mapped.
 
-        For tagging also tags, document and start; text is a piece of a document, in the user's own characters.
+        For tagging also tags, document, start and, where there are some, privileged (the annotations of a teacher); text is
+        a piece of a document, in the user's own characters.
 
         Args:
             side: which one is the text, where rows have several.
@@ -328,8 +350,11 @@ class PreparedData:
         """The folder of the parts whose rows have a side ("" where rows have none)."""
         return self.folder / "rows" / SIDES / side if side else self.folder / "rows"
 
-    def part(self, part: str, tokenizer: str) -> EncodedSplit:
+    def part(self, part: str, tokenizer: str, privileged: Literal["own", "teachers"] | None = None) -> EncodedSplit:
         """The rows of a part as one tokenizer encodes them.
+
+        Args:
+            privileged: whether annotations go with them: for who reads these rows, or for teachers beside it.
 
         Raises:
             DtrainError: where the part does not exist, or was encoded from other rows.
@@ -371,6 +396,8 @@ class PreparedData:
             specials=specials,
             documents=_column(rows, "document") if tagged else None,
             starts=_column(rows, "start") if tagged else None,
+            privileged=_lists(rows, "privileged")[0] if privileged else None,
+            for_teachers=privileged == "teachers",
         )
 
     def _frame(self, tokenizer: str) -> tuple[int, ...]:
@@ -414,12 +441,19 @@ def encode_texts(
     )
 
 
-def encode_documents(encoder: CharacterEncoder, pad_id: int, texts: list[str], max_length: int) -> EncodedSplit:
+def encode_documents(
+    encoder: CharacterEncoder,
+    pad_id: int,
+    texts: list[str],
+    max_length: int,
+    privileged: Sequence[np.ndarray] | None = None,
+) -> EncodedSplit:
     """An EncodedSplit of new documents without tags, for prediction: cut into pieces, as `prepare` does without knowing tags.
 
     Args:
         encoder: of a tagger's tokenizer; pad_id: its padding token.
         texts: as the user has them; row i is normalised here, character by character.
+        privileged: for a model that reads annotations, those of each text, integer [characters].
 
     Returns:
         Pieces with ids 0..N-1; `documents` are positions in `texts`, of which an empty one has a piece of one
@@ -430,6 +464,11 @@ def encode_documents(encoder: CharacterEncoder, pad_id: int, texts: list[str], m
     documents = np.array([i for i, _, _ in places], dtype=np.int64)
     starts = np.array([start for _, start, _ in places], dtype=np.int32)
     ids = encoder(pieces)
+    beside = None
+    if privileged is not None:
+        none = np.zeros(1, dtype=np.int16)  # of the piece of an empty text
+        parts = [privileged[i][start:end].astype(np.int16) if end else none for i, start, end in places]
+        beside = np.concatenate([none[:0], *parts])
 
     def load_rows() -> Dataset:
         return Dataset.from_dict({"text": pieces, "document": documents, "start": starts})
@@ -445,6 +484,7 @@ def encode_documents(encoder: CharacterEncoder, pad_id: int, texts: list[str], m
         specials=encoder.specials,
         documents=documents,
         starts=starts,
+        privileged=beside,
     )
 
 

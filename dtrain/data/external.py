@@ -77,6 +77,9 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
     if task != data.task:
         yield f"{key}: {folder} is a model for task {task!r} (allowed: {data.key}.task, {data.task!r})"
         return
+    if config.get("privileged"):
+        yield f"{key}: {folder} reads annotations beside the text (allowed: a teacher that the recipe itself trains)"
+        return
     for name, value in data.normalize.model_dump().items():
         if normalize[name] != value:
             found = f"{folder} reads texts with normalize.{name} {normalize[name]}"

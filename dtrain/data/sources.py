@@ -44,6 +44,7 @@ class Rows:
     text_b: TextColumn = field(default_factory=TextColumn)  # pairs only, else empty
     label: LabelColumn = field(default_factory=LabelColumn)
     spans: SpanColumn = field(default_factory=SpanColumn)  # tagging only, else empty
+    privileged: SpanColumn = field(default_factory=SpanColumn)  # tagging with `columns.privileged` only, else empty
     number: NumberColumn = field(default_factory=NumberColumn)  # regression only, else empty
     several: LabelSetColumn = field(default_factory=LabelSetColumn)  # multi_label only, else empty
     target: TargetColumn = field(default_factory=TargetColumn)  # seq2seq only, else empty
@@ -156,7 +157,7 @@ def check_columns(data: Data, source: Source, problems: Problems) -> None:
             problems.add(f"{source.key}: {source.name}: plain lines hold one text, and task 'pairs' needs two")
         return
     numbered = source.format in TABLES and not data.header
-    needed = ["text", "text_b", "id"] if source.part == "transfer" else ["text", "text_b", "label", "id"]
+    needed = ["text", "text_b", "id", "privileged"] + ["label"] * (source.part != "transfer")
     for name in needed:
         column: Column | None = getattr(data.columns, name)
         if column is None or isinstance(column, int) == numbered:

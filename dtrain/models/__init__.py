@@ -46,6 +46,7 @@ def build(
     tokenizer_path: Path | None = None,
     max_length: int | None = None,
     heads: Mapping[str, Mapping[str, Any]] | None = None,
+    privileged: list[str] | None = None,
 ) -> nn.Module:
     """A new model in training mode on the CPU, a function of its arguments and torch's generator.
 
@@ -57,6 +58,7 @@ def build(
         tokenizer_path: the tokenizer's folder, for the models that read it.
         max_length: longest text in tokens, for models with a limit.
         heads: of a model of several tasks; see `MultiTask`. It has no labels of its own.
+        privileged: types of the annotations, for a tagger whose section says that it reads them.
 
     Raises:
         InputError: naming the recipe's key; see `transformer.build_classifier`.
@@ -65,7 +67,9 @@ def build(
         made_of: dict[str, Any] = {"vocabulary": vocabulary, "labels": labels, "pad_id": pad_id}
         return in_own_memory(own.builder(spec)(spec, **made_of, tokenizer_path=tokenizer_path, max_length=max_length))
     model_type = own.PREFIX + spec.type
-    shape = spec.model_dump(exclude={"type", "vectors"})
+    shape = spec.model_dump(exclude={"type", "vectors", "classifier"})
+    if spec.reads_privileged:
+        shape["privileged"] = {**shape["privileged"], "types": list(privileged or ())}
     encoder = None
     if spec.transformer is not None:
         home = own.transformer()

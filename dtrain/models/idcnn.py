@@ -81,8 +81,10 @@ class IDCNN(SequenceTagger):
         padding = ~mask[:, None]
         states = self.dropout(self.embedding(input_ids)).transpose(1, 2)
         states = torch.relu(self.convolution(states.masked_fill(padding, 0.0)))
+        features = states
         for _ in range(self.blocks):
             for convolution in self.block:
                 states = torch.relu(convolution(states.masked_fill(padding, 0.0)))
-            states = self.dropout(states)
-        return self.answer(states.transpose(1, 2), mask, tags, marginals)
+            features, states = states, self.dropout(states)
+        found = self.answer(states.transpose(1, 2), mask, tags, marginals)
+        return found._replace(states=features.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""First weights of a student's transformer: its teacher's embeddings and some of its layers."""
+"""First weights of a student that are its teacher's: embeddings and some layers of a transformer, a tagger's classifier."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from dtrain.errors import InputError
 from dtrain.models.inside import trunk_of
+from dtrain.models.sequence import SequenceTagger
 from dtrain.recipe.initial import InitSpec
 
 
@@ -42,3 +43,26 @@ def copy_layers(model: nn.Module, teacher: nn.Module, init: InitSpec, key: str) 
                 shapes = f"{list(found.shape)} in {init.source}, and {list(parameter.shape)} in the model"
                 raise InputError(f"{key}.init: {name} has the shape {shapes}")
             parameter[: len(found)].copy_(found)
+
+
+@torch.no_grad()
+def copy_classifier(model: nn.Module, teacher: nn.Module, key: str) -> None:
+    """Copy what a trained tagger decides by, its emissions and its CRF, into a new one, in place.
+
+    Args:
+        key: the recipe's key that names the teacher, for messages.
+
+    Raises:
+        InputError: one of the two is no tagger, or they have other tags, features or no CRF both.
+    """
+    if not isinstance(model, SequenceTagger) or not isinstance(teacher, SequenceTagger):
+        raise InputError(f"{key}: is no tagger with a classifier of its own")
+    for name in ("emissions", "crf"):
+        own, theirs = getattr(model, name), getattr(teacher, name)
+        if own is None and theirs is None:
+            continue
+        found = {} if theirs is None else {key: list(weight.shape) for key, weight in theirs.state_dict().items()}
+        wanted = {} if own is None else {key: list(weight.shape) for key, weight in own.state_dict().items()}
+        if found != wanted:
+            raise InputError(f"{key}: its {name} has the weights {found}, and that of the student {wanted}")
+        own.load_state_dict(theirs.state_dict())

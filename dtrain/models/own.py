@@ -67,8 +67,14 @@ def reads_pooler(model_type: str) -> bool:
 
 
 def takes(model_type: str) -> list[str]:
-    """Names of the arguments of its constructor, in order."""
-    return list(inspect.signature(module_of(model_type)).parameters)
+    """Names of the arguments that its constructor cannot do without, in order."""
+    arguments = inspect.signature(module_of(model_type)).parameters
+    return [name for name, argument in arguments.items() if argument.default is inspect.Parameter.empty]
+
+
+def may_take(model_type: str) -> list[str]:
+    """Names of its other arguments; config.json has those that a model was built with."""
+    return [name for name in inspect.signature(module_of(model_type)).parameters if name not in takes(model_type)]
 
 
 def new_config(
@@ -106,6 +112,7 @@ def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> Any
             encoder = transformer().encoder_from_config(config["encoder"], pooler=reads_pooler(config["model_type"]))
         known["encoder"] = encoder
     arguments = {name: known[name] if name in known else config[name] for name in wanted}
+    arguments |= {name: config[name] for name in may_take(config["model_type"]) if name in config}
     model: Any = module_of(config["model_type"])(**arguments)
     model.config = config
     return model

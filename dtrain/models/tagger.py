@@ -5,6 +5,7 @@ With NEZHA, dynamic fusion, BiLSTM and CRF it is the teacher of the published ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Tagger(SequenceTagger):
         lstm: size of the state of one direction, float32 also under autocast; None for no LSTM.
         dropout: on the character embeddings and on the states that reach the emissions.
         crf, constrain: see `SequenceTagger`.
+        privileged: of a teacher that reads annotations beside the text: their `types`, and the `size` of the vector of one,
+            which stands beside each character's in what the LSTM (without one, the emissions) reads. None: it reads none.
 
     Raises:
         ValueError: naming the argument, for a fusion that is unknown or has too few layers.
@@ -50,6 +53,7 @@ class Tagger(SequenceTagger):
         dropout: float,
         crf: bool,
         constrain: bool,
+        privileged: Mapping[str, Any] | None = None,
     ) -> None:
         if encoder is None:
             if embedding is None or fusion != "last":
@@ -58,6 +62,7 @@ class Tagger(SequenceTagger):
             layers = 1
         else:
             layers, width = _layers_and_width(encoder.config, fusion)
+        width += privileged["size"] if privileged else 0
         super().__init__(tags=tags, features=2 * lstm if lstm else width, crf=crf, constrain=constrain)
         self.pad_token_id = pad_token_id
         self.encoder = encoder
@@ -67,6 +72,13 @@ class Tagger(SequenceTagger):
             self.fusion = Concatenation() if fusion == "concat" else DynamicFusion(layers)
         self.lstm = nn.LSTM(width, lstm, batch_first=True, bidirectional=True) if lstm else None
         self.dropout = nn.Dropout(dropout)
+        # As tags are numbered: 0 for none, and of each type four, where in an annotation a character stands.
+        self.privileged = nn.Embedding(1 + 4 * len(privileged["types"]), privileged["size"]) if privileged else None
+
+    @property
+    def reads_beside(self) -> tuple[str, ...]:
+        """Names of the arguments that it reads beside the text."""
+        return () if self.privileged is None else ("privileged",)
 
     def forward(
         self,
@@ -75,6 +87,7 @@ class Tagger(SequenceTagger):
         token_type_ids: Tensor | None = None,
         tags: Tensor | None = None,
         marginals: bool = False,
+        privileged: Tensor | None = None,
     ) -> TaggerOutput:
         """Emissions, and where asked for likelihood and marginals, of texts padded on the right.
 
@@ -85,7 +98,13 @@ class Tagger(SequenceTagger):
             token_type_ids: int64 [B, L] or None; for encoders that have them.
             tags: int64 [B, N], -1 at padding and all over rows without tags.
             marginals: also the log marginals.
+            privileged: of a model that reads annotations int64 [B, N], numbered as tags are, 0 for none and at padding.
+
+        Raises:
+            ValueError: annotations are given to a model that reads none, or none to one that does.
         """
+        if (privileged is None) != (self.privileged is None):
+            raise ValueError("privileged: " + ("are read, and none given" if privileged is None else "are not read"))
         if self.encoder is None:
             mask = attention_mask.bool()
             assert self.embedding is not None
@@ -93,9 +112,11 @@ class Tagger(SequenceTagger):
         else:
             mask = attention_mask[:, SPECIALS:].bool()
             states = self._encoded(input_ids, attention_mask, token_type_ids)[:, 1:-1]
+        if self.privileged is not None and privileged is not None:
+            states = torch.cat([states, self.privileged(privileged).to(states.dtype)], dim=-1)
         if self.lstm is not None:
             states = self._read_both_ways(self.lstm, states, mask)
-        return self.answer(self.dropout(states), mask, tags, marginals)
+        return self.answer(self.dropout(states), mask, tags, marginals)._replace(states=states)
 
     def _encoded(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         assert self.encoder is not None

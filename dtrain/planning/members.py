@@ -96,7 +96,9 @@ class Member:
 
     def _make(self) -> nn.Module:
         labels = [str(number) for number in range(CLASSES)]
-        return build(self.spec.model, vocabulary=WORDS, labels=labels, pad_id=0, max_length=self.length)
+        return build(
+            self.spec.model, vocabulary=WORDS, labels=labels, pad_id=0, max_length=self.length, privileged=labels
+        )
 
 
 def members_of(recipe: Recipe, section: str) -> Iterator[Member]:

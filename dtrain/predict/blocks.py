@@ -7,12 +7,13 @@ rows alone, and memory holds a block at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from torch import nn
 
 from dtrain.data import EncodedSplit
+from dtrain.data.schemes import Span
 from dtrain.errors import InputError
 from dtrain.tasks.answers import Answers, Texts
 from dtrain.training.workers import Workers
@@ -21,18 +22,29 @@ ROWS = 4096  # of a block at most: enough to sort by length well, few enough to 
 CHARACTERS = 1 << 21  # of a block's texts at most, or one row
 
 
-def blocks(texts: Iterable[str], texts_b: Iterable[str] | None = None) -> Iterator[Texts]:
+def blocks(
+    texts: Iterable[str], texts_b: Iterable[str] | None = None, privileged: Iterable[list[Span]] | None = None
+) -> Iterator[Texts]:
     """Texts, or pairs of texts, as blocks of rows whose ids are their positions.
 
+    Args:
+        privileged: annotations of each text, for a model that reads them.
+
     Raises:
-        InputError: one of the two has more texts than the other.
+        InputError: one of the two has more texts than the other, or than there are annotations.
     """
+    beside = None if privileged is None else iter(privileged)
     rows = zip(texts, strict=True) if texts_b is None else _pairs(texts, texts_b)
     start = 0
     for block in _cut(rows):
         places = list(range(start, start + len(block)))
-        yield Texts(list(places), *_columns(block), places)
+        found = [] if beside is None else list(islice(beside, len(block)))
+        if beside is not None and len(found) < len(block):
+            raise InputError(f"row {start + len(found)}: has no annotations: give those of each text, [] for none")
+        yield Texts(list(places), *_columns(block), places, found)
         start += len(block)
+    if beside is not None and next(beside, None) is not None:
+        raise InputError(f"row {start}: has annotations and no text: give as many of the one as of the other")
 
 
 def blocks_of(texts: Texts) -> Iterator[Texts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from dtrain.data.problems import shown
 from dtrain.errors import InputError, suggest
@@ -81,3 +82,17 @@ def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
     if "loss" not in scores:  # a student of several tasks whose last phase was on others
         return -math.inf
     return float(-scores["loss"] if member.metric == "loss" else scores[str(member.metric)])
+
+
+def trained_tagger(plan: Plan, name: str) -> tuple[str, Path]:
+    """Kind and folder of a tagger of the recipe, of whichever of its tasks.
+
+    Raises:
+        InputError: it is not trained.
+    """
+    whole = plan.whole
+    kind = next(kind for kind, member in whole.members() if member.name == name)
+    place = whole.folder.model(kind, name)
+    if not is_done(place, whole.model(kind, name)):
+        raise InputError(f"annotated_by: {name} is not trained yet for this recipe; run `dtrain run` first")
+    return kind, place

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from dtrain.data.schemes import Span
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
 from dtrain.models import load
@@ -68,10 +69,17 @@ class Predictor:
             known.max_length,
         )
         self._answers = known.answers
+        self.privileged = self._answers.reads_privileged(self.folder)
         self._read = self._answers.reader(self.folder, self.normalize, self.max_length)
 
-    def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> list[Any]:
+    def __call__(
+        self, texts: list[str], texts_b: list[str] | None = None, privileged: list[Any] | None = None
+    ) -> list[Any]:
         """The answer to each text.
+
+        Args:
+            privileged: for a teacher that reads annotations, those of each text: a list of [start, end, type], ends
+                exclusive, or of what a tagger answers.
 
         Returns:
             Of a classifier its `label`, the label's probability `score`, and all probabilities `scores` by label. Of a
@@ -79,11 +87,17 @@ class Predictor:
             character's tag in it. Of task regression a `number`; of multi_label its `labels`, and all `scores`.
 
         Raises:
-            InputError: one text a row for a model of pairs, or two for another; or something that is no text.
+            InputError: one text a row for a model of pairs, or two for another; or something that is no text; no annotations
+                for a model that reads them, or some that it does not know, or for a model that reads none.
         """
-        return list(self.stream(texts, texts_b))
+        return list(self.stream(texts, texts_b, privileged))
 
-    def stream(self, texts: Iterable[str], texts_b: Iterable[str] | None = None) -> Iterator[Any]:
+    def stream(
+        self,
+        texts: Iterable[str],
+        texts_b: Iterable[str] | None = None,
+        privileged: Iterable[Any] | None = None,
+    ) -> Iterator[Any]:
         """The same for any number of texts, as from a generator; memory holds a few thousand rows at a time.
 
         Raises:
@@ -94,9 +108,26 @@ class Predictor:
             raise InputError(f"{self.folder}: is a model for task {self.task!r}; give {needed} a row")
         if isinstance(texts, str) or isinstance(texts_b, str):
             raise InputError("give a list of texts, not one text")
-        rows = blocks(_checked(texts), None if texts_b is None else _checked(texts_b))
+        if (privileged is None) == bool(self.privileged):
+            types = ", ".join(self.privileged)
+            what = f"reads annotations ({types}); give those of each text" if types else "reads the text alone"
+            raise InputError(f"privileged: {self.folder} {what}")
+        beside = None if privileged is None else _spans(privileged)
+        rows = blocks(_checked(texts), None if texts_b is None else _checked(texts_b), beside)
         workers = Workers(self.device, torch.get_num_threads(), self.precision, self.batch_tokens)
         return find_answers(self._answers, self.model, self._read, rows, workers)
+
+
+def _spans(privileged: Iterable[Any]) -> Iterator[list[Span]]:
+    """Annotations of texts, in either form, as spans."""
+    for row, given in enumerate(privileged):
+        try:
+            yield [
+                Span(int(one["start"]), int(one["end"]), str(one["type"])) if isinstance(one, dict) else Span(*one)
+                for one in given
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"row {row}: privileged: must be a list of [start, end, type], found {given!r}") from None
 
 
 def _device(name: str | torch.device) -> torch.device:

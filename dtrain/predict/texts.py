@@ -7,11 +7,12 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from dtrain.data import EncodedSplit
@@ -19,9 +20,11 @@ from dtrain.data.files import TABLES, Source, resolve_path, suffix_of
 from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, shown
 from dtrain.data.records import read_records
+from dtrain.data.schemes import Span
 from dtrain.data.sources import Rows
 from dtrain.errors import InputError, suggest
 from dtrain.log import warn
+from dtrain.metrics.entities import spans
 from dtrain.recipe.data import DATA, Data
 from dtrain.recipe.values import Column
 from dtrain.tasks.answers import Texts
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STDIN = Path("/dev/stdin")
-ROLES = ("text", "text_b", "id")  # of columns, of rows without labels
+ROLES = ("text", "text_b", "id", "privileged")  # of columns, of rows without labels
 ARRAY = re.compile(r"\s*\[\s*(\{|$)")  # how an array of JSON objects begins
 HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 # What readers advise for a recipe's files, and the options of `predict` that do the same for the input. The recipe's own
@@ -56,6 +59,8 @@ def read_texts(
     format: str | None = None,
     columns: Sequence[str] = (),
     as_written: Mapping[str, str | None] = MappingProxyType({}),
+    *,
+    privileged: bool = False,
 ) -> Texts:
     """The rows of a file, read as the recipe's unlabelled files are: labels are neither needed nor looked at.
 
@@ -66,11 +71,12 @@ def read_texts(
         format: one of `data.format`; default: by suffix, else the recipe's where the first line is of it, else plain lines.
         columns: `role=column` with a name, or a number from 0 where there is no header; default: the recipe's.
         as_written: how the text is written, by the recipe's key: encoding, delimiter, quoting; default: the recipe's.
+        privileged: whether the annotations are read, too, which the recipe's `columns.privileged` names.
 
     Raises:
         InputError: naming file and line, or the option.
     """
-    data = data.model_copy()
+    data = data.model_copy() if privileged else _changed(data, {"privileged": None})
     data.stands_at(DATA)  # the advice below is told from messages about a section of that name
     with _file(name) as path:
         try:
@@ -101,7 +107,8 @@ def read_texts(
         except InputError as error:
             raise InputError([_in_terms_of_options(problem, path, name) for problem in error.problems]) from None
     lines = list(rows.line)
-    return Texts(_ids(list(rows.key), list(rows.file), lines), list(rows.text), list(rows.text_b), lines)
+    ids, beside = _ids(list(rows.key), list(rows.file), lines), [spans or [] for spans in rows.privileged]
+    return Texts(ids, list(rows.text), list(rows.text_b), lines, beside)
 
 
 @contextmanager
@@ -162,6 +169,8 @@ def _with_columns(data: Data, words: Sequence[str]) -> Data:
     found: dict[str, Column | None] = {**_roles(words)}
     if "text_b" in found and data.columns.text_b is None:
         raise InputError("--columns: text_b: is only for task 'pairs'")
+    if "privileged" in found and data.columns.privileged is None:
+        raise InputError("--columns: privileged: is only for a model that reads annotations")
     if not found:
         return data
     kinds = {isinstance(column, int) for column in found.values()}
@@ -282,30 +291,39 @@ def _is_row(line: str, source: Source, data: Data) -> bool:
 # --- the prepared test rows --------------------------------------------------------------------------
 
 
-def prepared_texts(part: EncodedSplit) -> Texts:
-    """The test rows as they were prepared (normalised); for tagging, documents as the user has them."""
+def prepared_texts(part: EncodedSplit, types: Sequence[str] = ()) -> Texts:
+    """The test rows as they were prepared (normalised); for tagging, documents as the user has them.
+
+    Args:
+        types: of annotations, where these are wanted, too.
+    """
     rows = part.rows()
     if part.documents is not None:
-        return _documents(rows)
+        return _documents(rows, types)
     ids = _ids(rows["key"], rows["file"], rows["line"])
     return Texts(
         ids, list(rows["text"]), list(rows["text_b"]) if "text_b" in rows.column_names else [], list(rows["line"])
     )
 
 
-def _documents(pieces: Dataset) -> Texts:
+def _documents(pieces: Dataset, types: Sequence[str]) -> Texts:
     """The pieces of each document joined."""
     texts: list[str] = []
+    tags: list[list[int]] = []
     places: list[tuple[str, int, int]] = []
     columns = (pieces[name] for name in ("text", "start", "key", "file", "line"))
-    for text, start, *place in zip(*columns, strict=True):
+    beside = iter(pieces["privileged"]) if types else repeat([])
+    for (text, start, *place), own in zip(zip(*columns, strict=True), beside, strict=False):
         if start:
             texts[-1] += text
+            tags[-1] += own
         else:
             texts.append(text)
+            tags.append(list(own))
             places.append(tuple(place))
     keys, files, lines = zip(*places, strict=True)
-    return Texts(_ids(keys, files, lines), texts, [], list(lines))
+    found = [[Span(start, end, types[kind]) for kind, start, end in spans(np.array(own))] for own in tags if types]
+    return Texts(_ids(keys, files, lines), texts, [], list(lines), found)
 
 
 def _ids(keys: Any, files: Any, lines: Any) -> list[str | int]:

@@ -80,6 +80,7 @@ class Context:
         teachers: the sections of the task's teachers, by name.
         sharded: whether teachers that answer are cut up over all ranks.
         two_texts: whether a row is a pair of texts.
+        privileged: whether rows have annotations that a teacher may read.
         corpus: whether there is plain text for phases of students.
         separate: whether a token of it attends to the tokens of its own document alone.
     """
@@ -98,5 +99,6 @@ class Context:
     teachers: dict[str, TrainSpec] = field(default_factory=dict)
     sharded: bool = False
     two_texts: bool = False
+    privileged: bool = False
     corpus: bool = False
     separate: bool = False

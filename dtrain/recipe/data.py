@@ -56,6 +56,9 @@ class Columns(Closed):
     # for seq2seq: column of the text that is read, of several sides by name, as `text` has it; default: source
     source: TextColumn | None = None
     target: Column | None = None  # for seq2seq: column of the text that is written; default: target
+    # for tagging: column of annotations that a teacher may read beside the text (its `model.privileged`): spans, or tags,
+    # one for each character
+    privileged: Column | None = None
     _sides: dict[str, Column] = PrivateAttr({})  # by name, where a row has several, and the key that said so
     _sides_key: str = PrivateAttr("text")
 
@@ -65,12 +68,13 @@ class Columns(Closed):
         return self._sides
 
     @model_serializer(mode="wrap")
-    def without_sides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Where a row has no sides, the section is what it was before there were any, and so are its fingerprints."""
+    def without_what_few_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where a row has no sides and no annotations, the section, and its fingerprints, are what they were before."""
         values: dict[str, Any] = handler(self)
         if self._sides:
             values[self._sides_key] = dict(self._sides)
-        return {key: value for key, value in values.items() if value is not None or key not in ("source", "target")}
+        added = ("source", "target", "privileged")
+        return {key: value for key, value in values.items() if value is not None or key not in added}
 
     def with_sides(self) -> Columns:
         """The same, with the text that is read as `text`, and the one that is written as `label`.
@@ -105,7 +109,8 @@ class Columns(Closed):
                 found += dict.fromkeys(value.values())  # several sides may be the same column
                 setattr(self, key, plain)
         text = [] if found else [self.text]
-        given = [column for column in (*found, *text, self.text_b, self.label, self.id) if column is not None]
+        others = (self.text_b, self.label, self.id, self.privileged)
+        given = [column for column in (*found, *text, *others) if column is not None]
         twice = [column for column in given if given.count(column) > 1]
         if twice:
             raise ValueError(f"column {twice[0]!r} is given two roles")
@@ -286,6 +291,8 @@ class Data(Closed):
             self.columns = self.columns.with_sides()
         elif self.columns.source is not None or self.columns.target is not None:
             raise ValueError("columns.source and columns.target: are only for task 'seq2seq'")
+        if self.columns.privileged is not None and not rules.tags:
+            raise ValueError("columns.privileged: is only for task 'tagging'")
         if self.format not in rules.formats:
             fit = [name for name in task_names() if self.format in rules_of(name).formats]
             if len(fit) == 1:

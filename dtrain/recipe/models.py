@@ -88,6 +88,28 @@ class Architecture(Closed):
         return getattr(self, "encoder", None)
 
     @property
+    def reads_privileged(self) -> bool:
+        """Whether it reads annotations beside the text, which only a teacher may."""
+        return False
+
+    @property
+    def classifier_of(self) -> str | None:
+        """The teacher whose classifier it begins with; None: it begins with a random one."""
+        return None
+
+    @property
+    def begins_with(self) -> list[str]:
+        """The teachers whose weights it begins with."""
+        encoder = self.transformer
+        init = encoder.init if encoder is not None else None
+        return [name for name in (init.source if init else None, self.classifier_of) if name is not None]
+
+    @property
+    def token_width(self) -> int | None:
+        """Length of a tagger's vector of a character, which reaches its classifier; None where the recipe does not tell."""
+        return None
+
+    @property
     def feature_width(self) -> int | None:
         """Length of a classifier's pooled vector; None where the recipe does not tell, as of pretrained models."""
         encoder = self.transformer

@@ -7,6 +7,7 @@ from pathlib import Path
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.peers import check_peers
 from dtrain.recipe.points import check_kept
+from dtrain.recipe.privileged import check_annotator, check_privileged
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.several import check_alike
 from dtrain.recipe.sides import check_reads
@@ -53,8 +54,14 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         else:
             (context,) = own.values()
             member.resolve(context, of_member)
+            check_privileged(member, context, of_member, student=isinstance(member, Student))
     if report.problems:
         return
+    taggers = {
+        m.name: m for m in members if any(contexts[task].task.tags for task in recipe.tasks_of(m)) and not _several(m)
+    }
+    for teacher, of_teacher in zip(recipe.teachers, reports[0], strict=True):
+        check_annotator(teacher, taggers, of_teacher)
     of_students = [contexts[recipe.tasks_of(student)[0]] for student in recipe.students]
     peers = check_peers(recipe.students, of_students, reports[1])
     if recipe.search is not None:
@@ -71,6 +78,10 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         view.knowledge.resolve(view.students, contexts[task], of_knowledge)
 
 
+def _several(member: Teacher | Student) -> bool:
+    return isinstance(member, Student) and member.tasks is not None
+
+
 def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
     """What the members of a task know of the rest of the recipe."""
     data = recipe.data if recipe.tasks is None else recipe.tasks[task or next(iter(recipe.tasks))]
@@ -80,6 +91,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         task=rules_of(data.task),
         data_task=data.task,
         two_texts=data.columns.text_b is not None,
+        privileged=data.columns.privileged is not None,
         seed=recipe.seed,
         name=task,
         key=data.key,

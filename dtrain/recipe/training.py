@@ -233,6 +233,9 @@ class Teacher(TrainSpec):
     # weights of labels in the loss, as {rare: 5.0}, those not named 1; balanced: n / (C n_c), by the rows of each label
     class_weights: ClassWeights = None
     tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; null: off
+    # of a teacher that reads annotations: a tagger of the recipe, by name, whose entities stand in for them in a second
+    # evaluation, and in `dtrain predict --privileged predicted`; left out: it is scored with the given ones alone
+    annotated_by: Annotated[str, Field(pattern=PATTERN)] | None = None
     # take the weights at the end of this epoch, while the schedule is that of all `epochs`
     stop_epoch: PositiveInt | None = None
 

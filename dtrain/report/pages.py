@@ -100,6 +100,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "summary": tables.summary(results),
         "models": tables.every_model(results),
         "exported": tables.exported(results) if results["exported"] else None,
+        "annotated": tables.annotated(results) if results.get("annotated") else None,
         "search": tables.search(results["search"], results["failed"]) if results.get("search") else None,
         "phases": tables.phases(results["phases"], view.lead) if results.get("phases") else None,
         "points": points_table(results["points"]) if results.get("points") else None,

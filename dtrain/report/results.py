@@ -40,7 +40,8 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         part are a mapping under its name), `headline` (the part whose scores are told first: test where it is scored,
         since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
         `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
-        alone), `exported` (what `dtrain export` made of them), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
+        alone), `exported` (what `dtrain export` made of them), `annotated` (of each teacher that reads annotations its scores by part, with those that are given and
+        with those of `annotated_by`), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
         each, under `student`), `points` (see `collect_points`), `details` (of the best student:
         classes and confusion, or types, their counts and examples), `remarks` (on the data, and on models that learnt
         nothing), `speed` (how it was measured), `versions`.
@@ -77,6 +78,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
             if (kind, member) not in members
         ],
         "exported": _exported(members, folder, speed),
+        "annotated": _annotated(members, folder),
         "search": _search(plan.whole, folder) if recipe.students else None,
         "phases": _phases(members, folder),
         "points": collect_points(plan, groups),
@@ -171,6 +173,20 @@ def _structure(member: Teacher | Student, place: Path) -> str:
 def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = read_json(folder.model(kind, name) / "evaluation.json")
     return found["tasks"][folder.task] if "tasks" in found else found  # of a model of several tasks
+
+
+def _annotated(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[dict[str, Any]]:
+    """Scores of teachers that read annotations: with those that are given, and with those that a tagger finds."""
+    found = []
+    for kind, member in members:
+        if member.model.reads_privileged:
+            record = _evaluation(folder, kind, member.name)
+            predicted = record.get("predicted", {})
+            for by, parts in ((None, record["parts"]), (predicted.get("annotated_by"), predicted.get("parts", {}))):
+                if parts:
+                    scores = {part: one["scores"] for part, one in parts.items()}
+                    found.append({"name": member.name, "annotated_by": by, "parts": scores})
+    return found
 
 
 def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -53,12 +53,12 @@ def measure_run(
         key = structure[f"{kind}/{member.name}"]
         if key not in models:
             models[key] = for_task(load(folder.model(kind, member.name)), folder.task)
-            parts[key] = _part(data, part, tokenizer_name(member))
+            parts[key] = _part(data, part, member)
     exports = _exports(members, folder)
     for kind, member in members:
         for name, place in exports.get((kind, member.name), {}).items():
             models[name] = ExportedModel(place, for_task(load(folder.model(kind, member.name)), folder.task))
-            parts[name] = _part(data, part, tokenizer_name(member))
+            parts[name] = _part(data, part, member)
             structure[name] = name
     rates: dict[str, dict[str, float]] = {}
     times: dict[str, dict[str, dict[str, float]]] = {}
@@ -82,10 +82,12 @@ def measure_run(
     return {"rows_per_second": rates, "milliseconds": times, **told}
 
 
-def _part(data: PreparedData, part: str, tokenizer: str) -> EncodedSplit:
+def _part(data: PreparedData, part: str, member: Teacher | Student) -> EncodedSplit:
     """The rows of a part; of the first one that has some, where no row there has the side that is read."""
+    tokenizer = tokenizer_name(member)
     there = data.parts_read(tokenizer)
-    return data.part(part if part in there else there[0], tokenizer)
+    beside: Literal["own"] | None = "own" if member.model.reads_privileged else None
+    return data.part(part if part in there else there[0], tokenizer, beside)
 
 
 def _exports(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> dict[tuple[str, str], dict[str, Path]]:

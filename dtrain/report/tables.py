@@ -89,6 +89,24 @@ def exported(results: dict[str, Any]) -> Table:
     return _table(columns, results["exported"], set())
 
 
+def annotated(results: dict[str, Any]) -> Table:
+    """Two rows a teacher that reads annotations: with those that are given, and with those that a tagger finds."""
+    found = results["annotated"]
+
+    def score(key: str, part: str, row: Row) -> str:
+        return percent(row["parts"][part][key]) if part in row["parts"] else ""
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("teacher", lambda r: r["name"]),
+        ("annotations", lambda r: f"found by {r['annotated_by']}" if r["annotated_by"] else "given"),
+    ]
+    for part in found[0]["parts"]:
+        columns += [
+            (f"{title}, {part} (%)", partial(score, key, part)) for key, title in VIEWS[results["task"]].columns
+        ]
+    return _table(columns, found, set())
+
+
 def _millisecond_columns() -> list[tuple[str, Callable[[Row], str]]]:
     def shown(row: Row, key: str) -> str:
         return significant(row.get(key))
@@ -186,6 +204,15 @@ def brief(results: dict[str, Any]) -> list[str]:
         if "rows_per_second_cpu_64" in group:
             line += f", {_rate(group, 'cpu_64')} rows/s on CPU"
         lines.append(line)
+    for row in results.get("annotated", []):
+        if row["annotated_by"]:
+            told = ", ".join(
+                f"{title} {percent(row['parts'][results['headline']][key])} %"
+                for key, title in VIEWS[results["task"]].columns
+            )
+            lines.append(
+                f"{row['name']} (teacher, annotations found by {row['annotated_by']}): on {results['headline']} {told}"
+            )
     return lines + [f"{failure['name']}: no result: {failure['reason']}" for failure in results["failed"]]
 
 

@@ -211,8 +211,14 @@ _STAGES = [
                 "--columns",
                 action="append",
                 metavar="text=COLUMN",
-                help="of the input, with text_b= and id=, comma-separated: names of a header, or numbers from 0 without one "
-                "(default: the recipe's)",
+                help="of the input, with text_b=, id= and privileged=, comma-separated: names of a header, or numbers from 0 "
+                "without one (default: the recipe's)",
+            ),
+            option(
+                "--privileged",
+                choices=("given", "predicted"),
+                help="of a teacher that reads annotations: those of the input, or those that its annotated_by finds (default: "
+                "given)",
             ),
             option("--encoding", help="of the input's text: utf-8, gb18030, ... (default: the recipe's)"),
             option(

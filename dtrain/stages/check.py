@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dtrain.data.annotations import strangers
 from dtrain.data.class_weights import check_class_weights
 from dtrain.data.corpus import Corpus
 from dtrain.data.encoders import answers_in_words, check_encoders
@@ -29,7 +30,7 @@ from dtrain.plan import Plan
 from dtrain.points.foreground import check_foreground
 from dtrain.pretraining.corpus import check_corpus
 from dtrain.pretraining.plain_text import plain_text_of
-from dtrain.recipe import Recipe, Student, dump_recipe
+from dtrain.recipe import Recipe, Student, Teacher, dump_recipe
 from dtrain.recipe.models import encoder_of
 from dtrain.recipe.phases import reads_head
 from dtrain.runfolder import is_done, read_json
@@ -97,9 +98,34 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
                 corpora[view.task] = _checked_rows(view, problems)
             except InputError as error:
                 problems += error.problems
+    problems += _unfit_annotators(recipe, corpora)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     return corpora
+
+
+def _unfit_annotators(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[str]:
+    """Taggers that find other entities than the annotations that they are to stand in for."""
+    members: dict[str, Teacher | Student] = {teacher.name: teacher for teacher in recipe.teachers}
+    members |= {student.name: student for student in recipe.students}
+    found: list[str] = []
+    for teacher in recipe.teachers:
+        if teacher.annotated_by is None:
+            continue
+        (own,), (theirs,) = recipe.tasks_of(teacher), recipe.tasks_of(members[teacher.annotated_by])
+        if own in corpora and theirs in corpora:
+            problem = strangers(teacher.annotated_by, corpora[theirs].types, corpora[own].privileged)
+            found += [f"teachers.{teacher.name}.{problem}"] if problem else []
+    return found
+
+
+def _unread_annotations(recipe: Recipe) -> list[str]:
+    """Annotations that no teacher reads."""
+    return [
+        f"{view.data.key}.columns.privileged: no teacher reads them; a tagger does with model.privileged: {{size: 32}}"
+        for view in recipe.views()
+        if view.data.columns.privileged is not None and not any(t.model.reads_privileged for t in view.teachers)
+    ]
 
 
 def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
@@ -215,7 +241,12 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
             warn(remark if not recipe.several or view.data.key in remark else f"{view.data.key}: {remark}")
         for remark in check_sides(info, view)[1] if view.data.sides else ():
             warn(remark)
-    for remark in (*_unsaid_norms(recipe), *_untrained_heads(recipe), *_too_large(recipe)):
+    for remark in (
+        *_unsaid_norms(recipe),
+        *_untrained_heads(recipe),
+        *_unread_annotations(recipe),
+        *_too_large(recipe),
+    ):
         warn(remark)
     if not resolved:
         say("the recipe can be run; --resolved prints it with every default")
@@ -279,7 +310,7 @@ def _untrained_heads(recipe: Recipe) -> list[str]:
         for student in recipe.students
         if student.tasks is None
         and student.peers is None
-        and any(loss.loss.inside for loss in student.all_losses)
+        and any(loss.loss.inside or "token_features" in loss.loss.needs for loss in student.all_losses)
         and not reads_head(student.all_losses)
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from dtrain.models import load
 from dtrain.models.multi_exit import MultiExit
 from dtrain.models.multi_task import for_task
 from dtrain.plan import Plan, plan_of
+from dtrain.predict.annotate import Annotator
+from dtrain.predict.choose import trained_tagger
 from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.runfolder import RunFolder, is_done, write_json
 from dtrain.runtime.distributed import World
@@ -56,6 +58,9 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
             record |= {key: value for key, value in records.items() if key != "parts"} | scored
         else:
             record |= {"precision": precision, "tasks": found}
+        if isinstance(member, Teacher) and member.annotated_by is not None:
+            (name, of), *_ = own.items()
+            record |= _by_predicted(model, member, of, list(found[name]["parts"]), plan, workers)
         path = folder.model(kind, member.name) / "evaluation.json"
         world.run_on_main(functools.partial(write_json, path, record))
         for name, of in own.items():
@@ -69,12 +74,29 @@ def _records(model: nn.Module, member: Teacher | Student, of: PreparedTask, work
     # Of rows with several sides, a model is scored on those that have the one it reads.
     counts = of.data.label_counts(tokenizer)
     parts = [part for part in of.recipe.report.splits if part in counts]
+    beside: Literal["own"] | None = "own" if member.model.reads_privileged else None
     return {
         "task": task.name,
         "labels": of.data.labels,
         **({"types": task.types} if task.types else {}),
-        "parts": {part: _record(model, of.data.part(part, tokenizer), task, workers) for part in parts},
+        "parts": {part: _record(model, of.data.part(part, tokenizer, beside), task, workers) for part in parts},
     }
+
+
+def _by_predicted(
+    model: nn.Module, teacher: Teacher, of: PreparedTask, parts: list[str], plan: Plan, workers: Workers
+) -> dict[str, Any]:
+    """The same of a teacher whose annotations a tagger of the recipe finds; nothing where that tagger failed."""
+    assert teacher.annotated_by is not None
+    name = teacher.annotated_by
+    if plan.failure(name) is not None:
+        say(f"teacher {teacher.name}: not scored with predicted annotations, since student {name} failed")
+        return {}
+    _, place = trained_tagger(plan, name)
+    annotate, task, tokenizer = Annotator(place, of.data.privileged, workers), of.kind, tokenizer_name(teacher)
+    found = {part: _record(model, annotate.rows(of.data.part(part, tokenizer)), task, workers) for part in parts}
+    _tell(f"teacher {teacher.name}, annotations by {name}", of, {"parts": found})
+    return {"predicted": {"annotated_by": name, "parts": found}}
 
 
 def _tell(title: str, of: PreparedTask, records: dict[str, Any]) -> None:

@@ -270,6 +270,9 @@ def distinct_texts(part: EncodedSplit, rows: np.ndarray) -> tuple[np.ndarray, np
         text = part.tokens[span].tobytes(), b"" if part.types is None else part.types[span].tobytes()
         if part.targets is not None and part.target_offsets is not None:  # on which a teacher's logits depend
             text = text[0], part.targets[part.target_offsets[row] : part.target_offsets[row + 1]].tobytes()
+        if part.privileged is not None:  # on which they depend, too
+            own = slice(part.tag_offsets[row], part.tag_offsets[row + 1])
+            text = text[0], part.privileged[own].tobytes()
         first[index] = seen.setdefault(text, index)
     distinct, inverse = np.unique(first, return_inverse=True)
     return rows[distinct], inverse

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -175,7 +176,9 @@ def _widths(
 def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> EncodedSplit:
     """Training and transfer rows, ordered by id."""
     tokenizer = _tokenizer_of(teacher, recipe)
-    parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in data.parts_read(tokenizer)]
+    reads = next(member for member in recipe.teachers if member.name == teacher).model.reads_privileged
+    beside: Literal["own"] | None = "own" if reads else None
+    parts = [data.part(name, tokenizer, beside) for name in ("train", "transfer") if name in data.parts_read(tokenizer)]
     return parts[0] if len(parts) == 1 else EncodedSplit.concat(parts)
 
 

@@ -19,12 +19,13 @@ from dtrain.errors import InputError
 from dtrain.log import tell
 from dtrain.models import load
 from dtrain.models.multi_task import for_task
-from dtrain.plan import plan_of
+from dtrain.plan import Plan, plan_of
+from dtrain.predict.annotate import Annotator
 from dtrain.predict.blocks import blocks_of, find_answers
-from dtrain.predict.choose import choose, of_task
+from dtrain.predict.choose import choose, of_task, trained_tagger
 from dtrain.predict.folder import read_folder
 from dtrain.predict.texts import prepared_texts, read_texts
-from dtrain.recipe import Recipe
+from dtrain.recipe import Recipe, Student, Teacher
 from dtrain.recipe.data import Data, Normalization
 from dtrain.runfolder import RunFolder, atomic_write
 from dtrain.runtime.distributed import World
@@ -41,6 +42,8 @@ class Options(TypedDict, total=False):
         task: of a recipe or a model of several tasks, which to answer; default: the only one of the model.
         input: a file, `-` for stdin; default: the test rows. A model folder has none.
         output: a file; default (or `-`): stdout.
+        privileged: of a teacher that reads annotations, which: `given` by the rows (default), or `predicted` by the tagger
+            that the recipe names (`annotated_by`).
         form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
             (id, label, label_desc: a file to hand in); of taggers see `dtrain.tasks.tagging.answers`.
         format, columns, encoding, delimiter, quoting: of the input: see `dtrain.predict.texts.read_texts`.
@@ -56,6 +59,7 @@ class Options(TypedDict, total=False):
     encoding: str | None
     delimiter: str | None
     quoting: str | None
+    privileged: str | None
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Options]) -> None:
@@ -76,14 +80,17 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
     asked = _Asked(answers, place, section, data, options["form"], target, recipe.task)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
     workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
-    texts, part = _read(world, section, options), None
+    which = _annotations(name, member.model.reads_privileged, options)
+    texts, part = _read(world, section, options, privileged=which == "given"), None
     if texts is None:
         if "test" not in data.parts_read(tokenizer_name(member)):
             of_side = f" with {member.reads}, which {name} reads" if member.reads else ""
             raise InputError(f"--input: the recipe has no test rows{of_side}; name a file, or - for stdin")
         part = data.part("test", tokenizer_name(member))
-        texts = prepared_texts(part)
+        texts = prepared_texts(part, data.privileged if which == "given" else ())
     tell(f"predict: {kind[:-1]} {name} ({place})")
+    if which == "predicted":
+        texts = _annotated(texts, member, plan, data.privileged, workers)
     # Prepared pieces of documents were joined, and are cut again.
     encoded = None if part is None or part.documents is not None else part
     asked.answer(texts, encoded, recipe.data.normalize, recipe.data.max_length, workers)
@@ -101,7 +108,10 @@ def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
     target = _settled(world, known.answers, known.task, options)
     if options.get("input") is None:
         raise InputError("--input: a model folder has no rows; name a file, or - for stdin")
-    texts = _read(world, known.section, options)
+    types = known.answers.reads_privileged(place)
+    if _annotations(str(place), bool(types), options) == "predicted":
+        raise InputError("--privileged: predicted needs the recipe, which names the tagger (annotated_by)")
+    texts = _read(world, known.section, options, privileged=bool(types))
     assert texts is not None
     tell(f"predict: {place}")
     asked = _Asked(
@@ -173,7 +183,27 @@ def _check_output(path: Path) -> None:
 # --- which rows --------------------------------------------------------------------------------------
 
 
-def _read(world: World, section: Data, options: Options) -> Texts | None:
+def _annotations(name: str, reads: bool, options: Options) -> str | None:
+    """Which annotations a model is given; None where it reads none."""
+    asked = options.get("privileged")
+    if not reads:
+        if asked is not None:
+            raise InputError(f"--privileged: {name} reads the text alone; leave it out")
+        return None
+    return asked or "given"
+
+
+def _annotated(texts: Texts, member: Teacher | Student, plan: Plan, types: list[str], workers: Workers) -> Texts:
+    """Texts with the entities of the teacher's `annotated_by`."""
+    tagger = getattr(member, "annotated_by", None)
+    if tagger is None:
+        raise InputError(f"--privileged: predicted needs teachers.{member.name}.annotated_by, which names a tagger")
+    _, place = trained_tagger(plan, tagger)
+    tell(f"predict: annotations by {tagger} ({place})")
+    return Annotator(place, types, workers)(texts)
+
+
+def _read(world: World, section: Data, options: Options, *, privileged: bool) -> Texts | None:
     """The rows of the input that is named, if one is, on every rank.
 
     The main rank reads them: standard input is there alone, and an error is told once.
@@ -188,7 +218,22 @@ def _read(world: World, section: Data, options: Options) -> Texts | None:
             )
         return None
     found: list[Texts] = []
-    world.run_on_main(lambda: found.append(read_texts(section, name, format, columns, as_written)))
+
+    def read() -> None:
+        try:
+            found.append(read_texts(section, name, format, columns, as_written, privileged=privileged))
+        except InputError as error:
+            hint = (
+                "; the model reads annotations beside the text: give --columns privileged=COLUMN, or --privileged predicted "
+                "where the recipe names a tagger (annotated_by)"
+            )
+            column = repr(section.columns.privileged)
+            wrong = "; give --columns text=NAME"  # which is about the text
+            raise InputError(
+                [p.replace(wrong, "") + hint if privileged and column in p else p for p in error.problems]
+            ) from None
+
+    world.run_on_main(read)
     texts: Texts = world.gather_objects(found)[0][0]
     return texts
 

@@ -14,7 +14,6 @@ from dtrain.models.folder import in_own_memory
 from dtrain.models.multi_exit import MultiExit
 from dtrain.models.with_vocabulary import WithVocabulary
 from dtrain.plan import Plan
-from dtrain.recipe.models import encoder_of
 from dtrain.recipe.training import Student
 from dtrain.runfolder import is_done
 from dtrain.runtime.distributed import World
@@ -26,12 +25,11 @@ from dtrain.training.lockstep import LockstepModel, load_lockstep
 def check_online(plan: Plan) -> None:
     """Raise InputError where a teacher that answers beside students, or whose layers they begin with, is not there."""
     for student in plan.recipe.students:
-        encoder = encoder_of(student.model)
-        init = [encoder.init.source] if encoder is not None and encoder.init is not None else []
+        init = student.model.begins_with
         for name in [*student.asks.online, *init]:
             folder = plan.folder.model("teachers", name)
             if not is_done(folder, plan.model("teachers", name)):
-                what = "whose layers it begins with" if name in init else "which answers beside it"
+                what = "whose weights it begins with" if name in init else "which answers beside it"
                 raise InputError(
                     f"students.{student.name}: needs its teacher {name}, {what}, and {folder} is not complete; "
                     "run finetune first"

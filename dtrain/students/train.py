@@ -200,7 +200,8 @@ class _Shared:
         written = [student.teachers, student.answers] if student.taught_rows else []
         # Where rows have several sides, those are left out that neither label nor teacher says anything of.
         useful = [[loss.model_dump(mode="json") for loss in student.losses or []]] if student.reads else []
-        key = fingerprint(tokenizer_name(student), student.task, student.rows, *written, *useful)
+        beside = filter(None, [self._members.annotations(student)])
+        key = fingerprint(tokenizer_name(student), student.task, student.rows, *written, *useful, *beside)
         if key not in self._rows:
             self._rows[key] = self._members.rows(student, teachers)
         return self._rows[key]

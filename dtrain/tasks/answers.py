@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from dtrain.data import EncodedSplit
 from dtrain.data.dataset import PreparedData
+from dtrain.data.schemes import Span
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data, Normalization
 from dtrain.training.workers import Workers
@@ -25,13 +26,15 @@ class Texts:
     text: list[str]
     text_b: list[str]  # pairs only, else empty
     lines: list[int]  # where each row began in its file, from 1
+    # annotations of each text, for a model that reads them; else empty
+    privileged: list[list[Span]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.text)
 
     def __getitem__(self, rows: slice) -> Texts:
         """Some of the rows."""
-        return Texts(self.ids[rows], self.text[rows], self.text_b[rows], self.lines[rows])
+        return Texts(self.ids[rows], self.text[rows], self.text_b[rows], self.lines[rows], self.privileged[rows])
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ class Answers(ABC):
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         """Texts as the model in this folder reads them."""
         return self.reader(model, normalize, max_length)(texts)
+
+    def reads_privileged(self, model: Path) -> list[str]:
+        """Types of the annotations that the model in this folder reads beside each text; empty where it reads none."""
+        return []
+
+    def types(self, model: nn.Module) -> list[str]:
+        """Of a model that finds entities, their types in order; of any other none."""
+        return []
 
     @abstractmethod
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterable[Any]:

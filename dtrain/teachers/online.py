@@ -104,5 +104,6 @@ class OnlineTeacher(TeacherSource):
 
     def _pass(self, batch: Batch, inside: set[str], plain: list[str]) -> ByName:
         with autocast(self.precision, self.device), taking(self.inner, inside) as taken:
-            output = self.model(**batch.inputs, **model_options(self.inner, plain))
+            beside = {name: batch.beside[name] for name in getattr(self.inner, "reads_beside", ())}
+            output = self.model(**batch.inputs, **beside, **model_options(self.inner, plain))
             return taken() | {name: pick(name, output) for name in plain}

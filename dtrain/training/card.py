@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dtrain.recipe.data import Data
@@ -16,16 +17,19 @@ def card_head(language: str | None, **more: str) -> str:
     return "---\n" + "\n".join(lines) + "\n---\n"
 
 
-def use_in_words(place: Path, section: Data, reads: str | None = None) -> str:
+def use_in_words(place: Path, section: Data, reads: str | None = None, privileged: Sequence[str] = ()) -> str:
     """The last part of a card.
 
     Args:
         place: where the model's folder will be.
         section: the recipe's `data`, of one task.
         reads: which side of a row it reads, where rows have several.
+        privileged: types of the annotations that the model reads beside a text.
     """
     steps = [name for name, done in section.normalize.model_dump().items() if done]
     rows = '["a text"], ["its partner"]' if section.columns.text_b is not None else '["a text", "another"]'
+    if privileged:
+        rows = f'["a text"], privileged=[[[0, 1, "{privileged[0]}"]]]'
     files = {part: getattr(section, part) for part in ("train", "valid", "test", "transfer")}
     named = "; ".join(f"{part} {', '.join(names)}" for part, names in files.items() if names)
     side = "" if reads is None else f"- side of a row that it reads: {reads}\n"

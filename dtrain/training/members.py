@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import nn
@@ -20,7 +20,7 @@ from dtrain.errors import counted
 from dtrain.losses.objective import LossSum, Shapes, build_losses, with_peers
 from dtrain.losses.registry import OF_TEACHERS
 from dtrain.models import build, describe, load, save_model
-from dtrain.models.initial import copy_layers
+from dtrain.models.initial import copy_classifier, copy_layers
 from dtrain.models.inside import shape_of
 from dtrain.recipe.answers import is_online
 from dtrain.recipe.models import encoder_of
@@ -93,13 +93,23 @@ class Members:
         """
         tokenizer = tokenizer_name(spec)
         names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
-        data = self.tasks.of(spec).data
+        data, beside = self.tasks.of(spec).data, self.annotations(spec)
         there = data.parts_read(tokenizer)  # of the side that it reads, where rows have several
-        parts = [data.part(name, tokenizer) for name in ("train", "transfer") if name in names and name in there]
+        parts = [
+            data.part(name, tokenizer, beside) for name in ("train", "transfer") if name in names and name in there
+        ]
         parts += [self._taught(name, spec, teachers) for name in TAUGHT if name in names]
         rows = EncodedSplit.concat(parts)
         useful = np.arange(len(rows)) if spec.reads is None else useful_rows(rows, self.terms(spec), teachers)
         return rows if len(useful) == len(rows) else rows.take(useful)
+
+    def annotations(self, spec: Teacher | Student) -> Literal["own", "teachers"] | None:
+        """Who reads the annotations of its rows: itself, or a teacher that answers beside it."""
+        if spec.model.reads_privileged:
+            return "own"
+        online = spec.asks.online if isinstance(spec, Student) else {}
+        readers = (teacher.name for teacher in self.tasks.of(spec).recipe.teachers if teacher.model.reads_privileged)
+        return "teachers" if any(name in online for name in readers) else None
 
     def _taught(self, kind: str, spec: Teacher | Student, teachers: Mapping[str, TeacherSource]) -> EncodedSplit:
         """Rows whose targets the student's only teacher wrote."""
@@ -161,6 +171,9 @@ class Members:
 
     def _begin(self, spec: Teacher | Student, model: nn.Module) -> None:
         """Give a new model the weights that it is to begin with, where they are a teacher's."""
+        if spec.model.classifier_of is not None:
+            teacher = load(self.folder.model("teachers", spec.model.classifier_of))
+            copy_classifier(model, teacher, f"students.{spec.name}.model.classifier: {spec.model.classifier_of}")
         encoder = encoder_of(spec.model)
         if encoder is not None and encoder.init is not None:
             teacher = load(self.folder.model("teachers", encoder.init.source))
@@ -183,7 +196,11 @@ class Members:
         if noisy:
             stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}
             train = noisy_rows(train, stores, noisy)
-        valid = data.part("valid", tokenizer) if self._is_scored(spec) else None
+        valid = (
+            data.part("valid", tokenizer, "own" if spec.model.reads_privileged else None)
+            if self._is_scored(spec)
+            else None
+        )
         data_parallel = isinstance(spec, Teacher) or spec.parallel == "data"
         with_others = isinstance(spec, Student) and spec.peers is not None
 
@@ -195,6 +212,7 @@ class Members:
                 pad_id=data.pad_id(tokenizer),
                 tokenizer_path=data.tokenizer_path(tokenizer),
                 max_length=section.max_length,
+                privileged=data.privileged,
             )
             describe(model, task.config)
             self._begin(spec, model)
@@ -273,15 +291,27 @@ class Members:
             f"{card_head(self.tasks.of(spec).recipe.language, pipeline_tag=task.card_tag)}# {spec.name}\n\n"
             f"A {spec.model.type} {kind[:-1]} trained by dtrain on {counted(metrics['training_rows'], 'row')} "
             f"({time.strftime('%Y-%m-%d')}).\n\n"
-            f"- {task.answer_in_words}\n- teachers: {', '.join(teachers) or 'none'}\n"
+            f"- {task.answer_in_words}\n{self._reads(spec)}- teachers: {', '.join(teachers) or 'none'}\n"
             f"{_phases(metrics.get('phases', []))}- losses: {losses}\n- parameters: {metrics['parameters']:,}\n"
             f"- optimizer: {spec.optimizer.type}, rate {spec.optimizer.lr:g}, {counted(spec.epochs, 'epoch')}, seed {spec.seed}\n"
             f"- {scores}\n{self._use(kind, spec)}"
         )
 
+    def _reads(self, spec: Teacher | Student) -> str:
+        """A line of the model card on what it reads beside the text."""
+        if not spec.model.reads_privileged:
+            return ""
+        of = self.tasks.of(spec)
+        return (
+            f"- reads annotations beside the text, which it cannot answer without: {', '.join(of.data.privileged)} (column "
+            f"{of.section.columns.privileged!r} of its rows)\n"
+        )
+
     def _use(self, kind: str, spec: Teacher | Student) -> str:
         """How it is used."""
-        return use_in_words(self.folder.model(kind, spec.name), self.tasks.of(spec).recipe.data, spec.reads)
+        of = self.tasks.of(spec)
+        beside = of.data.privileged if spec.model.reads_privileged else []
+        return use_in_words(self.folder.model(kind, spec.name), of.recipe.data, spec.reads, beside)
 
 
 def useful_rows(rows: EncodedSplit, terms: Sequence[LossSpec], teachers: Mapping[str, TeacherSource]) -> np.ndarray:
@@ -324,6 +354,9 @@ def _widths(
     widths: dict[str, int] = {}
     for of, one in [("", model), *((OF_TEACHERS, source.inner) for source in online.values())]:
         widths |= {f"{of}{kind}": len(data.labels) for kind in ("logits", "emissions", "marginals")}
+        emissions = getattr(one, "emissions", None)
+        if isinstance(emissions, nn.Linear):
+            widths[f"{of}token_features"] = emissions.in_features
         classifier = getattr(one, "classifier", None)
         if isinstance(classifier, nn.Linear):
             widths[f"{of}features"] = classifier.in_features

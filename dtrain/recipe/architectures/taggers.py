@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dtrain.recipe.models import EMISSIONS, Architecture, EncoderModel, recurrence, register_architecture
+from dtrain.recipe.privileged import PrivilegedSpec
 from dtrain.recipe.values import FilePath, Share, Size
 
 
@@ -15,6 +16,18 @@ class CrfSpec(Architecture):
 
     crf: bool = True  # a CRF decides over whole sequences; false: a softmax at each character
     constrain: bool = False  # transitions that no valid tag sequence has are impossible
+    # of a student: the teacher, by name, whose classifier (emissions and CRF) it begins with; left out: random
+    classifier: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def classifier_of(self) -> str | None:
+        return self.classifier
+
+    @model_serializer(mode="wrap")
+    def as_before_there_were_more_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Identities of models without them are what they were."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if v is not None or k not in ("classifier", "privileged")}
 
     @model_validator(mode="after")
     def constrains_paths(self) -> Self:
@@ -38,6 +51,9 @@ class TaggerSpec(CrfSpec):
     lstm: Size | None = 128  # width of the BiLSTM's states in each direction; null: no LSTM
     dropout: Share = 0.5  # dropout of what reaches LSTM and classifier
     vectors: FilePath | None = None  # a word2vec file of characters to begin with, where there is no encoder
+    # of a teacher: read the annotations of `data.columns.privileged`, too, as vectors beside those of the characters that
+    # the LSTM reads; left out: the text alone
+    privileged: PrivilegedSpec | None = None
 
     @model_validator(mode="after")
     def fits_encoder(self) -> TaggerSpec:
@@ -52,13 +68,26 @@ class TaggerSpec(CrfSpec):
     @model_serializer(mode="wrap")
     def without_embedding_beside_encoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The resolved recipe is a recipe again."""
-        values: dict[str, Any] = handler(self)
+        values: dict[str, Any] = super().as_before_there_were_more_keys(handler)
         return {k: v for k, v in values.items() if k != "embedding" or self.encoder is None}
+
+    @property
+    def reads_privileged(self) -> bool:
+        return self.privileged is not None
+
+    @property
+    def token_width(self) -> int | None:
+        if self.lstm:
+            return 2 * self.lstm
+        if self.encoder is not None:
+            return None  # the last four of its layers, perhaps, and what a pretrained one has is not known here
+        return self.embedding + (self.privileged.size if self.privileged else 0)
 
     @property
     def multiply_adds(self) -> float:
         encoder = self.encoder
         below = self.embedding if encoder is None else encoder.shape()[0]
+        below += self.privileged.size if self.privileged else 0
         own = recurrence(self.lstm, below) if self.lstm else 0.0
         return own + (0.0 if encoder is None else encoder.multiply_adds)
 
@@ -79,6 +108,10 @@ class IdcnnSpec(CrfSpec):
     blocks: Size = 4  # times that the block, with the same weights, is applied
     dropout: Share = 0.25  # dropout of what goes into each block and the classifier
     vectors: FilePath | None = None  # a word2vec file of characters to begin with
+
+    @property
+    def token_width(self) -> int | None:
+        return self.filters
 
     @property
     def multiply_adds(self) -> float:

@@ -6,7 +6,7 @@ pieces of texts -> fixed batches over ranks -> best tags and their probabilities
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.dataset import PreparedData
 from dtrain.data.normalization_table import table_of_characters
 from dtrain.data.pieces import FULL_STOPS
-from dtrain.data.schemes import Span, write_tags
+from dtrain.data.schemes import Span, number_tags, write_tags
 from dtrain.data.vocabularies import load_tokenizer
+from dtrain.errors import InputError, suggest
 from dtrain.metrics.spans_text import answer_spans
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
+from dtrain.runfolder import read_json
 from dtrain.tasks.answers import Answers, Exported, Texts, model_labels
 from dtrain.training.workers import Workers
 
@@ -41,11 +43,29 @@ class Spans(Answers):
         with quiet_transformers():  # it warns of the package's own model types
             tokenizer = load_tokenizer(model)
         encoder = CharacterEncoder(tokenizer, normalize)
-        return lambda texts: encode_documents(encoder, tokenizer.pad_token_id, texts.text, max_length)
+        types = {name: number for number, name in enumerate(self.reads_privileged(model))}
+
+        def read(texts: Texts) -> EncodedSplit:
+            beside = numbered(texts, types, model) if types else None
+            return encode_documents(encoder, tokenizer.pad_token_id, texts.text, max_length, beside)
+
+        return read
+
+    def reads_privileged(self, model: Path) -> list[str]:
+        section = read_json(model / "config.json").get("privileged")
+        found: list[str] = section["types"] if section else []
+        return found
+
+    def types(self, model: nn.Module) -> list[str]:
+        return _types(model)
 
     def exported(
         self, model: nn.Module, place: Path, normalize: Normalization, max_length: int, texts: int
     ) -> Exported:
+        if self.reads_privileged(place):
+            raise InputError(
+                f"export: {place}: reads annotations beside the text, which an exported model is not given; export a student"
+            )
         with quiet_transformers():
             tokenizer = load_tokenizer(place)
         encoder = CharacterEncoder(tokenizer, normalize)
@@ -106,6 +126,30 @@ class Spans(Answers):
 
 def _types(model: nn.Module) -> list[str]:
     return [name.removeprefix("B-") for name in model_labels(model)[1::4]]
+
+
+def numbered(texts: Texts, types: Mapping[str, int], model: Path) -> list[np.ndarray]:
+    """The annotations of each text as numbers, integer [characters].
+
+    Raises:
+        InputError: there are none, or one of a type that the model does not know, or outside its text.
+    """
+    if len(texts.privileged) != len(texts):
+        raise InputError(
+            f"{model}: reads annotations beside each text ({', '.join(types)}); give the entities of each in `privileged`"
+        )
+    for row, (text, spans) in enumerate(zip(texts.text, texts.privileged, strict=True)):
+        for span in spans:
+            if span.type not in types:
+                hint, allowed = suggest(span.type, list(types)), ", ".join(types)
+                raise InputError(
+                    f"line {texts.lines[row]}: {model} knows no annotation {span.type!r}{hint} (allowed: {allowed})"
+                )
+            if not 0 <= span.start < span.end <= len(text):
+                raise InputError(
+                    f"line {texts.lines[row]}: annotation [{span.start}, {span.end}] ({span.type}) is not within the text"
+                )
+    return [number_tags(spans, len(text), types) for text, spans in zip(texts.text, texts.privileged, strict=True)]
 
 
 def _clue_line(key: str | int, spans: list[dict[str, Any]]) -> str:

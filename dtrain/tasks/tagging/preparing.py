@@ -13,7 +13,7 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.corpus import Corpus
 from dtrain.data.normalize import DROPPED, CharacterNormalizer
 from dtrain.data.pieces import cut
-from dtrain.data.schemes import number_tags
+from dtrain.data.schemes import Span, number_tags
 from dtrain.data.sources import Rows
 from dtrain.data.vocabularies import character_tokenizer, student_tokenizer
 from dtrain.data.write import BLOCK, Batch, RowSummary, streamed
@@ -52,13 +52,16 @@ class DocumentPreparing(Preparing):
         Texts stay as the user has them: normalisation is the encoder's, and part of the rows' fingerprint only.
         """
         normalize = data.normalize.model_dump(mode="json")
-        summary = RowSummary(["text"], [data.task, corpus.labels, normalize], ["tags", "document", "start"])
-        types = {name: number for number, name in enumerate(corpus.types)}
+        beside = ["privileged"] if corpus.privileged else []
+        identity = [data.task, corpus.labels, normalize, *([corpus.privileged] if beside else [])]
+        summary = RowSummary(["text"], identity, ["tags", "document", "start", *beside])
+        features = Features({**FEATURES, "privileged": FEATURES["tags"]}) if beside else FEATURES
+        pieces_of = _Pieces(data.max_length - 2, corpus)
         pieces: dict[str, int] = {}
         first_document = 0
         for part, rows in corpus.parts.items():
-            blocks = _pieces(rows, data.max_length - 2, types, part == "train", sum(pieces.values()), first_document)
-            with streamed(blocks, FEATURES, folder / "raw.arrow") as dataset:
+            blocks = pieces_of(rows, part == "train", sum(pieces.values()), first_document)
+            with streamed(blocks, features, folder / "raw.arrow") as dataset:
                 dataset.save_to_disk(folder / part)
                 summary.add(part, dataset)
                 pieces[part] = len(dataset)
@@ -68,6 +71,7 @@ class DocumentPreparing(Preparing):
             "task": data.task,
             "labels": corpus.labels,
             "types": corpus.types,
+            **({"privileged": corpus.privileged} if beside else {}),
             "scheme": corpus.scheme,
             "span_end": corpus.span_end,
             "rows": pieces,
@@ -112,25 +116,42 @@ class _EncodeCharacters:
         return {"id": batch["id"], "input_ids": ids, "cut": [False] * len(ids)}
 
 
-def _pieces(
-    rows: Rows, limit: int, types: dict[str, int], spare_entities: bool, first_id: int, first_document: int
-) -> Iterator[dict[str, list[Any]]]:
-    """The pieces of documents in order, in blocks."""
-    block: dict[str, list[Any]] = {name: [] for name in FEATURES}
-    for number, (text, spans, key) in enumerate(zip(rows.text, rows.spans, rows.key, strict=True)):
-        tags = np.full(len(text), -1, dtype=np.int16) if spans is None else number_tags(spans, len(text), types)
-        for start, end in cut(text, limit, spans or () if spare_entities else ()):
-            block["id"].append(first_id)
-            block["key"].append(key)
-            block["text"].append(text[start:end])
-            block["tags"].append(tags[start:end])
-            block["label"].append(-1 if spans is None else 0)
-            block["document"].append(first_document + number)
-            block["start"].append(start)
-            block["file"].append(rows.file[number])
-            block["line"].append(rows.line[number])
-            first_id += 1
-        if len(block["id"]) >= BLOCK:
-            yield block
-            block = {name: [] for name in FEATURES}
-    yield block
+class _Pieces:
+    """Cuts the documents of a part into pieces, in order, and gives these in blocks."""
+
+    def __init__(self, limit: int, corpus: Corpus) -> None:
+        self.limit = limit
+        self.types, self.privileged = (_numbers(names) for names in (corpus.types, corpus.privileged))
+
+    def __call__(
+        self, rows: Rows, spare_entities: bool, first_id: int, first_document: int
+    ) -> Iterator[dict[str, list[Any]]]:
+        names = [*FEATURES, *(["privileged"] if self.privileged else [])]
+        block: dict[str, list[Any]] = {name: [] for name in names}
+        beside: Iterator[list[Span] | None] = iter(rows.privileged)
+        for number, (text, spans, key) in enumerate(zip(rows.text, rows.spans, rows.key, strict=True)):
+            none = np.full(len(text), -1, dtype=np.int16)
+            tags = none if spans is None else number_tags(spans, len(text), self.types)
+            given = next(beside) if self.privileged else None
+            more = number_tags(given or [], len(text), self.privileged)
+            for start, end in cut(text, self.limit, spans or () if spare_entities else ()):
+                block["id"].append(first_id)
+                block["key"].append(key)
+                block["text"].append(text[start:end])
+                block["tags"].append(tags[start:end])
+                block["label"].append(-1 if spans is None else 0)
+                block["document"].append(first_document + number)
+                block["start"].append(start)
+                block["file"].append(rows.file[number])
+                block["line"].append(rows.line[number])
+                if self.privileged:
+                    block["privileged"].append(more[start:end])
+                first_id += 1
+            if len(block["id"]) >= BLOCK:
+                yield block
+                block = {name: [] for name in names}
+        yield block
+
+
+def _numbers(names: list[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}

@@ -24,6 +24,7 @@ from dtrain.data.sources import RecordReader, Rows, check_columns, text_of
 from dtrain.errors import InputError, suggest
 from dtrain.recipe.data import Columns, Data
 from dtrain.tasks.reading import Reading
+from dtrain.tasks.tagging.privileged import PrivilegedColumn, annotated, number_types, of_conll, scheme_of
 from dtrain.tasks.tagging.scheme import TagFile, find_scheme, read_among_strays
 from dtrain.tasks.tagging.spans import EndFinder, Entities, GivenSpan, given_spans
 
@@ -60,7 +61,9 @@ class DocumentReading(Reading):
         problems.raise_if_any()
         columns = data.columns
         sentences = {
-            number: read_conll(source, columns.text, columns.label, source.part != "transfer", problems)
+            number: read_conll(
+                source, columns.text, columns.label, source.part != "transfer", problems, columns.privileged
+            )
             for number, source in enumerate(sources)
             if source.format == "conll"
         }
@@ -76,6 +79,10 @@ class DocumentReading(Reading):
                 if number in sentences:
                     strict = data.scheme != "auto"
                     SentenceReader(source, file, corpus.scheme or "", strict, problems).read(sentences[number], rows)
+                    if columns.privileged is not None:
+                        beside = scheme_of([(source.name, of_conll(sentences[number]))], data)
+                        for spans in annotated(sentences[number], source.name, beside, strict, problems):
+                            rows.privileged.append(spans)
                     continue
                 reader = SpanReader(data, source, file, rows, seen, problems)
                 reader.keep_empty = keep_empty
@@ -87,13 +94,15 @@ class DocumentReading(Reading):
         sentences.clear()
         if columns.id is not None and not any(reader.has_id for reader in readers) and not problems:
             problems.add(f"data.columns.id: no file has a column {columns.id!r}")
-        corpus.span_end = _settle_spans(readers, columns.span_end, problems)
+        corpus.span_end = _settle_spans(readers, data, problems)
         return corpus
 
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
         corpus.types = _entity_types(data, corpus.parts["train"])
         corpus.labels = tag_names(corpus.types)
         corpus.numbers = _check_entities(data, corpus, problems)
+        if data.columns.privileged is not None:
+            number_types(corpus, problems)
 
 
 def _ends_with_tag(path: Path, data: Data) -> bool:
@@ -107,8 +116,13 @@ def _check_column_names(data: Data, sources: list[Source], problems: Problems) -
     for source in sources:
         if source.format != "conll":
             check_columns(data, source, problems)
+        if source.format == "lines" and data.columns.privileged is not None:
+            problems.add(
+                f"{source.key}: {source.name}: plain lines hold no annotations, and data.columns.privileged names some; give "
+                "JSON lines"
+            )
     if all(source.format == "conll" for source in sources):
-        for name in ("text", "label"):
+        for name in ("text", "label", "privileged"):
             column = getattr(data.columns, name)
             if isinstance(column, str) and column != Columns.model_fields[name].default:
                 problems.add(f"data.columns.{name}: {column!r} is a name; give the number (from 0) of a CoNLL column")
@@ -184,6 +198,8 @@ class SpanReader(RecordReader):
     def __init__(self, *what: Any) -> None:
         super().__init__(*what)
         self._rows, self._spans = array("q"), JsonColumn()  # those that have spans
+        column = self.data.columns.privileged
+        self.privileged = None if column is None else PrivilegedColumn(column, self.rows, self.source.name)
 
     @property
     def given(self) -> Iterator[tuple[int, list[GivenSpan]]]:
@@ -195,10 +211,14 @@ class SpanReader(RecordReader):
         """Append one record as a document; an empty text is left out, unless wanted."""
         text = text_of(record, self.text)
         given = self._given(record) if self.label_allowed else None
+        beside = self.privileged.read(record, text) if self.privileged is not None else None
         key = self.key_of(line, record) if self.id is not None else None
         if not text and not self.keep_empty:
             self.empty += 1
             return
+        if self.privileged is not None and beside is not None:
+            self.privileged.add(len(self.rows), line, beside)
+            self.rows.privileged.append([])
         if given is not None:
             self._rows.append(len(self.rows))
             self._spans.append(given)
@@ -215,13 +235,20 @@ class SpanReader(RecordReader):
         raise RowError(f"{self.label!r} is null: a row for training or validation needs spans ({{}} for none)")
 
 
-def _settle_spans(readers: list[SpanReader], wanted: str, problems: Problems) -> str | None:
-    """Make entities of the spans of all files; what the ends of spans are, None where there are none to tell."""
-    finder = EndFinder()
+def _settle_spans(readers: list[SpanReader], data: Data, problems: Problems) -> str | None:
+    """Make entities, and annotations, of the spans of all files; what the ends of spans are, None where none tells."""
+    finder, wanted = EndFinder(), data.columns.span_end
+    beside = [reader.privileged for reader in readers if reader.privileged is not None]
     for reader in readers:
         for row, given in reader.given:
             finder.see(f"{reader.source.name}:{reader.rows.line[row]}", given, reader.rows.text[row])
+    for column in beside:
+        column.see_ends(finder)
     span_end = finder.warm_up(wanted, problems)
+    tagged = [(column.name, column.tags) for column in beside if column.tags]
+    scheme = scheme_of(tagged, data) if tagged else ""
+    for column in beside:
+        column.settle(span_end, scheme, data.scheme != "auto", problems)
     for reader in readers:
         name, entities = reader.source.name, Entities(span_end)
         for row, given in reader.given:

@@ -52,9 +52,12 @@ def _by_type(value: Mapping[str, Any]) -> list[GivenSpan]:
 
 
 def _entry(entry: Any) -> GivenSpan:
-    """The list form: {"start": .., "end": .., "type": ..}, with the surface in "text" if at all."""
+    """The list form: {"start": .., "end": .., "type": ..}, with the surface in "text" if at all; or [start, end, type]."""
+    if type(entry) is list and len(entry) == 3:
+        return _span(entry[0], entry[1], entry[2], None)
     if not isinstance(entry, dict) or not {"start", "end", "type"} <= set(entry):
-        raise RowError('a span must be an object with "start", "end" and "type"', f", found {kind_of(entry)}")
+        what = 'a span must be an object with "start", "end" and "type", or [start, end, type]'
+        raise RowError(what, f", found {kind_of(entry)}")
     return _span(entry["start"], entry["end"], entry["type"], entry.get("text"))
 
 

@@ -56,6 +56,7 @@ class Tagging(Task):
             rows=index,
             ids=rows.ids[index],
             inputs=rows.collate(index),
+            beside=rows.collate_for_teachers(index),
             targets={"tags": rows.collate_tags(index)} if "nll" in needs else {},
             labelled=torch.from_numpy(rows.labels[index] >= 0),
             units=torch.from_numpy(rows.characters[index].astype(np.int64)),

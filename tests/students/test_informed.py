@@ -1,0 +1,151 @@
+"""A teacher that reads annotations, from rows to report: asked with those that are given and with those that a tagger finds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtrain import Predictor
+from dtrain.data import PreparedData
+from dtrain.errors import InputError
+from dtrain.knowledge.reader import StoreReader
+from dtrain.models import load
+from dtrain.plan import Plan
+from dtrain.runfolder import read_json
+from dtrain.runtime.distributed import World
+from dtrain.stages import evaluate, export, finetune, precompute, predict, prepare, report
+from dtrain.tasks.registry import task_of
+from dtrain.training.workers import Workers
+from tests.students.informed import plan_of, write_rows
+
+NOBODY: dict[str, Any] = {"model": None, "input": None, "form": "jsonl"}
+
+
+@pytest.fixture(scope="module")
+def plan(world: World, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Teachers, trained, precomputed and scored; a student would add nothing here."""
+    root = tmp_path_factory.mktemp("informed")
+    write_rows(root)
+    made = plan_of(root, "run", {"name": "raw", "losses": [{"type": "marginal_matching"}]})
+    for stage in (prepare, finetune, precompute):
+        stage.run(made.recipe, world, made.folder)
+    alone = plan_of(root, "run")
+    for stage in (evaluate, report):
+        stage.run(alone.recipe, world, alone.folder)
+    return made
+
+
+def answers(plan: Plan, world: World, output: Path, **options: Any) -> list[dict[str, Any]]:
+    predict.run(plan.recipe, world, plan.folder, **{**NOBODY, "output": str(output), "model": "informed", **options})
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+
+def test_two_rows_in_the_report_and_their_scores_by_hand(plan: Plan, world: World) -> None:
+    place = plan.folder.model("teachers", "informed")
+    record = read_json(place / "evaluation.json")
+    assert record["predicted"]["annotated_by"] == "arguments"
+    data, model = PreparedData.open(plan.folder.of_task("events")), load(place)
+    part, task, workers = data.part("test", "students", "own"), task_of(data), Workers.of(world, "fp32")
+    assert task.scores(model, part, workers) == record["parts"]["test"]["scores"]
+    # What the tagger of arguments finds, by its own Predictor, in place of what the rows say.
+    found = Predictor(plan.folder.model("teachers", "arguments"))(list(part.rows()["text"]))
+    numbers = {name: 4 * n for n, name in enumerate(data.privileged)}
+    assert part.privileged is not None
+    tags = np.zeros(len(part.privileged), dtype=np.int16)
+    for entities, begin in zip(found, part.tag_offsets.tolist(), strict=False):
+        for entity in entities:  # of one character each, or more
+            first, end = begin + entity["start"], begin + entity["end"]
+            tags[first:end] = numbers[entity["type"]] + 2
+            tags[first], tags[end - 1] = numbers[entity["type"]] + 1, numbers[entity["type"]] + 3
+            if end - first == 1:
+                tags[first] = numbers[entity["type"]] + 4
+    again = task.scores(model, replace(part, privileged=tags), workers)
+    assert again == record["predicted"]["parts"]["test"]["scores"]
+    results = read_json(plan.folder.report / "events" / "results.json")
+    assert [row["annotated_by"] for row in results["annotated"]] == [None, "arguments"]
+    page = (plan.folder.report / "events" / "report.md").read_text(encoding="utf-8")
+    assert "| informed | given |" in page and "| informed | found by arguments |" in page
+    assert "Given and predicted annotations" in (plan.folder.report / "events" / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_predict_with_given_and_with_predicted_annotations(plan: Plan, world: World, tmp_path: Path) -> None:
+    test = plan.recipe.tasks["events"].test[0] if plan.recipe.tasks else ""
+    rows = [json.loads(line) for line in Path(test).read_text(encoding="utf-8").splitlines()]
+    place = plan.folder.model("teachers", "informed")
+    given = answers(plan, world, tmp_path / "a", input=test)
+    assert answers(plan, world, tmp_path / "b") == given  # its own test rows
+    assert any(line["spans"] for line in given)
+    ask = Predictor(place)
+    assert [line["spans"] for line in given] == ask(
+        [r["text"] for r in rows], privileged=[r["arguments"] for r in rows]
+    )
+    found = Predictor(plan.folder.model("teachers", "arguments"))([r["text"] for r in rows])
+    predicted = answers(plan, world, tmp_path / "c", input=test, privileged="predicted")
+    assert [line["spans"] for line in predicted] == ask([r["text"] for r in rows], privileged=found)
+    # The folder alone, whose files say which column it was.
+    predict.run_folder(place, world, **{**NOBODY, "input": test, "output": str(tmp_path / "d")})
+    assert [json.loads(line) for line in (tmp_path / "d").read_text("utf-8").splitlines()] == given
+
+
+def test_predict_without_annotations_says_so(plan: Plan, world: World, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps({"text": "撞了甲"}) + "\n", encoding="utf-8")
+    place = plan.folder.model("teachers", "informed")
+    with pytest.raises(
+        InputError, match="plain.jsonl:1: has no 'arguments'.* reads annotations .*--privileged predicted"
+    ):
+        answers(plan, world, tmp_path / "a", input=str(plain))
+    assert len(answers(plan, world, tmp_path / "a", input=str(plain), privileged="predicted")) == 1
+    assert len(answers(plan, world, tmp_path / "a", input=str(plain), model="arguments", task="arguments")) == 1
+    with pytest.raises(InputError, match="--privileged: arguments reads the text alone"):
+        answers(plan, world, tmp_path / "a", input=str(plain), model="arguments", task="arguments", privileged="given")
+    with pytest.raises(InputError, match="--privileged: predicted needs the recipe"):
+        predict.run_folder(place, world, **{**NOBODY, "input": str(plain), "privileged": "predicted"})
+    with pytest.raises(
+        InputError, match=r"privileged: .*informed reads annotations \(where, who\); give those of each text"
+    ):
+        Predictor(place)(["撞了甲"])
+    with pytest.raises(InputError, match="privileged: .*arguments reads the text alone"):
+        Predictor(plan.folder.model("teachers", "arguments"))(["撞了甲"], privileged=[[]])
+    for beside, reason in (
+        ([[[0, 1, "whom"]]], "knows no annotation 'whom'; did you mean 'who'"),
+        ([[[0, 9, "who"]]], r"annotation \[0, 9\] \(who\) is not within the text"),
+        ([], "row 0: has no annotations"),
+        ([[], []], "row 1: has annotations and no text"),
+        ([[3]], "row 0: privileged: must be a list of"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            Predictor(place)(["撞了甲"], privileged=beside)
+
+
+def test_export_and_card_say_what_it_reads(plan: Plan, world: World) -> None:
+    place = plan.folder.model("teachers", "informed")
+    with pytest.raises(InputError, match="reads annotations beside the text, which an exported model is not given"):
+        export.run_folder(place, world, model=None, task=None, to="onnx", quantize=None, check=False)
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert "reads annotations beside the text, which it cannot answer without: where, who (column 'arguments'" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code, {})  # what the card says can be done
+
+
+def test_equal_texts_with_other_annotations_have_answers_of_their_own(plan: Plan) -> None:
+    data = PreparedData.open(plan.folder.of_task("events"))
+    part = data.part("train", "students", "own")
+    texts, beside = list(part.rows()["text"]), [tuple(row) for row in part.rows()["privileged"]]
+    pairs = [(i, j) for i in range(40) for j in range(i) if texts[i] == texts[j] and beside[i] != beside[j]]
+    store = StoreReader.open(plan.folder.knowledge("informed"))
+    i, j = pairs[0]
+    one, other = (store.read("marginals", part.ids[[row]]) for row in (i, j))
+    assert not torch.allclose(one, other, atol=1e-3)
+    with torch.no_grad():
+        model = load(plan.folder.model("teachers", "informed"))
+        wanted = model(**part.collate(np.array([i])), marginals=True).marginals.exp()
+    torch.testing.assert_close(one, wanted, atol=1e-3, rtol=0)
