@@ -34,9 +34,7 @@ from dtrain.tasks.rules import keys_of_others, rules_of
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 # Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
 _ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs", "reads"}
-_NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"} | {
-    "annotated_by"
-}
+_NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 
 class Plan:
@@ -480,7 +478,7 @@ class KeptPlan(Plan):
 
 def _section(member: Teacher | Student, left_out: str) -> dict[str, Any]:
     """What of a member's section decides its model, beside its teachers and files."""
-    values = member.model_dump(mode="json", exclude=_NO_EFFECT | {left_out})
+    values = member.model_dump(mode="json", exclude=_NO_EFFECT | {left_out, "annotated_by"})
     return {key: value for key, value in values.items() if value or key not in _ADDED}
 
 

@@ -251,7 +251,9 @@ class Data(Closed):
     def with_entries(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Entries stand where they were given; without any, the section is what it was before there were some."""
         values: dict[str, Any] = handler(self)
-        for part, given in self._given.items():
+        for part, given in getattr(
+            self, "_given", {}
+        ).items():  # called for the `data` that a recipe with `tasks` has not
             if part in values:
                 values[part] = [each if isinstance(each, str) else each.model_dump(mode="json") for each in given]
         return values

@@ -114,7 +114,7 @@ def test_numbers_are_the_models_own(run, results):
 
 def test_the_best_by_entity_f1_is_shown_in_detail(results):
     assert (results["teacher"], results["student"]) == ("big", "cnn-seed2")
-    assert results["details"] == {"kind": "students", "name": "cnn-seed2"} | {
+    assert results["details"] == {"kind": "students", "name": "cnn-seed2", "part": "valid"} | {
         key: scored(0.84)[key] for key in ("per_type", "counts", "examples")
     }
 
