@@ -8,7 +8,8 @@ tnews: an encoder of 4 layers of 512 is fine-tuned on an extract of TNEWS titles
 same width: from random weights on the labels (scratch), from its own layers 1 and 3 on the labels (init), the same with
 soft targets (soft_targets), also with the states of its layers (hidden_states), by TinyBERT's phases (tinybert) and by
 MiniLMv2's relations (minilm_v2). A BiLSTM learns from the labels alone, from the teacher, and from the best of the small
-encoders as an assistant (takd: `--assistant NAME`, in a second command, as the best is known only then).
+encoders as an assistant (takd: `--assistant NAME`, in a second command, as the best is known only then). A third command,
+`--points`, counts knowledge points of a BiLSTM taught by that teacher and of its twin from scratch, over as many steps.
 sst2: an encoder of 6 layers of 384, fine-tuned on an extract of SST-2, teaches 3 layers by the same ways but TinyBERT's.
 
 Students learn on the labelled and the unlabelled rows (TNEWS) for as many epochs each, phases counted together. The epoch
@@ -149,6 +150,29 @@ def with_assistant(made: dict, assistant: str) -> dict:
     }
 
 
+def with_points(made: dict) -> dict:
+    """A third recipe: knowledge points of a BiLSTM taught by the first one's teacher, and of its twin from scratch."""
+    folder = Path(made["output_dir"]) / made["name"] / "teachers" / "teacher"
+    common = {
+        "model": {"type": "bilstm", "embedding": 128, "hidden": 128},
+        "optimizer": {"type": "adamw", "lr": 1.0e-3},
+        "batch_size": 32,
+        "keep_epochs": True,
+        "grid": {"seed": SEEDS},
+    }
+    soft = {"type": "soft_targets", "temperature": 2.0}
+    distilled = {"name": "distilled", "rows": ["train", "transfer"], "losses": [soft], "epochs": 6, **common}
+    scratch = {"name": "scratch", "teachers": [], "epochs": 12, **common}
+    return {
+        **made,
+        "name": made["name"] + "_points",
+        "teachers": [{"name": "teacher", "from": str(folder)}],
+        "students": [distilled, scratch],
+        "knowledge_points": {"keywords": "keywords", "rows": 60},
+        "report": {"latency": False},
+    }
+
+
 def table(results: dict) -> str:
     scores: dict[str, list[float]] = {}
     for model in results["models"]:
@@ -179,12 +203,15 @@ def main() -> None:
     parser.add_argument("--dev", type=int, help="rows of the dev file at most (default: all)")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--assistant", help="student of the first command that teaches a BiLSTM, as `minilm_v2-seed1`")
+    parser.add_argument("--points", action="store_true", help="knowledge points (TNEWS), after the first command")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_intermixed_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     made = recipe(asked.data_set, asked, asked.out.resolve())
     if asked.assistant:
         made = with_assistant(made, asked.assistant)
+    if asked.points:
+        made = with_points(made)
     path = asked.out / f"{made['name']}.yaml"
     path.write_text(yaml.safe_dump(made, sort_keys=False, allow_unicode=True), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "dtrain", "run", str(path), *asked.overrides], check=True)
