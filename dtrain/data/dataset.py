@@ -324,6 +324,10 @@ class PreparedData:
         """Number of token ids of a tokenizer."""
         return self._encoding(tokenizer)["vocabulary"]
 
+    def written_tokens(self, tokenizer: str) -> int | None:
+        """Number of tokens that models write with a tokenizer; None where they write none."""
+        return self._encoding(tokenizer).get("target_vocabulary")
+
     def pad_id(self, tokenizer: str) -> int:
         return self._encoding(tokenizer)["pad_id"]
 

@@ -13,15 +13,13 @@ from dtrain.runfolder import atomic_write
 from dtrain.tasks.registry import TASKS
 
 # Of the model's own card: what an export says of itself in other words.
-REPLACED = ("- input:", "- speed:", "- licence:", "- labels:")
+REPLACED = ("- input:", "- speed:", "- licence:", "- labels:", "- answer:")
 
 
 def card_of(name: str, to: str, int8: bool, known: ModelFolder, settings: dict[str, Any], size: int) -> str:
     """What it is, what it needs, how it is used, what it does to text, and what is known of the model it was made from."""
     runtime = "onnxruntime" if to == "onnx" else "torch"
     call = 'Model()(["a text", "another"])' if known.texts == 1 else 'Model()(["a text"], ["its partner"])'
-    names: list[str] = settings["labels"] if "labels" in settings else settings["types"]
-    shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
     steps = [key for key, value in known.normalize.model_dump().items() if value]
     language, facts = _made_from(known.folder)
     head = [f"library_name: {runtime}", *([f'language: "{language}"'] if language else [])]
@@ -30,7 +28,7 @@ def card_of(name: str, to: str, int8: bool, known: ModelFolder, settings: dict[s
         f"An exported model ({to}{', int8' if int8 else ''}, {size:,} bytes) for task {known.task}, written by dtrain.\n\n"
         f"```python\nfrom predict import Model\n\nprint({call})\n```\n\n"
         f"`predict.py` needs {runtime}, numpy and tokenizers; all else is in this folder.\n\n"
-        f"- {'labels' if 'labels' in settings else 'entity types'}: {shown}\n"
+        f"- {_answer(settings)}\n"
         f"- files: {', '.join(settings['graphs'])} (any batch and length), tokenizer.json, settings.json, "
         "normalization.json\n"
         f"- normalisation of every text before the tokenizer: {', '.join(steps) or 'none'}; the graph alone lacks it\n"
@@ -58,6 +56,14 @@ def _made_from(place: Path) -> tuple[str, list[str]]:
     language = head.get("language") if isinstance(head, dict) else None
     facts = [line for line in text.splitlines() if line.startswith("- ") and not line.startswith(REPLACED)]
     return language if isinstance(language, str) else "", facts
+
+
+def _answer(settings: dict[str, Any]) -> str:
+    if "writes" in settings:
+        return f"answer: a text of {settings['max_length']} tokens at most, written greedily, token by token"
+    names: list[str] = settings["labels"] if "labels" in settings else settings["types"]
+    shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
+    return f"{'labels' if 'labels' in settings else 'entity types'}: {shown}"
 
 
 def _longer(settings: dict[str, Any]) -> str:

@@ -8,11 +8,16 @@ from typing import Any
 
 @dataclass
 class Difference:
-    """Of answers to the same rows: how many rows have another answer, and how far numbers in them are apart at most."""
+    """Of answers to the same rows: how many rows have another answer, and how far numbers in them are apart at most.
+
+    Attributes:
+        numbers: how many were compared.
+    """
 
     rows: int = 0
     flips: int = 0
     largest: float = 0.0
+    numbers: int = 0
 
     def see(self, ours: Any, theirs: Any) -> None:
         """Two answers to one row: labels, places and texts must be equal; numbers are compared where they are."""
@@ -20,9 +25,14 @@ class Difference:
         if _without_numbers(ours) != _without_numbers(theirs):
             self.flips += 1
         else:
-            self.largest = max(
-                [self.largest, *(abs(a - b) for a, b in zip(_numbers(ours), _numbers(theirs), strict=True))]
-            )
+            apart = [abs(a - b) for a, b in zip(_numbers(ours), _numbers(theirs), strict=True)]
+            self.numbers += len(apart)
+            self.largest = max([self.largest, *apart])
+
+    def in_words(self, part: str) -> str:
+        """For a sentence; `part`: which rows they are."""
+        numbers = f", numbers by {self.largest:.2g} at most" if self.numbers else ""
+        return f"{self.rows:,} {part} rows {self.flips} answers differ{numbers}"
 
 
 def difference(ours: list[Any], theirs: list[Any]) -> Difference:

@@ -70,12 +70,14 @@ def export_model(wish: Wish, final: Path) -> tuple[nn.Module, ModelFolder]:
     known = read_folder(wish.place, wish.task, "--task")
     model = for_task(load(wish.place), wish.task or "")
     graph = graph_of(model, wish.place)(target.prepared(model))
+    told = graph.settings()
     beside = known.answers.exported(model, wish.place, known.normalize, known.max_length, known.texts)
     with publish_folder(final) as aside:
         names = _write_graphs(graph, beside, target, wish.int8, aside, _tokens(model))
-        (aside / "tokenizer.json").write_text(beside.tokenizer, encoding="utf-8")
+        for file, text in (("tokenizer.json", beside.tokenizer), *beside.more):
+            (aside / file).write_text(text, encoding="utf-8")
         write_json(aside / "normalization.json", beside.normalization)
-        settings = {"format": FORMAT, "task": known.task, "graphs": names, **beside.settings, **graph.settings()}
+        settings = {"format": FORMAT, "task": known.task, "graphs": names, **beside.settings, **told}
         write_json(aside / "settings.json", settings)
         (aside / "predict.py").write_text(script_of_target(beside.script, target), encoding="utf-8")
         size = sum((aside / name).stat().st_size for name in names)
@@ -98,7 +100,8 @@ def graph_of(model: nn.Module, place: Path) -> type[Graph]:
     known = architectures()
     spec = known.get(kind.removeprefix(own.PREFIX))
     # A classifier of transformers that has no section of its own is one as BERT is.
-    path = spec.graph if spec is not None else None if kind.startswith(own.PREFIX) else EncoderSpec.graph
+    other = kind.startswith(own.PREFIX) or getattr(config, "is_encoder_decoder", False)
+    path = spec.graph if spec is not None else None if other else EncoderSpec.graph
     if path is None:
         able = ", ".join(name for name, each in known.items() if each.graph)
         raise InputError(f"export: {place}: a {kind.removeprefix(own.PREFIX)} cannot be exported (allowed: {able})")

@@ -23,10 +23,33 @@ class GraphOutput(NamedTuple):
     mask: Tensor | None
 
 
-class ExportedModel(nn.Module):
+class OpenExport(nn.Module):
     """The graphs of an export folder on the CPU, called as the model that they were made from.
 
-    A model of several graphs is run from one to the next; rows leave where `predict.py` lets them leave.
+    Args:
+        folder: of the export.
+        model: what it was made from.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        super().__init__()
+        self.config = model.config
+        self.settings = read_json(folder / "settings.json")
+
+
+def open_export(folder: Path, model: nn.Module, threads: int = 1) -> OpenExport:
+    """As what was exported was called: a model that gives logits, or one that writes.
+
+    Args:
+        folder, model: as of `OpenExport`.
+        threads: CPU cores of one call.
+    """
+    kind = ExportedWriter if "writes" in read_json(folder / "settings.json") else ExportedModel
+    return kind(folder, model, threads)
+
+
+class ExportedModel(OpenExport):
+    """A model of several graphs is run from one to the next; rows leave where `predict.py` lets them leave.
 
     Args:
         folder: of the export.
@@ -35,9 +58,7 @@ class ExportedModel(nn.Module):
     """
 
     def __init__(self, folder: Path, model: nn.Module, threads: int = 1) -> None:
-        super().__init__()
-        self.config = model.config
-        self.settings = read_json(folder / "settings.json")
+        super().__init__(folder, model)
         self._open = script_of(folder).open_graph
         self.graphs: list[Graph] = [self._open(folder / name, threads) for name in self.settings["graphs"]]
         self._model = [model]  # not a submodule: its weights are not those of the graphs
@@ -67,6 +88,54 @@ class ExportedModel(nn.Module):
         specials = attention_mask.shape[1] - (0 if found is None or found.ndim < 3 else found.shape[1])
         shown = attention_mask[:, specials:].bool() if found is not None and found.ndim == 3 else None
         return GraphOutput(torch.from_numpy(found), shown)
+
+
+class Sequences(NamedTuple):
+    """As `generate` gives them: `sequences`, int64 [B, n], the start first and padding behind the end."""
+
+    sequences: Tensor
+
+
+class ExportedWriter(OpenExport):
+    """An encoder-decoder, which scores given targets token by token, and writes greedily as `predict.py` does.
+
+    Args:
+        folder: of the export.
+        model: what it was made from: how its texts end.
+        threads: CPU cores of one call.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, threads: int = 1) -> None:
+        super().__init__(folder, model)
+        self.generation_config = model.generation_config
+        self._script = script_of(folder).Model(folder, threads)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, **_: bool) -> GraphOutput:
+        """int64 [B, L], [B, L] and [B, T] -> logits [B, T, V]."""
+        mask, given = attention_mask.cpu().numpy(), decoder_input_ids.cpu().numpy()
+        (source,) = self._script.read({"input_ids": input_ids.cpu().numpy(), "attention_mask": mask})
+        found, past = [], np.zeros((len(mask), 0, self.settings["width"]), np.float32)
+        for place in range(1, given.shape[1] + 1):
+            feeds = {"tokens": given[:, :place], "past": past, "source": source, "attention_mask": mask}
+            logits, more = self._script.step(feeds)
+            found.append(logits)
+            past = np.hstack([past, more])
+        return GraphOutput(torch.from_numpy(np.stack(found, 1)), None)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **asked: Any) -> Sequences:
+        """What is written for int64 [B, L].
+
+        Raises:
+            ValueError: another search is asked for than the folder's own.
+        """
+        if (asked["num_beams"], asked["max_new_tokens"]) != (1, self.settings["max_length"]):
+            raise ValueError(f"an export writes greedily, {self.settings['max_length']} tokens at most")
+        written = self._script.write(input_ids.cpu().numpy(), attention_mask.cpu().numpy())
+        tokens = np.full((len(written), 1 + max(map(len, written))), self.settings["pad_id"])
+        tokens[:, 0] = self.settings["start"]
+        for row, own in zip(tokens, written, strict=True):
+            row[1 : 1 + len(own)] = own
+        return Sequences(torch.from_numpy(tokens))
 
 
 def script_of(folder: Path) -> Any:

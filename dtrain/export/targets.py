@@ -120,7 +120,8 @@ OPEN_PROGRAM = f"""def open_graph(path, threads):
 
     def run(feeds):  # padding changes nothing, and the program was made with {LEAST} tokens and more in mind
         tensors = [torch.from_numpy(array) for array in feeds.values()]
-        room = [max(0, {LEAST} - tensor.shape[1]) for tensor in tensors]
+        least = 0 if "past" in feeds else {LEAST}  # a step's tokens end with the last one that is written
+        room = [max(0, least - tensor.shape[1]) for tensor in tensors]
         pads = [[0, 0] * (t.dim() - 2) + [0, more] for t, more in zip(tensors, room, strict=True)]
         padded = [torch.nn.functional.pad(t, pad) for t, pad in zip(tensors, pads, strict=True)]
         # What stands a token, [B, L, ...], ends where the inputs end.

@@ -115,6 +115,12 @@ def written(model: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Dec
     return tokens.view(*shape, -1), scores
 
 
+def written_tokens(config: dict[str, Any]) -> int:
+    """Tokens that the encoder-decoder of a config.json can write."""
+    apart = config.get("share_encoder_decoder_embeddings") is False
+    return int(config["decoder_vocab_size" if apart else "vocab_size"])
+
+
 def _ends(model: Any) -> list[int]:
     end = model.generation_config.eos_token_id
     return end if isinstance(end, list) else [end]

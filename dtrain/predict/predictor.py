@@ -36,11 +36,13 @@ class Predictor:
         task: of a model of several tasks, which to answer.
         precision: `fp32`, or what products are computed in: `bf16`, on a CPU that has such products about twice as fast
             for a transformer; `fp16` on a GPU; `auto`: bf16 on GPUs that compute in it, else fp32.
+        beam: of a model that writes, hypotheses that it looks at; 1: the most likely token at each place.
+        length_penalty: of a beam: a hypothesis of n tokens is scored by its log-probability over n to this power.
 
     Raises:
         InputError: the folder is no model folder, or does not say how its texts were prepared; of several tasks none is
             named, or one that it does not have; an unknown precision, or one that the device lacks; a device that is not
-            here.
+            here; a beam for a model that writes nothing, or one of more hypotheses than the model has tokens.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Predictor:
         batch_tokens: int | None = None,
         task: str | None = None,
         precision: str = "fp32",
+        beam: int = 1,
+        length_penalty: float = 1.0,
     ) -> None:
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens: {batch_tokens} is not a positive number of tokens")
@@ -60,6 +64,9 @@ class Predictor:
             raise InputError(f"precision: {precision!r} is unknown (allowed: {', '.join(get_args(Precision))})")
         self.precision = resolve_precision(precision, self.device, "precision")
         known = read_folder(self.folder, task)
+        self._answers = known.answers
+        if beam != 1:
+            self._answers = known.answers.searching(self.folder, beam, length_penalty, "beam")
         model = for_task(load(self.folder, self.device), task or "")
         self.model = pack_products(cast_products(model, self.precision, self.device), self.device)
         self.task, self.texts, self.normalize, self.max_length = (
@@ -68,7 +75,6 @@ class Predictor:
             known.normalize,
             known.max_length,
         )
-        self._answers = known.answers
         self.privileged = self._answers.reads_privileged(self.folder)
         self._read = self._answers.reader(self.folder, self.normalize, self.max_length)
 

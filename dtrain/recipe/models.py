@@ -53,6 +53,7 @@ ENCODER_SIZES = {
 TEXT_TASKS = ("classification", "pairs", "regression", "multi_label")  # answered by one vector of logits a row
 
 LOGITS, EMISSIONS = "dtrain.export.graphs:Logits", "dtrain.export.graphs:Emissions"  # as `graph`
+WRITING = "dtrain.export.writing:Writing"
 PRETRAIN = "pretrain"  # as `pretrained`: the model that the recipe's section of this name makes
 
 

@@ -10,7 +10,7 @@ import torch
 
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.export.record import can_be_run, exports_of
-from dtrain.export.session import ExportedModel
+from dtrain.export.session import OpenExport, open_export
 from dtrain.models import load
 from dtrain.models.multi_task import for_task
 from dtrain.recipe.schema import Knowledge
@@ -57,7 +57,7 @@ def measure_run(
     exports = _exports(members, folder)
     for kind, member in members:
         for name, place in exports.get((kind, member.name), {}).items():
-            models[name] = ExportedModel(place, for_task(load(folder.model(kind, member.name)), folder.task))
+            models[name] = open_export(place, for_task(load(folder.model(kind, member.name)), folder.task))
             parts[name] = _part(data, part, member)
             structure[name] = name
     rates: dict[str, dict[str, float]] = {}
@@ -67,9 +67,9 @@ def measure_run(
     for device in ("cpu", "gpu") if torch.cuda.is_available() else ("cpu",):
         for batch, way in itertools.product(BATCHES, task.ways):
             here = {
-                key: model if isinstance(model, ExportedModel) else task.timed(model, parts[key], way)
+                key: task.timed(model, parts[key], way)
                 for key, model in models.items()
-                if device == "cpu" or not isinstance(model, ExportedModel)
+                if (device, way) == ("cpu", "") or not isinstance(model, OpenExport)  # which has one way
             }
             known = {name: key for name, key in structure.items() if key in here}
             timed = measure(here, parts, torch.device("cuda" if device == "gpu" else "cpu"), batch)

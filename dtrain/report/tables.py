@@ -59,6 +59,12 @@ def every_model(results: dict[str, Any]) -> Table:
     return _table(columns, models, marked)
 
 
+def _compared(check: Row) -> str:
+    """Scores before and after an export; checks of before 0.2.0 have the one of `metric` alone."""
+    scores = check.get("scores", {check["metric"]: check})
+    return ", ".join(f"{name} {of['before']:.4f} → {of['after']:.4f}" for name, of in scores.items())
+
+
 def exported(results: dict[str, Any]) -> Table:
     """One row an exported model, beside the model that it was made from."""
     own = {(model["kind"], model["name"]): model for model in results["models"]}
@@ -84,7 +90,7 @@ def exported(results: dict[str, Any]) -> Table:
         *_millisecond_columns(),
         ("other answers", lambda e: check(e, lambda c: f"{plain(c['flips'])} of {plain(c['rows'])}")),
         ("numbers differ by", lambda e: check(e, lambda c: f"{c['largest_difference']:.1g}")),
-        ("score, valid", lambda e: check(e, lambda c: f"{c['metric']} {c['before']:.4f} → {c['after']:.4f}")),
+        ("score, valid", lambda e: check(e, _compared)),
     ]
     return _table(columns, results["exported"], set())
 

@@ -231,6 +231,8 @@ _STAGES = [
                 choices=("auto", "quotes", "none"),
                 help="quotation marks around a column: markup (quotes) or text (none) (default: the recipe's)",
             ),
+            option("--beam", type=int, help="of a model that writes: hypotheses at a time (default: 1, greedily)"),
+            option("--length-penalty", type=float, help="of a beam (default: the recipe's, else 1)"),
             option("--output", help="where to write (default: stdout)"),
             option(
                 "--form",

@@ -18,7 +18,7 @@ from dtrain.export.card import add_check
 from dtrain.export.check import difference
 from dtrain.export.folder import Wish, check_wish, export_model
 from dtrain.export.record import identity_of
-from dtrain.export.session import ExportedModel, script_of
+from dtrain.export.session import open_export, script_of
 from dtrain.kept import is_run_folder, load_kept
 from dtrain.log import say
 from dtrain.plan import Plan, plan_of
@@ -130,14 +130,14 @@ def _compared(
     texts = [list(rows[column]) for column in ("text", "text_b") if column in rows.column_names]
     found = difference(Predictor(wish.place, task=wish.task)(*texts), script_of(final).Model()(*texts))
     task, workers = task_of(data), Workers(torch.device("cpu"), torch.get_num_threads())
-    before, after = (task.scores(each, part, workers) for each in (model, ExportedModel(final, model)))
-    told = (
-        f"on {found.rows:,} {'validation' if split == 'valid' else split} rows {found.flips} answers differ, numbers by {found.largest:.2g} at most; {metric} "
-        f"{before[metric]:.4f} before, {after[metric]:.4f} after"
-    )
+    both = {"model": model, "export": open_export(final, model)}
+    before, after = (task.scores(each, part, workers) for each in both.values())
+    scores = {name: {"before": before[name], "after": after[name]} for name in dict.fromkeys((metric, *task.compared))}
+    compared = (f"{name} {of['before']:.4f} before, {of['after']:.4f} after" for name, of in scores.items())
+    told = f"on {found.in_words('validation' if split == 'valid' else split)}; {', '.join(compared)}"
     timed = latency.measure(
-        {"model": model, "export": ExportedModel(final, model)},
-        dict.fromkeys(("model", "export"), part),
+        {name: task.timed(each, part, "") for name, each in both.items()},
+        dict.fromkeys(both, part),
         torch.device("cpu"),
         1,
     )["milliseconds"]
@@ -155,7 +155,7 @@ def _compared(
             "largest_difference": found.largest,
             "milliseconds": timed,
             "metric": metric,
-            "before": before[metric],
-            "after": after[metric],
+            **scores[metric],
+            "scores": scores,
         }
     }

@@ -46,6 +46,8 @@ class Options(TypedDict, total=False):
             that the recipe names (`annotated_by`).
         form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
             (id, label, label_desc: a file to hand in); of taggers see `dtrain.tasks.tagging.answers`.
+        beam, length_penalty: of models that write, see `dtrain.models.decoding.Decoding`; default: greedily, and the
+            recipe's own length penalty.
         format, columns, encoding, delimiter, quoting: of the input: see `dtrain.predict.texts.read_texts`.
     """
 
@@ -60,6 +62,8 @@ class Options(TypedDict, total=False):
     delimiter: str | None
     quoting: str | None
     privileged: str | None
+    beam: int | None
+    length_penalty: float | None
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Options]) -> None:
@@ -77,6 +81,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
     data = PreparedData.open(folder.of_task(recipe.task))
     place = folder.model(kind, name)
     section = recipe.data if member.reads is None else recipe.data.of_side(member.reads)
+    answers = _searching(answers, place, options, recipe.knowledge.length_penalty)
     asked = _Asked(answers, place, section, data, options["form"], target, recipe.task)
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
     workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
@@ -106,6 +111,7 @@ def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
     known = read_folder(place, options.get("task"), "--task")
     target = _settled(world, known.answers, known.task, options)
+    answers = _searching(known.answers, place, options)
     if options.get("input") is None:
         raise InputError("--input: a model folder has no rows; name a file, or - for stdin")
     types = known.answers.reads_privileged(place)
@@ -114,9 +120,7 @@ def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
     texts = _read(world, known.section, options, privileged=bool(types))
     assert texts is not None
     tell(f"predict: {place}")
-    asked = _Asked(
-        known.answers, place, known.section, known.prepared, options["form"], target, options.get("task") or ""
-    )
+    asked = _Asked(answers, place, known.section, known.prepared, options["form"], target, options.get("task") or "")
     asked.answer(texts, None, known.normalize, known.max_length, Workers.of(world, "fp32"))
 
 
@@ -167,6 +171,16 @@ def _settled(world: World, answers: Answers, task: str, options: Options) -> Pat
     if target is not None:
         world.run_on_main(lambda: _check_output(target))
     return target
+
+
+def _searching(answers: Answers, place: Path, options: Options, penalty: float = 1.0) -> Answers:
+    """How the model of a folder looks for its answers."""
+    beam, asked = options.get("beam"), options.get("length_penalty")
+    if beam is None:
+        if asked is not None:
+            raise InputError("--length-penalty: is of a beam; give --beam, too")
+        return answers
+    return answers.searching(place, beam, penalty if asked is None else asked, "--beam")
 
 
 def _check_output(path: Path) -> None:

@@ -47,6 +47,7 @@ class Exported:
         normalization: what it does to text first, likewise.
         tokenizer: the text of `tokenizer.json`.
         types: whether the graph reads token types.
+        more: further files of the folder, as name and text.
     """
 
     script: str
@@ -54,6 +55,7 @@ class Exported:
     normalization: dict[str, Any]
     tokenizer: str
     types: bool = False
+    more: tuple[tuple[str, str], ...] = ()
 
 
 class Answers(ABC):
@@ -66,6 +68,19 @@ class Answers(ABC):
     @abstractmethod
     def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
         """What makes of texts what the model in this folder reads; several threads may call it at a time."""
+
+    def searching(self, model: Path, beam: int, length_penalty: float, option: str) -> Answers:
+        """These answers, each the best of `beam` hypotheses.
+
+        Args:
+            model: the folder of the model that is to answer.
+            length_penalty: a hypothesis of n tokens is scored by its log-probability over n to this power.
+            option: what asks for it, for messages.
+
+        Raises:
+            InputError: such models look for nothing, or this one has fewer tokens than `beam`.
+        """
+        raise InputError(f"{option}: is for models that write texts (task seq2seq), and {model} writes none")
 
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
         """Texts as the model in this folder reads them."""

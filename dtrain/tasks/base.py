@@ -60,12 +60,22 @@ class Task(ABC):
 
     ways: tuple[str, ...] = ("",)  # in which models are timed, each a word; the first needs none
 
+    compared: tuple[str, ...] = ()  # scores that an export is compared by, beside the one that models are chosen by
+
     def timed(self, model: nn.Module, part: EncodedSplit, way: str) -> nn.Module:
         """What is called with collated rows of `part` where a model's speed is measured."""
         return model
 
     def settle(self, knowledge: Knowledge) -> None:
         """Take from the recipe's section what scoring depends on."""
+        return
+
+    def check_vocabulary(self, name: str, tokens: int | None) -> None:
+        """Look at how many tokens are written with a tokenizer of the recipe; None: with this one nothing is written.
+
+        Raises:
+            InputError: fewer than what was settled needs.
+        """
         return
 
     def answering(self, model: nn.Module, part: EncodedSplit, outputs: Sequence[str]) -> tuple[nn.Module, str | None]:

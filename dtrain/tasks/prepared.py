@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dtrain.data import PreparedData
+from dtrain.data.tokenizers import tokenizer_specs
 from dtrain.recipe.data import Data
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.training import Student, Teacher
@@ -44,13 +45,15 @@ class PreparedTasks(dict[str, PreparedTask]):
 
     @classmethod
     def open(cls, recipe: Recipe, folder: RunFolder) -> PreparedTasks:
-        """Raises DtrainError where nothing was prepared."""
+        """Raises DtrainError where nothing was prepared, and InputError where the rows are too few for the recipe."""
         found = cls()
         for view in recipe.views():
             place = folder.of_task(view.task)
             data = PreparedData.open(place)
             kind = task_of(data)
             kind.settle(view.knowledge)
+            for name in tokenizer_specs(view):
+                kind.check_vocabulary(name, data.written_tokens(name))
             found[view.task] = PreparedTask(view, place, data, kind)
         return found
 

@@ -150,6 +150,48 @@ def test_a_folder_writes_by_itself(runs: tuple[Path, Path], tmp_path: Path) -> N
     (tmp_path / "new.txt").write_text("".join(f"{text}\n" for text in texts))
     found = dtrain("predict", place, "--input", tmp_path / "new.txt", "--form", "tsv", folder=tmp_path)
     assert [line.split("\t")[1] for line in found.splitlines() if line[:1].isdigit()] == answers
-    told = dtrain("export", place, code=2, folder=tmp_path).splitlines()
-    refused = [line for line in told if line.startswith("dtrain: ")]
-    assert len(refused) == 1 and "a bart cannot be exported" in refused[0]
+
+
+def test_new_texts_are_written_by_a_beam(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    place = runs[0] / "students/scratch"
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
+    texts = ["two big dog", "cat", "red red three one one", "dog dog big big cat"]
+    answers = {}
+    for penalty in (1.0, -4.0):
+        answers[penalty] = [a["target"] for a in Predictor(place, beam=4, length_penalty=penalty)(texts)]
+        for text, answer in zip(texts, answers[penalty], strict=True):
+            encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+            (tokens,) = model.generate(**encoded, max_new_tokens=8, num_beams=4, length_penalty=penalty)
+            assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer
+    (tmp_path / "new.txt").write_text("".join(f"{text}\n" for text in texts))
+    shape = ("--input", tmp_path / "new.txt", "--form", "tsv", "--beam", "4")
+    of_folder = dtrain("predict", place, *shape, "--length-penalty", "-4", folder=tmp_path)
+    of_recipe = dtrain("predict", "toy.yaml", "--model", "scratch", *shape, folder=runs[0].parent.parent)
+    for found, expected in ((of_folder, answers[-4.0]), (of_recipe, answers[1.0])):
+        assert [line.split("\t")[1] for line in found.splitlines() if line[:1].isdigit()] == expected
+    for beam, told in (("0", "--beam: 0 is not a positive number"), ("101", "--beam: 101 is more than the ")):
+        assert told in dtrain("predict", place, "--input", "new.txt", "--beam", beam, code=2, folder=tmp_path)
+
+
+def test_an_export_is_checked_by_its_texts_and_stands_in_the_report(runs: tuple[Path, Path]) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    place, run = runs[1].parent.parent, runs[1]
+    told = dtrain("export", "toy.yaml", "--model", "nearest", "--quantize", "int8", "--check", folder=place)
+    found = read_json(run / "export/nearest-int8/metrics.json")
+    check = found["check"]
+    assert (check["rows"], check["metric"], check["largest_difference"]) == (16, "bleu", 0.0)
+    assert set(check["scores"]) == {"bleu", "chrf"}
+    before = read_json(run / "students/nearest/evaluation.json")["parts"]["valid"]["scores"]
+    for name, of in check["scores"].items():
+        assert of["before"] == before[name] and of["after"] == pytest.approx(before[name], abs=0.15)
+    card = (run / "export/nearest-int8/README.md").read_text(encoding="utf-8")
+    line = f"on 16 validation rows {check['flips']} answers differ; bleu {before['bleu']:.4f} before"
+    assert line in told and line in card and "answer: a text of 8 tokens at most, written greedily" in card
+    assert "export p50" in card
+    dtrain("report", "toy.yaml", "report.latency=true", folder=place)
+    page = (run / "report/report.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| nearest-int8 |")]
+    assert f"bleu {before['bleu']:.4f} → " in row and f"| {check['flips']} of 16 |" in row
+    (entry,) = read_json(run / "report/results.json")["exported"]
+    assert entry["rows_per_second_cpu_1"] > 0 and "rows_per_second_cpu_1_beam" not in entry

@@ -11,6 +11,7 @@ import torch
 from dtrain import Predictor
 from dtrain.data.preprocessing import write_preprocessing, write_preprocessing_of_tasks
 from dtrain.data.vocabularies import character_tokenizer, student_tokenizer, trained_tokenizer
+from dtrain.data.written import learnt_tokenizer, save_tokenizer
 from dtrain.export.folder import Wish, export_model
 from dtrain.models import build, describe, save_model
 from dtrain.recipe.data import Data, Vocabulary
@@ -65,8 +66,13 @@ MODELS: dict[str, tuple[str, dict]] = {
     "regression": ("regression", {"type": "fasttext", "embedding": 12, "buckets": 64}),
     "tagger": ("tagging", {"type": "tagger", "embedding": 12, "lstm": 8, "constrain": True}),
     "softmax_tagger": ("tagging", {"type": "idcnn", "embedding": 12, "filters": 8, "crf": False}),
+    "marian": ("seq2seq", {"type": "marian", **ENCODER, "layers": 2, "decoder_layers": 1}),
+    "marian_two": ("seq2seq", {"type": "marian", **ENCODER, "vocabularies": "two"}),
+    "bart": ("seq2seq", {"type": "bart", **ENCODER, "decoder_layers": 2}),  # with RULES
     "nezha_tagger": ("tagging", {"type": "tagger", "encoder": {**NEZHA, "layers": 2}, "fusion": "dynamic", "lstm": 8}),
 }
+# What a generation_config.json says beside its start and end: what a model never writes, and what it begins with.
+RULES = {"forced_bos_token_id": 7, "min_length": 9, "no_repeat_ngram_size": 2, "bad_words_ids": [[0], [9]]}
 NAMES = [*MODELS, *(f"several-{task}" for task in HEADS)]
 
 
@@ -106,11 +112,14 @@ def _made(folder: Path, task: str, section: dict) -> Model:
     batches, lower = [[text.lower() for text in SAMPLE]], True
     if not isinstance(spec.transformer, EncoderSpec):
         tokenizer = student_tokenizer(Vocabulary(min_count=1), batches)
+    elif task == "seq2seq":
+        two = spec.transformer.two_vocabularies
+        tokenizer = learnt_tokenizer(300, batches, [[text[::-1] for text in batches[0]]], lower, two=two)
     elif task == "tagging":
         tokenizer = character_tokenizer(spec.transformer, 1, batches, lower)
     else:
         tokenizer = trained_tokenizer(spec.transformer, batches, lower)
-    tokenizer.save_pretrained(tokenizer_path)
+    save_tokenizer(tokenizer, tokenizer_path)
     pairs = task in PAIRS
     data = Data.model_validate(_section(task))
     torch.manual_seed(3)
@@ -122,7 +131,11 @@ def _made(folder: Path, task: str, section: dict) -> Model:
         tokenizer_path=tokenizer_path,
         max_length=data.max_length,
     )
-    _sharpen(model, 4.0 if spec.transformer is not None else 2.5)
+    if task == "seq2seq":
+        _sharpen_writer(model)
+        model.generation_config.update(**(RULES if folder.name == "bart" else {}))
+    else:
+        _sharpen(model, 4.0 if spec.transformer is not None else 2.5)
     if task == "multi_label":
         describe(model, {"threshold": 0.3})
     if task == "regression":
@@ -178,3 +191,12 @@ def _sharpen(model: torch.nn.Module, by: float) -> None:
         for name, parameter in model.named_parameters():
             if "LayerNorm" not in name:
                 parameter.mul_(by)
+
+
+def _sharpen_writer(model: torch.nn.Module) -> None:
+    """Of a decoder what it reads counts, and where it stands: else it writes its first token again and again."""
+    more = {"encoder_attn.out_proj": 30.0, "fc2": 600.0, "embed_positions": 40.0}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and parameter.requires_grad:  # Marian's sinusoids are none
+                parameter.mul_(next((by for part, by in more.items() if part in name), 4.0))

@@ -91,7 +91,7 @@ def test_answers_are_those_of_the_predictor(answers, model_folders, name) -> Non
         assert sum(map(len, ours)) > 10
 
 
-@pytest.mark.parametrize("name", ["textcnn", "siamese", "tagger"])
+@pytest.mark.parametrize("name", ["textcnn", "siamese", "tagger", "marian"])
 def test_the_code_of_a_card_runs(container: Path, exported: Path, name: str) -> None:
     card = (exported / name / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
@@ -140,7 +140,7 @@ def test_int8_answers_are_close(exported: Path, model_folders, tmp_path, name) -
     assert found.largest < 0.2
 
 
-@pytest.mark.parametrize("name", ["bilstm", "siamese", "fasttext", "multi_exit", "nezha_tagger"])
+@pytest.mark.parametrize("name", ["bilstm", "siamese", "fasttext", "multi_exit", "nezha_tagger", "marian"])
 def test_programs_of_torch_export(model_folders, tmp_path, name) -> None:
     """The same folder for torch, whose `predict.py` opens another kind of file; texts shorter than the example, too."""
     model = model_folders[name]
@@ -160,3 +160,4 @@ def test_what_a_folder_holds(exported: Path) -> None:
         assert len(lines) <= 100
         assert not any("dtrain" in line for line in lines if line.lstrip().startswith(("import", "from")))
     assert {path.name for path in (exported / "multi_exit").glob("*.onnx")} == {"graph.onnx", "graph-2.onnx"}
+    assert (exported / "marian_two" / "target_tokenizer.json").is_file()

@@ -151,6 +151,19 @@ def test_folders_that_are_no_models_and_devices_that_are_not_here(run, tmp_path)
             Predictor(run.folder.model("teachers", "bert"), device="cuda")
 
 
+def test_a_beam_is_for_models_that_write(run, world, tmp_path):
+    place = run.folder.model("students", "cnn-seed1")
+    told = r"beam: is for models that write texts \(task seq2seq\), and .*cnn-seed1 writes none"
+    with pytest.raises(InputError, match=f"^{told}"):
+        Predictor(place, beam=2)
+    for options in ({"beam": 2}, {"beam": 2, "length_penalty": 0.5}):
+        with pytest.raises(InputError, match=f"^--{told}"):
+            predicted(run, world, tmp_path, model="cnn-seed1", **options)
+    with pytest.raises(InputError, match="--length-penalty: is of a beam; give --beam, too"):
+        predicted(run, world, tmp_path, model="cnn-seed1", length_penalty=0.5)
+    assert not (tmp_path / "predictions").exists()
+
+
 def test_a_predictor_computes_in_the_precision_that_it_is_given(run):
     place, texts = run.folder.model("teachers", "bert"), ["电影演员", "股票", "球赛" * 9]
     whole, half = (Predictor(place, precision=name)(texts) for name in ("fp32", "bf16"))

@@ -17,6 +17,7 @@ from torch import nn
 from dtrain.data import EncodedSplit
 from dtrain.data.encode import Encoder
 from dtrain.data.written import learnt_tokenizer, load_writer, save_tokenizer
+from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.models.decoding import Decoding, Writer
 from dtrain.recipe.architectures.seq2seq import MarianSpec
@@ -91,6 +92,13 @@ def test_scores_are_equal_on_any_number_of_ranks_and_those_of_sacrebleu(part: En
     texts, references = [as_text(writer, tokens[n]) for n in labelled], [TARGETS[n] for n in labelled]
     assert expected["scores"]["bleu"] == BLEU(tokenize="zh").corpus_score(texts, [references]).score / 100
     assert expected["scores"]["chrf"] == pytest.approx(CHRF().corpus_score(texts, [references]).score / 100, rel=1e-15)
+
+
+def test_a_beam_of_more_hypotheses_than_tokens_is_seen_before_anything_is_trained() -> None:
+    task().check_vocabulary("big", 3)
+    task().check_vocabulary("students", None)
+    with pytest.raises(InputError, match=r"knowledge.beam: 3 is more than the 2 tokens .* tokenizer of big"):
+        task().check_vocabulary("big", 2)
 
 
 def test_a_batch_is_sources_and_targets_a_place_later(part: EncodedSplit) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dtrain.losses.layers import EncoderShape
-from dtrain.recipe.models import EncoderSpec, register_architecture
+from dtrain.recipe.models import WRITING, EncoderSpec, register_architecture
 from dtrain.recipe.values import Size
 
 
@@ -15,7 +15,7 @@ class Seq2SeqSpec(EncoderSpec):
     """An encoder and a decoder: `layers`, `hidden`, `heads` and `intermediate` are those of each of the two."""
 
     builder: ClassVar[str | None] = "dtrain.models.seq2seq:build_seq2seq"
-    graph: ClassVar[str | None] = None
+    graph: ClassVar[str | None] = WRITING
     encodes: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("seq2seq",)
     decoder_layers: Size | None = None  # layers of the decoder; default: as many as the encoder has

@@ -5,28 +5,53 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from dtrain.data import EncodedSplit, Normalizer, encode_texts
 from dtrain.data.dataset import PreparedData
 from dtrain.data.encode import Encoder
+from dtrain.data.normalization_table import table_of_texts
 from dtrain.data.vocabularies import load_tokenizer
-from dtrain.data.written import load_writer
-from dtrain.models.decoding import Decoding, Writer
+from dtrain.data.written import TARGET_FILE, load_writer
+from dtrain.errors import InputError
+from dtrain.models.decoding import Decoding, Writer, written_tokens
+from dtrain.models.folder import CONFIG
 from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
-from dtrain.tasks.answers import Answers, Texts
+from dtrain.runfolder import read_json
+from dtrain.tasks.answers import Answers, Exported, Texts
 from dtrain.tasks.seq2seq.task import as_text
 from dtrain.training.workers import Workers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SCRIPT = "dtrain.tasks.seq2seq.exported"
+
 
 class Targets(Answers):
-    """Of task `seq2seq`: an answer is the `target`, written greedily."""
+    """Of task `seq2seq`: an answer is the `target`.
+
+    Args:
+        beam: hypotheses at a time; 1: greedily.
+        length_penalty: as of `Decoding`.
+    """
 
     forms = ("jsonl", "tsv")
     formats = ("jsonl", "tsv", "csv", "parquet", "lines", "dataset")
+
+    def __init__(self, beam: int = 1, length_penalty: float = 1.0) -> None:
+        self.beam, self.length_penalty = beam, length_penalty
+
+    def searching(self, model: Path, beam: int, length_penalty: float, option: str) -> Targets:
+        if beam < 1:
+            raise InputError(f"{option}: {beam} is not a positive number of hypotheses")
+        tokens = written_tokens(read_json(model / CONFIG))
+        if beam > tokens:
+            raise InputError(f"{option}: {beam} is more than the {tokens:,} tokens that {model} can write")
+        return Targets(beam, length_penalty)
 
     def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
         normalizer = Normalizer(normalize)
@@ -40,9 +65,31 @@ class Targets(Answers):
 
         return read
 
+    def exported(
+        self, model: nn.Module, place: Path, normalize: Normalization, max_length: int, texts: int
+    ) -> Exported:
+        with quiet_transformers():
+            tokenizer, writer = load_tokenizer(place), load_writer(place)
+        encoder = Encoder(tokenizer, max_length, pairs=False)
+        # The encoder's copy knows a token more, which is none of the model's where the model has more than its tokenizer.
+        apart = (place / TARGET_FILE).is_file() or model.get_output_embeddings().weight.shape[0] > len(tokenizer)  # type: ignore[operator]
+        settings = {
+            "max_length": max_length,
+            "pad_id": tokenizer.pad_token_id,
+            "unknown_id": encoder.unknown,
+            "blank_id": encoder.blank,
+            "mask_id": encoder.mask,
+            "reads": "tokenizer.json",
+            "writes": TARGET_FILE if apart else "tokenizer.json",
+            "joined": _joined(writer),
+        }
+        more = ((TARGET_FILE, writer.backend_tokenizer.to_str()),) if apart else ()
+        return Exported(SCRIPT, settings, table_of_texts(normalize), encoder.backend.to_str(), more=more)
+
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> list[dict[str, Any]]:
         assert part.tokenizer is not None
-        writer, tokenizer = Writer(model, decoding=Decoding(part.max_length)), load_writer(part.tokenizer)
+        search = Decoding(part.max_length, self.beam, length_penalty=self.length_penalty)
+        writer, tokenizer = Writer(model, decoding=search), load_writer(part.tokenizer)
         mine: dict[int, str] = {}
         for rows, (tokens,) in workers.outputs(writer, part, lambda output: (output.tokens[:, 0],)):
             mine |= {row: as_text(tokenizer, own) for row, own in zip(rows.tolist(), tokens.cpu().numpy(), strict=True)}
@@ -60,3 +107,11 @@ class Targets(Answers):
                 yield "\t".join(" ".join(str(cell).split()) for cell in (key, answer["target"], text, line))
             else:
                 yield json.dumps({"id": key, "line": line, "text": text, **answer}, ensure_ascii=False)
+
+
+def _joined(tokenizer: PreTrainedTokenizerFast) -> list[list[str]]:
+    """What a tokenizer puts in place of pieces of a text that it has put together, one after another."""
+    if not tokenizer.clean_up_tokenization_spaces or type(tokenizer.backend_tokenizer.model).__name__ == "BPE":
+        return []
+    marks = [[f" {mark}", mark] for mark in (".", "?", "!", ",")]
+    return [*marks, [" ' ", "'"], *([f" {end}", end] for end in ("n't", "'m", "'s", "'ve", "'re"))]

@@ -72,6 +72,14 @@ class Seq2Seq(Task):
         self.beam, self.length_penalty = knowledge.beam, knowledge.length_penalty
         self.candidates = min(knowledge.candidates or self.beam, self.beam)
 
+    def check_vocabulary(self, name: str, tokens: int | None) -> None:
+        """As the base class: a beam of more hypotheses than there are tokens."""
+        if tokens is not None and self.beam > tokens:
+            raise InputError(
+                f"knowledge.beam: {self.beam} is more than the {tokens} tokens that are written with the tokenizer of {name}, "
+                "as many as the training rows have"
+            )
+
     def answering(self, model: nn.Module, part: EncodedSplit, outputs: Sequence[str]) -> tuple[nn.Module, str | None]:
         """As the base class.
 
@@ -94,6 +102,7 @@ class Seq2Seq(Task):
         return "answer: a text, the target, written token by token"
 
     ways = ("", "beam")
+    compared = ("bleu", "chrf")
 
     def timed(self, model: nn.Module, part: EncodedSplit, way: str) -> nn.Module:
         """Writing greedily, or by the beam."""
