@@ -42,14 +42,14 @@ def test_the_check_tells_what_an_export_costs(run, world, onnx, capsys):
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert f"on 40 validation rows {check['flips']} answers differ" in card
         took = check["milliseconds"]["export"]
-        assert 0 < took["p50"] <= took["p99"]
-        assert f"export p50 {took['p50']:.2f} and p99 {took['p99']:.2f} ms" in card
+        assert 0 < took["p50"] <= took.get("p99", took["p50"])  # a slow machine has too few calls for the second
+        assert f"export {' and '.join(f'{share} {value:.2f}' for share, value in took.items())} ms" in card
         assert record.exports_of(run.folder, "students", "cnn-seed3") == [folder]
         assert record.exports_of(run.folder, "students", "cnn-seed2") == []
         report.run(run.recipe, world, run.folder)
         (shown,) = read_json(run.folder.report / "results.json")["exported"]
         assert shown["name"] == "cnn-seed3-int8" and shown["rows_per_second_cpu_64"] > 0
-        assert 0 < shown["milliseconds_cpu_1_p50"] <= shown["milliseconds_cpu_1_p99"]
+        assert 0 < shown["milliseconds_cpu_1_p50"] <= shown.get("milliseconds_cpu_1_p99", 1e9)
         page = (run.folder.report / "report.md").read_text(encoding="utf-8")
         assert "## Exported models" in page and "| cnn-seed3-int8 | onnx, int8 |" in page
         assert "Exported models" in (run.folder.report / "report.html").read_text(encoding="utf-8")
