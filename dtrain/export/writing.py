@@ -144,9 +144,10 @@ class _Step(nn.Module):
             places = [slice(at * width, (at + 1) * width) for at in (2 * number, 2 * number + 1)]
             new = [projection(states)[:, None] for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)]
             more += new
-            own = [torch.cat([past[:, :, at], one], dim=1) for at, one in zip(places, new, strict=True)]
-            states = layer.self_attn_layer_norm(states + _attention(layer.self_attn, states, *own, None))
-            read = _attention(layer.encoder_attn, states, *(source[:, :, at] for at in places), hidden)
+            keys, values = (torch.cat([past[:, :, at], one], dim=1) for at, one in zip(places, new, strict=True))
+            states = layer.self_attn_layer_norm(states + _attention(layer.self_attn, states, keys, values, None))
+            keys, values = (source[:, :, at] for at in places)
+            read = _attention(layer.encoder_attn, states, keys, values, hidden)
             states = layer.encoder_attn_layer_norm(states + read)
             states = layer.final_layer_norm(states + layer.fc2(layer.activation_fn(layer.fc1(states))))
         logits = functional.linear(states, self.head.weight) + self.bias
