@@ -320,13 +320,9 @@ class PreparedData:
     def tokenizer_path(self, name: str) -> Path:
         return self.folder / "tokenizers" / name
 
-    def vocabulary(self, tokenizer: str) -> int:
-        """Number of token ids of a tokenizer."""
-        return self._encoding(tokenizer)["vocabulary"]
-
-    def written_tokens(self, tokenizer: str) -> int | None:
-        """Number of tokens that models write with a tokenizer; None where they write none."""
-        return self._encoding(tokenizer).get("target_vocabulary")
+    def vocabulary(self, tokenizer: str, written: bool = False) -> int:
+        """Number of token ids of a tokenizer; of those that models write with it, 0 where they write none."""
+        return self._encoding(tokenizer).get("target_vocabulary" if written else "vocabulary", 0)
 
     def pad_id(self, tokenizer: str) -> int:
         return self._encoding(tokenizer)["pad_id"]

@@ -70,8 +70,8 @@ class Task(ABC):
         """Take from the recipe's section what scoring depends on."""
         return
 
-    def check_vocabulary(self, name: str, tokens: int | None) -> None:
-        """Look at how many tokens are written with a tokenizer of the recipe; None: with this one nothing is written.
+    def check_vocabulary(self, name: str, tokens: int) -> None:
+        """Look at how many tokens are written with a tokenizer of the recipe; 0: with this one nothing is written.
 
         Raises:
             InputError: fewer than what was settled needs.

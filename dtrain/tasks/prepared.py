@@ -53,7 +53,7 @@ class PreparedTasks(dict[str, PreparedTask]):
             kind = task_of(data)
             kind.settle(view.knowledge)
             for name in tokenizer_specs(view):
-                kind.check_vocabulary(name, data.written_tokens(name))
+                kind.check_vocabulary(name, data.vocabulary(name, written=True))
             found[view.task] = PreparedTask(view, place, data, kind)
         return found
 

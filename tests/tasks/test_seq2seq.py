@@ -96,7 +96,7 @@ def test_scores_are_equal_on_any_number_of_ranks_and_those_of_sacrebleu(part: En
 
 def test_a_beam_of_more_hypotheses_than_tokens_is_seen_before_anything_is_trained() -> None:
     task().check_vocabulary("big", 3)
-    task().check_vocabulary("students", None)
+    task().check_vocabulary("students", 0)
     with pytest.raises(InputError, match=r"knowledge.beam: 3 is more than the 2 tokens .* tokenizer of big"):
         task().check_vocabulary("big", 2)
 

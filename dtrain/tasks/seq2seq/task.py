@@ -72,9 +72,9 @@ class Seq2Seq(Task):
         self.beam, self.length_penalty = knowledge.beam, knowledge.length_penalty
         self.candidates = min(knowledge.candidates or self.beam, self.beam)
 
-    def check_vocabulary(self, name: str, tokens: int | None) -> None:
+    def check_vocabulary(self, name: str, tokens: int) -> None:
         """As the base class: a beam of more hypotheses than there are tokens."""
-        if tokens is not None and self.beam > tokens:
+        if 0 < tokens < self.beam:
             raise InputError(
                 f"knowledge.beam: {self.beam} is more than the {tokens} tokens that are written with the tokenizer of {name}, "
                 "as many as the training rows have"
