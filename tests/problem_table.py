@@ -72,6 +72,10 @@ def stray_quotes() -> str:
     return "text,label\n" + "\n".join(lines) + "\n"
 
 
+WRITING = "task: seq2seq, train: pairs.tsv, header: false, columns: {source: 0, target: 1}"
+TRANSLATED = "".join(f"a book of {n} pages\t一本{n}页的书\n" for n in range(30))
+LINE_BY_LINE = "task: seq2seq, train: p.en, targets: {train: p.zh}"
+MARIAN = "{type: marian, size: tiny}"
 TAGGING = "task: tagging, train: train"
 IDCNN = "{type: idcnn, filters: 4}"
 BETWEEN_LAYERS = 'students.cnn.teachers=[big] students.cnn.losses=[{"type":"hidden_mse"}]'
@@ -107,6 +111,12 @@ CASES = [
     Case("two files of parallel text have different numbers of lines", PARALLEL, {**SIDES, "p.zh": "好书\n"}, SIDED),
     Case("one side of a pair is empty", PARALLEL, {**SIDES, "p.zh": "好书\n\n"}, SIDED),
     Case("a model reads a side that no row has", PARALLEL, {**SIDES, "p.zh": "好书\n坏书\n"}, SIDED.replace("=zh", "=zn")),
+    Case("a row to train a model that writes has no target", WRITING,
+         {"pairs.tsv": TRANSLATED.replace("一本7页的书", "")}, model=MARIAN),
+    Case("two files of sources and targets have different numbers of lines", LINE_BY_LINE,
+         {**SIDES, "p.zh": "好书\n"}, model=MARIAN),
+    Case("a beam holds more hypotheses than a model has tokens", WRITING, {"pairs.tsv": TRANSLATED},
+         "check RECIPE knowledge.beam=9000", model=MARIAN),
     Case("a class that does not exist has a weight", command="check RECIPE teachers.0.class_weights.sports=2"),
     Case("one tag belongs to another scheme", f"{TAGGING}.bio", {"train.bio": BIO + "李 B-PER\n四 E-PER\n\n"}, model=IDCNN),
     Case("one file is BIOES, another is BIO", f"{TAGGING}.bio, test: test.bio",
@@ -131,6 +141,7 @@ CASES = [
     Case("pairs of texts are given to a model for single texts", NUMBERED, {}, f"{PREDICT} new.tsv --columns text=a,text_b=b"),
     Case("the output of predict is a folder", NUMBERED, {"out/x": ""}, f"{PREDICT} train.tsv --output out"),
     Case("predict names a model that is not in the recipe", NUMBERED, {}, "predict RECIPE --model cnm --input train.tsv"),
+    Case("a beam is asked of a model that writes no texts", NUMBERED, {}, f"{PREDICT} train.tsv --beam 5"),
     Case("there is nothing on stdin", NUMBERED, {}, f"{PREDICT} -"),
 ]  # fmt: skip
 

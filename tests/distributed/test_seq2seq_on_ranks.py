@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from dtrain.data import EncodedSplit, PreparedData
 from dtrain.knowledge.reader import StoreReader
 from dtrain.models.decoding import NO_TOKEN
 from dtrain.runfolder import RunFolder, read_json
-from tests.processes import dtrain, ended, start, start_ranks
+from tests.processes import dtrain, ended, start, start_ranks, wait_for
 
 pytestmark = pytest.mark.distributed
 WORDS = {"one": "一", "two": "二", "three": "三", "dog": "狗", "cat": "猫", "big": "大", "red": "红"}
@@ -113,6 +114,39 @@ def test_stores_and_scores_are_the_same_bytes_on_any_number_of_ranks(runs: tuple
             codes, told = ended(start_ranks(["-m", "dtrain", stage, "toy.yaml"], again, ranks), 300)
             assert set(codes) == {0}, told
         assert outputs(again) == expected
+
+
+# Ranks, and where the first of them is killed; the others are killed then.
+KILLS = [(1, "search", 3), (2, "rename", 1), (3, "shard", 1), (2, "search", 1), (3, "publish", 1), (1, "manifest", 1)]
+
+
+def test_a_store_of_beams_killed_six_times_has_the_bytes_of_an_undisturbed_one(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Another number of ranks goes on each time, from the whole shards that are there."""
+    place, again = runs[0].parent.parent, tmp_path / "again"
+    shutil.copytree(place, again)
+    store = again / "runs/toy/knowledge/big"
+    shutil.rmtree(store)
+    shards: list[int] = []
+    for ranks, where, times in KILLS:
+        started = start_ranks(
+            [Path(__file__).with_name("killed_precompute.py"), where, times, "toy.yaml"], again, ranks
+        )
+        wait_for(lambda started=started: any(process.poll() is not None for process in started), 300)
+        assert -signal.SIGKILL in [process.poll() for process in started], ended(started, 1)
+        for process in started:
+            process.kill()
+        ended(started)
+        assert not (store / "done.json").exists()
+        shards.append(len(list(store.glob("shard-*"))))
+    assert shards[0] < shards[2] < 7 and shards[1] == shards[0] and shards[3] == shards[2] and shards[4:] == [7, 7]
+    codes, told = ended(start_ranks(["-m", "dtrain", "precompute", "toy.yaml"], again), 300)
+    assert set(codes) == {0}, told
+    files = {path.name for path in store.iterdir()}
+    assert files == {path.name for path in (runs[0] / "knowledge/big").iterdir()}
+    for name in files - {"done.json"}:
+        assert (store / name).read_bytes() == (runs[0] / "knowledge/big" / name).read_bytes(), name
 
 
 def test_a_store_holds_the_candidates_and_the_likeliest_tokens(runs: tuple[Path, Path]) -> None:
