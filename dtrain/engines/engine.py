@@ -12,7 +12,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ from dtrain.engines.speed import model_flops
 from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
 from dtrain.runtime.distributed import World
+
+Turn = Literal["model", "losses"]  # who learns in a step, where the two learn in turn
 
 
 class Engine:
@@ -105,13 +107,21 @@ class Engine:
             self.backward(loss * 0.0)
             self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, clip: float | None = None) -> tuple[torch.Tensor, bool]:
+    def step(self, clip: float | None = None, only: Turn | None = None) -> tuple[torch.Tensor, bool]:
         """Clip the gradients to a global norm of `clip` and apply them (a collective).
+
+        Args:
+            only: whose gradients are applied, where the model and the weights of its losses learn in turn; those of the
+                other are dropped, and its weights, their moments and their counts of steps stay as they are.
 
         Returns:
             The norm before clipping, a 0-d tensor on the device, so that nothing waits for it; and whether the step was
             applied: False where fp16 overflowed and every rank skipped it.
         """
+        if only is not None:
+            for name, parameter in self.module.named_parameters():
+                if name.startswith("losses.") != (only == "losses"):
+                    parameter.grad = None
         self.scaler.unscale_(self.optimizer)
         norm = self._clip(float("inf") if clip is None else clip)
         before = self.loss_scale()
@@ -173,6 +183,11 @@ class Engine:
         if not isinstance(self.module, Objective):
             return weights
         return {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
+
+    def loss_weights(self) -> dict[str, torch.Tensor]:
+        """The same of the losses, by their names within `Objective.losses` (a collective)."""
+        weights = self._collected(self._weights())
+        return {name.removeprefix("losses."): t for name, t in weights.items() if name.startswith("losses.")}
 
     def with_weights(self, weights: dict[str, torch.Tensor]) -> nn.Module:
         """A copy of the model on the CPU with these weights, which `weights()` gave; the model itself stays as it is."""

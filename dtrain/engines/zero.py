@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dtrain.engines.engine import Turn
 from dtrain.engines.fsdp import ShardedEngine
 from dtrain.engines.lamb import Lamb
 from dtrain.engines.optim import step_count
@@ -86,8 +87,10 @@ class ZeroEngine(ShardedEngine):
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
 
-    def step(self, clip: float | None = None) -> tuple[torch.Tensor, bool]:
-        """As `Engine.step`; `clip` is the one that the config was filled with."""
+    def step(self, clip: float | None = None, only: Turn | None = None) -> tuple[torch.Tensor, bool]:
+        """As `Engine.step`; `clip` is the one that the config was filled with. All parameters are stepped together."""
+        if only is not None:
+            raise ValueError("only: ZeRO steps the model and its losses together")
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return torch.as_tensor(norm if norm is not None else float("nan")), self._engine.was_step_applied()

@@ -143,7 +143,12 @@ register_kind(
         options=lambda model: {"marginals": True},
     )
 )
-
+# float [B, N, F]: a tagger's features of each character, which its classifier is a linear map of
+register_kind(
+    OutputKind(
+        "token_features", "tagging", lambda output: output.states if _of_tagger(output) else None, per_token=True
+    )
+)
 
 # float [B, T, V]: an encoder-decoder's, of the T tokens of a target, each given those before it
 register_kind(

@@ -9,6 +9,7 @@ __all__ = ["coerce_parameters", "find_loss", "loss_names"]
 
 NO_LOSSES = {
     "adversary",
+    "lasting",
     "min_norm",
     "objective",
     "ramp",

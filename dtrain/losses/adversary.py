@@ -39,18 +39,20 @@ class Discriminator(nn.Module):
         self.hidden = _InFull(width, hidden)
         self.answer = _InFull(hidden, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[..., width] of any float type -> h [...], float32 or float64."""
-        return self.answer(self.hidden(features).tanh()).squeeze(-1)
+    def forward(self, features: Tensor, fixed: bool = False) -> Tensor:
+        """[..., width] of any float type -> h [...], float32 or float64; `fixed`: no gradient reaches its weights."""
+        return self.answer(self.hidden(features, fixed).tanh(), fixed).squeeze(-1)
 
 
 class _InFull(nn.Linear):
     """A linear layer in float32 at least, whatever its weights are kept in."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, fixed: bool = False) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
+        # Taken off the graph here, where engines that cut parameters up have put them together.
+        weight, bias = (self.weight.detach(), self.bias.detach()) if fixed else (self.weight, self.bias)
         with torch.autocast(input.device.type, enabled=False):
-            return functional.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+            return functional.linear(input.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 class _Reversed(torch.autograd.Function):

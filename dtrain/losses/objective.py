@@ -122,6 +122,12 @@ class LossSum(nn.Module):
                 self.stateful[_module_name(term)] = weights
 
     @property
+    def lasting(self) -> list[str]:
+        """Names of the modules in `stateful` whose weights go on from phase to phase."""
+        names = [_module_name(term) for term in self.terms if term.loss.lasting]
+        return [name for name in names if name in self.stateful]
+
+    @property
     def names(self) -> list[str]:
         """Names of the terms, as in the results of a call."""
         return [term.name for term in self.terms]

@@ -73,6 +73,9 @@ class Loss:
         equal_heads: student and teacher must have the same number of attention heads.
         fits: says what else two transformers must have in common.
         twice: it differentiates the student once itself, so that training differentiates it twice.
+        lasting: its weights go on from phase to phase; else each phase has new ones.
+        turns: gives, of its parameters, after how many steps of its own weights alone the model makes one alone; 0: both
+            learn in each step.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Loss:
     equal_heads: bool = False
     fits: Fits | None = None
     twice: bool = False
+    lasting: bool = False
+    turns: Callable[[Mapping[str, Any]], int] | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -189,6 +194,8 @@ def register(
     equal_heads: bool = False,
     fits: Fits | None = None,
     twice: bool = False,
+    lasting: bool = False,
+    turns: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> Callable[[Registered], Registered]:
     """Make a function, or a class of modules, a loss; `needs` are its inputs, which some task has all of.
 
@@ -203,6 +210,7 @@ def register(
         equal_heads: student and teacher must have the same number of attention heads.
         fits: gives the reason why two transformers do not fit it, "key: reason"; empty where they do.
         twice: it differentiates the student once itself, so that training differentiates it twice.
+        lasting, turns: see `Loss`.
     """
     tasks = _tasks_with(needs, logits)
 
@@ -215,6 +223,7 @@ def register(
             raise ValueError(f"loss {known_as!r} needs {', '.join(needs)} (allowed: {allowed})")
         stateful = isinstance(registered, type) or weights is not None or mapped
         loss = Loss(known_as, registered, needs, BaseModel, stateful, logits, weights, mapped, equal_heads, fits, twice)
+        loss = replace(loss, lasting=lasting, turns=turns)
         extra: dict[str, Any] = {"layers": (Layers, layers)} if loss.layered else {}
         if mapped:
             extra["map"] = (Literal["auto", "always"], "auto")

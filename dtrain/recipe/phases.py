@@ -38,7 +38,7 @@ OF_HEAD = frozenset({"token_logits", "logits", "exits", "emissions", "marginals"
 CORPUS = "corpus"
 MASKED = frozenset({"vocabulary", "masked_labels", "masked_rows"})
 
-Prefixes = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+Prefixes = list[Annotated[str, Field(min_length=1)]]
 
 
 class StudentPhase(Closed):
@@ -75,8 +75,11 @@ class StudentPhase(Closed):
     patience: PositiveInt | None = None
     # weights that it ends with: the best by its metric, or the last; default: last where no loss reads the model's head
     keep: Literal["best", "last"] | None = None
-    train: Prefixes | None = None  # train only parameters whose names begin with one of these prefixes
-    freeze: Prefixes | None = None  # do not train parameters whose names begin with one of these prefixes
+    # train only parameters whose names begin with one of these prefixes; []: none, but the weights of its losses
+    train: Prefixes | None = None
+    freeze: Annotated[Prefixes, Field(min_length=1)] | None = (
+        None  # do not train parameters whose names begin with one of these prefixes
+    )
     # train only the embeddings and the first so many layers of a transformer; 0: the embeddings alone
     up_to_layer: Annotated[int, Field(ge=0)] | None = None
 
@@ -185,6 +188,8 @@ def resolve_phase(phase: StudentPhase, training: Student, context: Context, repo
         if phase.patience is not None:
             report("patience", "is not for a phase that keeps its last weights, whatever their score")
         training.patience = None
+    if phase.train == [] and not any(loss.loss.stateful for loss in training.losses or []):
+        report("train", "[] trains the weights of losses alone, and none of these losses has some (imitation has)")
     encoder = training.model.transformer
     if phase.up_to_layer is not None and encoder is None:
         report("up_to_layer", f"a {training.model.type} has no layers of a transformer; name parameters with `train`")

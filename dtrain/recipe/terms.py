@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule
-from dtrain.recipe.phases import reads_head
+from dtrain.recipe.phases import OF_HEAD, reads_head
 
 if TYPE_CHECKING:
     from dtrain.recipe.training import Student
@@ -16,6 +16,8 @@ def check_widths(student: Student, losses: list[LossSpec], context: Context, rep
     """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
     own = student.model.feature_width
     for number, loss in enumerate(losses):
+        if "token_features" in loss.loss.needs:
+            _check_token_widths(student, loss, context, report.at("losses", number, told=loss.type))
         if loss.loss.stateful or not {"features", "teachers.features"} <= set(loss.loss.needs):
             continue
         for name in loss.teachers or []:
@@ -26,6 +28,22 @@ def check_widths(student: Student, losses: list[LossSpec], context: Context, rep
                     f"{student.name} has {own} features and its teacher {name} {width}; hints compare "
                     "features of one width (of a textcnn or bert_cnn: filters x number of widths)",
                 )
+
+
+def _check_token_widths(student: Student, loss: LossSpec, context: Context, report: Reporter) -> None:
+    """Features of characters, which taggers of one task have, as wide as each other."""
+    if student.model.several:
+        report("", "compares features of characters, which a tagger has that is for one task")
+        return
+    own = student.model.token_width
+    for name in loss.teachers or []:
+        width = context.teachers[name].model.token_width
+        if own is not None and width is not None and own != width:
+            report(
+                "",
+                f"{student.name} has {own} features of a character and its teacher {name} {width}; one discriminator reads "
+                "both (of a tagger they are twice its `lstm`)",
+            )
 
 
 def weightless(student: Student, terms: list[LossSpec]) -> str | None:
@@ -55,7 +73,7 @@ def weightless(student: Student, terms: list[LossSpec]) -> str | None:
             if reads_head(terms) and not reads_head(weighted):
                 return f"{when} none that reads the model's head has a weight, and with parallel: data every step must reach it"
             continue
-        if weighted and all("features" in n and "logits" not in n for n in needs):
+        if weighted and all(n & {"features", "token_features"} and not n & OF_HEAD for n in needs):
             return f"{when} only features have a weight, and with parallel: data every step must reach the classifier"
         if student.exits and all("exits" not in n for n in needs):
             return (

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from dtrain.data.files import resolve_path
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError
+from dtrain.losses.lasting import lasting_losses
 from dtrain.losses.objective import Objective
 from dtrain.models import build, load
 from dtrain.plan import Plan
@@ -35,7 +37,7 @@ from dtrain.tasks.rules import rules_of
 from dtrain.training.checkpoint import Checkpoints
 from dtrain.training.job import Position
 from dtrain.training.kept_epochs import keeper
-from dtrain.training.model_job import ModelJob, Prepared
+from dtrain.training.model_job import LOSSES, ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.reach import freeze, trained_names
 
@@ -141,6 +143,7 @@ def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -
         job.final, job.checkpoints, job.tensorboard = place.model, place.checkpoints, place.tensorboard
         unscored = job.keep_last and not place.held_out  # no validation row has the side that it reads
         job.keep_last, job.freezes = unscored or place.phase.keep == "last", True
+        job.hands_on = not place.is_last
         if student.keep_epochs:
             job.keeps = keeper(plan.folder.epochs(student.name), job.identity, place.first_epoch)
         job.prepare = functools.partial(_prepare, job.prepare, place, rows)
@@ -197,10 +200,20 @@ def unknown_parameters(recipe: Recipe) -> list[str]:
 
 
 def check_sharding(recipe: Recipe, world: World) -> None:
-    """Raise InputError for a phase that freezes weights under ZeRO in 16 bits, which keeps no exact copy of those."""
+    """Raise InputError for what ZeRO cannot do: to freeze weights in 16 bits, of which it keeps no exact copy, or to step
+    some parameters alone.
+    """
     for student in recipe.students:
         precision = resolve_precision(student.precision, world.device, f"students.{student.name}.precision")
-        if student.parallel != "data" or world.sharding.kind != "zero" or precision == "fp32":
+        if student.parallel != "data" or world.sharding.kind != "zero":
+            continue
+        for loss in student.all_losses:
+            if loss.loss.turns is not None and loss.loss.turns(loss.parameters()):
+                raise InputError(
+                    f"students.{student.name}: {loss.type} lets the model and its own weights learn in turn, which ZeRO steps "
+                    "together (allowed: its mode: reversal, or a launch with ddp or fsdp2)"
+                )
+        if precision == "fp32":
             continue
         for number, phase in enumerate(student.phases or []):
             if phase.chooses or not reads_head(phase.terms) or phase.tasks not in (None, student.tasks):
@@ -249,6 +262,7 @@ def _prepare(prepare: Callable[[], Prepared], place: PhasePlace, rows: OnRows) -
     """What a phase trains with: as any student, from the weights that the phase before it kept."""
     plain = prepare()
     prepared = rows(replace(plain, make=functools.partial(_start, plain.make, place)))
+    prepared = replace(prepared, losses=functools.partial(_go_on, prepared.losses, place))
 
     def metrics(position: Position) -> dict[str, Any]:
         return prepared.metrics(position) | _over_all(place, position)
@@ -259,6 +273,31 @@ def _prepare(prepare: Callable[[], Prepared], place: PhasePlace, rows: OnRows) -
         history=place.counted,
         remarks=prepared.remarks if place.is_last else lambda evaluations, kept: [],
     )
+
+
+def _go_on(losses: Callable[[nn.Module], nn.Module], place: PhasePlace, model: nn.Module) -> nn.Module:
+    """The losses of a phase; those whose weights last with the ones that an earlier phase ended with, the latest of them."""
+    found = losses(model)
+    for name, module in lasting_losses(found).items():
+        before = place.before
+        while before is not None:
+            weights = load_file(before.model / LOSSES) if (before.model / LOSSES).is_file() else {}
+            own = {key.removeprefix(f"{name}."): w for key, w in weights.items() if key.startswith(f"{name}.")}
+            if own:
+                _take_over(module, own, f"students.{place.student.name}.phases.{place.number}.losses", name, before)
+                break
+            before = before.before
+    return found
+
+
+def _take_over(module: nn.Module, weights: dict[str, Tensor], key: str, name: str, before: PhasePlace) -> None:
+    shapes = {key: weight.shape for key, weight in module.state_dict().items()}
+    if shapes != {key: weight.shape for key, weight in weights.items()}:
+        raise InputError(
+            f"{key}: {name.rpartition('.')[2]} goes on with the weights of phase {before.phase.name}, which have other "
+            "shapes; give both the same `hidden`"
+        )
+    module.load_state_dict(weights)
 
 
 def _start(make: Callable[[], nn.Module], place: PhasePlace) -> nn.Module:

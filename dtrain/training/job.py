@@ -83,6 +83,7 @@ class TrainJob:
         snapshots: what is called with the weights at the end of an epoch, on rank 0.
         keep_epoch: what is called with each epoch's number and weights on rank 0, and at the beginning with 0.
         data: where the rows come from, to say how a checkpoint differs.
+        turns: after how many steps of the losses' weights alone the model makes one alone; 0: both learn in each step.
     """
 
     title: str
@@ -103,6 +104,7 @@ class TrainJob:
     snapshots: Mapping[int, Snapshot] = field(default_factory=dict)
     keep_epoch: KeepEpoch | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    turns: int = 0
 
     @property
     def rows(self) -> Rows:

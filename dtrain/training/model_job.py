@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from dtrain.engines.choose import build_engine, build_model
 from dtrain.engines.precision import resolve_precision
 from dtrain.errors import InputError, counted
 from dtrain.log import say, say_anywhere
+from dtrain.losses.lasting import lasting_losses
 from dtrain.losses.objective import ModelOutputs, Objective
 from dtrain.models import own, parameter_count
+from dtrain.models.folder import write_weights
 from dtrain.recipe.losses import LossSpec
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import mark_done, publish_folder, write_json
@@ -34,6 +37,8 @@ from dtrain.training.job import Position, TrainJob
 from dtrain.training.kept_epochs import KeepEpoch
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
 from dtrain.training.reach import freeze_unreached
+
+LOSSES = "losses.safetensors"  # of a phase's folder: weights of its losses that the next phase goes on with
 
 
 @dataclass
@@ -93,6 +98,7 @@ class ModelJob:
         pause: epochs after which to stop for a comparison with others.
         keep_last: publish the last weights, whatever their score.
         freezes: parameters that its losses do not reach are frozen: engines would wait for their gradients.
+        hands_on: what is lasting of its losses' weights is left beside the model, for the phase that follows.
         peers: other students learn from it while it trains.
         keeps: what keeps the weights of each epoch; None: nothing does.
         early: by epoch, teachers that are this one at its end, to be published on the way.
@@ -112,6 +118,7 @@ class ModelJob:
     pause: int | None = None
     keep_last: bool = False
     freezes: bool = False
+    hands_on: bool = False
     peers: bool = False
     keeps: KeepEpoch | None = None
     early: dict[int, list[ModelJob]] = field(default_factory=dict)
@@ -233,6 +240,7 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         keep_last=job.keep_last,
         peers=job.peers,
         data=prepared.data,
+        turns=_turns(prepared.terms) if any(p.requires_grad for p in engine.inner.parameters()) else 0,
     )
     built = _Built(job, prepared, training, parameters, trained)
     if job.keeps is not None:
@@ -245,6 +253,11 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
         f"{job.title}: {spec.model.type}, {parameters:,} parameters, {prepared.rows}, {precision}, {counted(engine.ranks, 'rank')}"
     )
     return built
+
+
+def _turns(terms: Sequence[LossSpec]) -> int:
+    """After how many steps of its losses' weights a model makes one."""
+    return max((term.loss.turns(term.parameters()) for term in terms if term.loss.turns is not None), default=0)
 
 
 def _evaluate(prepared: Prepared, precision: str, model: nn.Module) -> dict[str, float]:
@@ -262,9 +275,13 @@ def _finish(built: _Built, ended: Ended, world: World) -> dict[str, Any]:
     if ended.job.adversary:
         ended.job.adversary.close()
     metrics = _metrics(built, ended.position)
+    lasting: dict[str, torch.Tensor] = {}
+    if job.hands_on and isinstance(engine.module, Objective):
+        names = tuple(f"{name}." for name in lasting_losses(engine.module.losses))
+        lasting = {name: weight for name, weight in engine.loss_weights().items() if name.startswith(names)}
 
     def publish() -> None:
-        _publish(job, built.prepared, engine.with_weights(ended.best), metrics, ended.position)
+        _publish(job, built.prepared, engine.with_weights(ended.best), metrics, ended.position, lasting)
         job.log_settings(metrics)
 
     try:
@@ -306,11 +323,20 @@ def _metrics(built: _Built, position: Position) -> dict[str, Any]:
     }
 
 
-def _publish(job: ModelJob, prepared: Prepared, model: nn.Module, metrics: dict[str, Any], position: Position) -> None:
+def _publish(
+    job: ModelJob,
+    prepared: Prepared,
+    model: nn.Module,
+    metrics: dict[str, Any],
+    position: Position,
+    lasting: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> None:
     evaluations = [entry for entry in position.history if entry["split"] == "valid"]
     metrics["remarks"] = prepared.remarks(evaluations, metrics)
     with publish_folder(job.final) as folder:
         prepared.save(model, folder, metrics)
+        if lasting:
+            write_weights(lasting, folder / LOSSES)
         metrics["bytes"] = (folder / "model.safetensors").stat().st_size
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "history.json", prepared.history(position.history))

@@ -81,6 +81,8 @@ def freeze_unreached(
     Raises:
         InputError: none is left; or `together`, and some moments' losses reach fewer parameters than others'.
     """
+    if not any(parameter.requires_grad for parameter in objective.model.parameters()):
+        return  # a phase that trains the weights of its losses alone
     reached: dict[tuple[float, int], set[str]] = {}
     ever: set[str] = set()
     for first in feed.first_rows():

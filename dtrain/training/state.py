@@ -13,6 +13,7 @@ import torch
 
 from dtrain.data import share_of
 from dtrain.data.batch import Batch
+from dtrain.engines.engine import Turn
 from dtrain.engines.optim import rate, scaled_to_batch
 from dtrain.engines.speed import Clock, Speed
 from dtrain.errors import DtrainError, Stopped
@@ -116,6 +117,12 @@ class TrainState:
     def progress(self) -> float:
         """The share of all steps that are done, in [0, 1)."""
         return self.position.step / self.total
+
+    @property
+    def turn(self) -> Turn | None:
+        """Who learns in the next step; None: model and losses together."""
+        turns = self.job.turns
+        return None if not turns else "model" if self.position.step % (turns + 1) == turns else "losses"
 
     def random_seed(self) -> int:
         """Of this step's dropout: a function of (seed, rank, step), so that no random state has to be kept."""

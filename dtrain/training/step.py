@@ -30,7 +30,7 @@ def train_step(state: TrainState) -> None:
         seed_dropout(engine.world.device, state.random_seed())  # it follows from (seed, rank, step)
         for micro in state.micro_batches():  # the next ones are read while one is computed
             add_gradients(state, micro)
-        state.norm, state.applied = engine.step(state.job.spec.clip)
+        state.norm, state.applied = engine.step(state.job.spec.clip, state.turn)
     if watched:
         state.position.communication_share = state.communication.last
 

@@ -74,12 +74,15 @@ class Tagging(Task):
             found["nll"] = output.nll
         if "marginals" in needs:
             found["marginals"] = output.marginals
+        if "token_features" in needs:
+            found["token_features"] = output.states
         for name, kinds in batch.teachers.items():
             for kind, values in kinds.items():
-                if layer_of(kind) is None and values.shape != output.logits.shape:
+                own = output.states if kind == "token_features" else output.logits
+                if layer_of(kind) is None and own is not None and values.shape != own.shape:
                     raise DtrainError(
                         f"knowledge of {name}: {list(values.shape)} values for these rows, "
-                        f"but the student has {list(output.logits.shape)}"
+                        f"but the student has {list(own.shape)}"
                     )
         return found
 

@@ -152,6 +152,48 @@ students:
     losses: [{{type: tag_likelihood}}]
 """
 
+INFORMED = """\
+name: informed
+tasks:
+  places: &rows
+    task: tagging
+    train: {folder}/informed.bmes
+    split: {{valid: 0.2}}
+    vocabulary: {{min_count: 1}}
+    max_length: 24
+    columns: {{label: 1, privileged: 2}}
+  particles: {{<<: *rows, columns: {{label: 2}}}}
+teachers:
+  - &teacher
+    name: informed
+    task: places
+    model: {{type: tagger, embedding: 8, lstm: 8, privileged: {{size: 4}}}}
+    annotated_by: finder
+    epochs: 1
+    batch_size: 10
+    precision: fp16
+  - {{<<: *teacher, name: finder, task: particles, model: {{type: tagger, embedding: 8, lstm: 8}}, annotated_by: null}}
+students:
+  - &student
+    name: staged
+    task: places
+    model: {{type: tagger, embedding: 8, lstm: 8, classifier: informed}}
+    teachers: [informed]
+    batch_size: 16
+    precision: fp16
+    phases:
+      - {{name: classifier, losses: [{{type: tag_likelihood}}], freeze: [emissions, crf], epochs: 1}}
+      - {{name: discriminator, losses: [{{type: imitation}}], train: [], epochs: 1}}
+      - {{name: both, losses: [{{type: tag_likelihood}}, {{type: imitation, weight: 0.1}}], epochs: 2, accumulation: 2}}
+  - <<: *student
+    name: turned
+    precision: bf16
+    answers: online
+    phases: null
+    epochs: 1
+    losses: [{{type: tag_likelihood}}, {{type: imitation, mode: reversal}}]
+"""
+
 PRETRAINING = """\
 name: pre
 pretrain:
@@ -378,6 +420,7 @@ RECIPES = {
     "regression": REGRESSION,
     "multi_label": MULTI_LABEL,
     "tagging": TAGGING,
+    "informed": INFORMED,
     "pretraining": PRETRAINING,
     "written": WRITTEN,
 }
@@ -408,13 +451,17 @@ def write(folder: Path, recipes: Mapping[str, str] = RECIPES) -> dict[str, Path]
     sentences = [text(draw.choice(topics)) + "。" for _ in range(320)]
     documents = ["".join(sentences[start : start + 4]) + "\n\n" for start in range(0, len(sentences), 4)]
     (folder / "documents.txt").write_text("".join(documents), encoding="utf-8")
-    tagged = []
+    tagged, informed = [], []
     for _ in range(75):
         for word in draw.choices(["北京", "大连", *"的了是在我"], k=draw.randint(3, 14)):
             tags = ["B-LOC", "E-LOC"] if len(word) > 1 else ["O"]
             tagged += [f"{c} {t}\n" for c, t in zip(word, tags, strict=True)]
+            beside = "S-OF" if word == "的" else "S-AT" if word == "在" else "O"
+            informed += [f"{c} {t} {beside}\n" for c, t in zip(word, tags, strict=True)]
         tagged.append("\n")
+        informed.append("\n")
     (folder / "train.bmes").write_text("".join(tagged), encoding="utf-8")
+    (folder / "informed.bmes").write_text("".join(informed), encoding="utf-8")
     paths = {}
     for task, recipe in recipes.items():
         paths[task] = folder / f"{task}.yaml"
