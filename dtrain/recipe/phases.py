@@ -77,9 +77,8 @@ class StudentPhase(Closed):
     keep: Literal["best", "last"] | None = None
     # train only parameters whose names begin with one of these prefixes; []: none, but the weights of its losses
     train: Prefixes | None = None
-    freeze: Annotated[Prefixes, Field(min_length=1)] | None = (
-        None  # do not train parameters whose names begin with one of these prefixes
-    )
+    # do not train parameters whose names begin with one of these prefixes
+    freeze: Annotated[Prefixes, Field(min_length=1)] | None = None
     # train only the embeddings and the first so many layers of a transformer; 0: the embeddings alone
     up_to_layer: Annotated[int, Field(ge=0)] | None = None
 

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from dtrain.data import EncodedSplit
-from dtrain.engines.engine import Engine
+from dtrain.engines.engine import Engine, Turn
 from dtrain.engines.optim import build_optimizer
 from dtrain.errors import DtrainError, Stopped
 from dtrain.losses.objective import Objective, build_losses
@@ -316,7 +316,7 @@ def test_weights_that_are_no_numbers_are_no_checkpoint_whatever_the_loss(
     """The row of padding takes no part in any loss."""
     plain, steps = Engine.step, 0
 
-    def step(engine: Engine, clip: float | None = None) -> tuple[torch.Tensor, bool]:
+    def step(engine: Engine, clip: float | None = None, only: Turn | None = None) -> tuple[torch.Tensor, bool]:
         nonlocal steps
         steps += 1
         ended = plain(engine, clip)
@@ -337,7 +337,7 @@ def test_overflow_without_end_ends_it_and_does_not_advance_the_schedule(
 ) -> None:
     plain, steps, rates = Engine.step, 0, []
 
-    def step(engine: Engine, clip: float | None = None) -> tuple[torch.Tensor, bool]:
+    def step(engine: Engine, clip: float | None = None, only: Turn | None = None) -> tuple[torch.Tensor, bool]:
         nonlocal steps
         steps += 1
         rates.append(engine.optimizer.param_groups[0]["lr"])
