@@ -32,9 +32,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def ran(how: str, **variables: str) -> list[str]:
+def ran(how: str, code: str = STEPS, **variables: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    command = [sys.executable, "-c", STEPS, how]
+    command = [sys.executable, "-c", code, how]
     done = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, check=True)
     return done.stdout.split()
 
@@ -53,8 +53,47 @@ def test_steps_take_no_new_pages() -> None:
     assert after * 10 < taken
 
 
+LARGE = """
+import contextlib, ctypes, resource, sys
+from dtrain.runtime.allocator import keep_freed_memory, keep_large_blocks
+library, size = ctypes.CDLL(None), 48 << 20
+library.malloc.restype, library.malloc.argtypes, library.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+def step():
+    blocks = [library.malloc(size) for _ in range(2)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks:
+        library.free(block)
+assert keep_freed_memory()
+at_first = resident()
+with keep_large_blocks() if sys.argv[1] == "kept" else contextlib.nullcontext():
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(resident() - at_first > size)
+print(resident() - at_first < size // 4)
+step()
+print(resident() - at_first < size // 4)
+"""
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="the C library is not glibc")
+def test_large_blocks_are_kept_in_a_region_and_given_back_behind_it() -> None:
+    taken, *given_back = ran("freed", LARGE)
+    assert int(taken) > 90 and given_back == ["False", "True", "True"]  # 98,304; where pages are huge, 192
+    after, *kept = ran("kept", LARGE)
+    assert int(after) * 10 < int(taken)
+    assert kept == ["True", "True", "True"]
+
+
 @pytest.mark.parametrize(
     "variables", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.top_pad=1"}]
 )
 def test_the_users_own_settings_stay(variables: dict[str, str]) -> None:
     assert ran("kept", **variables)[0] == "False"
+    first, *_ = ran("kept", LARGE.replace("assert keep_freed_memory()", ""), **variables)
+    assert int(first) > 90  # blocks of 48 MiB are new each time

@@ -65,14 +65,20 @@ class FastText(nn.Module):
             # The table of n-grams takes part in every pass: engines wait for each parameter's gradient.
             ids = functional.pad(ids, (0, 2 - ids.shape[1]), value=self.pad_token_id)
         total, count = self.embedding(ids).sum(1), lengths.clone()
-        hashed = ids
+        hashed, buckets, inside = ids, [], []
         for n in range(2, min(self.ngrams, ids.shape[1]) + 1):
-            assert self.ngram_embedding is not None
             # int64 wraps around, which a rolling hash may.
             hashed = hashed[:, :-1] * MULTIPLIER + ids[:, n - 1 :]
-            whole = torch.arange(hashed.shape[1], device=ids.device) < (lengths - n + 1)[:, None]
-            vectors = functional.embedding(hashed.remainder(self.buckets), self.ngram_embedding.weight)
-            total = total + torch.where(whole[..., None], vectors, 0.0).sum(1)
+            buckets.append(hashed.remainder(self.buckets))
+            inside.append(torch.arange(hashed.shape[1], device=ids.device) < (lengths - n + 1)[:, None])
             count = count + (lengths - n + 1).clamp(min=0)
+        if self.ngram_embedding is not None:
+            # One look-up for every n: each look-up makes a gradient of the table's size.
+            vectors = functional.embedding(torch.cat(buckets, dim=1), self.ngram_embedding.weight)
+            vectors = torch.where(torch.cat(inside, dim=1)[..., None], vectors, 0.0)
+            end = 0
+            for of_n in buckets:
+                begin, end = end, end + of_n.shape[1]
+                total = total + vectors[:, begin:end].sum(1)
         features = total / count.clamp(min=1)[:, None]
         return ClassifierOutput(self.classifier(self.dropout(features)), features)

@@ -11,6 +11,7 @@ scores, its checkpoints, its end, and its failure.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 
 from dtrain.engines.speed import Clock
 from dtrain.errors import DtrainError, reason_of
+from dtrain.runtime.allocator import keep_large_blocks
 from dtrain.training.job import Position, TrainJob, checkpoints_of
 from dtrain.training.monitor import Monitor
 from dtrain.training.state import TrainState
@@ -94,7 +96,10 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
     """
     live: list[TrainState] = []
     clock = Clock()
+    on_cpu = jobs[0].engine.world.device.type == "cpu"
+    memory = contextlib.ExitStack()
     try:
+        memory.enter_context(keep_large_blocks() if on_cpu else contextlib.nullcontext())
         common = _common_step(jobs)
         for job in jobs:
             try:
@@ -144,6 +149,7 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
         for run in live:
             run.close()
             run.job.close()
+        memory.close()
 
 
 def _trouble(live: list[TrainState]) -> str | None:

@@ -104,6 +104,27 @@ def test_fasttext_by_its_definition() -> None:
     assert found.features.shape[1] == 5
 
 
+def test_fasttexts_table_has_the_gradient_of_one_look_up_for_each_n() -> None:
+    """It is one look-up, for speed. Where two n meet in a bucket their vectors' gradients may be added in another order."""
+    model = FastText(**COMMON, **BAG)
+    assert model.ngram_embedding is not None
+    ids, mask = padded()
+    found = model(ids, mask)
+    found.features.square().sum().backward()
+    table = model.ngram_embedding.weight.detach().requires_grad_()
+    total, count = model.embedding(ids * mask).sum(1), mask.sum(1)
+    hashed = ids * mask
+    for n in (2, 3):
+        hashed = hashed[:, :-1] * MULTIPLIER + (ids * mask)[:, n - 1 :]
+        whole = torch.arange(hashed.shape[1]) < (mask.sum(1) - n + 1)[:, None]
+        total = total + torch.where(whole[..., None], nn.functional.embedding(hashed % 64, table), 0.0).sum(1)
+        count = count + (mask.sum(1) - n + 1).clamp(min=0)
+    features = total / count.clamp(min=1)[:, None]
+    assert torch.equal(features, found.features)
+    features.square().sum().backward()
+    torch.testing.assert_close(model.ngram_embedding.weight.grad, table.grad, rtol=1e-6, atol=1e-7)
+
+
 def test_order_matters_to_ngrams_alone() -> None:
     ids = torch.tensor([[4, 9, 7], [7, 9, 4]])
     for ngrams, same in ((1, True), (2, False)):
