@@ -42,6 +42,12 @@ def spans(ends: int, rows: int = 20) -> str:
     return (json.dumps({"text": "张三在北京", "label": entries}, ensure_ascii=False) + "\n") * rows
 
 
+def annotated(last: str) -> str:
+    """Rows with an entity and an annotation; of the last row that is another one."""
+    row = '{"text": "张三在北京", "label": [[0, 2, "PER"]], "more": MORE}\n'
+    return row.replace("MORE", '[[3, 5, "GPE"]]') * 20 + row.replace("MORE", last)
+
+
 @dataclass(frozen=True)
 class Case:
     """What is wrong, and how it is met.
@@ -78,6 +84,8 @@ LINE_BY_LINE = "task: seq2seq, train: p.en, targets: {train: p.zh}"
 MARIAN = "{type: marian, size: tiny}"
 TAGGING = "task: tagging, train: train"
 IDCNN = "{type: idcnn, filters: 4}"
+TAGGER = "{type: tagger, lstm: 4}"
+ANNOTATED = f"{TAGGING}.jsonl, columns: {{privileged: more, span_end: exclusive}}"
 BETWEEN_LAYERS = 'students.cnn.teachers=[big] students.cnn.losses=[{"type":"hidden_mse"}]'
 PREDICT = "predict RECIPE --model cnn --input"
 CASES = [
@@ -124,6 +132,12 @@ CASES = [
     Case("the ends of spans are exclusive, and the recipe does not say so", f"{TAGGING}.jsonl", {"train.jsonl": spans(1)}, model=IDCNN),
     Case("a span ends beyond its text", f"{TAGGING}.jsonl, columns: {{span_end: inclusive}}",
          {"train.jsonl": spans(1)}, model=IDCNN),
+    Case("an annotation for the teacher ends beyond its text", ANNOTATED, {"train.jsonl": annotated("[[3, 9, \"GPE\"]]")}, model=TAGGER),
+    Case("a row has no annotation for the teacher, nor an empty list", ANNOTATED, {"train.jsonl": annotated("null")}, model=TAGGER),
+    Case("a student is to read what only its teacher may", ANNOTATED, {"train.jsonl": annotated("[]")},
+         'check RECIPE students.cnn.model.privileged={"size":4}', model=TAGGER),
+    Case("a teacher reads annotations, and no column is named", f"{TAGGING}.jsonl", {"train.jsonl": annotated("[]")},
+         'check RECIPE teachers.big.model.privileged={"size":4}', model=TAGGER),
     Case("a file of word vectors holds something that is no number",
          files={"train.jsonl": JSON, "vec.txt": "球 1 2\n赛 1 oops\n"},
          model="{type: textcnn, filters: 4, widths: [2], embedding: 2, vectors: vec.txt}"),

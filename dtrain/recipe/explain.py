@@ -123,9 +123,13 @@ def _quoted(expected: str) -> list[str]:
 
 
 def _spec_fields(values: Any, key: Key) -> list[str]:
-    """The keys of a model section, which depend on its `type`."""
-    node = values
+    """The keys of a model section, which depend on its `type`, or of a section in one."""
+    nodes = [None, values]
     for part in key:
-        node = node[part]
-    spec = architectures().get(str(node.get("type"))) if isinstance(node, dict) else None
-    return list(spec.model_fields) if spec else []
+        nodes.append(nodes[-1][part])
+    own, above = (
+        architectures().get(str(n.get("type"))) if isinstance(n, dict) else None for n in (nodes[-1], nodes[-2])
+    )
+    if own is None and above is not None:
+        return _fields_at(key[-1:], above)
+    return list(own.model_fields) if own else []

@@ -115,6 +115,29 @@ def test_translation_runs_on_an_extract_of_the_real_files(data_folder, tmp_path,
     assert "rows/s, CPU, batch 64, beam" in page and "batch 64, beam)" in page
 
 
+def test_events_run_on_an_extract_of_the_real_files(data_folder, tmp_path, monkeypatch):
+    """Every stage, the teacher with given and with predicted arguments, and the phases; models as in the recipe, but small."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(data_folder)
+    check_inputs(load_recipe("events"))
+    Path("data").unlink()
+    place = tmp_path / "data" / "cec"
+    place.mkdir(parents=True)
+    for name, rows in (("train", 60), ("dev", 10), ("test", 12)):
+        lines = (data_folder / "cec" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (place / f"{name}.jsonl").write_text("".join(lines[:rows]), encoding="utf-8")
+    changes = [f"{each}.*.model.{key}" for each in ("teachers", "students") for key in ("embedding=8", "lstm=4")]
+    changes += ["teachers.*.epochs=1", "students.*.grid={}", "students.imitation.phases.*.epochs=1"]
+    changes += [f"students.{name}.epochs=1" for name in ("text_only", "marginals", "reversal")]
+    assert main(["run", "events", "launch.processes=1", "report.latency=false", *changes, "--here"]) == 0
+    results = json.loads((tmp_path / "runs/events/report/triggers/results.json").read_text())
+    names = {"informed", "text_only", "marginals", "imitation", "reversal"}
+    assert {model["name"] for model in results["models"]} == names
+    assert [row["annotated_by"] for row in results["annotated"]] == [None, "arguments"]
+    assert all(0 <= row["parts"]["test"]["f1"] <= 1 for row in results["annotated"])
+    assert [phase["name"] for phase in results["phases"]] == ["encoder", "discriminator", "adversarial"]
+
+
 PAIRS = {"train": "train", "valid": "val", "test": "test"}
 
 
