@@ -33,7 +33,7 @@ from dtrain.tasks.rules import keys_of_others, rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
 # Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
-_ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs", "reads"}
+_ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs", "reads", "domain_adversary"}
 _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
 

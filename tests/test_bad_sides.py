@@ -81,11 +81,37 @@ CASES = [
     (["data.task=tagging"], "data.columns.text: task 'tagging' reads one text or pair a row, not several sides"),
     (["data.augment={n_iter: 1}"], "data.augment: not together with several sides of a row"),
     (["students.0.rows=[train]"], "students.chinese.reads: no row of train has zh"),
+    (["students.0.losses=[{type: soft_targets}, {type: domain_adversary}]"],
+     "losses (domain_adversary): tells apart rows of pairs and rows of one side, and all 12 rows of train and transfer"),
+    (["teachers.0.domain_adversary={between: pairs}", "data.transfer=[{path: one.txt, columns: {zh: 0}}]",
+      "data.columns={text: {en: en}}"], "domain_adversary: tells labelled rows from transfer rows, and none of these has en"),
     (["search={epochs: [1]}"], "search: compares students on validation rows, and none has what chinese reads"),
     (["knowledge_points={words: p.en}"], "knowledge_points: is not for rows with several sides"),
     (["students.0={name: s, reads: zh, answers: online, model: {type: bilstm}}"],
      "it reads zh, and its teacher en: stored outputs alone join them, by row"),
 ]  # fmt: skip
+
+
+PLAIN = ["data={train: plain.jsonl, transfer: one.txt}", "teachers.0.reads=null", "students.0.reads=null"]
+WITHOUT_SIDES = [
+    ("students.0.losses=[{type: soft_targets}, {type: domain_adversary}]",
+     "losses.1 (domain_adversary).between: 'pairs' are rows of several sides, and those of data have none"),
+    ("teachers.0.domain_adversary={between: pairs}", "domain_adversary.between: 'pairs' are rows of several sides"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "told"), WITHOUT_SIDES)
+def test_without_sides(
+    override: str, told: str, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", recipe, *PLAIN, "teachers.0.domain_adversary={}"]) == 0
+    capsys.readouterr()
+    code = main(["check", recipe, *PLAIN, override])
+    check_refused(capsys.readouterr().err, code, tmp_path, told)
+    code = main(["check", recipe, *PLAIN, "data.transfer=[]", "teachers.0.domain_adversary={}"])
+    check_refused(
+        capsys.readouterr().err, code, tmp_path, "tells labelled rows from transfer rows, and there is no data.t"
+    )
 
 
 @pytest.mark.parametrize(("overrides", "told"), CASES, ids=[told for _, told in CASES])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from dtrain.data.columns import TextColumn
 from dtrain.data.corpus import Corpus
 from dtrain.errors import counted
+from dtrain.recipe.terms import ADVERSARY
+from dtrain.recipe.training import Student, Teacher
 
 if TYPE_CHECKING:
     from dtrain.recipe.schema import Recipe
-    from dtrain.recipe.training import Student, Teacher
 
 FOLDER = "sides"  # in the folder of rows: a folder for each side
 
@@ -54,14 +55,22 @@ def view_of(corpus: Corpus, side: str) -> SideView:
 
 
 def side_counts(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
-    """What `data.json` says of the sides: of each the rows and the labels by part; and by part how many rows have which
-    sides, as [part, sides, rows]."""
-    views = {side: view_of(corpus, side).corpus for side in sides}
+    """What `data.json` says of the sides: of each the rows, the labels and the pairs by part; and by part how many rows have
+    which sides, as [part, sides, rows]."""
+    views = {side: view_of(corpus, side) for side in sides}
     together: Counter[tuple[str, ...]] = Counter()
     for part, rows in corpus.parts.items():
         together.update((part, *texts) for texts, _ in rows.sides)
     return {
-        "sides": {side: {"rows": v.counts, "label_counts": v.label_counts} for side, v in views.items()},
+        "sides": {
+            side: {
+                "rows": view.corpus.counts,
+                "label_counts": view.corpus.label_counts,
+                "labelled": {part: int((found >= 0).sum()) for part, found in view.corpus.numbers.items()},
+                "pairs": {part: int(found.sum()) for part, found in view.parallel.items()},
+            }
+            for side, view in views.items()
+        },
         "together": [[part, found, rows] for (part, *found), rows in together.items()],
     }
 
@@ -126,13 +135,20 @@ def _untrainable(
 ) -> list[str]:
     """Why a member has nothing to train on, if so."""
     assert member.reads is not None
-    rows = info["sides"][member.reads]["rows"]
-    if member in recipe.teachers:
+    of_side = info["sides"][member.reads]
+    rows = of_side["rows"]
+    if isinstance(member, Teacher):
         found = counted(rows.get("train", 0), "training row")
-        return [] if "train" in labels else [f"reads: {found} of data.train has {member.reads}, and none a label"]
+        if "train" not in labels:
+            return [f"reads: {found} of data.train has {member.reads}, and none a label"]
+        if member.domain_adversary is None:
+            return []
+        if "transfer" not in rows:
+            return [f"domain_adversary: tells labelled rows from transfer rows, and none of these has {member.reads}"]
+        return _one_kind(member.domain_adversary.between, "domain_adversary", ["train", "transfer"], of_side)
     teachers = {teacher.name: teacher for teacher in recipe.teachers}
     problems = []
-    for training in member.trainings:  # type: ignore[union-attr]
+    for training in member.trainings:
         names = [part for part in training.rows or [] if part in ("train", "transfer")]
         if names and not any(part in rows for part in names):
             return [f"reads: no row of {' and '.join(names)} has {member.reads}"]
@@ -145,8 +161,21 @@ def _untrainable(
                     f"teachers: no row of train or transfer has both {member.reads} and {teachers[name].reads}, which "
                     f"{name} reads"
                 )
+        for term in losses:
+            if term.type == ADVERSARY:
+                problems += _one_kind(term.parameters()["between"], f"losses ({term.type})", names, of_side)
         if not taught and names and "train" not in labels and all(loss.loss.hard for loss in losses):
             problems.append(
                 f"losses: no row of train that has {member.reads} has a label, and it learns from nothing else"
             )
     return list(dict.fromkeys(problems))
+
+
+def _one_kind(between: str, key: str, parts: Sequence[str], of_side: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What is wrong where all rows of a side are of one of the two kinds that an adversary tells apart."""
+    kinds = "rows of pairs and rows of one side" if between == "pairs" else "rows with a label and rows without one"
+    counts = of_side["pairs" if between == "pairs" else "labelled"]
+    ones, every = (sum(found.get(part, 0) for part in parts) for found in (counts, of_side["rows"]))
+    if 0 < ones < every:
+        return []
+    return [f"{key}: tells apart {kinds}, and all {every:,} rows of {' and '.join(parts)} are of one kind"]

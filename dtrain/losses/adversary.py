@@ -44,6 +44,18 @@ class Discriminator(nn.Module):
         return self.answer(self.hidden(features, fixed).tanh(), fixed).squeeze(-1)
 
 
+class Balanced(Discriminator):
+    """One that counts rows of two kinds by weights of their own.
+
+    Args:
+        balance: the weight of a row of the kind whose h is to be below 0, and of the other.
+    """
+
+    def __init__(self, width: int, hidden: int, balance: tuple[float, float]) -> None:
+        super().__init__(width, hidden)
+        self.balance = balance
+
+
 class _InFull(nn.Linear):
     """A linear layer in float32 at least, whatever its weights are kept in."""
 

@@ -206,7 +206,7 @@ def register(
         mapped: give it the key `map`; its first input then has the width of the teacher's when it is called.
         weights: makes the module of its weights, of (widths, **parameters), which it is then called with first. `widths`
             holds last dimensions by need, and the numbers `layers`, `heads`, `teachers.layers`, `teachers.heads` and
-            `pairs`.
+            `pairs`; of training rows `training_rows`, `labelled_rows` and `paired_rows`.
         equal_heads: student and teacher must have the same number of attention heads.
         fits: gives the reason why two transformers do not fit it, "key: reason"; empty where they do.
         twice: it differentiates the student once itself, so that training differentiates it twice.

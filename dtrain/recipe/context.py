@@ -81,6 +81,7 @@ class Context:
         sharded: whether teachers that answer are cut up over all ranks.
         two_texts: whether a row is a pair of texts.
         privileged: whether rows have annotations that a teacher may read.
+        sides: names of those that a row has, where it may have several.
         corpus: whether there is plain text for phases of students.
         separate: whether a token of it attends to the tokens of its own document alone.
     """
@@ -100,5 +101,6 @@ class Context:
     sharded: bool = False
     two_texts: bool = False
     privileged: bool = False
+    sides: tuple[str, ...] = ()
     corpus: bool = False
     separate: bool = False

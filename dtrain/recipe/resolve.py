@@ -103,6 +103,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         elsewhere={teacher.name: str(teacher.task) for teacher in recipe.teachers if not own[teacher.name]},
         teachers={teacher.name: teacher for teacher in recipe.teachers if own[teacher.name]},
         sharded=recipe.knowledge.sharded,
+        sides=tuple(data.sides),
         corpus=text is not None,
         separate=text is not None and text.separate,
     )

@@ -8,6 +8,8 @@ from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.losses import LossSpec, WeightSchedule
 from dtrain.recipe.phases import OF_HEAD, reads_head
 
+ADVERSARY = "domain_adversary"
+
 if TYPE_CHECKING:
     from dtrain.recipe.training import Student
 
@@ -43,6 +45,34 @@ def _check_token_widths(student: Student, loss: LossSpec, context: Context, repo
                 "",
                 f"{student.name} has {own} features of a character and its teacher {name} {width}; one discriminator reads "
                 "both (of a tagger they are twice its `lstm`)",
+            )
+
+
+def check_terms(
+    student: Student, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter
+) -> None:
+    """Fill in which teachers each term reads; report terms that do not fit the task, the model or its rows."""
+    problem = weightless(student, losses)
+    if problem:
+        report("losses", problem)
+    for number, loss in enumerate(losses):
+        loss.resolve(teachers, context, report.at("losses", number, told=loss.type))
+    of_exits = [loss.type for loss in losses if "exits" in loss.loss.needs]
+    if of_exits and not student.exits:
+        report("losses", f"{of_exits[0]} is for model type multi_exit")
+    elif student.exits and not of_exits and not student.in_phase:
+        report("losses", "every exit needs a loss: exits_cross_entropy or exits_distillation")
+    if student.rows == ["transfer"] and not any(loss.loss.teacher_output for loss in losses):
+        report("rows", f"transfer rows have no labels for {losses[0].type}")
+    check_kinds(losses, context, report)
+
+
+def check_kinds(losses: list[LossSpec], context: Context, report: Reporter) -> None:
+    """Report losses that tell pairs from other rows, where rows have no sides."""
+    for number, loss in enumerate(losses):
+        if loss.type == ADVERSARY and loss.parameters()["between"] == "pairs" and not context.sides:
+            report.at("losses", number, told=loss.type)(
+                "between", f"'pairs' are rows of several sides, and those of {context.key} have none (allowed: labels)"
             )
 
 

@@ -21,7 +21,7 @@ from dtrain.errors import suggest
 from dtrain.losses.class_weights import ClassWeights
 from dtrain.recipe.adversarial import AdversarialSpec
 from dtrain.recipe.answers import Answers, Reads, check_answers, reads_of
-from dtrain.recipe.beside_labels import ToleranceSpec
+from dtrain.recipe.beside_labels import DomainAdversarySpec, ToleranceSpec
 from dtrain.recipe.context import Context, Reporter
 from dtrain.recipe.initial import InitSpec, check_init
 from dtrain.recipe.losses import LossSpec, choose_teachers, default_losses
@@ -32,7 +32,7 @@ from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_na
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.several import Baseline, Mixing, TermsOf, check_keys, resolve_baseline, resolve_tasks
 from dtrain.recipe.taught import all_taught, check_rows, check_tokens
-from dtrain.recipe.terms import check_widths, weightless
+from dtrain.recipe.terms import check_terms, check_widths
 from dtrain.recipe.values import (
     AT,
     OF_STUDENTS,
@@ -236,6 +236,8 @@ class Teacher(TrainSpec):
     # of a teacher that reads annotations: a tagger of the recipe, by name, whose entities stand in for them in a second
     # evaluation, and in `dtrain predict --privileged predicted`; left out: it is scored with the given ones alone
     annotated_by: Annotated[str, Field(pattern=PATTERN)] | None = None
+    # learn features that do not tell labelled rows from transfer rows, on which it is trained, too; null: off
+    domain_adversary: DomainAdversarySpec | None = None
     # take the weights at the end of this epoch, while the schedule is that of all `epochs`
     stop_epoch: PositiveInt | None = None
 
@@ -268,7 +270,9 @@ class Teacher(TrainSpec):
 
     def resolve(self, context: Context, report: Reporter) -> None:
         super().resolve(context, report)
-        for key in ("label_smoothing", "class_weights", "tolerance"):
+        if self.domain_adversary is not None:
+            self.domain_adversary.check(context, report.at("domain_adversary"))
+        for key in ("label_smoothing", "class_weights", "tolerance", "domain_adversary"):
             if key in context.task.excluded and self.source is None and getattr(self, key):
                 report(key, f"is not for task {context.data_task!r}")
 
@@ -479,22 +483,8 @@ class Student(TrainSpec):
         if on_plain_text:
             context = replace(context, task=PLAIN_TEXT)
         if len(report.problems) == known:
-            self._check_losses(self.losses, self.teachers, context, report)
+            check_terms(self, self.losses, self.teachers, context, report)
         if len(report.problems) == known:
             check_widths(self, self.losses, context, report)
             check_answers(self, self.losses, context, report, of_student)
             check_tokens(self, self.losses, context, report)
-
-    def _check_losses(self, losses: list[LossSpec], teachers: list[str], context: Context, report: Reporter) -> None:
-        problem = weightless(self, losses)
-        if problem:
-            report("losses", problem)
-        for number, loss in enumerate(losses):
-            loss.resolve(teachers, context, report.at("losses", number, told=loss.type))
-        of_exits = [loss.type for loss in losses if "exits" in loss.loss.needs]
-        if of_exits and not self.exits:
-            report("losses", f"{of_exits[0]} is for model type multi_exit")
-        elif self.exits and not of_exits and self._phase is None:
-            report("losses", "every exit needs a loss: exits_cross_entropy or exits_distillation")
-        if self.rows == ["transfer"] and not any(loss.loss.teacher_output for loss in losses):
-            report("rows", f"transfer rows have no labels for {losses[0].type}")

@@ -59,6 +59,7 @@ class TaskRules:
 # What the losses of every task may ask for; B is the number of rows.
 COMMON_NEEDS = {
     "labelled": "bool [B]: whether the row has a label",
+    "parallel": "bool [B]: whether the row has further sides; False where rows have none",
     "progress": "a number in [0, 1): the share of all steps that are done",
     "all_rows": "which of these rows count, and a function that puts rows of all ranks together (losses/over_rows.py)",
     "token_mask": "bool [B, N]: the tokens of a row as the model reads it, [CLS] and [SEP] included",
@@ -124,7 +125,8 @@ _RULES = {
         },
         gold=frozenset({"nll"}),
         least_labels=1,
-        excluded=frozenset({"augment", "label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"}),
+        excluded=frozenset({"augment", "label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"})
+        | frozenset({"domain_adversary"}),
         tags=True,
         split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut
     ),
@@ -140,7 +142,8 @@ _RULES = {
             "known_prefix": "bool [B]: whether what is stored of a row's teachers is of this very target",
         },
         gold=frozenset({"target_tokens"}),
-        excluded=frozenset({"augment", "class_weights", "tolerance", "noisy", "peers", "adversarial"}),
+        excluded=frozenset({"augment", "class_weights", "tolerance", "noisy", "peers", "adversarial"})
+        | frozenset({"domain_adversary"}),
         keys=frozenset({"bleu", "targets"}),
         least_labels=0,
         writes=True,

@@ -30,7 +30,10 @@ class TextTask(Task):
 
     def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
         labels = rows.collate_labels(index)
-        sides = {} if rows.parallel is None else {"parallel": torch.from_numpy(rows.parallel[index])}
+        sides = {}
+        if "parallel" in needs:
+            pairs = np.zeros(len(index), dtype=bool) if rows.parallel is None else rows.parallel[index]
+            sides = {"parallel": torch.from_numpy(pairs)}
         return Batch(
             rows=index,
             ids=rows.ids[index],

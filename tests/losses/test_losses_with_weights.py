@@ -23,7 +23,7 @@ from tests.students.conftest import job as job
 from tests.students.conftest import rows as rows
 from tests.students.conftest import student
 
-WIDTHS = {"features": 16, "teachers.features": 16}
+WIDTHS = {"features": 16, "teachers.features": 16, "training_rows": 40, "labelled_rows": 20, "paired_rows": 0}
 TERMS = [{"type": "cross_entropy"}, {"type": "regressed_hint", "weight": 0.5, "bias": False}]
 
 
@@ -45,7 +45,7 @@ def regressed_hint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def learner(**changes: Any) -> Student:
-    return student("s", teachers=["t"], losses=TERMS, **changes)
+    return student("s", **{"teachers": ["t"], "losses": TERMS, **changes})
 
 
 def test_its_weights_are_trained_and_stay_out_of_the_model(job: Callable[..., Any]) -> None:
@@ -71,8 +71,20 @@ def test_modules_of_a_recipe_are_named_as_in_the_model_folder(job: Callable[...,
     one.close()
 
 
-@pytest.mark.parametrize("asked", [1, 4])
-def test_stopped_and_continued_bit_for_bit(job: Callable[..., Any], tmp_path: Path, asked: int) -> None:
+ADVERSARY = {"type": "domain_adversary", "between": "labels", "hidden": 4, "strength": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("asked", "term", "weight"),
+    [
+        (1, TERMS[1], "regressed_hint.map.weight"),
+        (4, TERMS[1], "regressed_hint.map.weight"),
+        (4, ADVERSARY, "domain_adversary.hidden.weight"),
+    ],
+)
+def test_stopped_and_continued_bit_for_bit(
+    job: Callable[..., Any], tmp_path: Path, asked: int, term: dict[str, Any], weight: str
+) -> None:
     class Stop:
         reason = "test"
 
@@ -84,7 +96,7 @@ def test_stopped_and_continued_bit_for_bit(job: Callable[..., Any], tmp_path: Pa
             return self.left < 0
 
     def ended(folder: str, stop: Any = None) -> dict[str, torch.Tensor]:
-        one = job(learner(dropout=0.3), folder=folder, stop=stop, widths=WIDTHS)
+        one = job(learner(dropout=0.3, losses=[TERMS[0], term]), folder=folder, stop=stop, widths=WIDTHS)
         _, _, monitor = fit(one)
         monitor.close()
         return one.engine.state()
@@ -94,7 +106,7 @@ def test_stopped_and_continued_bit_for_bit(job: Callable[..., Any], tmp_path: Pa
         ended("stopped", Stop(asked))
     (newest,) = sorted((tmp_path / "stopped" / "s" / "checkpoints").glob("step-*"))[-1:]
     saved = load_file(newest / TENSORS)
-    assert {"weight/losses.stateful.regressed_hint.map.weight", "optimizer/exp_avg/losses.stateful.regressed_hint.map.weight"} <= saved.keys()  # fmt: skip
+    assert {f"weight/losses.stateful.{weight}", f"optimizer/exp_avg/losses.stateful.{weight}"} <= saved.keys()
     again = ended("stopped")
     assert again.keys() == undisturbed.keys()
     assert all(torch.equal(again[name], undisturbed[name]) for name in again)

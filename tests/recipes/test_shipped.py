@@ -141,6 +141,67 @@ def test_events_run_on_an_extract_of_the_real_files(data_folder, tmp_path, monke
 PAIRS = {"train": "train", "valid": "val", "test": "test"}
 
 
+def every(source: Path, target: Path, step: int) -> None:
+    """One line in `step` of a file."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(lines[::step]), encoding="utf-8")
+
+
+def header_runs_nothing(name, folder):
+    """The commands in a recipe's header, where `dtrain` does nothing."""
+    subprocess.run(["bash", "-euc", "dtrain() { :; }\n" + header_commands(name)], cwd=folder, check=True)
+
+
+def test_reviews_of_two_languages_run_on_an_extract_of_the_real_files(data_folder, tmp_path, monkeypatch):
+    """Every stage and every member; small models stand for the pretrained ones."""
+    monkeypatch.chdir(tmp_path)
+    files = {"amazon_en/books.train.jsonl": 40, "amazon_en/books.dev.jsonl": 30, "amazon_en/books.test.jsonl": 100}
+    files |= {
+        "parallel_en_zh/tatoeba_cmn.txt": 1000,
+        "captions_en_zh/train.tsv": 1000,
+        "online_shopping/books.jsonl": 41,
+    }
+    for name, step in files.items():
+        every(data_folder / name, tmp_path / "data" / name, step)
+    header_runs_nothing("crosslingual_reviews", tmp_path)
+    for name in ("all-MiniLM-L6-v2", "m3e-small"):
+        (tmp_path / "data/encoders" / name).mkdir(parents=True)
+    tiny = "{type: bert, size: tiny, hidden: 16, heads: 2, layers: 1, vocabulary_size: 300}"
+    changes = [f"teachers.*.{change}" for change in (f"model={tiny}", "epochs=1")]
+    changes += ["students.*.grid={}", "students.*.epochs=1", "data.max_length=24", "report.latency=false"]
+    changes += [f"students.{name}.model={tiny}" for name in ("m3e", "m3e_adverse", "floor_m3e", "ceiling_m3e")]
+    dtrain_here("run", "crosslingual_reviews", "launch.processes=1", "--here", *changes)
+    results = json.loads((tmp_path / "runs/crosslingual_reviews/report/results.json").read_text())
+    students = {"bilstm", "bilstm_adverse", "m3e", "m3e_adverse", "floor_m3e", "ceiling_m3e", "ceiling_bilstm"}
+    assert {model["name"] for model in results["models"]} == {"english", "english_adverse", *students}
+    rows = {model["name"]: model["test"]["rows"] for model in results["models"]}
+    assert rows == {"english": 20, "english_adverse": 20} | dict.fromkeys(students, 47)
+    scored = {model["name"] for model in results["models"] if model["accuracy"] is not None}
+    assert scored == {"english", "english_adverse", "floor_m3e"}  # they have validation rows of their side
+
+
+def test_headlines_run_on_an_extract_of_the_real_files(data_folder, tmp_path, monkeypatch):
+    """Every stage; models as in the recipe, but small."""
+    pytest.importorskip("sacrebleu", reason="scores of seq2seq need sacrebleu")
+    monkeypatch.chdir(tmp_path)
+    for name, step in {"tnews/train.json": 500, "tnews/dev.json": 1000, "captions_en_zh/train.tsv": 1000}.items():
+        every(data_folder / name, tmp_path / "data" / name, step)
+    every(data_folder / "captions_en_zh/test.tsv", tmp_path / "data/captions_en_zh/test.tsv", 100)
+    header_runs_nothing("headlines", tmp_path)
+    small = "{type: marian, hidden: 8, layers: 1, heads: 2, intermediate: 8"
+    changes = ["data.max_length=12", "data.split.valid=0.1", "knowledge.beam=2", "report.latency=false"]
+    changes += ["teachers.0.epochs=1", f"teachers.0.model={small}, vocabulary_size: 300}}"]
+    changes += [f"students.*.{change}" for change in (f"model={small}, tokenizer: chinese}}", "epochs=1")]
+    assert main(["run", "headlines", "launch.processes=1", *changes, "--here"]) == 0
+    run = tmp_path / "runs/headlines"
+    results = json.loads((run / "report/results.json").read_text())
+    assert {model["name"] for model in results["models"]} == {"chinese", "scratch", "distilled", "zero_shot"}
+    assert {model["name"] for model in results["models"] if model["bleu"] is None} == {"zero_shot"}
+    metrics = json.loads((run / "students/zero_shot/metrics.json").read_text())
+    assert metrics["training_rows"] == 24  # the pairs; of the rows with a headline none has an English side
+
+
 def test_reviews_recipe_fits_every_domain(data_folder, tmp_path):
     """The commands in the recipe's header, where `dtrain` and `python` only write down what they were asked."""
     script = header_commands("reviews_distill")

@@ -28,6 +28,7 @@ teachers:
     adversarial: {{type: pgd}}
   - <<: *teacher
     name: bert
+    domain_adversary: {{hidden: 4}}
     model: {{type: bert, size: tiny, hidden: 16, heads: 2, vocabulary_size: 100}}
     accumulation: 2
     precision: fp16
@@ -72,7 +73,11 @@ students:
     model: {{type: bilstm, embedding: 8, hidden: 8}}
     precision: fp16
     teachers: [bert]
-    losses: [{{type: feature_hint}}, {{type: feature_cosine}}, {{type: soft_targets}}]
+    losses:
+      - {{type: feature_hint}}
+      - {{type: feature_cosine}}
+      - {{type: soft_targets}}
+      - {{type: domain_adversary, between: labels, hidden: 4}}
     grid: {{}}
   - <<: *student
     name: words
