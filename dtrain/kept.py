@@ -67,7 +67,7 @@ def _gone(recipe: Recipe) -> Iterator[str]:
     for view in recipe.views():
         data = view.data
         for part in ("train", "valid", "test", "transfer"):
-            for name in getattr(data, part):
+            for name in data.paths(part):
                 try:
                     matching_files(name, ())
                 except InputError as error:

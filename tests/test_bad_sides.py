@@ -75,6 +75,8 @@ CASES = [
     (["data.transfer=[{path: one.txt, columns: {zh: 0}}]", "data.columns={text: {en: en}}"],
      "teachers: no row of train or transfer has both zh and en, which english reads"),
     (["data.transfer=[one.txt]", "data.columns={text: {en: en}}"], "plain lines hold one text, and here en and zh are"),
+    (["data.transfer=[{path: pairs.tsv, columns: {en: 0}}, {path: pairs.tsv, columns: {zh: 1}}]"],
+     "data.transfer: pairs.tsv is named twice"),
     (["data.train={path: {en: p.en, zh: p.zh}}"], "p.en: plain lines hold no labels"),
     (["data.train=plain.jsonl"], "plain.jsonl:1: has none of the columns 'en', 'zh' (found: text, label); say what it"),
     (["data.train={path: plain.jsonl, columns: {zh: text}}"], "0 training rows of data.train has en, and none a label"),

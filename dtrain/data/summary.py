@@ -49,7 +49,7 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
     width = max(len(f"{count:,}") for count in counts.values())
     lines = []
     for part, count in counts.items():
-        files = getattr(recipe.data, part)
+        files = recipe.data.paths(part)
         labelled = part == "transfer" or part in info["label_counts"]
         made_up = info.get("made_up", 0) if part == "transfer" else 0
         more = f", ... {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""

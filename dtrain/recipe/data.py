@@ -346,6 +346,9 @@ class Data(Closed):
             if getattr(self, key) is not None:
                 found[key] = "not together with several sides of a row"
         for part, given in self._given.items():
+            twice = [path for path in getattr(self, part) if getattr(self, part).count(path) > 1]
+            if twice:  # what an entry says is known by the path
+                found[part] = f"{twice[0]} is named twice"
             for number, each in enumerate(given):
                 strange = "label" if rules.writes else "target"
                 if isinstance(each, FileEntry) and strange in each.columns:
@@ -357,6 +360,14 @@ class Data(Closed):
         """Names of the sides of which a row has one or several; none where a row is one text, or one pair of them."""
         entries = [each for given in self._given.values() for each in given if isinstance(each, FileEntry)]
         return list(dict.fromkeys([*self.columns.sides, *(side for entry in entries for side in entry.sides)]))
+
+    def paths(self, part: str) -> list[str]:
+        """The paths of a part as the recipe has them, all of files that belong together line by line."""
+        found: list[str] = []
+        for each in self._given.get(part, getattr(self, part)):
+            whole = isinstance(each, FileEntry) and isinstance(each.path, dict)
+            found += [each] if isinstance(each, str) else each.path.values() if whole else each.paths
+        return found
 
     def entry(self, part: str, path: str) -> FileEntry | None:
         """The entry that a path of a part stands for, if it is one."""

@@ -26,7 +26,10 @@ def check_peers(students: list[Student], contexts: list[Context], reports: list[
             for key in ("patience", "adversarial", "parallel", "noisy"):
                 if getattr(student, key) is not None:
                     own(key, "is not for peers, who make every step together")
-            for key in ("task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
+            shared = (
+                ("teachers",) if student.reads is not None else ()
+            )  # which rows are useful depends on what they say
+            for key in (*shared, "task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
                 if getattr(student, key) != getattr(first, key):
                     own(key, f"must be that of its peer {first.name}, as they share each batch")
     return bool(sets)

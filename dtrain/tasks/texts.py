@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dtrain.data import EncodedSplit
 from dtrain.data.batch import Batch, ByName
 from dtrain.knowledge.collect import model_options, pick
-from dtrain.knowledge.kinds import kind_names
+from dtrain.knowledge.kinds import at_layer, find_kind, kind_names
+from dtrain.models.inside import shape_of, taking
 from dtrain.tasks.base import Task, check_coverage
 from dtrain.training.workers import Workers
 
@@ -45,11 +46,31 @@ class TextTask(Task):
 
     def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
         asked = [name for name in kind_names() if name in needs and name != "logits"]
-        output = model(**batch.inputs, **model_options(model, asked))
-        found = {"logits": output.logits} | {name: pick(name, output) for name in asked}
+        state = _state_with_features(model) if "features" in asked else None
+        if state is None:
+            output = model(**batch.inputs, **model_options(model, asked))
+            found = {"logits": output.logits} | {name: pick(name, output) for name in asked}
+        else:
+            asked.remove("features")
+            with taking(model, [state]) as taken:
+                output = model(**batch.inputs, **model_options(model, asked))
+            found = {"logits": output.logits} | {name: pick(name, output) for name in asked}
+            found["features"] = taken()[state][:, 0].float()
         if "exits" in needs:
             found["exits"] = output.exits
         return found
+
+
+def _state_with_features(model: nn.Module) -> str | None:
+    """What of the inside of a transformers classifier its features are taken from; None for a model that gives them itself.
+
+    It is asked by a hook, for transformers itself gives no states in a process that was sent the model, as ranks are where
+    it is cut up: only where one is built does it note down which modules have some (5.17 and 5.23).
+    """
+    shape = shape_of(model)
+    if shape is None or not find_kind("features").options(model):
+        return None
+    return at_layer("hidden_states", shape.layers)
 
 
 def by_row(

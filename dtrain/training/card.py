@@ -30,7 +30,7 @@ def use_in_words(place: Path, section: Data, reads: str | None = None, privilege
     rows = '["a text"], ["its partner"]' if section.columns.text_b is not None else '["a text", "another"]'
     if privileged:
         rows = f'["a text"], privileged=[[[0, 1, "{privileged[0]}"]]]'
-    files = {part: getattr(section, part) for part in ("train", "valid", "test", "transfer")}
+    files = {part: section.paths(part) for part in ("train", "valid", "test", "transfer")}
     named = "; ".join(f"{part} {', '.join(names)}" for part, names in files.items() if names)
     side = "" if reads is None else f"- side of a row that it reads: {reads}\n"
     return (

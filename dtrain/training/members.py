@@ -207,6 +207,9 @@ class Members:
         noisy = spec.noisy if isinstance(spec, Student) else None
         if noisy:
             stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}
+            if spec.reads is not None:  # chosen by the mean of all teachers, which may read other sides
+                answered = [store.holds(train.ids) for store in stores.values()]
+                train = train.take(np.flatnonzero((train.labels >= 0) | np.logical_and.reduce(answered)))
             train = noisy_rows(train, stores, noisy)
         valid = (
             data.part("valid", tokenizer, "own" if spec.model.reads_privileged else None)

@@ -58,22 +58,23 @@ def write(asked: argparse.Namespace) -> None:
 
 def table(results: dict[str, Any], majority: float) -> str:
     """A line a group of seeds; teachers are scored on English test rows."""
-    students = {group["name"]: group for group in results["groups"] if group["kind"] == "students"}
+    groups = {group["name"].partition("-seed")[0]: group for group in results["groups"]}
+    students = {name: group for name, group in groups.items() if group["kind"] == "students"}
     accuracy = {name: group["test"]["accuracy"]["mean"] for name, group in students.items()}
     floor, ceiling = accuracy["floor_m3e"], accuracy["ceiling_m3e"]
     lines = [
         "| model | reads | accuracy, % | over the larger class | of the way to the ceiling |",
         "|---|---|---|---|---|",
     ]
-    for group in results["groups"]:
+    for name, group in groups.items():
         found = group["test"]["accuracy"]
         score = f"{100 * found['mean']:.2f} ± {100 * (found['std'] or 0.0):.2f}"
         if group["kind"] == "teachers":
-            lines.append(f"| {group['name']} | English | {score} | | |")
+            lines.append(f"| {name} | English | {score} | | |")
             continue
-        own = ceiling if "m3e" in group["name"] else accuracy["ceiling_bilstm"]
+        own = ceiling if "m3e" in name else accuracy["ceiling_bilstm"]
         way = f"{100 * (found['mean'] - floor) / (own - floor):.0f} %" if own != floor else ""
-        lines.append(f"| {group['name']} | Chinese | {score} | {100 * (found['mean'] - majority):+.2f} | {way} |")
+        lines.append(f"| {name} | Chinese | {score} | {100 * (found['mean'] - majority):+.2f} | {way} |")
     return "\n".join([*lines, "", f"The larger class has {100 * majority:.2f} % of the Chinese test rows."])
 
 
