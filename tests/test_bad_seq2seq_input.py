@@ -65,6 +65,10 @@ KEYS = [
     ("students.0.losses=[{type: hidden_mse}]", "compares layers of transformers, and small is a marian"),
     ("students.0.model=" + MODEL, "big writes other tokens; write model.tokenizer: big"),
     ("teachers.0.adversarial={type: fgm}", "adversarial: is not for task 'seq2seq'"),
+    (
+        "teachers.0.model.vocabularies=two",
+        "a bart has one vocabulary, and big has two; write type: marian, or leave out tokenizer",
+    ),
     ("students.0.rows=[transfer]", "'transfer' needs data.transfer"),
     ("students.0={name: s, model: {type: marian}, teachers: [], rows: [sequences]}", "one teacher wrote, found none"),
     (
@@ -80,7 +84,8 @@ KEYS = [
 
 @pytest.mark.parametrize(("override", "told"), KEYS, ids=[key[0] for key in KEYS])
 def test_keys(override: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["check", str(written(tmp_path)), override])
+    student = ["students.0.model={type: bart, tokenizer: big}"] if "vocabularies=two" in override else []
+    code = main(["check", str(written(tmp_path)), override, *student])
     check_refused(capsys.readouterr().err, code, tmp_path, told)
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dtrain.data.tokenizers import SPECIALS
 from dtrain.data.vocabularies import load_tokenizer, wrapped
 from dtrain.data.wordpiece import MARK, train_wordpiece
+from dtrain.errors import InputError
+from dtrain.runfolder import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,6 +32,9 @@ ALONE = rf"{BLANK}?(?:[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{P}}]|(?!{BLANK})
 START, END = "[CLS]", "[SEP]"
 TARGET_FILE = "target_tokenizer.json"  # in a tokenizer's folder: what is written, where it has a vocabulary of its own
 _TARGET = "target_backend"  # the attribute of a tokenizer that holds it
+# In the folder of a tokenizer that came with a model: the ids that the model begins to write with, and ends with.
+ENDS_FILE = "target_ends.json"
+_ENDS = "target_ends"
 
 
 def learnt_tokenizer(
@@ -53,6 +58,47 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     target: Tokenizer | None = getattr(tokenizer, _TARGET, None)
     if target is not None:
         target.save(str(folder / TARGET_FILE))
+    ends: dict[str, int] | None = getattr(tokenizer, _ENDS, None)
+    if ends is not None:
+        write_json(folder / ENDS_FILE, ends)
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str, config: Mapping[str, Any]) -> None:
+    """Tell a tokenizer that came with a model what the model's folder says of the side that is written.
+
+    Args:
+        source: the folder, or the name of a hub model.
+        config: its config.json.
+
+    Raises:
+        InputError: it does not say what a text begins with, or a text does not end with what it says.
+    """
+    place = Path(source, TARGET_FILE)
+    if place.is_file():
+        setattr(tokenizer, _TARGET, Tokenizer.from_file(str(place)))
+    start, end = config.get("decoder_start_token_id"), config.get("eos_token_id")
+    if not isinstance(start, int):
+        raise InputError(f"{source}: config.json names no decoder_start_token_id, with which a model begins to write")
+    last = [*writer_of(tokenizer)("a")["input_ids"], None][-2]
+    if last not in (end if isinstance(end, list) else [end]):
+        raise InputError(
+            f"{source}: its tokenizer ends no text with the token that config.json says texts end with (eos_token_id: "
+            f"{end}), so that a model would not learn to end; the tokenizer lacks a post-processor that adds it"
+        )
+    setattr(tokenizer, _ENDS, {"start": start, "end": last})
+
+
+def ends_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The tokens that a written text begins with (`start`, which is none of it) and ends with (`end`)."""
+    found: dict[str, int] | None = getattr(tokenizer, _ENDS, None)
+    # Of a tokenizer that was made here both are there.
+    return found or {"start": tokenizer.cls_token_id, "end": tokenizer.sep_token_id}
+
+
+def load_ends(folder: Path) -> dict[str, int]:
+    """The same of a tokenizer's folder."""
+    place = folder / ENDS_FILE
+    return read_json(place) if place.is_file() else ends_of(load_tokenizer(folder))
 
 
 def writer_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from dtrain.data.files import resolve_path
-from dtrain.data.vocabularies import load_tokenizer
-from dtrain.data.written import load_writer
+from dtrain.data.written import load_ends, load_writer
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 from dtrain.models.whole import first_line, load_whole
@@ -43,21 +42,18 @@ def build_seq2seq(
     """
     if spec.pretrained:
         return _labelled(_pretrained(spec, vocabulary, max_length), labels).train()
-    ends = {"eos_token_id": 3, "decoder_start_token_id": 2}
-    written = vocabulary
+    ends, written = {"start": 2, "end": 3}, vocabulary
     if tokenizer_path is not None:
-        tokenizer = load_tokenizer(tokenizer_path)
-        written = len(load_writer(tokenizer_path))
-        ends = {"eos_token_id": _id(tokenizer.eos_token_id, tokenizer.sep_token_id)}
-        ends["decoder_start_token_id"] = _id(tokenizer.cls_token_id, tokenizer.bos_token_id)
+        ends, written = load_ends(tokenizer_path), len(load_writer(tokenizer_path))
     values: dict[str, Any] = {
         **spec.config(),
-        **ends,
+        "eos_token_id": ends["end"],
+        "decoder_start_token_id": ends["start"],
         "vocab_size": vocabulary,
         "max_position_embeddings": max(POSITIONS, max_length or 0),
         "pad_token_id": pad_id,
-        "bos_token_id": ends["decoder_start_token_id"],
-        "forced_eos_token_id": ends["eos_token_id"],
+        "bos_token_id": ends["start"],
+        "forced_eos_token_id": ends["end"],
         "scale_embedding": True,
         **dict.fromkeys(DROPOUTS[:2], 0.1 if spec.dropout is None else spec.dropout),
     }
@@ -129,7 +125,3 @@ def _labelled(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: number for number, label in enumerate(labels)}
     return model
-
-
-def _id(*found: Any) -> int:
-    return next(int(number) for number in found if number is not None)

@@ -26,11 +26,28 @@ def check_rows(student: Student, context: Context, report: Reporter) -> None:
         if written:
             report("rows", f"{written[0]!r} is only for task 'seq2seq', whose teachers write")
         return
+    _read_both_sides(student, context, report)
     if "transfer" in (student.rows or []) and context.transfer:
         report("rows", "'transfer' rows have no target; 'sequences' are what a teacher writes for them, too")
     if written and len(student.teachers or []) != 1:
         found = ", ".join(student.teachers or []) or "none"
         report("rows", f"{written[0]!r} is what one teacher wrote, found {found}; name it (teachers: [NAME])")
+
+
+def _read_both_sides(student: Student, context: Context, report: Reporter) -> None:
+    """A student that reads the tokens of a teacher with two vocabularies has two as well."""
+    encoder = student.model.transformer
+    teacher = context.teachers.get(encoder.tokenizer or "") if encoder is not None else None
+    owner = None if teacher is None else teacher.model.transformer
+    if encoder is None or owner is None or not getattr(owner, "two_vocabularies", False):
+        return
+    if "vocabularies" in type(encoder).model_fields:
+        setattr(encoder, "vocabularies", "two")  # noqa: B010  of one architecture alone
+    else:
+        report(
+            "model.type",
+            f"a {encoder.type} has one vocabulary, and {encoder.tokenizer} has two; write type: marian, or leave out tokenizer",
+        )
 
 
 def check_tokens(student: Student, losses: Iterable[LossSpec], context: Context, report: Reporter) -> None:

@@ -18,6 +18,7 @@ from dtrain.data import PreparedData
 from dtrain.data.class_weights import check_class_weights
 from dtrain.data.corpus import Corpus
 from dtrain.data.external import check_external
+from dtrain.data.files import resolve_path
 from dtrain.data.sides import check_sides, parts_of, side_counts
 from dtrain.data.summary import numbers_in_words, remarks_in_words, unknown_in_words
 from dtrain.data.tokenizers import check_tokenizers, sides_reading, tasks_reading, tokenizer_specs
@@ -207,10 +208,11 @@ class TaskRows:
         kind = next((task for task in of if not rules_of(task.section.task).tags), of[0])
         sides = [("text", "text_b"), *([("target",)] if rules_of(kind.section.task).writes else [])]
         of_sides = sides_reading(self.recipe, name)
-        texts, *targets = (
-            itertools.chain.from_iterable(task.texts(columns, side) for task in of for side in of_sides)
-            for columns in sides
-        )
+
+        def texts_of(columns: tuple[str, ...]) -> Iterator[list[str]]:
+            return itertools.chain.from_iterable(task.texts(columns, side) for task in of for side in of_sides)
+
+        texts, *targets = map(texts_of, sides)  # generators nested in one another would all read the last columns
         return PREPARING[kind.section.task].tokenizer(spec, texts, kind.section, *targets)
 
     def texts(self, columns: tuple[str, ...], side: str = "") -> Iterator[list[str]]:
@@ -246,6 +248,10 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
         if name in names and spec is not None:
             tokenizer = given_tokenizer(name, spec, recipe.data.max_length, recipe.data.normalize.lower)
             if tokenizer is not None:
+                source = spec.folder if isinstance(spec, ExternalSpec) else spec.source
+                if source is not None:
+                    place = resolve_path(source)
+                    PREPARING[recipe.data.task].complete(tokenizer, str(place if place.exists() else source))
                 given[name] = tokenizer
     return given
 

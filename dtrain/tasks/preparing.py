@@ -38,6 +38,17 @@ class Preparing(ABC):
             targets: batches of the texts that are to be written, where a row's label is one.
         """
 
+    def complete(self, tokenizer: PreTrainedTokenizerFast, source: str) -> None:
+        """Look at a tokenizer that came with a model, before anything is written.
+
+        Args:
+            source: the model's folder, or its name on the hub.
+
+        Raises:
+            InputError: it does not serve this kind of task.
+        """
+        return
+
     def save(self, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         """Write a tokenizer's files."""
         tokenizer.save_pretrained(folder)

@@ -8,7 +8,15 @@ import pytest
 
 from dtrain.data.encode import Encoder
 from dtrain.data.vocabularies import load_tokenizer
-from dtrain.data.written import learnt_tokenizer, load_writer, save_tokenizer, writer_of
+from dtrain.data.written import (
+    complete_tokenizer,
+    learnt_tokenizer,
+    load_ends,
+    load_writer,
+    save_tokenizer,
+    writer_of,
+)
+from dtrain.errors import InputError
 
 SOURCES = ["a man's dog is running , fast", "two dogs (black) run in 2 hills - or so"] * 3
 TARGETS = ["一只狗在跑。", "两只 狗,在草地上 跑 iphone 12 手机!"] * 3
@@ -33,3 +41,21 @@ def test_texts_come_back_as_they_were(two: bool, tmp_path: Path) -> None:
 def test_a_vocabulary_is_a_function_of_the_texts() -> None:
     first, second = (learnt_tokenizer(60, [SOURCES], [TARGETS], True, two=False).get_vocab() for _ in range(2))
     assert first == second and len(first) <= 60
+
+
+def test_what_came_with_a_model_knows_both_sides_and_the_model_s_own_ends(tmp_path: Path) -> None:
+    made = learnt_tokenizer(300, [SOURCES], [TARGETS], True, two=True)
+    save_tokenizer(made, tmp_path / "model")
+    given = load_tokenizer(tmp_path / "model")
+    complete_tokenizer(given, str(tmp_path / "model"), {"decoder_start_token_id": 0, "eos_token_id": [3, 9]})
+    save_tokenizer(given, tmp_path / "again")
+    for name, ends in (("model", {"start": 2, "end": 3}), ("again", {"start": 0, "end": 3})):
+        assert load_writer(tmp_path / name).get_vocab() == writer_of(made).get_vocab() != made.get_vocab()
+        assert load_ends(tmp_path / name) == ends
+    for config, told in (
+        ({"eos_token_id": 3}, "config.json names no decoder_start_token_id"),
+        ({"decoder_start_token_id": 0, "eos_token_id": 9}, r"ends no text with the token .*\(eos_token_id: 9\)"),
+        ({"decoder_start_token_id": 0}, "ends no text with the token"),
+    ):
+        with pytest.raises(InputError, match=told):
+            complete_tokenizer(given, str(tmp_path), config)

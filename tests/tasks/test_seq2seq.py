@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,23 @@ from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF
 from torch import nn
 
-from dtrain.data import EncodedSplit
+from dtrain.data import EncodedSplit, PreparedData
 from dtrain.data.encode import Encoder
+from dtrain.data.vocabularies import load_tokenizer
 from dtrain.data.written import learnt_tokenizer, load_writer, save_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import build
 from dtrain.models.decoding import Decoding, Writer
+from dtrain.plan import Plan
+from dtrain.recipe import load_recipe
 from dtrain.recipe.architectures.seq2seq import MarianSpec
 from dtrain.recipe.schema import Knowledge
+from dtrain.runtime.distributed import World
+from dtrain.stages import prepare
 from dtrain.tasks.seq2seq.task import Seq2Seq, as_text
 from dtrain.training.workers import Workers
 from tests.knowledge.conftest import run_ranks  # which are threads
+from tests.test_bad_seq2seq_input import written
 
 SOURCES = [f"{'big ' * (n % 3)}dog number {n % 7}" for n in range(20)]
 TARGETS = [f"{'大' * (n % 3)}狗{n % 7}号" for n in range(20)]
@@ -92,6 +99,24 @@ def test_scores_are_equal_on_any_number_of_ranks_and_those_of_sacrebleu(part: En
     texts, references = [as_text(writer, tokens[n]) for n in labelled], [TARGETS[n] for n in labelled]
     assert expected["scores"]["bleu"] == BLEU(tokenize="zh").corpus_score(texts, [references]).score / 100
     assert expected["scores"]["chrf"] == pytest.approx(CHRF().corpus_score(texts, [references]).score / 100, rel=1e-15)
+
+
+@pytest.mark.parametrize("vocabularies", ["shared", "two"])
+def test_vocabularies_are_counted_on_the_sides_that_they_are_of(
+    vocabularies: str, tmp_path: Path, world: World
+) -> None:
+    """Pieces of sources and of targets: of the former none was known where both were counted on the latter."""
+    recipe = load_recipe(str(written(tmp_path)), [f"teachers.0.model.vocabularies={vocabularies}"])
+    folder = Plan(recipe).folder
+    prepare.run(recipe, world, folder)
+    data = PreparedData.open(folder)
+    part, place = data.part("train", "big"), data.tokenizer_path("big")
+    read, write = load_tokenizer(place), load_writer(place)
+    assert part.targets is not None
+    # A number that occurs once is no piece.
+    assert all((ids == 1).mean() < 0.25 for ids in (part.tokens, part.targets)) and read.unk_token_id == 1
+    assert "文" in write.get_vocab() and ("文" in read.get_vocab()) == (vocabularies == "shared")
+    assert "▁number" in read.get_vocab()
 
 
 def test_a_beam_of_more_hypotheses_than_tokens_is_seen_before_anything_is_trained() -> None:

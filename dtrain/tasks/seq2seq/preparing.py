@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedConfig
+
 from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
-from dtrain.data.files import resolve_path
 from dtrain.data.sources import Rows
 from dtrain.data.write import Batch
-from dtrain.data.written import learnt_tokenizer, save_tokenizer, writer_of
-from dtrain.errors import InputError
+from dtrain.data.written import complete_tokenizer, ends_of, learnt_tokenizer, save_tokenizer, writer_of
 from dtrain.recipe.data import Data
-from dtrain.recipe.models import EncoderSpec, ExternalSpec
+from dtrain.recipe.models import EncoderSpec
 from dtrain.tasks.classification.preparing import TextPreparing
 from dtrain.tasks.seq2seq.reading import TARGET
 
@@ -44,16 +43,16 @@ class SidesPreparing(TextPreparing):
         two = bool(getattr(spec, "two_vocabularies", False))
         return learnt_tokenizer(spec.vocabulary_size, texts, targets, data.normalize.lower, two=two)
 
+    def complete(self, tokenizer: PreTrainedTokenizerFast, source: str) -> None:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+        complete_tokenizer(tokenizer, source, config)
+
     def save(self, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         save_tokenizer(tokenizer, folder)
 
     def record(self, tokenizer: PreTrainedTokenizerFast, spec: object) -> dict[str, Any]:
-        """Tokens of what is written, and the one that a decoder begins with.
-
-        Raises:
-            InputError: a pretrained model's folder does not say that token.
-        """
-        return {"target_vocabulary": len(writer_of(tokenizer)), "start": _start(tokenizer, spec)}
+        """Tokens of what is written, and the one that a decoder begins with."""
+        return {"target_vocabulary": len(writer_of(tokenizer)), "start": ends_of(tokenizer)["start"]}
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeSides:
         return _EncodeSides(*(Encoder(t, data.max_length, False) for t in (tokenizer, writer_of(tokenizer))))
@@ -75,21 +74,6 @@ class _EncodeSides:
             "target_ids": [ids if known else [] for ids, known in zip(written.ids, there, strict=True)],
             "cut": [a or (b and known) for a, b, known in zip(read.cut, written.cut, there, strict=True)],
         }
-
-
-def _start(tokenizer: PreTrainedTokenizerFast, spec: object) -> int:
-    folder = spec.folder if isinstance(spec, ExternalSpec) else spec.source if isinstance(spec, EncoderSpec) else None
-    if folder is None:
-        assert isinstance(tokenizer.cls_token_id, int)
-        return tokenizer.cls_token_id
-    place = resolve_path(folder) / "config.json"
-    try:
-        start = json.loads(place.read_text(encoding="utf-8"))["decoder_start_token_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        start = None
-    if not isinstance(start, int):
-        raise InputError(f"{place}: names no decoder_start_token_id, with which a model begins to write")
-    return start
 
 
 def _bleu_words(corpus: Corpus, data: Data) -> str:
