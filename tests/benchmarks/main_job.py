@@ -17,7 +17,7 @@ else is each one's default. Ways, each in processes of its own, one after anothe
                     Python that has it (losses_beside_textbrewer.py says how); without it this way is left out
 
 Seconds of parts are told by the ways themselves, `start and rest` is what is left of the whole; memory is the largest sum over
-a way's processes (proportional set size), asked for twice a second. Two quiet cores take about 15 minutes for the defaults.
+a way's processes (proportional set size), asked for once a second. Two quiet cores take about 15 minutes for the defaults.
 Prints the tables of `results/main_job.md`.
 """
 
@@ -130,7 +130,7 @@ def watched(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     peak, over = [0], threading.Event()
 
     def look() -> None:
-        while not over.wait(0.5):
+        while not over.wait(1.0):  # each look has the kernel walk through all pages
             total = 0
             try:
                 family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
