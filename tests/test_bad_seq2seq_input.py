@@ -154,6 +154,19 @@ def test_lines_of_two_files(
     check_refused(capsys.readouterr().err, code, tmp_path, told)
 
 
+def test_a_file_of_targets_that_cannot_be_read_has_no_lines_to_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = parallel(tmp_path, ["a", "b"], ["x", "y"])
+    (tmp_path / "train.zh").write_bytes("一\n二\n".encode("gb18030"))
+    code = main(["check", str(written(tmp_path)), data])
+    check_refused(capsys.readouterr().err, code, tmp_path, "train.zh:2: not valid UTF-8")
+    code = main(
+        ["check", str(written(tmp_path)), parallel(tmp_path, ["a"], ["x"]).replace("split", "format: tsv, split")]
+    )
+    check_refused(capsys.readouterr().err, code, tmp_path, "data.format: 'tsv' has both sides in one file")
+
+
 def test_files_of_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(written(tmp_path))
     code = main(["check", recipe, "data.targets={train: gone.zh, valid: gone.zh}"])

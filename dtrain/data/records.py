@@ -15,7 +15,7 @@ from dtrain.data.files import TABLES, Source
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, RowError, shown
 from dtrain.data.tables import EXCEL, MEND, SEPARATORS, SpanningRows, add_misread, mended_row, table_rows
-from dtrain.errors import suggest
+from dtrain.errors import counted, suggest
 
 Record = Mapping[str | int, Any]
 Records = Iterator[tuple[int, Record]]
@@ -190,7 +190,7 @@ def missing_columns(
     """The mistake of a record or table without the columns `names`."""
     if any(isinstance(name, int) for name in names):
         what = f"has no column {' and no column '.join(map(str, names))}"
-        return RowError(what, f" ({len(found)} columns, counted from 0)")
+        return RowError(what, f" ({counted(len(found), 'column')}, counted from 0)")
     words = [str(column) for column in found]
     near = suggest(str(names[0]), words, 0.5) if len(names) == 1 else ""
     return RowError(f"has no {' and no '.join(map(repr, names))}", f"{near} (found: {shown(words) or 'none'}){remedy}")

@@ -11,6 +11,7 @@ from dtrain.planning.members import Member, members_of
 from dtrain.planning.trial import Activations
 from dtrain.planning.ways import GIB, PREFERRED, WAYS, Memory, memory, most_rows, room, sent
 from dtrain.recipe import Recipe
+from dtrain.recipe.models import ExternalSpec
 from dtrain.recipe.training import Student
 from dtrain.students.plan import MOST_FUSED
 from dtrain.tasks.rules import rules_of
@@ -53,7 +54,7 @@ def ways_of(member: Member, gpus: Gpus, only: str | None = None) -> list[Trained
     free, found = room(gpus.memory), []
     kept = (False, True) if member.config is not None else (False,)
     known = {checkpointing: member.activations(checkpointing) for checkpointing in kept}
-    ways = [only] if only else (list(WAYS) if gpus.ranks > 1 else ["ddp"])
+    ways = ["ddp"] if gpus.ranks == 1 else [only] if only else list(WAYS)  # one process cuts nothing up
     for way in ways:
         for checkpointing, each in known.items():
             found.append(_trained(member, way, checkpointing, each, gpus, free))
@@ -111,6 +112,8 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
         f"{room(gpus.memory) / GIB:.1f} may be used; GB of 2^30 bytes",
         "t: tracked on fake tensors of 2 and 4 layers, with lines through them; f: by formula",
     ]
+    if gpus.ranks == 1 and only not in (None, "ddp"):
+        told.append(f"on one GPU nothing is cut up or offloaded: {only} trains as ddp does")
     for section, name in (("pretrain", "pretrain"), ("teachers", "teacher")):
         alike: dict[str, list[Member]] = {}  # one table for members that differ in their seed, say
         for member in members_of(recipe, section):
@@ -120,6 +123,8 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
         for members in alike.values():
             names = ", ".join(member.spec.name for member in members)
             told += ["", *_trained_by_all(f"{name} {names}", members[0], gpus, only)]
+    given = {t.name: t.model.folder for t in recipe.teachers if isinstance(t.model, ExternalSpec)}
+    told += [f"teacher {name}: from {folder}, not trained; its store is not planned" for name, folder in given.items()]
     store = _store(recipe, rows)
     told += ["", *store] if store else []
     told += ["", *_students(recipe, gpus)] if recipe.students else []

@@ -124,6 +124,18 @@ def test_one_config_and_small_gpus(tmp_path: Path, no_trials: None, capsys: pyte
     assert "  zero2 " in told and "  fsdp2 " not in told
     assert main(["plan", str(path), "--gpus", "8", "--memory", "4GB", "--config", "ddp_bf16"]) == 0
     assert "none fits" in capsys.readouterr().out
+    assert main(["plan", str(path), "--gpus", "1", "--memory", "80GB", "--config", "zero2_offload"]) == 0
+    told = capsys.readouterr().out
+    assert "on one GPU nothing is cut up or offloaded: zero2_offload trains as ddp does" in told
+    assert "  ddp " in told and "  zero2_offload " not in told and "accelerate_config: ddp" in told
+
+
+def test_a_teacher_from_a_folder_is_named(tmp_path: Path, no_trials: None) -> None:
+    path = recipe(tmp_path, SMALL)
+    path.write_text(path.read_text().replace("teachers: [", "teachers: [{name: given, from: there}, "))
+    told = planned(path)
+    assert "teacher given: from there, not trained; its store is not planned" in told
+    assert any(line.startswith("teacher big: bert") for line in told)
 
 
 @pytest.mark.parametrize(

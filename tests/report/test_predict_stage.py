@@ -151,6 +151,12 @@ def test_folders_that_are_no_models_and_devices_that_are_not_here(run, tmp_path)
             Predictor(run.folder.model("teachers", "bert"), device="cuda")
 
 
+def test_a_table_of_one_column_is_told_how_it_is_read(run, world, tmp_path):
+    (tmp_path / "one.tsv").write_text("球队\n股票\n", encoding="utf-8")
+    with pytest.raises(InputError, match="one.tsv:1: .*give --columns text=0"):
+        predicted(run, world, tmp_path, input=str(tmp_path / "one.tsv"), columns=["text=1"])
+
+
 def test_a_beam_is_for_models_that_write(run, world, tmp_path):
     place = run.folder.model("students", "cnn-seed1")
     told = r"beam: is for models that write texts \(task seq2seq\), and .*cnn-seed1 writes none"

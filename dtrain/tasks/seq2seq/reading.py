@@ -32,6 +32,11 @@ class SidesReading(TextReading):
             return super().format_of(part, name, data)
         if resolve_path(name).is_dir():
             raise InputError(f"{name}: is a folder; with data.targets both sides are files, line by line")
+        if data.format not in ("auto", "lines"):
+            raise InputError(
+                f"data.format: {data.format!r} has both sides in one file, and with data.targets each is read line by line; "
+                "leave out one of the two"
+            )
         if resolve_path(name).stat().st_size == 0:
             raise InputError(f"{name}: the file is empty")
         return "lines"
@@ -92,7 +97,7 @@ def _read_pairs(
         numbered_lines(source.files[0], source.name, problems, source.encoding, "data.encoding"),
         numbered_lines(place, name, problems, source.encoding, "data.encoding"),
     )
-    lengths = [0, 0]
+    lengths, before = [0, 0], len(problems.lines)
     for line, (read, written) in enumerate(zip_longest(*sides), start=1):
         lengths = [
             line if found is not None else length for found, length in zip((read, written), lengths, strict=True)
@@ -103,7 +108,7 @@ def _read_pairs(
             if not text.strip():
                 problems.add_row(side, line, RowError("is empty", ": both sides of a pair need words"))
         rows.append(read[1], None, number, line, target=written[1])
-    if lengths[0] != lengths[1]:
+    if lengths[0] != lengths[1] and len(problems.lines) == before:  # what cannot be read has no lines to count
         problems.add(
             f"{source.key}: {source.name} has {lengths[0]:,} lines, and {name} {lengths[1]:,}: each line of one is the other "
             "side of the same line there"
