@@ -115,6 +115,9 @@ def test_scores_need_sacrebleu(
     monkeypatch.setattr(reading, "find_spec", lambda name: None)
     code = main(["check", str(written(tmp_path))])
     check_refused(capsys.readouterr().err, code, tmp_path, "pip install 'dtrain[translation]'")
+    monkeypatch.setattr(reading, "find_spec", lambda name: None if name == "lxml" else True)
+    code = main(["check", str(written(tmp_path))])
+    check_refused(capsys.readouterr().err, code, tmp_path, "whose lxml is not installed: pip install lxml")
 
 
 def parallel(folder: Path, sources: list[str], targets: list[str]) -> str:

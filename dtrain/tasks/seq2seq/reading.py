@@ -81,6 +81,10 @@ class SidesReading(TextReading):
         if find_spec("sacrebleu") is None:
             install = "pip install 'dtrain[translation]'"
             raise InputError(f"{data.key}.task: 'seq2seq' is scored by sacrebleu, which is not installed: {install}")
+        if find_spec("lxml") is None:  # sacrebleu imports it, whatever it is asked for
+            raise InputError(
+                f"{data.key}.task: 'seq2seq' is scored by sacrebleu, whose lxml is not installed: pip install lxml"
+            )
         corpus.labels = [TARGET]
         for part, rows in corpus.parts.items():
             bare = rows.target.bare
