@@ -115,6 +115,14 @@ def test_nccl_needs_gpus() -> None:
         backend_of("nccl", False)
 
 
+def test_of_several_ranks_without_gpus_one_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(InputError) as told:
+        backend_of("nccl", False)
+    assert told.value.problems == []
+
+
 def test_gloo_on_a_machine_with_fewer_gpus_than_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is asked with the GPUs only where NCCL is meant."""
     asked: list[int] = []

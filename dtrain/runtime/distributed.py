@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError, InputError
+from dtrain.log import is_main_process
 from dtrain.runtime.allocator import keep_freed_memory
 from dtrain.runtime.attendance import (
     heard_within,
@@ -193,6 +195,9 @@ def backend_of(asked: str, gpus: bool) -> str:
         InputError: NCCL without GPUs.
     """
     if asked == "nccl" and not gpus:
+        if not is_main_process():
+            time.sleep(5)  # the main rank tells; when it leaves, the launcher ends this one
+            raise InputError([])
         raise InputError("launch.backend: nccl needs GPUs (found none; allowed here: gloo, auto)")
     if asked == "auto":
         return "nccl" if gpus else "gloo"
