@@ -204,10 +204,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--assistant", help="student of the first command that teaches a BiLSTM, as `minilm_v2-seed1`")
     parser.add_argument("--points", action="store_true", help="knowledge points (TNEWS), after the first command")
+    parser.add_argument("--only", help="these students alone, as `soft_targets,scratch`")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_intermixed_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     made = recipe(asked.data_set, asked, asked.out.resolve())
+    if asked.only:
+        made["students"] = [student for student in made["students"] if student["name"] in asked.only.split(",")]
     if asked.assistant:
         made = with_assistant(made, asked.assistant)
     if asked.points:
