@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused(changes: list[str], message: str, root: Pa
     ("teacher", "message"),
     [
         ("{name: t, from: x, epochs: 2}", r"r\.yaml:3: teachers\.0\.epochs: is not for a teacher taken `from` a folder"),
-        ("{name: t, from: x, model: {type: bilstm}}", r"r\.yaml:3: teachers\.0\.model: is not for .*\(allowed: name, from, task\)"),
+        ("{name: t, from: x, model: {type: bilstm}}", r"r\.yaml:3: teachers\.0\.model: is not for .*\(allowed: name, from, task, reads\)"),
         ("{name: t, from: ''}", r"teachers\.0\.from: string should have at least 1 character"),
         ("{name: t, form: x}", r"teachers\.0\.form: unknown key; did you mean 'from'\?"),
         ("{name: t, model: {type: given, folder: x}}", r"teachers\.0\.model\.type: allowed: 'bert', .*found 'given'"),
