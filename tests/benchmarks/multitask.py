@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of every model (default: the recipe's)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     extracts(asked.recipe, asked.data, asked.out, asked.rows, asked.dev)
     recipe = load_recipe(asked.recipe)

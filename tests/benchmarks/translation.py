@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="rows of the validation and test files at most (default: all)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     for name, rows in (("train", asked.rows), ("val", asked.test), ("test", asked.test)):
         file = Path("captions_en_zh") / f"{name}.tsv"
         extract(asked.data / file, asked.out / "data" / file, rows)
