@@ -9,10 +9,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import dtrain.__main__
 from dtrain import forks, launch
 from dtrain.recipe import load_recipe
 from dtrain.stages import of_run
@@ -28,11 +30,10 @@ def test_what_a_fork_says_and_its_exit_code(capfd: pytest.CaptureFixture[str], t
     assert "quickstart" in capfd.readouterr().out
 
 
-def test_a_fork_has_its_own_variables_session_and_name(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Seen from a command that waits: `predict` of a pipe that nobody writes to would do, `init` of one does too."""
-    pipe = tmp_path / "rows.jsonl"
-    os.mkfifo(pipe)
-    forked = forks.Forked(["init", str(pipe)], {"RANK": "3", "PATH": os.environ["PATH"]})
+def test_a_fork_has_its_own_variables_session_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from a command that takes long."""
+    monkeypatch.setattr(dtrain.__main__, "entry", lambda: time.sleep(60))
+    forked = forks.Forked(["recipes"], {"RANK": "3", "PATH": os.environ["PATH"]})
     try:
         assert os.getsid(forked.pid) == forked.pid
         assert Path(f"/proc/{forked.pid}/comm").read_text() == "dtrain rank 3\n"

@@ -153,7 +153,7 @@ def test_each_model_with_exits_is_timed(classes: Plan, monkeypatch: pytest.Monke
 
     def measure(models: dict[str, Any], *_: Any) -> dict[str, Any]:
         timed.append(len(models))
-        return {"rows": 1, "rows_per_second": dict.fromkeys(models, 1.0), "milliseconds": {}}
+        return {"rows": 1, "repeats": 2, "rows_per_second": dict.fromkeys(models, 1.0), "milliseconds": {}}
 
     monkeypatch.setattr(speed, "measure", measure)
     monkeypatch.setattr(speed, "load", lambda path: None)

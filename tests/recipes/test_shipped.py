@@ -112,7 +112,7 @@ def test_translation_runs_on_an_extract_of_the_real_files(data_folder, tmp_path,
     keys = {"rows_per_second_cpu_64", "rows_per_second_cpu_64_beam", "bleu", "bleu_beam"}
     assert all(keys <= set(model) and 0 <= model["test"]["chrf"] <= 1 for model in results["models"])
     page = (tmp_path / "runs/translate_en_zh/report/report.md").read_text()
-    assert "rows/s, CPU, batch 64, beam" in page and "batch 64, beam)" in page
+    assert "rows/s, CPU, batch 64, beam" in page and "batch 64, beam, 2 times)" in page
 
 
 def test_events_run_on_an_extract_of_the_real_files(data_folder, tmp_path, monkeypatch):

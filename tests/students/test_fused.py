@@ -41,9 +41,14 @@ def assert_close(fused: dict[str, Ended], alone: dict[str, Ended], limit: float 
 
 
 def classification_losses() -> list[str]:
-    """All but those of exits and of what is inside a transformer."""
+    """All but those of exits, of what is inside a transformer, and those with weights, whose students are not stacked."""
     losses = map(find_loss, loss_names("classification"))
-    return [loss.name for loss in losses if "exits" not in loss.needs and not loss.inside]
+    return [loss.name for loss in losses if "exits" not in loss.needs and not loss.inside and not loss.stateful]
+
+
+def test_a_student_of_a_loss_with_weights_is_not_stacked() -> None:
+    one = student("it", "textcnn", losses=[{"type": "cross_entropy"}, {"type": "domain_adversary"}])
+    assert why_not_stacked(one, "fp32", "classification")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
