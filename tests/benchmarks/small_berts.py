@@ -8,12 +8,13 @@ tnews: an encoder of 4 layers of 512 is fine-tuned on an extract of TNEWS titles
 same width: from random weights on the labels (scratch), from its own layers 1 and 3 on the labels (init), the same with
 soft targets (soft_targets), also with the states of its layers (hidden_states), by TinyBERT's phases (tinybert) and by
 MiniLMv2's relations (minilm_v2). A BiLSTM learns from the labels alone, from the teacher, and from the best of the small
-encoders as an assistant (takd: `--assistant NAME`, in a second command, as the best is known only then). A third command,
+encoders as an assistant teacher (`--assistant NAME`, in a second command, as the best is known only then). A third command,
 `--points`, counts knowledge points of a BiLSTM taught by that teacher and of its twin from scratch, over as many steps.
 sst2: an encoder of 6 layers of 384, fine-tuned on an extract of SST-2, teaches 3 layers by the same ways but TinyBERT's.
 
 Students learn on the labelled and the unlabelled rows (TNEWS) for as many epochs each, phases counted together. The epoch
-is chosen on rows that are cut off the training file; scores are of the dev file. Everything runs in fp32 in one process.
+is chosen on rows that are cut off the training file; scores are of the dev file. Everything runs in one process, in fp32
+unless an override says otherwise.
 The printed table has mean and deviation over seeds, the difference from scratch and from the teacher; rows a second are
 those of the report, on one core.
 """
