@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain.data.files import resolve_path
 from dtrain.data.problems import shown
+from dtrain.data.tokenizers import TARGET_FILE
 from dtrain.losses.layers import EncoderShape
 from dtrain.recipe.answers import unlike_layers
 from dtrain.recipe.models import Architecture, EncoderSpec, ExternalSpec, encoder_of
 from dtrain.recipe.phases import CORPUS
+from dtrain.recipe.taught import one_vocabulary
 
 if TYPE_CHECKING:
     from dtrain.recipe.schema import Recipe
-    from dtrain.recipe.training import Student
+    from dtrain.recipe.training import Student, Teacher
 
 
 def encoder_config(spec: Architecture) -> dict[str, Any] | None:
@@ -110,4 +112,22 @@ def check_encoders(recipe: Recipe) -> list[str]:
                 problems.append(f"{key}.{within}.{problem[0]}: {problem[1]}")
             elif config is None and isinstance(teachers[encoder.init.source], ExternalSpec):
                 problems.append(f"{key}.{within}.init.from: {encoder.init.source} has no layers to copy")
+    return problems + _one_vocabulary_for_two(recipe)
+
+
+def _one_vocabulary_for_two(recipe: Recipe) -> list[str]:
+    """Members that cannot read the tokens of a model in a folder, which has a vocabulary for each side."""
+    members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
+    two = set()
+    for owner in members:
+        encoder = owner.model.transformer
+        place = owner.model.folder if isinstance(owner.model, ExternalSpec) else encoder.source if encoder else None
+        if place is not None and (resolve_path(place) / TARGET_FILE).is_file():
+            two.add(owner.name)
+    problems = []
+    for member in members:
+        encoder = member.model.transformer
+        if encoder is not None and encoder.tokenizer in two and (problem := one_vocabulary(encoder)):
+            section = "students" if member in recipe.students else "teachers"
+            problems.append(f"{section}.{member.name}.model.type: {problem}")
     return problems

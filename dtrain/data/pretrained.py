@@ -37,7 +37,7 @@ def check_pretrained(spec: EncoderSpec, key: str, max_length: int) -> list[str]:
         return []
     folder = resolve_path(name)
     if folder.is_dir():
-        return [f"{key}: {problem}" for problem in _problems(folder, max_length)]
+        return [f"{key}: {problem}" for problem in _problems(spec, folder, max_length)]
     looks_like_a_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if folder.exists() or looks_like_a_path:
         return [f"{key}: no such folder {folder}"]
@@ -49,7 +49,7 @@ def pickled_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("pytorch_model*.bin") if path.is_file())
 
 
-def _problems(folder: Path, max_length: int) -> Iterator[str]:
+def _problems(spec: EncoderSpec, folder: Path, max_length: int) -> Iterator[str]:
     if not (folder / "config.json").is_file():
         yield f"{folder} holds no config.json"
         return
@@ -64,7 +64,8 @@ def _problems(folder: Path, max_length: int) -> Iterator[str]:
         yield f"{folder} {PICKLED.format(pickled[0].name, folder) if pickled else f'holds no {WEIGHTS}'}"
     else:
         yield from _unlike_config(folder, config, shapes)
-    yield from _unlike_recipe(folder, config, max_length)
+    problems = list(_unlike_recipe(folder, config, max_length))
+    yield from problems or (f"{folder}: {problem}" for problem in spec.unlike_folder(folder, config))
 
 
 def _shapes(folder: Path) -> dict[str, list[int]] | None:

@@ -19,6 +19,7 @@ from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import OF_STUDENTS
 
 STUDENTS = OF_STUDENTS
+TARGET_FILE = "target_tokenizer.json"  # in a tokenizer's folder: what is written, where it has a vocabulary of its own
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from dtrain.data.tokenizers import SPECIALS
+from dtrain.data.tokenizers import SPECIALS, TARGET_FILE
 from dtrain.data.vocabularies import load_tokenizer, wrapped
 from dtrain.data.wordpiece import MARK, train_wordpiece
 from dtrain.errors import InputError
+from dtrain.recipe.architectures.seq2seq import without_a_start, written_tokens
 from dtrain.runfolder import read_json, write_json
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ BLANK = "▁"
 # A word by itself, with the blank in front of it.
 ALONE = rf"{BLANK}?(?:[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{P}}]|(?!{BLANK})\p{{S}})"
 START, END = "[CLS]", "[SEP]"
-TARGET_FILE = "target_tokenizer.json"  # in a tokenizer's folder: what is written, where it has a vocabulary of its own
 _TARGET = "target_backend"  # the attribute of a tokenizer that holds it
-# In the folder of a tokenizer that came with a model: the ids that the model begins to write with, and ends with.
+# In the folder of a tokenizer that came with a model: the ids that the model begins to write with, and ends with; where it
+# has embeddings of more tokens than its tokenizer, how many it reads and writes.
 ENDS_FILE = "target_ends.json"
 _ENDS = "target_ends"
 
@@ -76,16 +77,32 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str, config: 
     place = Path(source, TARGET_FILE)
     if place.is_file():
         setattr(tokenizer, _TARGET, Tokenizer.from_file(str(place)))
-    start, end = config.get("decoder_start_token_id"), config.get("eos_token_id")
-    if not isinstance(start, int):
-        raise InputError(f"{source}: config.json names no decoder_start_token_id, with which a model begins to write")
-    last = [*writer_of(tokenizer)("a")["input_ids"], None][-2]
+    if problem := without_a_start(config):
+        raise InputError(f"{source}: {problem}")
+    start, end = config["decoder_start_token_id"], config.get("eos_token_id")
+    writer = writer_of(tokenizer)
+    last = [*writer("a")["input_ids"], None][-2]
     if last not in (end if isinstance(end, list) else [end]):
         raise InputError(
             f"{source}: its tokenizer ends no text with the token that config.json says texts end with (eos_token_id: "
             f"{end}), so that a model would not learn to end; the tokenizer lacks a post-processor that adds it"
         )
-    setattr(tokenizer, _ENDS, {"start": start, "end": last})
+    counts = {
+        "read": (int(config.get("vocab_size") or 0), len(tokenizer)),
+        "written": (written_tokens(config), len(writer)),
+    }
+    more = {key: of_model for key, (of_model, own) in counts.items() if of_model > own}
+    setattr(tokenizer, _ENDS, {"start": start, "end": last, **more})
+
+
+def token_counts(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Tokens that models which read with it read, and that they write.
+
+    Of one that came with a model they are the model's, which may have more: embeddings are often padded to a round number,
+    and students that compare token by token must have as many.
+    """
+    ends: dict[str, int] = getattr(tokenizer, _ENDS, None) or {}
+    return ends.get("read", len(tokenizer)), ends.get("written", len(writer_of(tokenizer)))
 
 
 def ends_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -99,6 +116,11 @@ def load_ends(folder: Path) -> dict[str, int]:
     """The same of a tokenizer's folder."""
     place = folder / ENDS_FILE
     return read_json(place) if place.is_file() else ends_of(load_tokenizer(folder))
+
+
+def load_written_count(folder: Path) -> int:
+    """Tokens that models write which read with a tokenizer's folder; see `token_counts`."""
+    return load_ends(folder).get("written", len(load_writer(folder)))
 
 
 def writer_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

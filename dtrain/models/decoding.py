@@ -42,8 +42,10 @@ class Decoding:
     def options(self) -> dict[str, Any]:
         """Arguments of `generate`."""
         found: dict[str, Any] = {"max_new_tokens": self.max_length, "num_beams": self.beam, "do_sample": False}
+        # A model's generation_config.json may ask for several, which greedy decoding has not.
+        found["num_return_sequences"] = self.candidates if self.beam > 1 else 1
         if self.beam > 1:
-            found |= {"num_return_sequences": self.candidates, "length_penalty": self.length_penalty}
+            found["length_penalty"] = self.length_penalty
         return found | {"return_dict_in_generate": True, "output_scores": self.beam > 1, "use_cache": True}
 
 
@@ -113,12 +115,6 @@ def written(model: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Dec
     shape = (len(input_ids), kept)
     scores = found.sequences_scores.view(shape) if decoding.beam > 1 else None
     return tokens.view(*shape, -1), scores
-
-
-def written_tokens(config: dict[str, Any]) -> int:
-    """Tokens that the encoder-decoder of a config.json can write."""
-    apart = config.get("share_encoder_decoder_embeddings") is False
-    return int(config["decoder_vocab_size" if apart else "vocab_size"])
 
 
 def _ends(model: Any) -> list[int]:

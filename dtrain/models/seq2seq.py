@@ -10,12 +10,15 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from dtrain.data.files import resolve_path
-from dtrain.data.written import load_ends, load_writer
+from dtrain.data.tokenizers import TARGET_FILE
+from dtrain.data.written import load_ends, load_written_count
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 from dtrain.models.whole import first_line, load_whole
 from dtrain.quiet import quiet_transformers
+from dtrain.recipe.architectures.seq2seq import written_tokens
 from dtrain.recipe.models import EncoderSpec
+from dtrain.recipe.taught import one_vocabulary
 
 POSITIONS = 512
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
@@ -40,11 +43,13 @@ def build_seq2seq(
         InputError: naming the recipe's key, for a pretrained model that is not there, is damaged, or is too small for the
             tokenizer or `max_length`.
     """
-    if spec.pretrained:
-        return _labelled(_pretrained(spec, vocabulary, max_length), labels).train()
     ends, written = {"start": 2, "end": 3}, vocabulary
+    two = bool(getattr(spec, "two_vocabularies", False))
     if tokenizer_path is not None:
-        ends, written = load_ends(tokenizer_path), len(load_writer(tokenizer_path))
+        ends, written = load_ends(tokenizer_path), load_written_count(tokenizer_path)
+        two = (tokenizer_path / TARGET_FILE).is_file()  # as it came with a teacher's folder, too
+    if spec.pretrained:
+        return _labelled(_pretrained(spec, vocabulary, written, max_length), labels).train()
     values: dict[str, Any] = {
         **spec.config(),
         "eos_token_id": ends["end"],
@@ -57,7 +62,9 @@ def build_seq2seq(
         "scale_embedding": True,
         **dict.fromkeys(DROPOUTS[:2], 0.1 if spec.dropout is None else spec.dropout),
     }
-    if getattr(spec, "two_vocabularies", False):
+    if two:
+        if problem := one_vocabulary(spec):
+            raise InputError(f"model.type: {problem}")
         values |= {"decoder_vocab_size": written, "share_encoder_decoder_embeddings": False}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     with quiet_transformers():
@@ -82,7 +89,7 @@ def load_seq2seq(folder: Path) -> PreTrainedModel:
     return load_whole(folder, AutoModelForSeq2SeqLM)
 
 
-def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> PreTrainedModel:
+def _pretrained(spec: EncoderSpec, vocabulary: int, written: int, max_length: int | None) -> PreTrainedModel:
     name, key = str(resolve_path(str(spec.source))), "model.pretrained"
     if not Path(name).is_dir():
         name = str(spec.source)
@@ -102,6 +109,8 @@ def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> P
         raise InputError(
             f"{key}: {name}: has {config.vocab_size} token embeddings, but its tokenizer has {vocabulary} tokens"
         )
+    if written > (tokens := written_tokens(config.to_dict())):
+        raise InputError(f"{key}: {name}: writes {tokens} tokens, but its tokenizer of the target has {written}")
     if max_length and max_length > config.max_position_embeddings:
         raise InputError(
             f"data.max_length: {max_length} is more than the {config.max_position_embeddings} positions of {name}"
@@ -117,6 +126,10 @@ def _pretrained(spec: EncoderSpec, vocabulary: int, max_length: int | None) -> P
     if info["missing_keys"]:
         raise InputError(f"{key}: {name}: lacks {min(info['missing_keys'])}")
     found: PreTrainedModel = model
+    # `generate` reads generation_config.json, which may leave out what config.json says.
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        if getattr(found.generation_config, token) is None:
+            setattr(found.generation_config, token, getattr(config, token))
     return found
 
 

@@ -83,7 +83,7 @@ def read_texts(
         try:
             data = _written_so(_with_columns(data, columns), as_written)
             kind = format or _format(data, path, name)
-            asked = _roles(columns)
+            asked = _roles(columns, data)
             if kind == "lines" and asked not in ({}, {"text": 0}):
                 kinds = [each for each in ("jsonl", *TABLES) if each in rules_of(data.task).formats]
                 raise InputError(
@@ -167,7 +167,7 @@ def _written_so(data: Data, keys: Mapping[str, str | None]) -> Data:
 
 def _with_columns(data: Data, words: Sequence[str]) -> Data:
     """The section with the columns that `--columns` names: names mean a header, numbers none."""
-    found: dict[str, Column | None] = {**_roles(words)}
+    found: dict[str, Column | None] = {**_roles(words, data)}
     if "text_b" in found and data.columns.text_b is None:
         raise InputError("--columns: text_b: is only for task 'pairs'")
     if "privileged" in found and data.columns.privileged is None:
@@ -183,11 +183,13 @@ def _with_columns(data: Data, words: Sequence[str]) -> Data:
     return _changed(data, found).model_copy(update={"header": not numbered})
 
 
-def _roles(words: Sequence[str]) -> dict[str, Column]:
-    """Columns by role, of words as `text=title,id=key`."""
+def _roles(words: Sequence[str], data: Data) -> dict[str, Column]:
+    """Columns by role, of words as `text=title,id=key`; a text that another is written for is called `source`, too."""
     found: dict[str, Column] = {}
+    also = {"source": "text"} if rules_of(data.task).writes else {}
     for word in (part for words_ in words for part in words_.split(",")):
         role, equals, column = word.partition("=")
+        role = also.get(role, role)
         if role not in ROLES or not equals or not column:
             hint = "" if role in ROLES else suggest(role, ROLES)
             raise InputError(f"--columns: {word!r} is not of the form text=COLUMN{hint} (allowed: {', '.join(ROLES)})")

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -225,6 +227,10 @@ class EncoderSpec(Architecture):
     def reading(self) -> list[Any]:
         """What decides its tokenizer beside `pretrained`, `vocabulary` and `vocabulary_size`."""
         return []
+
+    def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+        """What of a pretrained model's folder does not fit this architecture alone; `config` is its config.json."""
+        yield from ()
 
     @property
     def transformer(self) -> EncoderSpec:

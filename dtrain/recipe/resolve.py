@@ -11,6 +11,7 @@ from dtrain.recipe.privileged import check_annotator, check_privileged
 from dtrain.recipe.schema import Recipe
 from dtrain.recipe.several import check_alike
 from dtrain.recipe.sides import check_reads
+from dtrain.recipe.taught import read_both_sides
 from dtrain.recipe.training import Student, Teacher
 from dtrain.runfolder import RunFolder
 from dtrain.tasks.rules import rules_of
@@ -55,6 +56,7 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
             (context,) = own.values()
             member.resolve(context, of_member)
             check_privileged(member, context, of_member, student=isinstance(member, Student))
+    read_both_sides(zip(members, [*reports[0], *reports[1]], strict=True))
     if report.problems:
         return
     taggers = {

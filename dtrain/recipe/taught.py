@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from dtrain.recipe.context import Context, Reporter
     from dtrain.recipe.losses import LossSpec
-    from dtrain.recipe.training import Student
+    from dtrain.recipe.models import EncoderSpec
+    from dtrain.recipe.training import Student, Teacher
 
 
 def all_taught(student: Student) -> bool:
@@ -26,7 +27,6 @@ def check_rows(student: Student, context: Context, report: Reporter) -> None:
         if written:
             report("rows", f"{written[0]!r} is only for task 'seq2seq', whose teachers write")
         return
-    _read_both_sides(student, context, report)
     if "transfer" in (student.rows or []) and context.transfer:
         report("rows", "'transfer' rows have no target; 'sequences' are what a teacher writes for them, too")
     if written and len(student.teachers or []) != 1:
@@ -34,20 +34,29 @@ def check_rows(student: Student, context: Context, report: Reporter) -> None:
         report("rows", f"{written[0]!r} is what one teacher wrote, found {found}; name it (teachers: [NAME])")
 
 
-def _read_both_sides(student: Student, context: Context, report: Reporter) -> None:
-    """A student that reads the tokens of a teacher with two vocabularies has two as well."""
-    encoder = student.model.transformer
-    teacher = context.teachers.get(encoder.tokenizer or "") if encoder is not None else None
-    owner = None if teacher is None else teacher.model.transformer
-    if encoder is None or owner is None or not getattr(owner, "two_vocabularies", False):
-        return
+def read_both_sides(members: Iterable[tuple[Teacher | Student, Reporter]]) -> None:
+    """Members that read the tokens of another with two vocabularies have two as well; report those that cannot.
+
+    Args:
+        members: all of a recipe; the folder of one that is given tells later (`data/encoders.py`).
+    """
+    members = list(members)
+    owners = {member.name: member.model.transformer for member, _ in members if member.brings_tokenizer}
+    for member, report in members:
+        encoder = member.model.transformer
+        if encoder is None or not getattr(owners.get(encoder.tokenizer or ""), "two_vocabularies", False):
+            continue
+        if problem := one_vocabulary(encoder):
+            report("model.type", problem)
+        else:
+            setattr(encoder, "vocabularies", "two")  # noqa: B010  of one architecture alone
+
+
+def one_vocabulary(encoder: EncoderSpec) -> str | None:
+    """Why a transformer cannot read the tokens of another with two vocabularies; None where it can."""
     if "vocabularies" in type(encoder).model_fields:
-        setattr(encoder, "vocabularies", "two")  # noqa: B010  of one architecture alone
-    else:
-        report(
-            "model.type",
-            f"a {encoder.type} has one vocabulary, and {encoder.tokenizer} has two; write type: marian, or leave out tokenizer",
-        )
+        return None
+    return f"a {encoder.type} has one vocabulary, and {encoder.tokenizer} has two; write type: marian, or leave out tokenizer"
 
 
 def check_tokens(student: Student, losses: Iterable[LossSpec], context: Context, report: Reporter) -> None:

@@ -211,8 +211,8 @@ _STAGES = [
                 "--columns",
                 action="append",
                 metavar="text=COLUMN",
-                help="of the input, with text_b=, id= and privileged=, comma-separated: names of a header, or numbers from 0 "
-                "without one (default: the recipe's)",
+                help="of the input (source= of a model that writes), with text_b=, id= and privileged=, comma-separated: names of "
+                "a header, or numbers from 0 without one (default: the recipe's)",
             ),
             option(
                 "--privileged",

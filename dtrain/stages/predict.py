@@ -176,9 +176,9 @@ def _settled(world: World, answers: Answers, task: str, options: Options) -> Pat
 def _searching(answers: Answers, place: Path, options: Options, penalty: float = 1.0) -> Answers:
     """How the model of a folder looks for its answers."""
     beam, asked = options.get("beam"), options.get("length_penalty")
+    if asked is not None and beam in (None, 1):
+        raise InputError("--length-penalty: is of a beam; give --beam, too, of 2 or more")
     if beam is None:
-        if asked is not None:
-            raise InputError("--length-penalty: is of a beam; give --beam, too")
         return answers
     return answers.searching(place, beam, penalty if asked is None else asked, "--beam")
 

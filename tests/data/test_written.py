@@ -13,7 +13,9 @@ from dtrain.data.written import (
     learnt_tokenizer,
     load_ends,
     load_writer,
+    load_written_count,
     save_tokenizer,
+    token_counts,
     writer_of,
 )
 from dtrain.errors import InputError
@@ -59,3 +61,21 @@ def test_what_came_with_a_model_knows_both_sides_and_the_model_s_own_ends(tmp_pa
     ):
         with pytest.raises(InputError, match=told):
             complete_tokenizer(given, str(tmp_path), config)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_tokens_are_counted_as_the_model_has_them(two: bool, tmp_path: Path) -> None:
+    """Embeddings padded to a round number: students that compare token by token need as many, and those of the start."""
+    made = learnt_tokenizer(300, [SOURCES], [TARGETS], True, two=two)
+    save_tokenizer(made, tmp_path / "model")
+    assert token_counts(made) == (len(made), len(writer_of(made)))
+    assert load_written_count(tmp_path / "model") == len(writer_of(made))
+    given = load_tokenizer(tmp_path / "model")
+    apart = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 512} if two else {}
+    config = {"decoder_start_token_id": 400, "eos_token_id": 3, "vocab_size": 448, **apart}
+    complete_tokenizer(given, str(tmp_path / "model"), config)
+    save_tokenizer(given, tmp_path / "again")
+    assert token_counts(given) == (448, 512 if two else 448)
+    assert load_written_count(tmp_path / "again") == (512 if two else 448)
+    with pytest.raises(InputError, match=r"decoder_start_token_id 512, and that there are (448|512) tokens"):
+        complete_tokenizer(given, str(tmp_path / "model"), config | {"decoder_start_token_id": 512})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
 from dtrain.data import EncodedSplit
+from dtrain.data.written import complete_tokenizer, learnt_tokenizer, save_tokenizer
 from dtrain.errors import InputError
 from dtrain.models import build, load, save_model
 from dtrain.models.decoding import NO_TOKEN, Decoding, Writer
@@ -120,3 +122,29 @@ def test_two_vocabularies() -> None:
     assert not pretrained.two_vocabularies and pretrained.model_dump() == {
         "type": "marian", "pretrained": "some/folder", "dropout": None
     }  # fmt: skip
+
+
+def test_a_student_has_as_many_tokens_as_the_model_whose_tokenizer_it_reads_with(tmp_path: Path) -> None:
+    tokenizer = learnt_tokenizer(40, [["a b c d e"]], [["一二三"]], True, two=True)
+    complete_tokenizer(tokenizer, "none", {"decoder_start_token_id": 60, "eos_token_id": 3, "vocab_size": 64})
+    save_tokenizer(tokenizer, tmp_path)
+    shape: Any = {"labels": ["target"], "pad_id": 0, "max_length": 10, "tokenizer_path": tmp_path}
+    found = build(SPECS["marian"], vocabulary=64, **shape)
+    # The section says nothing of two vocabularies: the tokenizer does, as it came.
+    assert found.config.decoder_vocab_size == 64 and found.get_output_embeddings().weight.shape[0] == 64
+    with pytest.raises(InputError, match="a bart has one vocabulary"):
+        build(SPECS["bart"], vocabulary=64, **shape)
+
+
+def test_a_generation_config_may_ask_for_several_and_name_no_end(tmp_path: Path) -> None:
+    model = made("bart")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    asked = {"num_beams": 4, "num_return_sequences": 2, "early_stopping": True, "eos_token_id": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | asked | {"decoder_start_token_id": None}))
+    found = build(
+        BartSpec(type="bart", pretrained=str(tmp_path)), vocabulary=40, labels=["target"], pad_id=0, max_length=10
+    ).eval()
+    batch = rows().collate(np.arange(9))
+    ours = [Writer(each, decoding=Decoding(10))(**batch).tokens for each in (model, found)]
+    assert ours[0].shape == (9, 1, 10) and torch.equal(*ours)

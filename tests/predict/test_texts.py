@@ -68,6 +68,16 @@ def test_columns_of_the_input_are_named(read, capsys):
     assert (found.text, found.ids, found.lines) == (["好", "坏"], ["x", "y"], [1, 2])
 
 
+def test_what_is_read_is_called_source_where_a_text_is_written(read):
+    sides = {"task": "seq2seq", "train": "train.tsv", "columns": {"source": "en", "target": "zh"}}
+    content = '{"english": "a dog", "number": 7}\n'
+    for role in ("source", "text"):
+        found = read(sides, "new.jsonl", content, columns=[f"{role}=english,id=number"])
+        assert (found.text, found.ids) == (["a dog"], [7])
+    with pytest.raises(InputError, match="'source=english' is not of the form text=COLUMN"):
+        read(JSON, "new.jsonl", content, columns=["source=english"])
+
+
 def test_a_column_of_ids_is_not_read_as_text(read):
     """Without a header, only the numbers tell that the columns are others than the recipe's."""
     ids = "17\t冠在军在了\n18\t军在队冠\n"

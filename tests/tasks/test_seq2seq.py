@@ -28,6 +28,7 @@ from dtrain.recipe.architectures.seq2seq import MarianSpec
 from dtrain.recipe.schema import Knowledge
 from dtrain.runtime.distributed import World
 from dtrain.stages import prepare
+from dtrain.tasks.seq2seq.answers import Targets
 from dtrain.tasks.seq2seq.task import Seq2Seq, as_text
 from dtrain.training.workers import Workers
 from tests.knowledge.conftest import run_ranks  # which are threads
@@ -124,6 +125,16 @@ def test_a_beam_of_more_hypotheses_than_tokens_is_seen_before_anything_is_traine
     task().check_vocabulary("students", 0)
     with pytest.raises(InputError, match=r"knowledge.beam: 3 is more than the 2 tokens .* tokenizer of big"):
         task().check_vocabulary("big", 2)
+
+
+@pytest.mark.parametrize("penalty", [float("nan"), float("inf"), float("-inf")])
+def test_a_length_penalty_is_a_number(penalty: float, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 80}')
+    for option, own in (("--beam", "--length-penalty"), ("beam", "length_penalty")):
+        with pytest.raises(InputError, match=f"^{own}: {penalty} is not a finite number"):
+            Targets().searching(tmp_path, 3, penalty, option)
+    found = Targets().searching(tmp_path, 3, -4.0, "--beam")
+    assert (found.beam, found.length_penalty) == (3, -4.0)
 
 
 def test_a_batch_is_sources_and_targets_a_place_later(part: EncodedSplit) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -62,6 +65,10 @@ class Seq2SeqSpec(EncoderSpec):
     def reading(self) -> list[Any]:
         return ["pieces", self.two_vocabularies]
 
+    def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+        if problem := without_a_start(config):
+            yield problem
+
     def config(self) -> dict[str, Any]:
         """What a model from scratch has in its transformers configuration, as far as its shape goes."""
         hidden, _, heads = self.shape()
@@ -92,9 +99,41 @@ class MarianSpec(Seq2SeqSpec):
     def two_vocabularies(self) -> bool:
         return not self.pretrained and self.vocabularies == "two"
 
+    def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+        """As the base class; transformers' own class of a Marian's tokenizer, of two SentencePiece models, is slow only."""
+        yield from super().unlike_folder(folder, config)
+        kind = "MarianTokenizer" if (folder / "tokenizer.json").is_file() else None
+        try:
+            said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            kind = str(said.get("tokenizer_class") or kind) if kind else None
+        except (OSError, ValueError, AttributeError):
+            pass  # without it the class is that of the model's type
+        if kind in (None, "MarianTokenizer"):
+            found = "holds no tokenizer.json" if kind is None else "names no other class than MarianTokenizer for it"
+            yield (
+                f"its tokenizer has no fast form (a tokenizer.json, with tokenizer_config.json's tokenizer_class "
+                f"PreTrainedTokenizerFast): the folder {found}"
+            )
+
 
 @register_architecture
 class BartSpec(Seq2SeqSpec):
     """BART (Lewis et al. 2019): learnt positions, and one vocabulary of both sides."""
 
     type: Literal["bart"]
+
+
+def without_a_start(config: Mapping[str, Any]) -> str | None:
+    """Why an encoder-decoder's config.json does not say what a text that is written begins with; None where it does."""
+    start, tokens = config.get("decoder_start_token_id"), written_tokens(config)
+    if not isinstance(start, int):
+        return "config.json names no decoder_start_token_id, with which a model begins to write"
+    if tokens and not 0 <= start < tokens:
+        return f"config.json says decoder_start_token_id {start}, and that there are {tokens} tokens"
+    return None
+
+
+def written_tokens(config: Mapping[str, Any]) -> int:
+    """Tokens that the encoder-decoder of a config.json can write; 0 where it does not tell."""
+    apart = config.get("share_encoder_decoder_embeddings") is False
+    return int((config.get("decoder_vocab_size") if apart else None) or config.get("vocab_size") or 0)

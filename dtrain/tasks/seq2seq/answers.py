@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ from dtrain.data import EncodedSplit, Normalizer, encode_texts
 from dtrain.data.dataset import PreparedData
 from dtrain.data.encode import Encoder
 from dtrain.data.normalization_table import table_of_texts
+from dtrain.data.tokenizers import TARGET_FILE
 from dtrain.data.vocabularies import load_tokenizer
-from dtrain.data.written import TARGET_FILE, load_writer
+from dtrain.data.written import load_writer
 from dtrain.errors import InputError
-from dtrain.models.decoding import Decoding, Writer, written_tokens
+from dtrain.models.decoding import Decoding, Writer
 from dtrain.models.folder import CONFIG
 from dtrain.quiet import quiet_transformers
+from dtrain.recipe.architectures.seq2seq import written_tokens
 from dtrain.recipe.data import Data, Normalization
 from dtrain.runfolder import read_json
 from dtrain.tasks.answers import Answers, Exported, Texts
@@ -49,8 +52,11 @@ class Targets(Answers):
         if beam < 1:
             raise InputError(f"{option}: {beam} is not a positive number of hypotheses")
         tokens = written_tokens(read_json(model / CONFIG))
-        if beam > tokens:
+        if 0 < tokens < beam:
             raise InputError(f"{option}: {beam} is more than the {tokens:,} tokens that {model} can write")
+        if not math.isfinite(length_penalty):
+            own = "--length-penalty" if option.startswith("--") else "length_penalty"
+            raise InputError(f"{own}: {length_penalty} is not a finite number")
         return Targets(beam, length_penalty)
 
     def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:

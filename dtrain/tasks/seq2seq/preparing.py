@@ -13,7 +13,7 @@ from dtrain.data.corpus import Corpus
 from dtrain.data.encode import Encoder
 from dtrain.data.sources import Rows
 from dtrain.data.write import Batch
-from dtrain.data.written import complete_tokenizer, ends_of, learnt_tokenizer, save_tokenizer, writer_of
+from dtrain.data.written import complete_tokenizer, ends_of, learnt_tokenizer, save_tokenizer, token_counts, writer_of
 from dtrain.recipe.data import Data
 from dtrain.recipe.models import EncoderSpec
 from dtrain.tasks.classification.preparing import TextPreparing
@@ -51,8 +51,9 @@ class SidesPreparing(TextPreparing):
         save_tokenizer(tokenizer, folder)
 
     def record(self, tokenizer: PreTrainedTokenizerFast, spec: object) -> dict[str, Any]:
-        """Tokens of what is written, and the one that a decoder begins with."""
-        return {"target_vocabulary": len(writer_of(tokenizer)), "start": ends_of(tokenizer)["start"]}
+        """Tokens of what is read and of what is written, and the one that a decoder begins with."""
+        read, written = token_counts(tokenizer)
+        return {"vocabulary": read, "target_vocabulary": written, "start": ends_of(tokenizer)["start"]}
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> _EncodeSides:
         return _EncodeSides(*(Encoder(t, data.max_length, False) for t in (tokenizer, writer_of(tokenizer))))
