@@ -275,7 +275,8 @@ class Plan:
             for of in self.of(member)
             if rules_of(of.recipe.data.task).writes
         ]
-        names = {m.annotated_by for m in members if isinstance(m, Teacher)}
+        names = {m.annotated_by or "" for m in members if isinstance(m, Teacher)}
+        names -= {name for name in names if self.whole.failure(name)}  # a tagger that has failed is as good as none
         taggers = [self.whole.model(k, m.name) for k, m in self.whole.members() if m.name in names]
         return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits, *searches, *taggers)
 
@@ -400,8 +401,7 @@ class Plan:
 
     def diverged(self, student: str) -> bool:
         """Whether this student failed for a reason that a second try would meet again."""
-        record = self.failure(student)
-        return record is not None and bool(record.get("final"))
+        return bool((self.failure(student) or {}).get("final"))
 
     def evaluated(self, kind: str, name: str) -> bool:
         if kind == "students" and self.diverged(name):

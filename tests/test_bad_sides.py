@@ -32,6 +32,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     write_rows(tmp_path / "train.jsonl", [{"en": text, "label": "ab"[n % 2]} for n, text in enumerate(PAIRS["en"])])
     write_rows(tmp_path / "test.jsonl", [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(PAIRS["zh"])])
     write_rows(tmp_path / "plain.jsonl", [{"text": "x", "label": "ab"[n % 2]} for n in range(8)])
+    write_rows(tmp_path / "null.jsonl", [{"en": "a", "zh": "词"}, {"en": None, "zh": None}])
     lines = [f"{en}\t{zh}\n" for en, zh in zip(*PAIRS.values(), strict=True)]
     (tmp_path / "pairs.tsv").write_text("".join(lines), encoding="utf-8")
     (tmp_path / "half.tsv").write_text("".join(lines).replace("词4", ""), encoding="utf-8")
@@ -56,6 +57,12 @@ def test_the_recipe_itself_is_good(recipe: str, tmp_path: Path, capsys: pytest.C
     assert load_recipe(str(tmp_path / "again.yaml")) == load_recipe(recipe)
     assert main(["check", recipe, "data.transfer=[{path: {en: p.en, zh: p.zh}}]"]) == 0
     assert main(["check", recipe, "data.columns={text: {en: en}}", "data.train=[train.jsonl]"]) == 0
+    capsys.readouterr()
+    more = "{path: one.txt, columns: {zh: 0}}"  # then there are two kinds of rows to tell apart
+    pairs = "{path: pairs.tsv, columns: {en: 0, zh: 1}}"
+    alone = "students.0.losses=[{type: domain_adversary}]"
+    assert main(["check", recipe, f"data.transfer=[{pairs}, {more}]", alone]) == 0
+    assert "students.chinese.losses: none reads its classifier, which stays as it was drawn" in capsys.readouterr().err
 
 
 CASES = [
@@ -88,6 +95,8 @@ CASES = [
     (["teachers.0.domain_adversary={between: pairs}", "data.transfer=[{path: one.txt, columns: {zh: 0}}]",
       "data.columns={text: {en: en}}"], "domain_adversary: tells labelled rows from transfer rows, and none of these has en"),
     (["search={epochs: [1]}"], "search: compares students on validation rows, and none has what chinese reads"),
+    (["data.transfer=[{path: pairs.tsv, columns: {en: 0, zh: 1}}, null.jsonl]"],
+     "null.jsonl:2: 'en' and 'zh' are null: a row needs the text of one side at least"),
     (["knowledge_points={words: p.en}"], "knowledge_points: is not for rows with several sides"),
     (["students.0={name: s, reads: zh, answers: online, model: {type: bilstm}}"],
      "it reads zh, and its teacher en: stored outputs alone join them, by row"),
@@ -99,6 +108,10 @@ WITHOUT_SIDES = [
     ("students.0.losses=[{type: soft_targets}, {type: domain_adversary}]",
      "losses.1 (domain_adversary).between: 'pairs' are rows of several sides, and those of data have none"),
     ("teachers.0.domain_adversary={between: pairs}", "domain_adversary.between: 'pairs' are rows of several sides"),
+    ("students.0={name: s, model: {type: bilstm}, rows: [transfer], losses: [{type: soft_targets}, {type: domain_adversary, between: labels}]}",
+     "losses.1 (domain_adversary): tells apart rows with a label and rows without one, and is given those of data.transfer alone"),
+    ("students.0={name: s, model: {type: bilstm}, rows: [train], losses: [{type: soft_targets}, {type: domain_adversary, between: labels}]}",
+     "is given those of data.train alone: it needs both train and transfer"),
 ]  # fmt: skip
 
 

@@ -390,6 +390,10 @@ EMPTY = (
 
 def _no_side(layout: Layout, source: Source, record: Record) -> RowError:
     known = [column for _, column in layout.columns]
+    empty = [column for column in dict.fromkeys(known) if column in record]
+    if empty:
+        of = f"{' and '.join(map(repr, empty))} {'is' if len(empty) == 1 else 'are'} null"
+        return RowError(f"{of}: a row needs the text of one side at least")
     words = [str(column) for column in record]
     near = suggest(str(known[0]), words, 0.5)
     side = layout.columns[0][0]

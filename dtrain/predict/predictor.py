@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -128,12 +129,16 @@ def _spans(privileged: Iterable[Any]) -> Iterator[list[Span]]:
     """Annotations of texts, in either form, as spans."""
     for row, given in enumerate(privileged):
         try:
-            yield [
-                Span(int(one["start"]), int(one["end"]), str(one["type"])) if isinstance(one, dict) else Span(*one)
-                for one in given
-            ]
+            yield [_span(*((one["start"], one["end"], one["type"]) if isinstance(one, dict) else one)) for one in given]
         except (KeyError, TypeError, ValueError):
             raise InputError(f"row {row}: privileged: must be a list of [start, end, type], found {given!r}") from None
+
+
+def _span(start: Any, end: Any, kind: Any) -> Span:
+    """Raises TypeError where these are not two whole numbers and a text."""
+    if not isinstance(kind, str):
+        raise TypeError
+    return Span(operator.index(start), operator.index(end), kind)
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -64,15 +64,27 @@ def check_terms(
         report("losses", "every exit needs a loss: exits_cross_entropy or exits_distillation")
     if student.rows == ["transfer"] and not any(loss.loss.teacher_output for loss in losses):
         report("rows", f"transfer rows have no labels for {losses[0].type}")
-    check_kinds(losses, context, report)
+    check_kinds(student, losses, context, report)
 
 
-def check_kinds(losses: list[LossSpec], context: Context, report: Reporter) -> None:
-    """Report losses that tell pairs from other rows, where rows have no sides."""
+def check_kinds(student: Student, losses: list[LossSpec], context: Context, report: Reporter) -> None:
+    """Report losses that tell two kinds of rows apart, where rows have no sides and are all of one kind."""
+    if context.sides:  # which rows have which side, the files tell
+        return
+    read = [part for part in student.rows or [] if part != "transfer" or context.transfer]
     for number, loss in enumerate(losses):
-        if loss.type == ADVERSARY and loss.parameters()["between"] == "pairs" and not context.sides:
-            report.at("losses", number, told=loss.type)(
+        if loss.type != ADVERSARY:
+            continue
+        of_loss = report.at("losses", number, told=loss.type)
+        if loss.parameters()["between"] == "pairs":
+            of_loss(
                 "between", f"'pairs' are rows of several sides, and those of {context.key} have none (allowed: labels)"
+            )
+        elif len(read) < 2:
+            of_loss(
+                "",
+                f"tells apart rows with a label and rows without one, and is given those of {context.key}.{' and '.join(read)} "
+                "alone: it needs both train and transfer",
             )
 
 

@@ -25,7 +25,8 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
         Plain values: `name`; `tasks`, by name the `task`, its leading score (`lead`, `title`), the part that it is told of
         (`headline`), `rows` and the names of its best `teacher` and `student`; `groups`, models that differ in their seed
         alone, teachers first, each with its `scores` by task (mean and sample standard deviation) and, of those that are
-        for every task, `mean`, the mean of them; `failed`, `remarks` and `versions`.
+        for every task, `mean`, the mean of them, and once more, with `annotated_by`, a teacher whose annotations a tagger
+        found; `failed`, `remarks` and `versions`.
     """
     tasks: dict[str, Row] = {}
     groups: dict[tuple[str, str], Row] = {}
@@ -41,6 +42,9 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
             )
             row["teachers"] += [teacher for teacher in group["teachers"] if teacher not in row["teachers"]]
             row["scores"][name] = score_of(group, view.lead, of, of["headline"])
+            for tagger, scores in _with_annotations_found(group, of, view.lead).items():
+                key = (group["kind"], f"{group['name']}, {tagger}")
+                groups[key] = {**row, "annotated_by": tagger, "scores": {name: spread(scores)}}
     for row in groups.values():
         if len(row["scores"]) == len(tasks) > 1:
             each = [
@@ -61,6 +65,15 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
         ],
         "versions": next(iter(results.values()))["versions"],
     }
+
+
+def _with_annotations_found(group: Row, of: Row, lead: str) -> dict[str, list[float]]:
+    """By tagger, the scores of a group's members with the annotations that it finds."""
+    found: dict[str, list[float]] = {}
+    for row in of["annotated"] if group["kind"] == "teachers" else ():
+        if row["annotated_by"] and row["name"] in group["members"] and of["headline"] in row["parts"]:
+            found.setdefault(row["annotated_by"], []).append(row["parts"][of["headline"]][lead])
+    return found
 
 
 def table(results: Row) -> Table:

@@ -244,7 +244,7 @@ def score_of(row: Row, key: str, results: Row, part: str) -> Any:
 
 def kind(row: Row) -> str:
     if row["kind"] == "teachers":
-        return "teacher"
+        return f"teacher, annotations found by {row['annotated_by']}" if "annotated_by" in row else "teacher"
     teachers = row["teachers"]
     if not teachers:
         return "student, from scratch"

@@ -310,7 +310,9 @@ def _untrained_heads(recipe: Recipe) -> list[str]:
         for student in recipe.students
         if student.tasks is None
         and student.peers is None
-        and any(loss.loss.inside or "token_features" in loss.loss.needs for loss in student.all_losses)
+        and any(
+            loss.loss.inside or {"features", "token_features"} & set(loss.loss.needs) for loss in student.all_losses
+        )
         and not reads_head(student.all_losses)
     ]
 

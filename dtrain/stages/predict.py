@@ -86,7 +86,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
     precision = resolve_precision(member.precision, world.device, f"{kind}.{name}.precision")
     workers = Workers.of(world, precision, recipe.knowledge.batch_tokens)
     which = _annotations(name, member.model.reads_privileged, options)
-    texts, part = _read(world, section, options, privileged=which == "given"), None
+    texts, part = _read(world, _with_ends(section, data), options, privileged=which == "given"), None
     if texts is None:
         if "test" not in data.parts_read(tokenizer_name(member)):
             of_side = f" with {member.reads}, which {name} reads" if member.reads else ""
@@ -117,7 +117,7 @@ def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
     types = known.answers.reads_privileged(place)
     if _annotations(str(place), bool(types), options) == "predicted":
         raise InputError("--privileged: predicted needs the recipe, which names the tagger (annotated_by)")
-    texts = _read(world, known.section, options, privileged=bool(types))
+    texts = _read(world, _with_ends(known.section, known.prepared), options, privileged=bool(types))
     assert texts is not None
     tell(f"predict: {place}")
     asked = _Asked(answers, place, known.section, known.prepared, options["form"], target, options.get("task") or "")
@@ -215,6 +215,14 @@ def _annotated(texts: Texts, member: Teacher | Student, plan: Plan, types: list[
     _, place = trained_tagger(plan, tagger)
     tell(f"predict: annotations by {tagger} ({place})")
     return Annotator(place, types, workers)(texts)
+
+
+def _with_ends(section: Data, data: PreparedData) -> Data:
+    """The section with what the ends of spans were found to be in the recipe's files: a few new rows may not tell."""
+    found = data.info.get("span_end")
+    if found is None or section.columns.span_end != "auto":
+        return section
+    return section.model_copy(update={"columns": section.columns.model_copy(update={"span_end": found})})
 
 
 def _read(world: World, section: Data, options: Options, *, privileged: bool) -> Texts | None:

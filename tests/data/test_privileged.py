@@ -81,8 +81,9 @@ def test_a_column_of_a_conll_file(tmp_path: Path) -> None:
         ([[0, 2, "who"], [0, 2, "where"]], "'arguments': spans overlap"),
         (["B-who", "I-who"], "'arguments': must have a tag for each character, found 2 for 6 characters"),
         ("who", "'arguments' must be an object or a list of spans"),
-        ([[0, "2", "who"]], "start and end of a span (who) must be whole numbers"),
-        ([[0, 2]], "[start, end, type]"),
+        ([[0, "2", "who"]], "'arguments': start and end of a span (who) must be whole numbers"),
+        ([[0, 2]], "'arguments': a span must be an object"),
+        ([[0, 2, None]], "'arguments': an entity type must be a text"),
         (None, "'arguments' is null: a row needs its annotations ([] for none)"),
     ],
 )

@@ -63,6 +63,26 @@ def test_the_vectors_stand_beside_those_of_the_characters() -> None:
         torch.testing.assert_close(found.logits[0], by_hand @ model.emissions.weight.T + model.emissions.bias)
 
 
+class More(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + 1.0
+
+
+@pytest.mark.parametrize("keys", [{}, {"lstm": None}, {"encoder": BERT}, {"type": "idcnn"}])
+def test_features_are_those_before_the_last_dropout(keys: dict[str, Any]) -> None:
+    """After it, a discriminator would tell teacher and student apart by zeros: features are compared while both train."""
+    if keys.get("type") == "idcnn":
+        spec = IdcnnSpec.model_validate({"type": "idcnn", "embedding": 6, "filters": 5, "blocks": 2})
+        model = build(spec, vocabulary=30, labels=LABELS, pad_id=0, max_length=16).train()
+    else:
+        model = tagger(None, **keys).train()
+    model.dropout = More()  # in place of zeros, something that can be told
+    seen: list[torch.Tensor] = []
+    model.emissions.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    found = model(**inputs([[5, 6, 7]], "encoder" in keys))
+    torch.testing.assert_close(seen[0], found.states + 1.0)
+
+
 def test_given_where_they_are_read_and_nowhere_else() -> None:
     with pytest.raises(ValueError, match="privileged: are read, and none given"):
         tagger()(**inputs([[5]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ REFUSED = [
     ("students.0.model={type: tagger, lstm: 6, crf: false, classifier: informed}", "students.0.model.crf", "must be that of informed, with whose classifier it begins: true"),
     ("students.0.model.lstm=5", "students.0.losses.1 (imitation)", "s has 10 features of a character and its teacher informed 12"),
     ("students.0.model={type: idcnn, filters: 13}", "students.0.losses.1 (imitation)", "s has 13 features of a character"),
+    ("teachers.0.model={type: tagger, encoder: {type: bert, layers: 1, hidden: 8, heads: 2}, lstm: null, privileged: {size: 5}}", "students.0.losses.1 (imitation)", "s has 12 features of a character and its teacher informed 13"),
     ("students.0.losses.1.mode=turns", "students.0.losses.1.mode", "'alternating' or 'reversal'"),
     ("students.0.losses.1.discriminator_steps=0", "students.0.losses.1.discriminator_steps", "greater than 0"),
     ("students.0.losses.1.strength=-1", "students.0.losses.1.strength", "greater than 0"),
@@ -84,6 +86,21 @@ def test_who_annotates_decides_the_scores_and_not_the_model(root: Path) -> None:
     other = Plan(load(root, "teachers.1.epochs=7"))
     assert other.evaluation("teachers", "informed") != with_it.evaluation("teachers", "informed")
     assert other.evaluation("students", "s") == with_it.evaluation("students", "s")
+
+
+def test_scores_are_found_once_more_when_a_tagger_that_failed_is_there(root: Path) -> None:
+    plan = Plan(load(root, "teachers.0.annotated_by=s"))
+    before = plan.evaluation("teachers", "informed")
+    place = plan.folder.model("students", "s")
+    place.mkdir(parents=True)
+    failed = place / "failed.json"
+    failed.write_text(json.dumps({"fingerprint": plan.model("students", "s"), "reason": "no memory"}), encoding="utf-8")
+    try:
+        without = plan.evaluation("teachers", "informed")
+        assert without == Plan(load(root, "teachers.0.annotated_by=null")).evaluation("teachers", "informed") != before
+    finally:
+        failed.unlink()
+    assert plan.evaluation("teachers", "informed") == before
 
 
 def test_a_student_depends_on_whose_classifier_it_begins_with(root: Path) -> None:

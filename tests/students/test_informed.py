@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def test_two_rows_in_the_report_and_their_scores_by_hand(plan: Plan, world: Worl
     assert [row["annotated_by"] for row in results["annotated"]] == [None, "arguments"]
     page = (plan.folder.report / "events" / "report.md").read_text(encoding="utf-8")
     assert "| informed | given |" in page and "| informed | found by arguments |" in page
+    overview = read_json(plan.folder.report / "results.json")["groups"]
+    scores = [record["parts"]["test"]["scores"]["f1"], record["predicted"]["parts"]["test"]["scores"]["f1"]]
+    of = [(row.get("annotated_by"), row["scores"]["events"]["mean"]) for row in overview if row["name"] == "informed"]
+    assert of == [(None, scores[0]), ("arguments", scores[1])]
+    whole = (plan.folder.report / "report.md").read_text(encoding="utf-8")
+    assert "| informed | teacher, annotations found by arguments |" in whole
     assert "Given and predicted annotations" in (plan.folder.report / "events" / "report.html").read_text(
         encoding="utf-8"
     )
@@ -117,13 +124,40 @@ def test_predict_without_annotations_says_so(plan: Plan, world: World, tmp_path:
         Predictor(plan.folder.model("teachers", "arguments"))(["撞了甲"], privileged=[[]])
     for beside, reason in (
         ([[[0, 1, "whom"]]], "knows no annotation 'whom'; did you mean 'who'"),
-        ([[[0, 9, "who"]]], r"annotation \[0, 9\] \(who\) is not within the text"),
+        ([[[0, 9, "who"]]], r"privileged: span \[0, 9\] \(who\) is not within the text"),
         ([], "row 0: has no annotations"),
         ([[], []], "row 1: has annotations and no text"),
         ([[3]], "row 0: privileged: must be a list of"),
+        ([[["0", 1, "who"]]], "row 0: privileged: must be a list of"),
+        ([[[0.0, 1, "who"]]], "row 0: privileged: must be a list of"),
+        ([[[0, 1, None]]], "row 0: privileged: must be a list of"),
+        ([None], "row 0: privileged: must be a list of"),
+        ([[[0, 2, "who"], [1, 3, "where"]]], "line 0: privileged: spans overlap: '撞了'"),
+        ([[[1, 1, "who"]]], "line 0: privileged: span .* is not within the text"),
     ):
         with pytest.raises(InputError, match=reason):
             Predictor(place)(["撞了甲"], privileged=beside)
+
+
+def test_a_moved_folder_reads_spans_as_its_recipes_files_had_them(plan: Plan, world: World, tmp_path: Path) -> None:
+    """Of a recipe that left `span_end` to the files, whose spans told that ends are exclusive; the new row's tell nothing."""
+    place = shutil.copytree(plan.folder.model("teachers", "informed"), tmp_path / "moved")
+    path = place / "preprocessing.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    said["layout"]["columns"]["span_end"] = "auto"
+    assert said["written"]["span_end"] == "exclusive"
+    path.write_text(json.dumps(said), encoding="utf-8")
+    row = {"text": "撞了甲又撞东。", "arguments": [[2, 4, "who"], [5, 6, "where"]]}
+    (tmp_path / "new.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    predict.run_folder(
+        place, world, **{**NOBODY, "input": str(tmp_path / "new.jsonl"), "output": str(tmp_path / "out")}
+    )
+    ask = Predictor(place)
+    expected, others = ask([row["text"]] * 2, privileged=[row["arguments"], [[2, 5, "who"], [5, 7, "where"]]])
+    assert json.loads((tmp_path / "out").read_text(encoding="utf-8"))["spans"] == expected != others
+    # Of annotations inside one another the outer one is read, as in files.
+    nested = [*row["arguments"], [2, 3, "where"], [5, 6, "where"]]
+    assert ask([row["text"]], privileged=[nested]) == [expected]
 
 
 def test_export_and_card_say_what_it_reads(plan: Plan, world: World) -> None:

@@ -79,9 +79,12 @@ class TaggerSpec(CrfSpec):
     def token_width(self) -> int | None:
         if self.lstm:
             return 2 * self.lstm
-        if self.encoder is not None:
-            return None  # the last four of its layers, perhaps, and what a pretrained one has is not known here
-        return self.embedding + (self.privileged.size if self.privileged else 0)
+        beside = self.privileged.size if self.privileged else 0
+        if self.encoder is None:
+            return self.embedding + beside
+        if self.encoder.pretrained:
+            return None  # which its folder knows
+        return self.encoder.shape()[0] * (4 if self.fusion == "concat" else 1) + beside
 
     @property
     def multiply_adds(self) -> float:

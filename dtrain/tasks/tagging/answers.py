@@ -19,6 +19,7 @@ from dtrain.data.characters import CharacterEncoder
 from dtrain.data.dataset import PreparedData
 from dtrain.data.normalization_table import table_of_characters
 from dtrain.data.pieces import FULL_STOPS
+from dtrain.data.problems import RowError
 from dtrain.data.schemes import Span, number_tags, write_tags
 from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import InputError, suggest
@@ -27,6 +28,7 @@ from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Data, Normalization
 from dtrain.runfolder import read_json
 from dtrain.tasks.answers import Answers, Exported, Texts, model_labels
+from dtrain.tasks.tagging.spans import EXCLUSIVE, Entities, GivenSpan
 from dtrain.training.workers import Workers
 
 BLANK = "\u2581"  # stands for white space, which has no place in a column
@@ -129,27 +131,27 @@ def _types(model: nn.Module) -> list[str]:
 
 
 def numbered(texts: Texts, types: Mapping[str, int], model: Path) -> list[np.ndarray]:
-    """The annotations of each text as numbers, integer [characters].
+    """The annotations of each text as numbers, integer [characters]; of some inside one another the outer one.
 
     Raises:
-        InputError: there are none, or one of a type that the model does not know, or outside its text.
+        InputError: there are none, or one of a type that the model does not know, or outside its text, or two that overlap.
     """
     if len(texts.privileged) != len(texts):
         raise InputError(
             f"{model}: reads annotations beside each text ({', '.join(types)}); give the entities of each in `privileged`"
         )
-    for row, (text, spans) in enumerate(zip(texts.text, texts.privileged, strict=True)):
+    entities, found = Entities(EXCLUSIVE), []
+    for line, text, spans in zip(texts.lines, texts.text, texts.privileged, strict=True):
         for span in spans:
             if span.type not in types:
                 hint, allowed = suggest(span.type, list(types)), ", ".join(types)
-                raise InputError(
-                    f"line {texts.lines[row]}: {model} knows no annotation {span.type!r}{hint} (allowed: {allowed})"
-                )
-            if not 0 <= span.start < span.end <= len(text):
-                raise InputError(
-                    f"line {texts.lines[row]}: annotation [{span.start}, {span.end}] ({span.type}) is not within the text"
-                )
-    return [number_tags(spans, len(text), types) for text, spans in zip(texts.text, texts.privileged, strict=True)]
+                raise InputError(f"line {line}: {model} knows no annotation {span.type!r}{hint} (allowed: {allowed})")
+        try:
+            kept = entities.of("", [GivenSpan(*span, None) for span in spans], text)
+        except RowError as error:
+            raise InputError(f"line {line}: privileged: {error}") from None
+        found.append(number_tags(kept, len(text), types))
+    return found
 
 
 def _clue_line(key: str | int, spans: list[dict[str, Any]]) -> str:

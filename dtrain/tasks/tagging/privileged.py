@@ -48,7 +48,10 @@ class PrivilegedColumn:
                     f", found {len(value)} for {len(text)} characters",
                 )
             return value
-        return given_spans(value, self.column)
+        try:
+            return given_spans(value, self.column)
+        except RowError as error:
+            raise self._named(error) from None
 
     def add(self, row: int, line: int, found: list[str] | list[GivenSpan]) -> None:
         """Keep what `read` gave for a row."""
@@ -65,6 +68,13 @@ class PrivilegedColumn:
         """Rows with spans, and the spans."""
         for row, spans in zip(self._rows, self._spans, strict=True):
             yield row, [GivenSpan(*span) for span in spans]
+
+    def _named(self, error: RowError) -> RowError:
+        """The same with the column, for labels are spans, too."""
+        column = f"{self.column!r}"
+        if error.kind.startswith(column):
+            return error
+        return RowError(f"{column}: {error.kind}", str(error)[len(error.kind) :])
 
     def see_ends(self, finder: EndFinder) -> None:
         """Let its spans tell what the ends of spans are."""
@@ -83,9 +93,7 @@ class PrivilegedColumn:
             try:
                 self.rows.privileged[row] = entities.of(f"{self.name}:{line}", given, self.rows.text[row])
             except RowError as error:
-                problems.add_row(
-                    self.name, line, RowError(f"{self.column!r}: {error.kind}", str(error)[len(error.kind) :])
-                )
+                problems.add_row(self.name, line, self._named(error))
         entities.tell(f"{self.name}: {self.column!r}", problems)
         tags = _Tags(self.name, scheme, strict, problems)
         for row, sentence in zip(self._tagged, self.tags, strict=True):
