@@ -76,6 +76,7 @@ KEYS = [
         "word_level): compares with stored logits of the targets of training rows",
     ),
     ("knowledge.beam=101", "knowledge.beam: 101 is more than the 100 tokens of teacher big"),
+    ("knowledge.length_penalty=.inf", "knowledge.length_penalty: input should be a finite number"),
     ("knowledge.beam=1", "knowledge.beam: input should be greater than or equal to 2"),
     ("knowledge.candidates=6", "candidates: 6 is more than the beam holds, 5"),
     ("knowledge.sharded=true", "knowledge.sharded: is not for task 'seq2seq'"),
@@ -92,6 +93,7 @@ def test_keys(override: str, told: str, tmp_path: Path, capsys: pytest.CaptureFi
 WRONG = [
     ({"target": ""}, "train.jsonl:13: 'target' is empty: a row for training or validation needs a text"),
     ({"source": " "}, "train.jsonl:13: 'source' is empty: both sides of a pair need words"),
+    ({"target": "\u200b \ufeff"}, "train.jsonl:13: 'target' is empty: a row for training or validation needs a text"),
     ({"target": 3}, "train.jsonl:13: 'target' must be a text, found the number 3"),
 ]
 
@@ -131,7 +133,11 @@ def test_sides_may_lie_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     recipe, sides = written(tmp_path), [[row[side] for row in ROWS] for side in ("source", "target")]
     data = parallel(tmp_path, *sides)
     assert main(["check", str(recipe), data]) == 0
-    assert re.search(r"train +9 rows", capsys.readouterr().out)
+    alone = data.replace(f", targets: {{train: {tmp_path}/train.zh}}", "")
+    assert alone != data and main(["check", str(recipe), alone]) == 2
+    told = capsys.readouterr()
+    assert "name the file of their targets in data.targets.train" in told.err
+    assert re.search(r"train +9 rows", told.out)
     rows = read_corpus(load_recipe(str(recipe), [data]).data, seed=0).parts["train"]
     assert {(text, target) for text, target in zip(rows.text, rows.target, strict=True)} <= set(
         zip(*sides, strict=True)
@@ -148,6 +154,7 @@ def test_sides_may_lie_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["a", "b"], ["x", "y", "z"], "train.zh 3: each line of one is the other side"),
         (["a", "", "c"], ["x", "y", "z"], "train.en:2: is empty: both sides of a pair need words"),
         (["a", "b", "c"], ["x", "y", " "], "train.zh:3: is empty: both sides of a pair need words"),
+        (["a", "b", "c"], ["x", "\u200b", "z"], "train.zh:2: is empty: both sides of a pair need words"),
     ],
 )
 def test_lines_of_two_files(

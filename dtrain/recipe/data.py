@@ -288,7 +288,9 @@ class Data(Closed):
         for part in ("train", "valid", "test") if self.targets is not None else ():
             own, beside = getattr(self, part), getattr(self.targets, part)
             if len(own) != len(beside):
-                raise ValueError(f"targets.{part}: {len(beside)} file(s) for the {len(own)} of {part}")
+                raise ValueError(
+                    f"targets.{part}: {len(beside)} file(s) for the {len(own)} of {part}: name one for each"
+                )
         if rules.writes:
             self.columns = self.columns.with_sides()
         elif self.columns.source is not None or self.columns.target is not None:

@@ -93,7 +93,7 @@ class Knowledge(Closed):
     # for seq2seq: the best sequences that are stored of each row; null: all of the beam
     candidates: PositiveInt | None = None
     # for seq2seq: a hypothesis is scored by its log-probability over its number of tokens to this power
-    length_penalty: Annotated[float, Field(ge=0.0)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     # number format of the teacher while it computes; auto: bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
     compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays for large runs

@@ -6,11 +6,12 @@ from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
 from dtrain.data.corpus import Corpus
-from dtrain.data.files import Source, existing_file, resolve_path
+from dtrain.data.files import SUFFIXES, Source, existing_file, resolve_path, suffix_of
 from dtrain.data.labels import check_all_or_none
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, RowError
@@ -29,7 +30,13 @@ class SidesReading(TextReading):
 
     def format_of(self, part: str, name: str, data: Data) -> str:
         if data.targets is None or part == "transfer":
-            return super().format_of(part, name, data)
+            try:
+                return super().format_of(part, name, data)
+            except InputError as error:
+                if part == "transfer" or not _may_be_sources(name):
+                    raise
+                hint = f"; where its lines are sources alone, name the file of their targets in data.targets.{part}"
+                raise InputError([problem + hint for problem in error.problems]) from None
         if resolve_path(name).is_dir():
             raise InputError(f"{name}: is a folder; with data.targets both sides are files, line by line")
         if data.format not in ("auto", "lines"):
@@ -92,6 +99,12 @@ class SidesReading(TextReading):
             check_all_or_none(part, bare, rows, corpus.files, problems, what="target")
 
 
+def _may_be_sources(name: str) -> bool:
+    """Whether this is a file with text in it, and of no format that its name tells."""
+    path = resolve_path(name)
+    return path.is_file() and path.stat().st_size > 0 and suffix_of(path) not in SUFFIXES
+
+
 def _read_pairs(
     data: Data, source: Source, number: int, target: tuple[Path, str], rows: Rows, problems: Problems
 ) -> None:
@@ -109,7 +122,7 @@ def _read_pairs(
         if read is None or written is None:
             continue
         for side, (_, text) in zip((source.name, name), (read, written), strict=True):
-            if not text.strip():
+            if not text.strip() or (side == name and not _is_seen(text)):
                 problems.add_row(side, line, RowError("is empty", ": both sides of a pair need words"))
         rows.append(read[1], None, number, line, target=written[1])
     if lengths[0] != lengths[1] and len(problems.lines) == before:  # what cannot be read has no lines to count
@@ -120,8 +133,8 @@ def _read_pairs(
 
 
 def read_target(value: Any, column: Column) -> str | None:
-    """A text with words in it; None where there is nothing."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    """A text with words in it; None where there is nothing, or nothing but blanks and characters that cannot be seen."""
+    if value is None or (isinstance(value, str) and not _is_seen(value)):
         return None
     if not isinstance(value, str):
         raise RowError(f"{column!r} must be a text", f", found {kind_of(value)}")
@@ -130,3 +143,12 @@ def read_target(value: Any, column: Column) -> str | None:
     except UnicodeEncodeError as error:  # as sources are looked at
         raise RowError(f"{column!r} holds half a character", f" (\\u{ord(value[error.start]):04x})") from None
     return value
+
+
+def _is_seen(text: str) -> bool:
+    """Whether a text has more than blanks and invisible characters, as U+200B, of which normalisation leaves nothing."""
+    return any(
+        character.isprintable() or category(character) not in ("Cc", "Cf")
+        for character in text
+        if not character.isspace()
+    )
