@@ -97,6 +97,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "chosen": f" (chosen on {results['part']})" if results["headline"] != results["part"] and on_first else "",
         "teacher": by_name.get(("teachers", results["teacher"])),
         "student": student,
+        "sides": sides_in_words(results.get("sides", {})),
         "summary": tables.summary(results),
         "models": tables.every_model(results),
         "exported": tables.exported(results) if results["exported"] else None,
@@ -114,6 +115,20 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "conditions": conditions(results["speed"], view),
         "plots": plots,
     }
+
+
+def sides_in_words(sides: dict[str, dict[str, Any]]) -> str:
+    """Which models are scored on which rows, where they read different sides of them; else nothing."""
+    if len(sides) < 2:
+        return ""
+    told = []
+    for side, of in sides.items():
+        rows = ", ".join(f"{part} {tables.plain(count)}" for part, count in of["rows"].items())
+        told.append(f"{side} ({rows or 'no row with a label'}): {', '.join(of['models'])}")
+    return (
+        f"Each model is scored on the rows that have the side it reads: {'; '.join(told)}. Scores on different rows do not "
+        "compare."
+    )
 
 
 def conditions(speed: dict[str, Any] | None, view: View) -> str | None:

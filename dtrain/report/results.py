@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model; those on a further
         part are a mapping under its name), `headline` (the part whose scores are told first: test where it is scored,
         since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
+        `sides` (where rows have several, of each the models that read it and, by part, the rows that these are scored on),
         `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
         alone), `exported` (what `dtrain export` made of them), `annotated` (of each teacher that reads annotations its scores by part, with those that are given and
         with those of `annotated_by`), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
@@ -68,6 +69,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         "headline": "test" if "test" in parts else parts[0] if parts else None,
         "rows": data["rows"],
         "also_in_train": data["also_in_train"],
+        "sides": _sides(data, members, parts),
         "teacher": teacher["name"] if teacher else None,
         "student": student["name"] if student else None,
         "models": models,
@@ -87,6 +89,19 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
         "speed": {key: value for key, value in speed.items() if key not in _BY_MODEL} if speed else None,
         "versions": read_json(folder.root / "versions.json") if (folder.root / "versions.json").exists() else {},
     }
+
+
+def _sides(
+    data: Mapping[str, Any], members: list[tuple[str, Teacher | Student]], parts: list[str]
+) -> dict[str, dict[str, Any]]:
+    """By side of a row, which models read it, and how many rows of each part these are scored on."""
+    found = {}
+    for side, of_side in data.get("sides", {}).items():
+        readers = [member.name for _, member in members if member.reads == side]
+        labelled = {part: of_side["labelled"][part] for part in parts if of_side["labelled"].get(part)}
+        if readers:
+            found[side] = {"models": readers, "rows": labelled}
+    return found
 
 
 def _exported(

@@ -127,3 +127,5 @@ def test_what_is_left_knows_its_side(runs: tuple[Path, Path]) -> None:
     assert all("domain_adversary" in entry for entry in curves if entry["split"] == "train")
     page = (one / "report/report.md").read_text(encoding="utf-8")
     assert "accuracy, valid (%)" in page and "accuracy, test (%)" in page
+    told = "the side it reads: en (valid 6): english; zh (test 40): alone, adverse. Scores on different rows do not compare."
+    assert told in page and told in (one / "report/report.html").read_text(encoding="utf-8")

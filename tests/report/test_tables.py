@@ -3,6 +3,7 @@
 import pytest
 
 from dtrain.report import tables
+from dtrain.report.pages import sides_in_words
 
 
 @pytest.mark.parametrize(
@@ -36,9 +37,17 @@ def test_mean_and_deviation():
 def test_kinds():
     student = {"kind": "students", "teachers": []}
     assert tables.kind({"kind": "teachers"}) == "teacher"
+    assert tables.kind({"kind": "teachers", "annotated_by": "t"}) == "teacher, annotations found by t"
     assert tables.kind(student) == "student, from scratch"
     assert tables.kind({**student, "teachers": ["a", "b"]}) == "student of a, b"
     assert tables.kind({**student, "teachers": ["a", "b", "c"]}) == "student of 3 teachers"
+
+
+def test_who_is_scored_on_which_rows():
+    en, zh = {"models": ["a", "b"], "rows": {"valid": 6, "test": 1200}}, {"models": ["c"], "rows": {}}
+    told = "the side it reads: en (valid 6, test 1,200): a, b; zh (no row with a label): c. Scores on different rows"
+    assert told in sides_in_words({"en": en, "zh": zh})
+    assert sides_in_words({"en": en}) == sides_in_words({}) == ""
 
 
 @pytest.mark.parametrize(
