@@ -104,6 +104,13 @@ def test_rows(changed: dict[str, Any], told: str, tmp_path: Path, capsys: pytest
     check_refused(capsys.readouterr().err, code, tmp_path, told)
 
 
+def test_long_targets_are_cut_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target, told in (("文字很长", r"about 1 \(5\.6%\) for big"), ("文字长", None)):
+        assert main(["check", str(written(tmp_path, target=target)), "data.max_length=4"]) == 0
+        found = re.search(r"cut at data\.max_length 4: (.*)", capsys.readouterr().out)
+        assert re.fullmatch(told, found[1]) if told and found else found is None and told is None
+
+
 def test_other_tasks_have_no_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["check", str(written(tmp_path)), "data={task: classification, train: x.tsv, columns: {source: 0}}"])
     check_refused(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any
 
 from dtrain.data.corpus import Corpus
@@ -123,28 +123,38 @@ def estimated_cuts(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
     """By tokenizer, rows that are longer than `data.max_length`, told from their characters and words.
 
     The number of tokens is known for the students' tokenizer but for what normalisation changes; for a transformer's it
-    is the least that its tokenizer can make of the text.
+    is the least that its tokenizer can make of the text. What is read and what is written of a row are each so long at most.
     """
     limit, pairs = recipe.data.max_length, recipe.data.columns.text_b is not None
-    unit = recipe.data.vocabulary.unit
+    unit, writes = recipe.data.vocabulary.unit, rules_of(recipe.data.task).writes
     cuts = {}
     for name in tokenizer_specs(recipe):
         own = vocabulary_of(name)
-        frame = int(pairs) if own == STUDENTS else 2 + pairs
+        frame = int(pairs) if own == STUDENTS else 1 if writes else 2 + pairs
+        kind = unit if own == STUDENTS else None
+
+        def is_cut(texts: tuple[str, ...], frame: int = frame, kind: str | None = kind) -> bool:
+            longest = frame + sum(map(len, texts))
+            return longest > limit and frame + sum(_tokens(text, kind) for text in texts) > limit
+
         cuts[name] = sum(
-            frame + sum(_tokens(text, unit if own == STUDENTS else None) for text in row) > limit
-            for row in _texts(corpus, side_of(name))
-            if frame + sum(map(len, row)) > limit
+            any(map(is_cut, zip(row))) if writes else is_cut(row)
+            for row in _texts(corpus, side_of(name), writes=writes)
         )
     return cuts
 
 
-def _texts(corpus: Corpus, side: str) -> Iterator[tuple[str, ...]]:
+def _texts(corpus: Corpus, side: str, *, writes: bool) -> Iterator[tuple[str, ...]]:
+    """The texts of each row that one model has to do with: those it reads together, or one that it reads and its target."""
     for rows in corpus.parts.values():
+        targets: Iterable[str | None] = (target or "" for target in rows.target) if writes else repeat(None)
         if side:
-            yield from ((texts[side],) for texts, _ in rows.sides if side in texts)
-            continue
-        yield from zip(rows.text, rows.text_b, strict=True) if rows.text_b else ((text,) for text in rows.text)
+            texts: Iterable[tuple[str, ...] | None] = ((own[side],) if side in own else None for own, _ in rows.sides)
+        else:
+            texts = zip(rows.text, rows.text_b, strict=True) if rows.text_b else ((text,) for text in rows.text)
+        for own, target in zip(texts, targets, strict=False):
+            if own is not None:
+                yield own if target is None else (*own, target)
 
 
 def _tokens(text: str, unit: str | None) -> int:
