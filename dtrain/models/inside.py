@@ -26,15 +26,19 @@ from dtrain.losses.layers import EncoderShape
 PROJECTIONS = {"queries": ("query",), "keys": ("key",), "values": ("value",), "attention_scores": ("query", "key")}
 
 
-def trunk_of(model: nn.Module) -> Any:
-    """The transformer in a model: embeddings and a stack of layers as BERT and NEZHA have them; None where there is none."""
+def trunks(model: nn.Module) -> Iterator[Any]:
+    """The transformers in a model: embeddings and a stack of layers as BERT and NEZHA have them."""
     for module in model.modules():
         layers = getattr(getattr(module, "encoder", None), "layer", None)
         if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(module, "embeddings", None), nn.Module):
             continue
         if all(hasattr(getattr(getattr(layer, "attention", None), "self", None), "query") for layer in layers):
-            return module
-    return None
+            yield module
+
+
+def trunk_of(model: nn.Module) -> Any:
+    """The first transformer in a model; None where there is none."""
+    return next(trunks(model), None)
 
 
 def shape_of(model: nn.Module) -> EncoderShape | None:

@@ -25,6 +25,7 @@ from dtrain.losses.lasting import lasting_losses
 from dtrain.losses.objective import ModelOutputs, Objective
 from dtrain.models import own, parameter_count
 from dtrain.models.folder import write_weights
+from dtrain.models.packing import skip_padding
 from dtrain.recipe.losses import LossSpec
 from dtrain.recipe.training import TrainSpec
 from dtrain.runfolder import mark_done, publish_folder, write_json
@@ -223,6 +224,7 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
     except InputError as error:
         raise InputError([f"{job.where}.{problem}" for problem in error.problems]) from None
     own.without_mask_checks(engine.module, world.device)
+    skip_padding(engine.module, world.device)
     training = TrainJob(
         title=job.title,
         spec=spec,
