@@ -166,6 +166,20 @@ def check_last(phases: list[StudentPhase], report: Reporter) -> None:
         report(("phases", len(phases) - 1), last)
 
 
+def check_lasting(phases: list[StudentPhase], report: Reporter) -> None:
+    """Report a loss that goes on with the weights of an earlier phase, and would have others; `report` is of the student."""
+    begun: dict[tuple[str, int], tuple[str, Any]] = {}
+    for number, phase in enumerate(phases):
+        lasting = [(place, loss) for place, loss in enumerate(phase.terms) if loss.loss.lasting]
+        for nth, (place, loss) in enumerate(lasting):
+            hidden = loss.parameters().get("hidden")
+            first, before = begun.setdefault((loss.type, nth), (phase.name, hidden))
+            if hidden != before:
+                report.at("phases", number, told=phase.name).at("losses", place, told=loss.type)(
+                    "hidden", f"{hidden}, but it goes on with the weights of phase {first!r}, where hidden is {before}"
+                )
+
+
 def resolve_phase(phase: StudentPhase, training: Student, context: Context, report: Reporter) -> None:
     """Fill in and check what a phase has beside the settings of any training.
 

@@ -28,7 +28,16 @@ from dtrain.recipe.losses import LossSpec, choose_teachers, default_losses
 from dtrain.recipe.models import PRETRAIN, EncoderSpec, ExternalSpec, ModelSpec, architectures
 from dtrain.recipe.noisy import Noisy
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
-from dtrain.recipe.phases import CORPUS, OWN, StudentPhase, check_last, check_names, check_read, resolve_phase
+from dtrain.recipe.phases import (
+    CORPUS,
+    OWN,
+    StudentPhase,
+    check_last,
+    check_lasting,
+    check_names,
+    check_read,
+    resolve_phase,
+)
 from dtrain.recipe.sample import Sample
 from dtrain.recipe.several import Baseline, Mixing, TermsOf, check_keys, resolve_baseline, resolve_tasks
 from dtrain.recipe.taught import all_taught, check_rows, check_tokens
@@ -446,6 +455,7 @@ class Student(TrainSpec):
             training._resolve_training(context, of_phase, report)
             phase.fill(training)
         check_last(self.phases, report)
+        check_lasting(self.phases, report)
         self._hand_over()
 
     def _hand_over(self) -> None:

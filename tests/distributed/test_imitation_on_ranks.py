@@ -5,6 +5,7 @@ Of 40 rows in batches of 9 the last batch has four. Dropout is off: it is drawn 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,16 @@ def write(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
+WHOLE = ["students.0.accumulation=1", "students.1.accumulation=1"]
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one rank makes, without micro-batches."""
     folder = tmp_path_factory.mktemp("ranks") / "one"
     write(folder)
-    changes = ["launch.processes=1", "students.0.accumulation=1", "students.1.accumulation=1"]
-    codes, told = ended([start(["-m", "dtrain", "run", "recipe.yaml", *changes, "--stages", STAGES], folder)])
+    words = ["-m", "dtrain", "run", "recipe.yaml", "launch.processes=1", *WHOLE, "--stages", STAGES]
+    codes, told = ended([start(words, folder)])
     assert codes == [0], told
     return folder / "runs" / "r"
 
@@ -69,6 +73,20 @@ def test_ranks_make_what_one_makes(one: Path, ranks: int) -> None:
         assert read_json(before)[of].keys() == read_json(after)[of].keys()
     scores = [read_json(place)["predicted"]["parts"]["test"]["scores"] for place in (before, after)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_scores_with_given_and_with_predicted_annotations_are_the_same_bytes(one: Path, tmp_path: Path) -> None:
+    """Of the very same models, asked by three ranks."""
+    folder = one.parent.parent
+    again = shutil.copytree(one, tmp_path / one.name)
+    expected = {file.relative_to(one): file.read_bytes() for file in one.rglob("evaluation.json")}
+    assert len(expected) == 4 and b"annotated_by" in expected[Path("teachers/informed/evaluation.json")]
+    for file in expected:
+        (again / file).unlink()
+    words = ["-m", "dtrain", "evaluate", "recipe.yaml", *WHOLE, f"output_dir={tmp_path}"]
+    codes, told = ended(start_ranks(words, folder, ranks=3))
+    assert codes == [0] * 3, told
+    assert {file.relative_to(again): file.read_bytes() for file in again.rglob("evaluation.json")} == expected
 
 
 def test_cut_up_it_is_the_same_and_zero_refuses_turns(one: Path) -> None:

@@ -54,6 +54,7 @@ REFUSED = [
     ("students.0.losses.1.discriminator_steps=0", "students.0.losses.1.discriminator_steps", "greater than 0"),
     ("students.0.losses.1.strength=-1", "students.0.losses.1.strength", "greater than 0"),
     ("students.0.teachers=[]", "students.0.losses.1 (imitation)", "needs a teacher"),
+    ("students.0.phases=[{name: p, losses: [{type: tag_likelihood}, {type: imitation, hidden: 5}]}, {name: q, losses: [{type: imitation}, {type: tag_likelihood}]}]", "students.0.phases.1 (q).losses.0 (imitation).hidden", "128, but it goes on with the weights of phase 'p', where hidden is 5"),
     ("students.0.phases=[{name: p, train: [], losses: [{type: tag_likelihood}]}, {name: q}]", "students.0.phases.0 (p).train", "[] trains the weights of losses alone, and none of these losses has some"),
 ]  # fmt: skip
 
