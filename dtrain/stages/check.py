@@ -87,25 +87,32 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
     with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
         prepared = Plan(recipe).stage_done("prepare")
     corpora: dict[str, Corpus] = {}
+    types: dict[str, tuple[list[str], list[str]]] = {}  # by task, of entities and of annotations
     if prepared:
         for view in views:
             rows = read_json(Plan(recipe).folder.of_task(view.task).data / "rows" / "data.json")
             problems += check_sides(rows, view)[0] if view.data.sides else []
             problems += check_class_weights(view, rows["labels"])
+            types[view.task] = rows.get("types", []), rows.get("privileged", [])
     else:
         for view in views:
             try:
-                corpora[view.task] = _checked_rows(view, problems)
+                corpora[view.task] = corpus = _checked_rows(view, problems)
+                types[view.task] = corpus.types, corpus.privileged
             except InputError as error:
                 problems += error.problems
-    problems += _unfit_annotators(recipe, corpora)
+    problems += _unfit_annotators(recipe, types)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     return corpora
 
 
-def _unfit_annotators(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[str]:
-    """Taggers that find other entities than the annotations that they are to stand in for."""
+def _unfit_annotators(recipe: Recipe, types: Mapping[str, tuple[list[str], list[str]]]) -> list[str]:
+    """Taggers that find other entities than the annotations that they are to stand in for.
+
+    Args:
+        types: by task, those of entities and those of annotations, as far as its rows could be read.
+    """
     members: dict[str, Teacher | Student] = {teacher.name: teacher for teacher in recipe.teachers}
     members |= {student.name: student for student in recipe.students}
     found: list[str] = []
@@ -113,8 +120,8 @@ def _unfit_annotators(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[str
         if teacher.annotated_by is None:
             continue
         (own,), (theirs,) = recipe.tasks_of(teacher), recipe.tasks_of(members[teacher.annotated_by])
-        if own in corpora and theirs in corpora:
-            problem = strangers(teacher.annotated_by, corpora[theirs].types, corpora[own].privileged)
+        if own in types and theirs in types:
+            problem = strangers(teacher.annotated_by, types[theirs][0], types[own][1])
             found += [f"teachers.{teacher.name}.{problem}"] if problem else []
     return found
 

@@ -72,6 +72,15 @@ def test_a_column_of_a_conll_file(tmp_path: Path) -> None:
     assert "train.txt:2: data.columns.privileged: tag 'X-who' is not in scheme bio" in problems[0]
 
 
+def test_a_conll_file_beside_json_lines_has_no_column_of_that_name(jsonl: Jsonl, tmp_path: Path) -> None:
+    """Its rows would have no annotations, and nobody would see."""
+    (tmp_path / "test.txt").write_text("王 B-who O\n明 I-who O\n", encoding="utf-8")
+    (problem,) = refused(jsonl("train.jsonl", [ROW]), test=str(tmp_path / "test.txt"))
+    assert "data.columns.privileged: 'arguments' is a name, and the columns of" in problem and "give its num" in problem
+    label, privileged = sorted(refused(str(tmp_path / "test.txt")))
+    assert "columns.label: 'triggers' is a name" in label and "columns.privileged: 'arguments' is a n" in privileged
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -21,6 +21,7 @@ from dtrain.plan import Plan
 from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import World
 from dtrain.stages import evaluate, export, finetune, precompute, predict, prepare, report
+from dtrain.stages.check import check_inputs
 from dtrain.tasks.registry import task_of
 from dtrain.training.workers import Workers
 from tests.students.informed import plan_of, write_rows
@@ -81,6 +82,15 @@ def test_two_rows_in_the_report_and_their_scores_by_hand(plan: Plan, world: Worl
     assert "Given and predicted annotations" in (plan.folder.report / "events" / "report.html").read_text(
         encoding="utf-8"
     )
+
+
+def test_check_knows_of_prepared_rows_who_cannot_annotate(plan: Plan) -> None:
+    root = plan.folder.root.parent.parent
+    recipe = plan_of(root, "run", {"name": "raw", "losses": [{"type": "marginal_matching"}]}).recipe
+    check_inputs(recipe)
+    recipe.teachers[0].annotated_by = "raw"
+    with pytest.raises(InputError, match="teachers.informed.annotated_by: raw finds burn, hit, which are no annotat"):
+        check_inputs(recipe)
 
 
 def test_predict_with_given_and_with_predicted_annotations(plan: Plan, world: World, tmp_path: Path) -> None:

@@ -121,8 +121,14 @@ def _check_column_names(data: Data, sources: list[Source], problems: Problems) -
                 f"{source.key}: {source.name}: plain lines hold no annotations, and data.columns.privileged names some; give "
                 "JSON lines"
             )
+        elif source.format == "conll" and isinstance(data.columns.privileged, str):
+            problems.add(
+                f"data.columns.privileged: {data.columns.privileged!r} is a name, and the columns of {source.name} (CoNLL) have "
+                "numbers: give its number (from 0), or JSON lines throughout",
+                "data.columns.privileged",
+            )
     if all(source.format == "conll" for source in sources):
-        for name in ("text", "label", "privileged"):
+        for name in ("text", "label"):
             column = getattr(data.columns, name)
             if isinstance(column, str) and column != Columns.model_fields[name].default:
                 problems.add(f"data.columns.{name}: {column!r} is a name; give the number (from 0) of a CoNLL column")
