@@ -171,7 +171,7 @@ def _with_columns(data: Data, words: Sequence[str]) -> Data:
     if "text_b" in found and data.columns.text_b is None:
         raise InputError("--columns: text_b: is only for task 'pairs'")
     if "privileged" in found and data.columns.privileged is None:
-        raise InputError("--columns: privileged: is only for a model that reads annotations")
+        raise InputError("--columns: privileged: is only for a model that reads annotations, and is given them")
     if not found:
         return data
     kinds = {isinstance(column, int) for column in found.values()}

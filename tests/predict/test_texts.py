@@ -56,6 +56,22 @@ def test_an_array_is_refused_from_standard_input_as_from_a_file(read, content):
     assert read(JSON, "-", "[图片] 好\n").text == ["[图片] 好"]
 
 
+def test_a_conll_file_needs_no_label_of_the_recipes_name(read):
+    """A recipe of JSON lines names its label, which rows to be answered have not."""
+    columns = {"label": "triggers", "privileged": "arguments"}
+    section = {"task": "tagging", "train": "train.jsonl", "columns": columns}
+    content = "去 O\n北 B-where\n京 I-where\n"
+    assert read(section, "new.conll", content).text == ["去北京"]
+    found = read(section, "new.conll", content, columns=["text=0,privileged=1"], privileged=True)
+    assert found.privileged == [[(1, 3, "where")]]
+    with pytest.raises(InputError, match="privileged: 'arguments' is a name, and the columns of .* have numbers"):
+        read(section, "new.conll", content, privileged=True)
+    with pytest.raises(InputError, match="--columns: privileged: is only for a model .* and is given them"):
+        read(section, "new.conll", content, columns=["text=0,privileged=1"])
+    with pytest.raises(InputError, match=r"hold no annotations, and --columns: privileged names some \('arguments'\)"):
+        read(section, "new.txt", "去北京\n", privileged=True)
+
+
 def test_columns_of_the_input_are_named(read, capsys):
     found = read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a"])
     assert (found.text, found.lines) == (["冠在军在了", "军在队冠", "是在是队"], [2, 3, 4])

@@ -118,8 +118,8 @@ def _check_column_names(data: Data, sources: list[Source], problems: Problems) -
             check_columns(data, source, problems)
         if source.format == "lines" and data.columns.privileged is not None:
             problems.add(
-                f"{source.key}: {source.name}: plain lines hold no annotations, and data.columns.privileged names some; give "
-                "JSON lines"
+                f"{source.key}: {source.name}: plain lines hold no annotations, and data.columns.privileged names some "
+                f"({data.columns.privileged!r}); give JSON lines"
             )
         elif source.format == "conll" and isinstance(data.columns.privileged, str):
             problems.add(
@@ -128,7 +128,8 @@ def _check_column_names(data: Data, sources: list[Source], problems: Problems) -
                 "data.columns.privileged",
             )
     if all(source.format == "conll" for source in sources):
-        for name in ("text", "label"):
+        labelled = any(source.part != "transfer" for source in sources)  # else no label is looked at
+        for name in ("text", "label") if labelled else ("text",):
             column = getattr(data.columns, name)
             if isinstance(column, str) and column != Columns.model_fields[name].default:
                 problems.add(f"data.columns.{name}: {column!r} is a name; give the number (from 0) of a CoNLL column")
