@@ -97,6 +97,11 @@ CASES = [
     (["search={epochs: [1]}"], "search: compares students on validation rows, and none has what chinese reads"),
     (["data.transfer=[{path: pairs.tsv, columns: {en: 0, zh: 1}}, null.jsonl]"],
      "null.jsonl:2: 'en' and 'zh' are null: a row needs the text of one side at least"),
+    (["data={task: seq2seq, train: {path: train.jsonl, columns: {en: en, target: label}}, transfer: {path: pairs.tsv, columns: {en: 0, zh: 1}}}",
+      "teachers=[{name: english, reads: en, model: {type: marian, size: mini}}]", "knowledge={outputs: [sequences]}",
+      "students=[{name: chinese, reads: zh, rows: [interpolated], model: {type: marian, size: mini}}]"],
+     "students.chinese.rows: interpolated are training rows, whose targets choose among the candidates of english, and none of "
+     "train has en and zh"),
     (["knowledge_points={words: p.en}"], "knowledge_points: is not for rows with several sides"),
     (["students.0={name: s, reads: zh, answers: online, model: {type: bilstm}}"],
      "it reads zh, and its teacher en: stored outputs alone join them, by row"),

@@ -161,6 +161,13 @@ def _untrainable(
                     f"teachers: no row of train or transfer has both {member.reads} and {teachers[name].reads}, which "
                     f"{name} reads"
                 )
+            elif "interpolated" in (training.rows or []) and not any(
+                both <= set(sides) for part, sides, _ in info["together"] if part == "train"
+            ):
+                problems.append(
+                    f"rows: interpolated are training rows, whose targets choose among the candidates of {name}, and none of "
+                    f"train has {' and '.join(sorted(filter(None, both)))}"
+                )
         for term in losses:
             if term.type == ADVERSARY:
                 problems += _one_kind(term.parameters()["between"], f"losses ({term.type})", names, of_side)
