@@ -52,6 +52,13 @@ def test_slow_tokenizers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     check_refused(capsys.readouterr().err, code, tmp_path, told, "holds no tokenizer.json")
 
 
+def test_types(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = checked(folder, f"students.0.model={{type: bart, pretrained: {folder}}}", "students.0.rows=[sequences]")
+    check_refused(
+        capsys.readouterr().err, code, tmp_path, f"small: model.pretrained: {folder}: is of type 'marian', not"
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "told"),
     [(None, "config.json names no decoder_start_token_id"), (900, "config.json says decoder_start_token_id 900")],

@@ -79,6 +79,7 @@ KEYS = [
     ("knowledge.length_penalty=.inf", "knowledge.length_penalty: input should be a finite number"),
     ("knowledge.beam=1", "knowledge.beam: input should be greater than or equal to 2"),
     ("knowledge.candidates=6", "candidates: 6 is more than the beam holds, 5"),
+    ("knowledge_points={keywords: words}", "knowledge_points: is for tasks whose models have one vector a text, not for 's"),
     ("knowledge.sharded=true", "knowledge.sharded: is not for task 'seq2seq'"),
 ]  # fmt: skip
 

@@ -49,7 +49,7 @@ class KnowledgePoints(Closed):
         if not any(student.keep_epochs for student in students):
             report("", "no student keeps its epochs; give those to be measured keep_epochs: true")
         for context in contexts[:1]:
-            if context.task.tags:
+            if context.task.tags or context.task.writes:
                 report("", f"is for tasks whose models have one vector a text, not for {context.data_task!r}")
 
 

@@ -66,7 +66,9 @@ class Seq2SeqSpec(EncoderSpec):
         return ["pieces", self.two_vocabularies]
 
     def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-        if problem := without_a_start(config):
+        if config.get("model_type", self.type) != self.type:
+            yield f"is of type {config['model_type']!r}, not {self.type!r}"
+        elif problem := without_a_start(config):
             yield problem
 
     def config(self) -> dict[str, Any]:
@@ -101,7 +103,10 @@ class MarianSpec(Seq2SeqSpec):
 
     def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
         """As the base class; transformers' own class of a Marian's tokenizer, of two SentencePiece models, is slow only."""
-        yield from super().unlike_folder(folder, config)
+        problems = list(super().unlike_folder(folder, config))
+        yield from problems
+        if problems:
+            return
         kind = "MarianTokenizer" if (folder / "tokenizer.json").is_file() else None
         try:
             said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
