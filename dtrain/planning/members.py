@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from dtrain.models import build
+from dtrain.planning.pairs import pair_activations, pair_config, pair_shape
 from dtrain.planning.trial import (
     CLASSES,
     Activations,
@@ -42,6 +43,7 @@ class Member:
         precision: 'fp32', 'bf16' or 'fp16'.
         assumed: what was not known, in words.
         predicted: masked tokens of a row, in pre-training.
+        pair: the configuration of an encoder-decoder; None for other models.
     """
 
     spec: TrainSpec
@@ -50,6 +52,7 @@ class Member:
     precision: str
     assumed: tuple[str, ...]
     predicted: int = 0
+    pair: PreTrainedConfig | None = None
 
     @property
     def rows(self) -> int:
@@ -74,6 +77,8 @@ class Member:
 
     @functools.cached_property
     def shape(self) -> Shape:
+        if self.pair is not None:
+            return pair_shape(self.pair)
         if self.config is not None:
             return transformer_shape(self.config, self.predicted)
         with contextlib.suppress(Exception), FakeTensorMode():
@@ -84,6 +89,8 @@ class Member:
         return Shape(table + round(self.spec.model.multiply_adds), 16, 0, 0, table)
 
     def activations(self, checkpointing: bool) -> Activations:
+        if self.pair is not None:
+            return pair_activations(self.pair, self.length, self.precision, checkpointing)
         if self.config is not None:
             return transformer_activations(self.config, self.length, self.precision, checkpointing, self.predicted)
         with contextlib.suppress(Exception):
@@ -114,8 +121,13 @@ def members_of(recipe: Recipe, section: str) -> Iterator[Member]:
         for spec in found:
             if isinstance(spec.model, ExternalSpec):
                 continue
+            length, encoder = _length(spec, view), spec.model.transformer
+            if encoder is not None and not encoder.encodes:
+                pair, assumed = pair_config(encoder, encoder.vocabulary_size, length)
+                yield Member(spec, None, length, _precision(spec), tuple(assumed), pair=pair)
+                continue
             config, assumed = _config(spec.model, recipe)
-            yield Member(spec, config, _length(spec, view), _precision(spec), tuple(assumed))
+            yield Member(spec, config, length, _precision(spec), tuple(assumed))
 
 
 def _phases(recipe: Recipe) -> Iterator[Member]:

@@ -52,7 +52,7 @@ class Trained:
 def ways_of(member: Member, gpus: Gpus, only: str | None = None) -> list[Trained]:
     """Every way to train a teacher, or one config alone, with and without activation checkpointing."""
     free, found = room(gpus.memory), []
-    kept = (False, True) if member.config is not None else (False,)
+    kept = (False, True) if member.config is not None or member.pair is not None else (False,)
     known = {checkpointing: member.activations(checkpointing) for checkpointing in kept}
     ways = ["ddp"] if gpus.ranks == 1 else [only] if only else list(WAYS)  # one process cuts nothing up
     for way in ways:
@@ -167,25 +167,29 @@ def _store(recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
         outputs = view.knowledge.outputs or ["logits"]
         size = 4 if view.knowledge.dtype == "float32" else 2
         read = {name for student in view.students for name in student.asks.stored}
-        number = rules_of(view.data.task).logits == "number"
+        rules = rules_of(view.data.task)
+        number = rules.logits == "number"
         for member in members_of(view, "teachers"):
             if view.students and member.spec.name not in read:
                 continue  # nothing is stored that no student reads
-            width = 0
+            taken = 0  # bytes of a row, as long as rows may be
             for name in outputs:
                 kind = find_kind(name)
+                if kind.scores is not None:  # each candidate's tokens, and its score
+                    taken += 4 * (view.knowledge.candidates or view.knowledge.beam) * (member.length + 1)
+                    continue
                 labels = 1 if number else LABELS
                 # Of the largest numbers, one more says what the others add up to, and each has its class beside it.
                 own = 2 * view.knowledge.top_k + 1 if kind.top_k and view.knowledge.top_k else labels
                 if name == "features":
                     own = member.spec.model.feature_width or BASE_FEATURES
-                width += own * (member.length if kind.per_token else 1)
+                taken += size * own * (member.length if kind.per_token else 1)
             count, of = (
                 (rows[view.task], "") if view.task in rows else (MILLION, " a million rows (not known how many)")
             )
             told.append(
-                f"store of {member.spec.name}: {count * width * size / GIB:.3f} GB{of}: {', '.join(outputs)}, "
-                f"{view.knowledge.dtype} (f{'' if number else f'; {LABELS} labels assumed'})"
+                f"store of {member.spec.name}: {count * taken / GIB:.3f} GB{of}: {', '.join(outputs)}, "
+                f"{view.knowledge.dtype} (f{'' if number or rules.writes else f'; {LABELS} labels assumed'})"
             )
     return told
 

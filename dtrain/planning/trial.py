@@ -109,7 +109,9 @@ def transformer_activations(
 ) -> Activations:
     """Of a transformer of any number of layers over rows of `length` tokens, see `_WithHead`."""
     few, more = (
-        _lines(*(_peaks(_key(config, layers, predicted), rows, length, precision, checkpointing) for rows in ROWS))
+        lines_through(
+            *(_peaks(_key(config, layers, predicted), rows, length, precision, checkpointing) for rows in ROWS)
+        )
         for layers in LAYERS
     )
     steps = (int(config["num_hidden_layers"]) - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
@@ -123,10 +125,10 @@ def module_activations(make: Callable[[], nn.Module], length: int, precision: st
     def ask(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=mask).logits
 
-    return Activations(_lines(*(_step(make, rows, length, precision, ask) for rows in ROWS)), "tracked")
+    return Activations(lines_through(*(step_peaks(make, rows, length, precision, ask) for rows in ROWS)), "tracked")
 
 
-def _lines(low: tuple[int, int], high: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+def lines_through(low: tuple[int, int], high: tuple[int, int]) -> tuple[tuple[float, float], ...]:
     """Through what `ROWS` took in each pass."""
     slopes = [(b - a) / (ROWS[1] - ROWS[0]) for a, b in zip(low, high, strict=True)]
     return tuple((slope, a - slope * ROWS[0]) for slope, a in zip(slopes, low, strict=True))
@@ -154,10 +156,10 @@ def _peaks(key: Key, rows: int, length: int, precision: str, checkpointing: bool
             model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
         return without_mask_checks(model, torch.device("cuda"))
 
-    return _step(make, rows, length, precision, lambda model, ids, mask: model(ids, mask))
+    return step_peaks(make, rows, length, precision, lambda model, ids, mask: model(ids, mask))
 
 
-def _step(
+def step_peaks(
     make: Callable[[], nn.Module],
     rows: int,
     length: int,

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from dtrain.__main__ import main
+from dtrain.models import build
 from dtrain.planning import command, members, report, trial, ways
+from dtrain.planning.pairs import pair_config
 from dtrain.planning.trial import Activations, Shape
 from dtrain.planning.ways import GIB
 from dtrain.recipe import load_recipe
+from dtrain.recipe.architectures.seq2seq import MarianSpec
 from dtrain.stages import check
 
 LARGE = {
@@ -248,3 +251,37 @@ def test_check_warns_of_a_teacher_that_does_not_fit(tmp_path: Path, monkeypatch:
     alone = "launch.stages.finetune={processes: 1, accelerate_config: fsdp2}"
     (told,) = check._too_large(load_recipe(str(recipe(tmp_path, LARGE["bert"])), [alone]))
     assert told.startswith("teachers.big: 512 rows") and " by fsdp2;" in told
+
+
+def test_encoder_decoders_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`check` warns by the same figures where there are GPUs. Parameters are those of the model that is built."""
+    pytest.importorskip("sacrebleu", reason="scores of seq2seq need sacrebleu")
+    shape = "hidden: 64, layers: 1, heads: 4, vocabulary_size: 500"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"name: pairs\ndata: {{task: seq2seq, train: nowhere.tsv, max_length: 32}}\noutput_dir: {tmp_path}/runs\n"
+        f"teachers: [{{name: big, model: {{type: marian, {shape}, vocabularies: two}}, batch_size: 512}}]\n"
+        f"knowledge: {{outputs: [token_logits, sequences], top_k: 4, beam: 3}}\n"
+        f"students: [{{name: s, model: {{type: bart, {shape}, decoder_layers: 2}}, rows: [sequences]}}]\n",
+        encoding="utf-8",
+    )
+    assert main(["plan", str(path)]) == 0
+    told = capsys.readouterr().out
+    wanted = load_recipe(str(path))
+    for section in ("teachers", "students"):
+        (member,) = members.members_of(wanted, section)
+        own = build(member.spec.model, vocabulary=500, labels=["target"], pad_id=0, max_length=32)
+        assert member.shape.parameters == sum(parameter.numel() for parameter in own.parameters())
+        assert member.shape.tensors == len(list(own.parameters())) and member.activations(False).how == "tracked"
+        assert f" {member.spec.name}: {member.spec.model.type}, " in told
+    # A million rows: (4 + 4 + 1) numbers of 2 bytes for each of 32 tokens, and 3 candidates of 32 tokens and a score.
+    assert f"store of big: {1e6 * (32 * 9 * 2 + 3 * 33 * 4) / GIB:.3f} GB a million rows" in told
+    (problem,) = report.unfit(wanted, "teachers", report.Gpus(1, 1, 1.7 * GIB), "ddp")
+    assert problem.startswith("teachers.big: 512 rows of 32 tokens a micro-batch take about ")
+
+
+def test_a_pair_that_is_not_here_has_an_assumed_shape() -> None:
+    spec = MarianSpec(type="marian", pretrained="nobody/opus-mt-xx-yy")
+    config, assumed = pair_config(spec, 8000, 64)
+    assert (config.d_model, config.encoder_layers, config.vocab_size) == (768, 12, 8000)
+    assert assumed == ["nobody/opus-mt-xx-yy is not here: the shape of `size: base`"]

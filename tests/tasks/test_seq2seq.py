@@ -133,6 +133,9 @@ def test_a_length_penalty_is_a_number(penalty: float, tmp_path: Path) -> None:
     for option, own in (("--beam", "--length-penalty"), ("beam", "length_penalty")):
         with pytest.raises(InputError, match=f"^{own}: {penalty} is not a finite number"):
             Targets().searching(tmp_path, 3, penalty, option)
+    for beam in (0, 2.5):
+        with pytest.raises(InputError, match=rf"^beam: {beam} is not a positive number of hypotheses"):
+            Targets().searching(tmp_path, beam, 1.0, "beam")  # type: ignore[arg-type]
     found = Targets().searching(tmp_path, 3, -4.0, "--beam")
     assert (found.beam, found.length_penalty) == (3, -4.0)
 

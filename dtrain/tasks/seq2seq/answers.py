@@ -49,7 +49,7 @@ class Targets(Answers):
         self.beam, self.length_penalty = beam, length_penalty
 
     def searching(self, model: Path, beam: int, length_penalty: float, option: str) -> Targets:
-        if beam < 1:
+        if not isinstance(beam, int) or beam < 1:
             raise InputError(f"{option}: {beam} is not a positive number of hypotheses")
         tokens = written_tokens(read_json(model / CONFIG))
         if 0 < tokens < beam:

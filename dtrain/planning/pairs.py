@@ -1,0 +1,80 @@
+"""Encoder-decoders on fake tensors: parameters, and activations of a step with targets as long as the sources.
+
+They are built whole: their two stacks may have as many layers as each likes, and few are as deep as encoders are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig
+
+from dtrain.planning.trial import ROWS, Activations, Shape, lines_through, step_peaks
+from dtrain.recipe.models import EncoderSpec
+
+# No dropout of attention: with it a CPU keeps probabilities that a GPU does not.
+AS_TRAINED: dict[str, Any] = {"attention_dropout": 0.0, "use_cache": False}
+TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "eos_token_id": 3,
+    "forced_eos_token_id": 3,
+}
+
+
+def pair_config(encoder: EncoderSpec, vocabulary: int, length: int) -> tuple[PreTrainedConfig, list[str]]:
+    """The configuration of an encoder-decoder, and what was assumed.
+
+    Args:
+        vocabulary: tokens of a model from scratch; of each side, where it has two.
+    """
+    assumed: list[str] = []
+    if encoder.pretrained:
+        try:
+            config = AutoConfig.from_pretrained(str(encoder.source), local_files_only=True, trust_remote_code=False)
+            config.update(AS_TRAINED)
+            return config, []
+        except (OSError, ValueError):
+            assumed.append(f"{encoder.source} is not here: the shape of `size: base`")
+            encoder = type(encoder).model_validate({"type": encoder.type, "size": "base"})
+    values = encoder.config() | AS_TRAINED | TOKENS | {"vocab_size": vocabulary}
+    if getattr(encoder, "two_vocabularies", False):
+        values |= {"decoder_vocab_size": vocabulary, "share_encoder_decoder_embeddings": False}
+    return AutoConfig.for_model(values.pop("model_type"), max_position_embeddings=max(512, length), **values), assumed
+
+
+def pair_shape(config: PreTrainedConfig) -> Shape:
+    """Of an encoder-decoder; a block is the mean of its layers."""
+    with FakeTensorMode():
+        model = _model(config)
+    layers = [layer for stack in (model.get_encoder(), model.get_decoder()) for layer in stack.layers]
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    inside = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    return Shape(sum(sizes), len(sizes), len(layers), round(inside / len(layers)), max(sizes))
+
+
+def pair_activations(config: PreTrainedConfig, length: int, precision: str, checkpointing: bool) -> Activations:
+    """Of an encoder-decoder over rows of `length` tokens on either side."""
+
+    def make() -> nn.Module:
+        model = _model(config)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def ask(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+        # Without the mask, whose numbers transformers would look at.
+        logits: Tensor = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+        return logits.flatten(0, 1)
+
+    peaks = functools.partial(step_peaks, make, length=length, precision=precision, ask=ask)
+    return Activations(lines_through(*(peaks(rows=rows) for rows in ROWS)), "tracked")
+
+
+def _model(config: PreTrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
