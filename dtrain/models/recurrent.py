@@ -2,7 +2,7 @@
 
 cuDNN reads packed sequences fast. On a CPU torch walks through them one token at a time, and gradients from padded texts
 several times faster by oneDNN's LSTM; so there a text is turned round within its own length, and both directions begin
-at its ends.
+at its ends. Large batches are read in groups of texts of like length: of 128 titles in one piece half the places are padding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 POOLINGS = ("final", "max", "mean")
+# On a CPU, texts read together at least, by the bytes of a number: fewer make the products too small to be fast. Groups of 32
+# in float32 made forward and backward 1.05 to 1.17 times as fast at 64 titles, 1.22 to 1.50 at 128; of 64 in bf16 1.10 to 1.15.
+GROUP = {8: 32, 4: 32, 2: 64}
+WORTH = 0.9  # of the places, at most: else the copies of groups cost more than they save
 
 
 class InPlaceOfLSTM(nn.Module):
@@ -44,7 +48,7 @@ def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
     lengths = lengths.long()
     if inputs.device.type == "cpu":
         longest = int(lengths.max())
-        states = read_padded(lstm, inputs[:, :longest], lengths)
+        states = _in_groups(lstm, inputs[:, :longest], lengths)
     else:
         on_host = lengths.cpu()  # the one wait for the device: packing needs each length there
         longest = int(on_host.max())
@@ -111,6 +115,23 @@ def weight_names(lstm: nn.LSTM) -> list[str]:
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     ways = ("", "_reverse")
     return [f"{kind}_l{layer}{way}" for layer in range(lstm.num_layers) for way in ways for kind in kinds]
+
+
+def _in_groups(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+    """`read_padded` of texts of like length at a time, if that leaves out much padding: [B, L, 2 H]."""
+    rows, tokens, _ = inputs.shape
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
+    order = lengths.argsort(stable=True)
+    groups = order.tensor_split(max(1, rows // GROUP[dtype.itemsize]))
+    longest = [int(lengths[group[-1]]) for group in groups]
+    places = sum(len(group) * most for group, most in zip(groups, longest, strict=True))
+    if places > WORTH * rows * tokens:
+        return read_padded(lstm, inputs, lengths)
+    states = []
+    for group, most in zip(groups, longest, strict=True):
+        read = read_padded(lstm, inputs.index_select(0, group)[:, :most], lengths[group])
+        states.append(functional.pad(read, (0, 0, 0, tokens - most)))
+    return torch.cat(states).index_select(0, order.argsort())
 
 
 OneWay = Callable[[nn.LSTM, Tensor, str], Tensor]

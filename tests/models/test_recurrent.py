@@ -48,6 +48,36 @@ def test_states_and_gradients_are_those_of_packed_sequences(
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_groups_of_like_length_are_read_as_one(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(7, 5, layers, batch_first=True, bidirectional=True, dtype=torch.float64)
+    sizes = torch.tensor([3, 12, 1, 2, 11, 3, 5])
+    inputs = torch.randn(7, 14, 7, dtype=torch.float64, requires_grad=True)
+    weights = [inputs, *lstm.parameters()]
+    factor = torch.randn(7, 14, 10, dtype=torch.float64)
+    read: list[tuple[int, int]] = []
+    real = recurrent.read_padded
+
+    def counted(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
+        read.append((inputs.shape[0], inputs.shape[1]))
+        return real(lstm, inputs, lengths)
+
+    monkeypatch.setattr(recurrent, "read_padded", counted)
+    found = []
+    for group in (32, 2):
+        monkeypatch.setitem(recurrent.GROUP, 8, group)
+        states = read_both_ways(lstm, inputs, sizes)
+        found.append((states, torch.autograd.grad((states * factor).sum(), weights)))
+    assert read == [(7, 12), (3, 3), (2, 5), (2, 12)]
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    read.clear()
+    read_both_ways(lstm, inputs, torch.full((7,), 9))
+    assert read == [(7, 9)]  # nothing would be left out
+
+
 def test_nothing_behind_a_texts_end_matters() -> None:
     torch.manual_seed(0)
     lstm = nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True)
