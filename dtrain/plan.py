@@ -275,8 +275,8 @@ class Plan:
             for of in self.of(member)
             if rules_of(of.recipe.data.task).writes
         ]
-        names = {m.annotated_by or "" for m in members if isinstance(m, Teacher)}
-        names -= {name for name in names if self.whole.failure(name)}  # a tagger that has failed is as good as none
+        asked = {m.annotated_by for m in members if isinstance(m, Teacher) and m.annotated_by}
+        names = {tagger for tagger in asked if not self.whole.failure(tagger)}  # a failed one finds no annotations
         taggers = [self.whole.model(k, m.name) for k, m in self.whole.members() if m.name in names]
         return fingerprint("evaluation", FORMAT, self.model(kind, name), self.recipe.report.splits, *searches, *taggers)
 

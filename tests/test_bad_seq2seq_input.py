@@ -141,11 +141,15 @@ def test_sides_may_lie_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     recipe, sides = written(tmp_path), [[row[side] for row in ROWS] for side in ("source", "target")]
     data = parallel(tmp_path, *sides)
     assert main(["check", str(recipe), data]) == 0
+    found = capsys.readouterr()
+    assert re.search(r"train +9 rows", found.out)
+    assert "columns.target" not in found.out + found.err
+    assert main(["check", str(recipe), data, "data.columns.target=title"]) == 0
+    assert "data.columns.target: 'title' is not read: the lines of data.targets are" in "".join(capsys.readouterr())
     alone = data.replace(f", targets: {{train: {tmp_path}/train.zh}}", "")
     assert alone != data and main(["check", str(recipe), alone]) == 2
     told = capsys.readouterr()
     assert "name the file of their targets in data.targets.train" in told.err
-    assert re.search(r"train +9 rows", told.out)
     rows = read_corpus(load_recipe(str(recipe), [data]).data, seed=0).parts["train"]
     assert {(text, target) for text, target in zip(rows.text, rows.target, strict=True)} <= set(
         zip(*sides, strict=True)

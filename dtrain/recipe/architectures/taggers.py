@@ -83,7 +83,7 @@ class TaggerSpec(CrfSpec):
         if self.encoder is None:
             return self.embedding + beside
         if self.encoder.pretrained:
-            return None  # which its folder knows
+            return None  # its folder tells
         return self.encoder.shape()[0] * (4 if self.fusion == "concat" else 1) + beside
 
     @property

@@ -60,6 +60,10 @@ class SidesReading(TextReading):
         """As the base class; of two files of a part, line by line."""
         if data.targets is None:
             return super().read(data, sources, files, problems, keep_empty=keep_empty)
+        if data.columns.target not in (None, "target"):  # what a resolved recipe has
+            problems.remark(
+                f"{data.key}.columns.target: {data.columns.target!r} is not read: the lines of data.targets are the targets"
+            )
         names = [name for _, name in self.beside(data)]
         places = [existing_file(name, key) for key, name in self.beside(data)]
         own = [source for source in sources if source.part != "transfer"]
