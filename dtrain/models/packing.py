@@ -1,9 +1,9 @@
-"""Transformers are trained without the products of padding: on a CPU these are most of a step, and a third of them in vain.
+"""On a CPU, transformers are trained without multiplying padding: a third of a batch of titles holds no token.
 
-Of the first 192 titles of TNEWS in batches of 16, 6,656 places held 4,532 tokens, and matrix products were 78 % of a step of a
-BERT of 4 layers of 512. Here each linear map of the layers reads the tokens alone, and what it gives is put back in their
-places, with zeros at the padding. All else sees batches as they were: attention, dropout (the same numbers are drawn), losses
-on hidden states, hooks. No loss reads what is at the padding, so gradients are the same but for rounding.
+Most of a training step on a CPU is matrix products (tests/benchmarks/padding_speed.py measures their share). Here each linear
+map of a transformer's layers reads the tokens alone, and its results are put back in their places, with zeros at the padding.
+All else sees batches as they were: attention, dropout (the same numbers are drawn), losses on hidden states, hooks. No loss
+reads what is at the padding, so gradients are the same but for rounding.
 """
 
 from __future__ import annotations
@@ -15,18 +15,30 @@ from torch import Tensor, nn
 
 from dtrain.models.inside import trunks
 
-# Fewer places are saved than the way there and back costs: it took 2 % of a step.
+# The largest share of places with a token: copying tokens out and back takes a few hundredths of a step, which must be saved.
 WORTH = 0.95
+# Only encoders whose layers join tokens in attention and nowhere else. A ConvBERT's convolutions would read the padding.
+TYPES = frozenset({"bert", "nezha", "roberta", "xlm-roberta", "electra"})
 
 
 def skip_padding(model: nn.Module, device: torch.device) -> nn.Module:
     """Let the linear maps of the transformers in `model` leave out padding while it is trained, on a CPU.
 
-    On a GPU nothing changes: to count the tokens of a batch its host would wait for it. Nothing changes either for a pass
-    without gradients, whose batches are sorted by length, and where activations are computed again in the backward pass.
+    On a GPU nothing changes, since the host would have to wait for the GPU to count the tokens of each batch. Nor does
+    anything change for a pass without gradients, whose batches are sorted by length; for activation checkpointing, which
+    computes the layers again in the backward pass; and for architectures that `TYPES` does not name.
+
+    Args:
+        model: as the engine wraps it; its transformers get forward hooks.
+        device: where it is trained.
+
+    Returns:
+        the same model.
     """
     if device.type == "cpu":
         for trunk in trunks(model):
+            if trunk.config.model_type not in TYPES:
+                continue
             packing = _Packing()
             trunk.register_forward_pre_hook(packing.begin, with_kwargs=True)
             trunk.register_forward_hook(packing.end, always_call=True)
@@ -34,7 +46,7 @@ def skip_padding(model: nn.Module, device: torch.device) -> nn.Module:
             for module in trunk.encoder.layer.modules():
                 if isinstance(module, nn.Linear):
                     module.register_forward_pre_hook(packing.narrow)
-                    if module not in inner:  # the next map reads what this one gives
+                    if module not in inner:  # what these give is read by the next map alone, which wants tokens, too
                         module.register_forward_hook(packing.widen)
     return model
 
@@ -45,15 +57,14 @@ class _Packing:
     def __init__(self) -> None:
         self.rows: Tensor | None = None  # int64 [T], numbers of places in [B * L]
         self.shape = (0, 0)  # B, L
-        self.last: tuple[Tensor, Tensor] | None = (
-            None  # states [B, L, H] and [T, H]: queries, keys and values read the same
-        )
+        # States [B, L, H] and their tokens [T, H]: the maps of queries, keys and values read the same ones.
+        self.last: tuple[Tensor, Tensor] | None = None
 
     def begin(self, trunk: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         mask = named.get("attention_mask", args[1] if len(args) > 1 else None)
         if mask is None or mask.dim() != 2 or not trunk.training or not torch.is_grad_enabled():
             return
-        if any(layer.gradient_checkpointing for layer in trunk.encoder.layer):
+        if any(getattr(layer, "gradient_checkpointing", False) for layer in trunk.encoder.layer):
             return
         rows = mask.flatten().nonzero().squeeze(1)
         if 0 < len(rows) <= WORTH * mask.numel():

@@ -2,7 +2,8 @@
 
 cuDNN reads packed sequences fast. On a CPU torch walks through them one token at a time, and gradients from padded texts
 several times faster by oneDNN's LSTM; so there a text is turned round within its own length, and both directions begin
-at its ends. Large batches are read in groups of texts of like length: of 128 titles in one piece half the places are padding.
+at its ends. Large batches are read in groups of texts of similar length: of 128 titles read together half the places are
+padding.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 POOLINGS = ("final", "max", "mean")
-# On a CPU, texts read together at least, by the bytes of a number: fewer make the products too small to be fast. Groups of 32
-# in float32 made forward and backward 1.05 to 1.17 times as fast at 64 titles, 1.22 to 1.50 at 128; of 64 in bf16 1.10 to 1.15.
+# The fewest texts of a group on a CPU, by the bytes of a number: smaller products are slower than what they save. Groups of 32
+# in float32 made forward and backward 1.08 to 1.21 times as fast at 64 titles, 1.33 to 1.50 at 128; groups of 64 in bf16 1.14
+# to 1.31 at 128 (tests/benchmarks/lstm_groups.py).
 GROUP = {8: 32, 4: 32, 2: 64}
-WORTH = 0.9  # of the places, at most: else the copies of groups cost more than they save
+# Groups are made only where they leave out at least a tenth of the places, since they are copied out and back.
+WORTH = 0.9
 
 
 class InPlaceOfLSTM(nn.Module):
@@ -118,7 +121,10 @@ def weight_names(lstm: nn.LSTM) -> list[str]:
 
 
 def _in_groups(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
-    """`read_padded` of texts of like length at a time, if that leaves out much padding: [B, L, 2 H]."""
+    """`read_padded`, of groups of texts of similar length one after another where that leaves out much padding.
+
+    As there: [B, L, I] and int64 lengths [B] -> [B, L, 2 H].
+    """
     rows, tokens, _ = inputs.shape
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
     order = lengths.argsort(stable=True)

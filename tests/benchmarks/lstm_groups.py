@@ -1,6 +1,6 @@
-"""Forward and backward of a bidirectional LSTM on a CPU: all texts of a batch in one piece, or in groups of like length.
+"""Forward and backward of a bidirectional LSTM on a CPU: all texts of a batch in one piece, or in groups of similar length.
 
-    PYTHONPATH=. python tests/benchmarks/lstm_groups.py TNEWS_FOLDER [--rounds 6] [--width 512 128]
+    PYTHONPATH=. python tests/benchmarks/lstm_groups.py TNEWS_FOLDER [--rounds 6] [--width 512 128] [--group 8]
 
 Lengths are those of titles in the order of the file, one thread, milliseconds of the process's own time, the two in turn.
 """
@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 
+from dtrain.models import recurrent
 from dtrain.models.recurrent import read_both_ways, read_padded
 
 
@@ -35,7 +36,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="TNEWS_FOLDER")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--width", type=int, nargs="+", default=[512, 128])
+    parser.add_argument("--group", type=int, help="the fewest texts of a group (default: the package's)")
     asked = parser.parse_args()
+    if asked.group:
+        recurrent.GROUP.update(dict.fromkeys(recurrent.GROUP, asked.group))
     with (asked.folder / "train.json").open(encoding="utf-8") as lines:
         sizes = [len(json.loads(next(lines))["sentence"]) for _ in range(128 * (asked.rounds + 1))]
     print(

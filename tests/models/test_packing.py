@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from dtrain.engines.choose import _checkpoint_activations
 from dtrain.models import build
-from dtrain.models.inside import taking, trunk_of
+from dtrain.models.inside import taking, trunk_of, trunks
 from dtrain.models.packing import _Narrow, _Widen, skip_padding
 from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
 from dtrain.training import model_job
@@ -30,6 +31,14 @@ def model(kind: str = "bert", **more: Any) -> Any:
     spec: Any = BertSpec if kind == "bert" else NezhaSpec
     shape = {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 32, "dropout": 0.2, **more}
     return build(spec.model_validate({"type": kind, **shape}), vocabulary=50, labels=["a", "b", "c"], pad_id=0)
+
+
+def of_transformers(kind: str, **more: Any) -> Any:
+    """A tiny classifier of another architecture."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model(kind, vocab_size=50, pad_token_id=0, num_labels=3, **shape, **more)
+    return AutoModelForSequenceClassification.from_config(config).train()
 
 
 def batch(lengths: tuple[int, ...] = LENGTHS) -> dict[str, Tensor]:
@@ -93,6 +102,22 @@ def test_nothing_changes_without_gradients_or_where_activations_are_computed_aga
     gradients(packed, batch())
     full = (len(LENGTHS), max(LENGTHS))
     assert seen == [(sum(LENGTHS),), full, full, full, full, full]  # the last is computed twice
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "electra"])
+def test_other_encoders_of_the_same_structure(kind: str) -> None:
+    padded = of_transformers(kind)
+    packed = skip_padding(copy.deepcopy(padded), CPU)
+    (loss, found), (other, wanted) = gradients(packed, batch()), gradients(padded, batch())
+    assert layer_products(packed, batch()) < layer_products(padded, batch())
+    torch.testing.assert_close(loss, other, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_an_encoder_that_reads_neighbours_keeps_its_padding() -> None:
+    untouched = skip_padding(of_transformers("convbert", embedding_size=16), CPU)
+    assert any(True for _ in trunks(untouched))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in untouched.modules())
 
 
 def test_on_another_device_nothing_changes() -> None:
@@ -173,4 +198,6 @@ def test_a_run_trains_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         kept.append(load_file(tmp_path / name / "teachers" / "t" / "model.safetensors"))
     assert len(packed) == 1
     assert any(module._forward_hooks for module in packed[0].modules())
-    torch.testing.assert_close(kept[1], kept[0], atol=2e-5, rtol=1e-4)
+    # The gradient of a key's bias is rounding alone, which an optimizer may make a step of: no answer depends on it.
+    seen = [name for name in kept[0] if not name.endswith("key.bias")]
+    torch.testing.assert_close(*([weights[name] for name in seen] for weights in reversed(kept)), atol=2e-5, rtol=1e-4)
