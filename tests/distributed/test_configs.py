@@ -41,9 +41,14 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands work as they are written: the configs, `my.yaml`, and its data, prepared."""
+    """Where the commands work as they are written: the configs, `my.yaml` with its data prepared, and a `scontrol`."""
     folder = tmp_path_factory.mktemp("configs")
     (folder / "accelerate_configs").symlink_to(FOLDER)
+    # Written before any node starts: a script that is rewritten while another node reads it gives no address.
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
+    scontrol.chmod(0o755)
     write(folder, RECIPE, "my.yaml")
     subprocess.run([sys.executable, "-m", "dtrain", "prepare", "my.yaml"], check=True, cwd=folder, timeout=300)
     return folder
@@ -63,12 +68,8 @@ def documented(name: str) -> str:
 
 
 def a_node(rank: int, folder: Path, job: int) -> dict[str, str]:
-    """What SLURM sets on one of two nodes of one process each; `scontrol` says that the first one is this machine."""
-    scontrol = folder / "bin" / "scontrol"
-    scontrol.parent.mkdir(exist_ok=True)
-    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
-    scontrol.chmod(0o755)
-    path = f"{scontrol.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """What SLURM sets on one of two nodes of one process each; `bin/scontrol` says that this machine is the first."""
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     both = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     return os.environ | NO_GPU | both | {"SLURM_NODEID": str(rank), "PATH": path}
 
@@ -113,11 +114,14 @@ def test_its_command_for_several_nodes_starts_one_world(folder: Path, name: str)
         environment = a_node(rank, folder, job)
         nodes.append(subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment))
     try:
-        ends = [node.communicate(timeout=300) for node in nodes]
+        ends = []
+        for node in nodes:
+            # Checked before the next is waited for, which would wait for ever for a node that has failed.
+            ends.append(node.communicate(timeout=300))
+            assert node.returncode == 0, ends
     finally:
         for node in nodes:
             node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], ends
     check_trained(folder, ends[1][0], "fp32")
     assert "teacher cnn" not in ends[0][0]  # told once
 
