@@ -65,6 +65,11 @@ def test_the_recipe_itself_is_good(recipe: str, tmp_path: Path, capsys: pytest.C
     assert "students.chinese.losses: none reads its classifier, which stays as it was drawn" in capsys.readouterr().err
 
 
+def test_students_of_a_side_with_validation_labels_can_be_searched(recipe: str) -> None:
+    valid = "data.valid={path: test.jsonl, columns: {zh: text}}"
+    assert main(["check", recipe, valid, "search={epochs: [1]}"]) == 0
+
+
 CASES = [
     (["teachers.0.reads=enn"], "reads: no side 'enn'; did you mean 'en'? (allowed: en, zh)"),
     (["teachers.0.reads=null"], "reads: must say which side of a row it reads (allowed: en, zh)"),

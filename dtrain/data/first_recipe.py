@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,6 +15,7 @@ from typing import Any
 from dtrain.data.files import SUFFIXES, suffix_of
 from dtrain.data.lines import UTF8, likely_encoding, numbered_lines, open_bytes
 from dtrain.data.problems import Problems
+from dtrain.data.tables import FIELD_CHARACTERS
 from dtrain.errors import EXIT_DONE, InputError
 from dtrain.recipe import load_recipe, write_new
 from dtrain.recipe.source import parse
@@ -112,8 +114,11 @@ def guess_file(path: Path) -> Guess:
     Raises:
         InputError: no labelled rows can be told in it, with what they may look like.
     """
-    with open_bytes(path) as file:
-        head = file.read(1 << 20)
+    try:
+        with open_bytes(path) as file:
+            head = file.read(1 << 20)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
     encoding = UTF8
     try:
         head[: head.rfind(b"\n") + 1 or None].decode("utf-8-sig")
@@ -204,7 +209,8 @@ def _guess_conll(lines: Sequence[str]) -> Guess | None:
 
 
 def _guess_table(path: Path, lines: Sequence[str]) -> Guess | None:
-    quoted = path.suffix.lower() == ".csv"
+    quoted = suffix_of(path) == ".csv"
+    csv.field_size_limit(FIELD_CHARACTERS)
     separator = "," if quoted and "\t" not in lines[0] else "\t"
     rows = list(csv.reader(lines, delimiter=separator)) if quoted else [line.split("\t") for line in lines if line]
     width = len(rows[0])

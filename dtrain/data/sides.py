@@ -124,9 +124,8 @@ def check_sides(info: Mapping[str, Any], recipe: Recipe) -> tuple[list[str], lis
             )
     if recipe.search is not None:
         unseen = [m.name for m in recipe.students if m.reads and "valid" not in label_counts(info, m.reads)]
-        problems += [f"search: compares students on validation rows, and none has what {unseen[0]} reads"] * bool(
-            unseen
-        )
+        if unseen:
+            problems.append(f"search: compares students on validation rows, and none has what {unseen[0]} reads")
     return problems, remarks
 
 

@@ -1,5 +1,6 @@
 """`dtrain init` and `dtrain recipes copy`: a first recipe here, never over another file."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -64,6 +65,24 @@ def test_csv_with_header() -> None:
     ]
     recipe, _ = first("opinions.csv", "\n".join(lines))
     assert recipe.name == "opinions" and recipe.data.header
+    assert (recipe.data.columns.text, recipe.data.columns.label) == ("review", "stars")
+
+
+def test_packed_csv() -> None:
+    lines = ["review,stars", *(f'"{words}, {number}",{label}' for number, (label, words) in enumerate(rows()))]
+    recipe, _ = first("opinions.csv.gz", gzip.compress("\n".join(lines).encode()))
+    assert (recipe.data.columns.text, recipe.data.columns.label) == ("review", "stars")
+
+
+def test_damaged_packed_file_is_bad_input(capsys) -> None:
+    Path("opinions.csv.gz").write_bytes(b"review,stars\n")
+    assert main(["init", "opinions.csv.gz"]) == 2
+    assert "opinions.csv.gz: cannot be read: Not a gzipped file" in capsys.readouterr().err
+
+
+def test_csv_with_a_text_longer_than_the_csv_module_reads_by_default() -> None:
+    lines = ["review,stars", *(f"{words},{label}" for label, words in rows()), f"{'好' * 140_000},1"]
+    recipe, _ = first("opinions.csv", "\n".join(lines))
     assert (recipe.data.columns.text, recipe.data.columns.label) == ("review", "stars")
 
 
