@@ -1,4 +1,5 @@
-"""Synthetic rows for students to learn their teachers' opinion of (Tang et al. 2019, section 3.3).
+"""Synthetic transfer rows, whose targets are the teachers' outputs (Tang et al. 2019, section 3.3).
 
-words: a text into words with parts of speech -> rewrite: one word list into another -> rows: a corpus with them
+words: splits a text into words with parts of speech; rewrite: makes a new text of a list of words; rows: adds synthetic
+rows to a corpus; noisy: the rows of a noisy student.
 """

@@ -1,4 +1,4 @@
-"""The rows of a noisy student (Xie et al. 2020, 1911.04252): those its teachers are sure of, balanced, with noise."""
+"""Training rows of a noisy student (Xie et al. 2020, 1911.04252): confident ones, balanced over classes, with noise."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def blank_tokens(batch: Batch, *, share: float, part: EncodedSplit) -> Batch:
-    """The batch with each token of text blanked with the chance `share`, by torch's random generator.
+    """The batch with each token of text blanked with probability `share`, drawn from torch's random generator.
 
-    What stands around texts stays: a pair without its separator would be one text, and a transformer reads its answer
-    off [CLS]. A blank is the padding's id where the mask says token: in the package's own students its vector is 0.
+    The special tokens around texts are kept: a pair needs its separator, and a transformer's prediction is computed
+    from [CLS]. A blanked token gets the id of the padding, but stays in the attention mask; in the package's own
+    students, the padding's vector is 0.
     """
     ids = batch.inputs["input_ids"]
     frame = torch.tensor(part.frame, dtype=ids.dtype, device=ids.device)
@@ -31,10 +32,13 @@ def blank_tokens(batch: Batch, *, share: float, part: EncodedSplit) -> Batch:
 
 
 def noisy_rows(part: EncodedSplit, stores: Mapping[str, StoreReader], spec: Noisy) -> EncodedSplit:
-    """All labelled rows, and the unlabelled ones that `confident` chooses by the mean of the teachers' distributions.
+    """All labelled rows, and the unlabelled ones that `confident` selects by the mean of the teachers' distributions.
+
+    Args:
+        stores: the knowledge store of each teacher.
 
     Raises:
-        InputError: no unlabelled row is left.
+        InputError: no unlabelled row was selected.
     """
     unlabelled = np.flatnonzero(part.labels < 0)
     distributions = [store.read("logits", part.ids[unlabelled]).softmax(-1) for store in stores.values()]
@@ -45,10 +49,11 @@ def noisy_rows(part: EncodedSplit, stores: Mapping[str, StoreReader], spec: Nois
 
 
 def confident(probabilities: torch.Tensor, floor: float, balance: bool) -> np.ndarray:
-    """Rows [M] whose largest probability is at least `floor`, ascending.
+    """Positions of the rows whose largest probability is at least `floor`, int64 [M], ascending.
 
-    Balanced, every class that has rows is given the same number of them, the mean over these classes (rounded up): of
-    a larger class the surest rows, of a smaller one all, the surest coming again until there are enough.
+    With `balance`, every class that has such rows gets the same number of them, the mean over these classes (rounded
+    up). A larger class keeps its rows with the highest probabilities; the rows of a smaller one are repeated, from the
+    highest probability on, until there are enough.
 
     Args:
         probabilities: float [N, C].

@@ -1,4 +1,4 @@
-"""One text into another: words masked, replaced by others of their part of speech, or an n-gram alone kept."""
+"""Synthetic texts: words are masked or replaced by others of the same part of speech, or only an n-gram is kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dtrain.recipe.data import Augment
 
 
 class Lexicon:
-    """Words of a corpus by part of speech, drawn in proportion to how often they come."""
+    """The words of a corpus by part of speech, drawn in proportion to their counts."""
 
     def __init__(self, counts: Mapping[Word, int]) -> None:
         by_tag: dict[str, list[tuple[str, int]]] = {}
-        for word, count in sorted(counts.items()):  # whatever order they were counted in
+        for word, count in sorted(counts.items()):  # independent of the order in which words were counted
             if word.tag:
                 by_tag.setdefault(word.tag, []).append((word.text, count))
         self._words = {
@@ -27,11 +27,11 @@ class Lexicon:
 
     @classmethod
     def of(cls, texts: Iterable[list[Word]]) -> Lexicon:
-        """Of texts cut into words."""
+        """The lexicon of texts that are split into words."""
         return cls(Counter(word for words in texts for word in words))
 
     def draw(self, tag: str, random: Random) -> str | None:
-        """A word of this part of speech, or None where there is none."""
+        """A random word of this part of speech, or None where there is none."""
         if tag not in self._words:
             return None
         words, cumulative = self._words[tag]
@@ -39,9 +39,10 @@ class Lexicon:
 
 
 def rewrite(words: list[Word], spec: Augment, lexicon: Lexicon, random: Random) -> list[str]:
-    """A made-up text (Tang et al. 2019, section 3.3): each word is masked with `p_mask`, else replaced with `p_pos`;
+    """The words of a synthetic text (Tang et al. 2019, section 3.3).
 
-    then, with `p_ng`, only n words in a row are kept, n drawn from 1 .. `max_ngram`.
+    Each word is masked with probability `p_mask`, or replaced by one of its part of speech with probability `p_pos`.
+    Then, with probability `p_ng`, only an n-gram of consecutive words is kept, with n drawn from 1 .. `max_ngram`.
     """
     assert spec.p_pos is not None  # filled by the schema
     made = []

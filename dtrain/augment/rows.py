@@ -1,7 +1,7 @@
-"""Synthetic rows of a whole corpus, as its transfer rows, over worker processes where there are many.
+"""Synthetic transfer rows made from all training rows of a corpus, with worker processes where there are many.
 
-A row is a function of the recipe's seed, the id of the training row that it is made of, and its number among that
-row's: neither workers nor their number change it.
+A synthetic row is a function of the recipe's seed, the key of the training row that it is made from, and its number
+among that row's synthetic rows, so that it does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ from dtrain.errors import InputError
 from dtrain.recipe.data import Data
 from dtrain.runtime.machines import usable_cores
 
-CHUNK = 512  # training rows
+CHUNK = 512  # training rows that a worker gets at a time
 MOST_WORKERS = 8
 Pair = tuple[str, str | None]
 
 
 def with_synthetic_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
-    """The corpus with `data.augment.n_iter` attempts at each training row behind its transfer rows.
+    """Append synthetic rows to the transfer rows of a corpus: `data.augment.n_iter` attempts at each training row.
 
-    Of pairs the first text is varied, then the second, then both, and so on. What is a training or transfer row
-    already, or was made before, is left out; so is a text without any word.
+    For pairs, the attempts change the first text, the second, both, and so on in turn. A result is left out where it is
+    empty, equals a training or transfer row, or was made before.
+
+    Returns:
+        The corpus that was given.
 
     Raises:
-        InputError: the tagger is not installed.
+        InputError: the tagger is not installed, or there is no new row.
     """
     assert data.augment is not None
     train = corpus.parts["train"]
@@ -76,8 +79,7 @@ def with_synthetic_rows(corpus: Corpus, data: Data, seed: int) -> Corpus:
 
 
 def _hash(text: str, text_b: str = "") -> int:
-    """Of a row's text or texts. No two that differ were ever seen to have the same 128 bits, which take a third of the
-    memory of a text."""
+    """A 128-bit hash of a row's text or texts: it takes a third of a text's memory, and collisions are negligible."""
     data = text.encode(**CODEC)
     return xxhash.xxh3_128_intdigest(b"%d:%b%b" % (len(data), data, text_b.encode(**CODEC)))
 
@@ -87,7 +89,7 @@ def _second(rows: Rows) -> list[TextColumn]:
 
 
 class _Chunk(NamedTuple):
-    """Training rows from `first` on."""
+    """Consecutive training rows, the first of which is at position `first`."""
 
     first: int
     key: list[str]
@@ -103,7 +105,7 @@ def _chunks(train: Rows) -> Iterator[_Chunk]:
 
 @dataclass
 class _Worker:
-    """What a process needs."""
+    """What a process needs to make synthetic rows."""
 
     data: Data
     seed: int
@@ -114,7 +116,7 @@ class _Worker:
         self.normalize = Normalizer(self.data.normalize)
 
     def __reduce__(self) -> tuple[type[_Worker], tuple[Any, ...]]:
-        """A tagger cannot be sent to a process; it has its own."""
+        """A tagger cannot be pickled, so that each process creates its own."""
         return _Worker, (self.data, self.seed, self.lexicon)
 
     def words(self, texts: tuple[str, ...]) -> tuple[list[Word], list[Word] | None]:
@@ -163,13 +165,13 @@ def _run(task: Callable[[_Worker, _Chunk], Any], chunk: _Chunk) -> Any:
 
 
 def _everywhere(task: Callable[[_Worker, _Chunk], Any], worker: _Worker, train: Rows) -> Iterator[Any]:
-    """Results of `task(worker, chunk)` in the order of the training rows."""
+    """Yield the results of `task(worker, chunk)` in the order of the training rows."""
     data = worker.data
     cores = usable_cores()
     workers = min(MOST_WORKERS, cores) if data.workers == "auto" else data.workers
     if workers == 1 or len(train) <= (2 * workers - 1) * CHUNK:
         yield from map(partial(task, worker), _chunks(train))
         return
-    # Not forked: this process has threads (torch's, the process group's), whose locks a fork would never see opened.
+    # Workers are not forked: locks that other threads hold (torch's, the process group's) would stay locked there.
     with multiprocessing.get_context("spawn").Pool(workers, _start, (worker,)) as pool:
         yield from pool.imap(partial(_run, task), _chunks(train))

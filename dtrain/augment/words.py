@@ -1,4 +1,4 @@
-"""Texts cut into words with their parts of speech, by the tagger that a recipe names."""
+"""Texts split into words with their parts of speech, by the tagger that a recipe names."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dtrain.recipe.data import Augment, Data
 
 
 class Word(NamedTuple):
-    """A word, and its part of speech: empty where no tagger told it, and then nothing may take its place."""
+    """A word and its part of speech, which is empty without a tagger; such a word is not replaced by another."""
 
     text: str
     tag: str = ""
 
 
 Cutter = Callable[[str], list[Word]]
-SAFE_NLTK = (3, 9, 1)  # before, its tagger was read from a pickle
+SAFE_NLTK = (3, 9, 1)  # earlier versions read the tagger from a pickle
 
 
 def cutter(data: Data) -> tuple[Cutter, str]:
-    """What cuts a normalised text into words, and what to join them with again.
+    """A function that splits a normalised text into words, and the separator with which words are joined again.
 
-    Without a tagger a word is what `data.vocabulary.unit` says: what stands between blanks, or a character.
+    Without a tagger, `data.vocabulary.unit` says whether white space separates words or each character is a word.
 
     Raises:
         InputError: the tagger's package, or its data, is not installed.
@@ -56,7 +56,7 @@ def _jieba() -> Cutter:
         raise InputError("data.augment.tagger: 'jieba' needs the package jieba: pip install jieba") from None
     jieba.setLogLevel("ERROR")
     if not jieba.dt.initialized:
-        # It reads its cache from the common temporary folder, which is anyone's to write: give it one of its own.
+        # jieba reads a cache from the common temporary folder, to which anyone can write: give it a folder of its own.
         with tempfile.TemporaryDirectory() as folder:
             jieba.dt.tmp_dir = folder
             jieba.initialize()
@@ -69,7 +69,7 @@ def _nltk() -> Cutter:
 
         if tuple(map(int, re.findall(r"\d+", nltk.__version__)[:3])) < SAFE_NLTK:
             raise InputError(f"data.augment.tagger: 'nltk' needs nltk 3.9.1 or later (found: {nltk.__version__})")
-        tagger = nltk.tag.PerceptronTagger()  # which `nltk.pos_tag` would read from disk for every text
+        tagger = nltk.tag.PerceptronTagger()  # loaded once: `nltk.pos_tag` would read it from disk for every text
     except ImportError:
         raise InputError("data.augment.tagger: 'nltk' needs the package nltk: pip install 'dtrain[english]'") from None
     except LookupError:

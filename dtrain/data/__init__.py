@@ -1,11 +1,11 @@
 """From files of text to rows with ids, and from rows to batches of token ids.
 
-    files -> records -> sources -> labels, splits -> corpus      read and checked whole, before anything is written
-    files -> conll, records -> documents (schemes) -> corpus     the same for tagging; write cuts documents (pieces)
+    files -> records -> sources -> labels, splits -> corpus      all is read and checked before anything is written
+    files -> conll, records -> documents (schemes) -> corpus     the same for tagging; documents are cut into pieces
     corpus -> normalize -> rows/ -> tokenizers -> encode -> encoded/<tokenizer>/         (stages/prepare.py)
-    encoded/ -> dataset.Part -> batching -> tensors                                      (training, inference)
+    encoded/ -> dataset.EncodedSplit -> batching -> tensors                              (training, inference)
 
-What is on disk under `<run>/data/`:
+Files under `<run>/data/`:
 
     rows/<part>/                 id, key, text, (text_b,) label, file, line; parts are train, valid, test, transfer
                                  tagging: id, key, text (a piece), tags, label, document, start, file, line
@@ -14,8 +14,8 @@ What is on disk under `<run>/data/`:
     encoded/<tokenizer>/<part>/  id, input_ids (, token_type_ids)
     encoded/<tokenizer>/encoded.json   vocabulary size, pad id, max_length, rows cut, fingerprints
 
-`rows/done.json` vouches for the rows, `encoded/<tokenizer>/done.json` for the encoded parts and their tokenizer,
-so that a change of one tokenizer re-encodes for that one alone.
+`rows/done.json` says that the rows are complete, `encoded/<tokenizer>/done.json` that the encoded parts and their
+tokenizer are. When one tokenizer changes, rows are encoded again for that tokenizer only.
 
 Importing this package or its readers needs no torch: the launching process checks sources with them.
 """
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for and nothing else: `dtrain check` starts in a blink."""
+    """Import the module of `name` when it is first used: importing all of them would delay `dtrain check`."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Rows that `datasets` reads: folders written by save_to_disk, data sets of the hub, and parquet files."""
+"""Rows read with `datasets`: folders written by save_to_disk, data sets of the hub, and Parquet files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dtrain.data.problems import shown
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 
-BLOCK = 10_000  # rows of a parquet file in memory at once
+BLOCK = 10_000  # rows of a Parquet file in memory at once
 
 
 def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
-    """Rows numbered from 1, with class labels by their names.
+    """Rows numbered from 1; numbers of class labels are replaced by the labels' names.
 
-    Raises InputError, naming the recipe's key, where there is no such data set or it cannot be read.
+    Raises InputError, which names the recipe's key, where the data set does not exist or cannot be read.
     """
     features, rows = _rows_of_parquet(source) if source.format == "parquet" else _rows_of_dataset(source)
     names: dict[str, Callable[[int], str]] = {
@@ -66,7 +66,8 @@ def _open_folder(source: Source) -> Dataset:
 
 
 def _rows_of_parquet(source: Source) -> tuple[Features, Iterable[dict[Any, Any]]]:
-    """Block by block: the whole table would be in memory, and Dataset.from_parquet writes a copy into the user's cache."""
+    """Rows read block by block: reading the whole table would keep it in memory, and Dataset.from_parquet would write a
+    copy into the user's cache."""
 
     def rows(file: parquet.ParquetFile) -> Iterator[dict[Any, Any]]:
         try:
@@ -88,7 +89,7 @@ def _unreadable(source: Source, error: Exception) -> InputError:
 
 
 def _open_hub(source: Source) -> Dataset:
-    """`hub:name[:config]/split`, for example hub:clue/clue:tnews/train."""
+    """The data set named by `hub:name[:config]/split`, for example hub:clue/clue:tnews/train."""
     name, slash, split = source.name.removeprefix(HUB).rpartition("/")
     name, _, config = name.partition(":")
     if not slash or not name or not split:
@@ -97,7 +98,7 @@ def _open_hub(source: Source) -> Dataset:
     try:
         return load_dataset(name, config or None, split=split)
     except Exception as error:
-        # No network, a wrong name or a wrong part: the hub's own message says which.
+        # There is no network, or the name or the split is wrong: the message of the library says which.
         raise InputError(f"{source.key}: {source.name}: cannot be loaded: {_first_line(error)}") from error
 
 

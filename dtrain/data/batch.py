@@ -1,4 +1,4 @@
-"""A batch: some rows as a model and its losses read them."""
+"""A batch: the rows of one micro-batch as tensors for a model and its losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 ByName = dict[str, Tensor]
-KNOWN = "known"  # beside a teacher's outputs: which rows they are of, bool [B], where they are not of all
+# A key beside a teacher's outputs, bool [B]: which rows it has outputs for. Absent where it has them for all rows.
+KNOWN = "known"
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,18 +18,19 @@ class Batch:
     """Rows of one micro-batch.
 
     Attributes:
-        rows: positions in the rows that are trained on, int64 [B].
-        ids: the rows' ids, int64 [B], by which stored teacher outputs are found.
-        inputs: the model's arguments, as `input_ids` int64 [B, L].
-        targets: what the losses compare with, by need.
-        beside: further arguments of teachers that answer beside the model, and read more than it does.
+        rows: positions of the rows among the training rows, int64 [B].
+        ids: the rows' ids, int64 [B]; stored teacher outputs are looked up by them.
+        inputs: the model's arguments, for example `input_ids` int64 [B, L].
+        targets: what the losses compare with, by the name that a loss lists in its needs.
         labelled: whether a row has a label, bool [B].
-        units: what a row counts in a mean, int64 [B]: 1, or its characters.
+        units: the weight of a row in a mean, int64 [B]: 1, or its number of characters.
         teachers: outputs by teacher and kind.
-        peers: outputs, by student and kind, of students that train beside this one.
-        counted: whether its rows belong to the global batch; a rank without rows takes part with one of another rank's.
-        task: of several, which one it is of.
-        room: at most how many rows a rank has of the global batch; None: as many as there are here.
+        peers: outputs by student and kind, of the students that train together with this one.
+        counted: whether the rows belong to the global batch. A rank without rows of its own computes a row of another
+            rank, so that it takes part in the collectives; such a row is not counted.
+        room: the most rows that a rank has of the global batch; None: as many as this batch has.
+        task: the name of the batch's task, where there are several tasks.
+        beside: further arguments for teachers that are run on this batch and read more than the model does.
     """
 
     rows: np.ndarray
@@ -48,7 +50,7 @@ class Batch:
         return len(self.rows)
 
     def map(self, work: Callable[[Tensor], Tensor]) -> Batch:
-        """The same with `work` done to every tensor of the rows themselves."""
+        """A copy with `work` applied to every tensor of the rows; outputs of teachers and peers stay as they are."""
         return replace(
             self,
             inputs={name: work(tensor) for name, tensor in self.inputs.items()},

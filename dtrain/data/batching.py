@@ -1,6 +1,6 @@
-"""Which rows go together: pure functions of lengths, seed, epoch and position, whatever the number of ranks.
+"""Which rows form a batch: pure functions of lengths, seed, epoch and position, independent of the number of ranks.
 
-Batches are positions 0..N-1 into a part. Padding is kept low by putting rows of like length together.
+Batches are arrays of positions 0..N-1 in a part. Rows of similar length are put together to keep padding low.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import overload
 
 import numpy as np
 
-POOL = 50  # batches: enough to sort by length well, few enough to leave the order random
+POOL = 50  # batches sorted by length together: many enough for little padding, few enough to keep the order random
 
 
 class Batches(Sequence[np.ndarray]):
-    """Batches as stretches of one array: an object a batch would take more memory than the rows of small ones.
+    """Batches as slices of one array: for small batches, an array object each would take more memory than the rows.
 
     Args:
         rows: positions, int64 [N].
-        starts, stops: of each batch in `rows`, int64 [batches].
+        starts, stops: where each batch begins and ends in `rows`, int64 [batches].
     """
 
     def __init__(self, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
@@ -44,15 +44,17 @@ def training_batches(
 ) -> Batches:
     """The global batches of one epoch, in order; every row is in exactly one.
 
-    Rows are permuted by (seed, epoch), pools of 50 batches are sorted by length and cut, batches are shuffled.
+    Rows are permuted by (seed, epoch), pools of 50 batches are sorted by length and cut into batches, and the batches
+    are shuffled.
 
     Args:
-        lengths: tokens of each row, [N].
-        batch_size: rows a batch, or
-        batch_tokens: the most padded tokens (rows x longest row) a batch; a longer row is a batch of its own.
+        lengths: tokens of each row, integer [N].
+        batch_size: rows of a batch.
+        batch_tokens: instead of `batch_size`, the most padded tokens of a batch (rows x longest row); a row that is
+            longer is a batch of its own.
 
     Returns:
-        int64 arrays of positions, each ascending in length.
+        int64 arrays of positions, each sorted by ascending length of the rows.
 
     Raises:
         ValueError: unless exactly one of the two sizes is given.
@@ -75,23 +77,30 @@ def training_batches(
 
 
 def share_of(batch: np.ndarray, rank: int, world: int, accumulation: int, step: int) -> list[np.ndarray]:
-    """One rank's micro-batches of a global batch: `accumulation` of them, some empty where rows are few.
+    """One rank's micro-batches of a global batch: `accumulation` of them, some of them empty where there are few rows.
 
-    Over ranks and micro-batches every row comes once. Ranks take turns along the rows sorted by length, so that
-    all pad alike; their row counts differ by at most one, and `step` moves the odd rows from rank to rank.
+    Every row is in exactly one micro-batch of one rank. The rows, sorted by length, are dealt to the ranks in turn, so
+    that all ranks have about the same padding. The ranks' numbers of rows differ by at most one, and `step` rotates
+    which ranks have one more.
     """
     mine = batch[(rank + step) % world :: world]
     return np.array_split(mine, accumulation)
 
 
 def inference_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Positions sorted by (length, position), cut so that rows x longest <= `batch_tokens`; a longer row alone."""
+    """Positions sorted by (length, position) and cut so that rows x longest row <= `batch_tokens`.
+
+    A row longer than `batch_tokens` is a batch of its own.
+
+    Args:
+        lengths: tokens of each row, integer [N].
+    """
     order = np.argsort(lengths, kind="stable")
     return np.split(order, _cuts(lengths[order], batch_tokens)[1:]) if len(order) else []
 
 
 def _pools(lengths: np.ndarray, batch_size: int | None, batch_tokens: int | None) -> Iterator[tuple[int, int]]:
-    """First and last (exclusive) of consecutive rows, each stretch about POOL batches."""
+    """(start, stop) of consecutive rows, each range with about POOL batches."""
     if batch_size is not None:
         bounds = np.arange(0, len(lengths), POOL * batch_size)
     else:
@@ -101,7 +110,10 @@ def _pools(lengths: np.ndarray, batch_size: int | None, batch_tokens: int | None
 
 
 def _cuts(ascending: np.ndarray, budget: int) -> np.ndarray:
-    """Where the longest stretches within the budget begin, int64, for rows of these lengths."""
+    """Where batches begin, int64, when rows with these ascending lengths are packed greedily.
+
+    Each batch gets as many rows as fit into `budget` padded tokens, and at least one.
+    """
     lengths = ascending.tolist()
     starts = []
     start = 0

@@ -1,4 +1,4 @@
-"""Texts to token ids one character at a time: token i is character i, whatever the character is."""
+"""Texts to token ids one character at a time: token i stands for character i, whatever the character is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class CharacterEncoder:
-    """Calls as `encoder(texts) -> ids`; can be sent to worker processes.
+    """Called as `encoder(texts) -> ids`; can be pickled for worker processes.
 
-    Each normalised character is looked up in the vocabulary, else in the form that continues a word (##), else it
-    is [UNK]. A transformer's tokenizer puts [CLS] in front and [SEP] behind (`specials` is 2, else 0). A text
-    without a character becomes one [UNK], so that no row is empty.
+    Each normalised character gets the id of its token in the vocabulary; without one, that of its form inside a word
+    (with ##); without either, that of [UNK]. A transformer's tokenizer adds [CLS] in front and [SEP] behind (`specials`
+    is 2 then, else 0). An empty text becomes one [UNK], so that no row is empty.
 
-    Raises DtrainError for a tokenizer of another kind.
+    Raises DtrainError for a tokenizer without [UNK], or with other special tokens around a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, normalize: Normalization) -> None:

@@ -1,4 +1,4 @@
-"""Whether the labels that `class_weights` name are those of the rows. Needs no torch: the launching process checks with it."""
+"""Whether the rows have the labels that `class_weights` name. Needs no torch: the launching process checks with it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def check_class_weights(recipe: Recipe, labels: Sequence[str]) -> list[str]:
-    """A line for each label that has a weight and no row.
+    """A problem, as one line, for each label that is given a weight and is not among `labels`.
 
     Args:
-        recipe: of one task.
-        labels: those of its rows.
+        recipe: a recipe with one task.
+        labels: the labels of the task's rows.
     """
     return [
         f"{key}: no label is called {name!r}{suggest(name, labels, 0.5)} (allowed: {shown(labels)})"
@@ -33,7 +33,7 @@ def _given(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield f"teachers.{teacher.name}.class_weights", teacher.class_weights
     in_recipe = {student.name: student for student in recipe.whole.students}
     for student in recipe.students:
-        # Of several tasks, this is a student of one of them, with the phases that are on it.
+        # With several tasks, this student has the phases of one task only: its keys count among all of its phases.
         names = [phase.name for phase in in_recipe[student.name].phases or []]
         own = [f".phases.{names.index(phase.name)}" for phase in student.phases or []] or [""]
         for within, training in zip(own, student.trainings, strict=True):

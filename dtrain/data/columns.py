@@ -1,16 +1,16 @@
-"""Columns of the rows of a part that are read: a few bytes a row in memory, the texts themselves in a temporary file.
+"""Columns of the rows of a part: a few bytes per row in memory, the texts themselves in a temporary file.
 
-A Python object a value would take a gibibyte for a million titles. These columns read and compare as lists do:
+As Python objects, a million titles would take a gibibyte. These columns are read and compared like lists:
 
-    TextColumn       UTF-8 bytes, from 4 MiB on in a file that has no name; 12 bytes a row in memory
-    JsonColumn       lists and mappings, as such a text
+    TextColumn       UTF-8 bytes; above 4 MiB in an unnamed temporary file; 12 bytes per row in memory
+    JsonColumn       lists and mappings, as texts of JSON in a TextColumn
     LabelColumn      the number of each row's label, 4 bytes, and each label once
     NumberColumn     float64, 8 bytes
-    LabelSetColumn   the numbers of a row's labels, 4 bytes each and 12 a row
-    SpanColumn       start, end and number of the type of each entity, 12 bytes, and 12 a row
-    KeyColumn        file and line, 8 bytes, and what the user calls a row as a text column
+    LabelSetColumn   the numbers of a row's labels, 4 bytes each, and 12 bytes per row
+    SpanColumn       start, end and number of the type of each entity, 12 bytes, and 12 bytes per row
+    KeyColumn        file and line, 8 bytes, and the user's ids as a TextColumn
 
-None in a row without a label is kept apart from an empty list.
+None, for a row without a label, differs from an empty list.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ import xxhash
 from dtrain.data.schemes import Span
 
 T = TypeVar("T")
-KEPT = 4 << 20  # bytes of text in memory, before they are written to the file
-BLOCK = 1024  # rows whose texts are read at once
+KEPT = 4 << 20  # bytes of text that are kept in memory before they are written to the file
+BLOCK = 1024  # rows whose texts are read together
 CODEC = {"encoding": "utf-8", "errors": "surrogatepass"}
 
 
 class Values(Sequence[T], Generic[T]):
-    """Values that are made when they are asked for."""
+    """A sequence whose values are computed on access."""
 
     @abstractmethod
     def _get(self, row: int) -> T:
-        """The value of a row from 0."""
+        """The value of a row, counted from 0."""
 
     @overload
     def __getitem__(self, row: int) -> T: ...
@@ -69,7 +69,7 @@ class Values(Sequence[T], Generic[T]):
 
 
 class Column(Values[T]):
-    """A value a row, appended one after another."""
+    """One value per row; rows are appended one after another."""
 
     def __init__(self, values: Iterable[T] = ()) -> None:
         for value in values:
@@ -85,10 +85,10 @@ class Column(Values[T]):
 
 
 class _Bytes:
-    """Bytes one after another, the last of them in memory, all before in a temporary file that no folder shows.
+    """A growing sequence of bytes: the last of them are in memory, all earlier ones in an unnamed temporary file.
 
-    The file is where Python's `tempfile` puts it (TMPDIR), is gone with the process that reads, and takes no memory but
-    pages that the kernel may drop, unless that folder is itself in memory.
+    Python's `tempfile` chooses the file's folder (TMPDIR), and the file disappears when the process ends. It takes no
+    memory except pages that the kernel may drop, unless the folder itself is in memory.
     """
 
     def __init__(self) -> None:
@@ -101,11 +101,11 @@ class _Bytes:
             self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, it is all that it holds: a file without a name cannot be opened there."""
+        """Pickle the whole content: another process cannot open an unnamed file."""
         return _bytes_of, (self.read(0, self._written + len(self._rest)),)
 
     def add(self, data: bytes) -> int:
-        """Append, and return the place."""
+        """Append `data`, and return the position of its first byte."""
         place = self._written + len(self._rest)
         self._rest += data
         if len(self._rest) >= KEPT:
@@ -139,7 +139,7 @@ def _bytes_of(data: bytes) -> _Bytes:
 
 
 class TextColumn(Column[str]):
-    """A text a row. Columns that `take` makes share the bytes."""
+    """One text per row. Columns made by `take` share the bytes."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._bytes = _Bytes()
@@ -173,7 +173,7 @@ class TextColumn(Column[str]):
             starts, sizes = self._starts[first : first + BLOCK], self._sizes[first : first + BLOCK]
             low = min(starts)
             high = max(map(int.__add__, starts, sizes))
-            if high - low > 4 * sum(sizes) + KEPT:  # far apart, as after `take`
+            if high - low > 4 * sum(sizes) + KEPT:  # the texts lie far apart, for example after `take`
                 for start, size in zip(starts, sizes, strict=True):
                     yield self._bytes.read(start, start + size)
                 continue
@@ -183,7 +183,7 @@ class TextColumn(Column[str]):
 
 
 class JsonColumn(Column[Any]):
-    """A value a row that is made of lists, mappings, texts and numbers; a text column of what JSON makes of it."""
+    """One value per row, made of lists, mappings, texts and numbers, and stored as JSON in a text column."""
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
         self._texts = TextColumn()
@@ -208,9 +208,9 @@ class JsonColumn(Column[Any]):
 
 
 def hashes(*columns: TextColumn) -> np.ndarray:
-    """A number for each row of one or several columns of texts, uint64 [N], the same for the same texts.
+    """A hash of each row of one or several columns of texts, uint64 [N]; rows with the same texts have the same hash.
 
-    Two different rows out of 10 million have the same one with a probability of 3 in a million (n^2 / 2^65).
+    Among 10 million different rows, any two have the same hash with a probability of 3 in a million (n^2 / 2^65).
     """
     found = array("Q")
     for row in zip(*(column.encoded() for column in columns), strict=True):
@@ -219,7 +219,7 @@ def hashes(*columns: TextColumn) -> np.ndarray:
 
 
 def hash_of(row: Iterable[bytes]) -> int:
-    """The number of the texts of one row, which are in UTF-8; see `hashes`."""
+    """The hash of the texts of one row, given as UTF-8; see `hashes`."""
     number = 0
     for data in row:
         number = xxhash.xxh3_64_intdigest(data, seed=number)
@@ -227,14 +227,14 @@ def hash_of(row: Iterable[bytes]) -> int:
 
 
 class _Names:
-    """Names by number, each once, in the order in which they came."""
+    """Different names, numbered from 0 in the order in which they were first seen."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
 
     def number(self, name: str) -> int:
-        """The number of a name, a new one where it was not seen before."""
+        """The number of a name; a name that was not seen before gets a new one."""
         number = self._numbers.setdefault(name, len(self.names))
         if number == len(self.names):
             self.names.append(name)
@@ -242,7 +242,7 @@ class _Names:
 
 
 class LabelColumn(Column[str | None]):
-    """A label a row, or None."""
+    """One label per row, or None."""
 
     def __init__(self, values: Iterable[str | None] = ()) -> None:
         self._labels = _Names()
@@ -251,12 +251,12 @@ class LabelColumn(Column[str | None]):
 
     @property
     def names(self) -> list[str]:
-        """The labels by number."""
+        """The labels in the order of their numbers."""
         return self._labels.names
 
     @property
     def codes(self) -> np.ndarray:
-        """Of each row the number of its label, int32 [N], -1 for None."""
+        """The number of each row's label, int32 [N]; -1 for None."""
         return np.array(self._codes, dtype=np.int32)
 
     def __len__(self) -> int:
@@ -271,13 +271,13 @@ class LabelColumn(Column[str | None]):
         return taken
 
     def counts(self) -> dict[str, int]:
-        """How many rows have each label, of those that rows have."""
+        """The number of rows with each label; labels without rows are left out."""
         codes, counts = np.unique(self.codes, return_counts=True)
         found = zip(codes.tolist(), counts.tolist(), strict=True)
         return {self.names[code]: count for code, count in found if code >= 0}
 
     def renamed(self, names: dict[str, str]) -> Self:
-        """The same with another name in the place of each label."""
+        """A copy in which labels are replaced by `names` (old -> new); labels that are not in it stay."""
         found = type(self)()
         numbers = [found._labels.number(names.get(name, name)) for name in self.names]
         found._codes = array("i", map([*numbers, -1].__getitem__, self._codes))
@@ -292,19 +292,19 @@ class LabelColumn(Column[str | None]):
 
 
 class TargetColumn(TextColumn):
-    """A text a row, or None, which is read as an empty text: no text that is written is empty."""
+    """One text to be written per row. None is stored, and read back, as an empty text: no target is an empty text."""
 
     def append(self, value: str | None) -> None:
         super().append(value or "")
 
     @property
     def bare(self) -> np.ndarray:
-        """bool [N], whether a row has none."""
+        """Whether a row has no target, bool [N]."""
         return np.array(self._sizes, dtype=np.int64) == 0
 
 
 class NumberColumn(Column[float | None]):
-    """A finite number a row, or None."""
+    """One finite number per row, or None."""
 
     def __init__(self, values: Iterable[float | None] = ()) -> None:
         self._values = array("d")
@@ -312,7 +312,7 @@ class NumberColumn(Column[float | None]):
 
     @property
     def values(self) -> np.ndarray:
-        """float64 [N], NaN for None."""
+        """The numbers, float64 [N]; NaN for None."""
         return np.array(self._values, dtype=np.float64)
 
     def __len__(self) -> int:
@@ -332,22 +332,22 @@ class NumberColumn(Column[float | None]):
 
 
 class KeyColumn(Values[str]):
-    """What a row is known by: the user's id, or its file and line where the user gives none.
+    """The key of each row: the user's id, or "FILE:LINE" where there is none, FILE being the number of the file.
 
     Attributes:
-        file: of each row, the number of its file.
-        line: of each row, its line.
+        file: the number of each row's file.
+        line: the line of each row in its file.
     """
 
     def __init__(self) -> None:
         self.file, self.line = array("i"), array("i")
-        self._given = TextColumn()  # of all rows or of none
+        self._given = TextColumn()  # the users' ids; empty as long as no row has one
 
     def __len__(self) -> int:
         return len(self.line)
 
     def add(self, key: str | None, file: int, line: int) -> None:
-        """Add a row's; no key is empty."""
+        """Append the key of a row. `key` is the user's id, which is never empty; None: the row has none."""
         if key is not None and not self._given:
             self._given = TextColumn([""] * len(self))
         if key is not None or self._given:
@@ -356,7 +356,7 @@ class KeyColumn(Values[str]):
         self.line.append(line)
 
     def take(self, index: np.ndarray) -> KeyColumn:
-        """Those of the rows at `index`, int [M], in that order."""
+        """The keys of the rows at `index`, int [M], in that order."""
         taken = KeyColumn()
         taken.file, taken.line = _taken(self.file, index), _taken(self.line, index)
         if self._given:
@@ -373,37 +373,37 @@ class KeyColumn(Values[str]):
 
 
 class _ListColumn(Column[list[T] | None]):
-    """A list a row, or None: its items lie in arrays side by side, which columns that `take` makes share."""
+    """One list per row, or None. The items of all rows are in flat arrays, which columns made by `take` share."""
 
     def __init__(self, values: Iterable[list[T] | None] = ()) -> None:
-        self._starts, self._sizes = array("q"), array("i")  # -1 for None
+        self._starts, self._sizes = array("q"), array("i")  # of each row's items; the size is -1 for None
         self._labels = _Names()
         super().__init__(values)
 
     @abstractmethod
     def _add(self, items: list[T]) -> int:
-        """Append the items of a row, and return the place of the first."""
+        """Append the items of a row, and return the position of the first."""
 
     @abstractmethod
     def _numbers(self) -> array[int]:
-        """The number of each item's name."""
+        """The number of the name (label or type) of each item."""
 
     @abstractmethod
     def _items(self, start: int, end: int) -> list[T]:
-        """The items at these places."""
+        """The items at positions `start` to `end` (exclusive)."""
 
     @property
     def bare(self) -> np.ndarray:
-        """Which rows have None, bool [N]."""
+        """Whether a row's value is None, bool [N]."""
         return np.array(self._sizes, dtype=np.int32) < 0
 
     @property
     def sizes(self) -> np.ndarray:
-        """Items of each row, int64 [N]; 0 for None."""
+        """The number of items of each row, int64 [N]; 0 for None."""
         return np.maximum(np.array(self._sizes, dtype=np.int64), 0)
 
     def counts(self) -> dict[str, int]:
-        """How many items of the rows have each name, of those that some have."""
+        """The number of items with each name (label or type); names without items are left out."""
         starts, sizes = np.array(self._starts, dtype=np.int64), self.sizes
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         numbers = np.array(self._numbers(), dtype=np.int64)[np.repeat(starts, sizes) + within]
@@ -434,7 +434,7 @@ class _ListColumn(Column[list[T] | None]):
 
 
 class LabelSetColumn(_ListColumn[str]):
-    """Any number of labels a row, or None."""
+    """Any number of labels per row, or None."""
 
     def __init__(self, values: Iterable[list[str] | None] = ()) -> None:
         self._codes = array("i")
@@ -453,7 +453,7 @@ class LabelSetColumn(_ListColumn[str]):
 
 
 class SpanColumn(_ListColumn[Span]):
-    """The entities of a row in order, or None."""
+    """The entities of each row in order, or None."""
 
     def __init__(self, values: Iterable[list[Span] | None] = ()) -> None:
         self._begins, self._ends, self._types = array("i"), array("i"), array("i")

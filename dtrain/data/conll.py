@@ -1,4 +1,4 @@
-"""CoNLL files: a token and its tag a line, a blank line between sentences; sentences become text of characters."""
+"""CoNLL files: each line holds a token and its tag, blank lines separate sentences. Tokens are joined to a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCUMENT_START = "-DOCSTART-"
 
 @dataclass
 class Sentence:
-    """Tokens from `line` on, one a line; `tags` is None where the file has none, as is `privileged` (annotations)."""
+    """A sentence that begins at `line` of its file; `tags` or `privileged` (annotations) is None where it has none."""
 
     line: int
     tokens: list[str] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Sentence:
 
 
 class Sentences(Sequence[Sentence]):
-    """The sentences of a file, a few bytes of each in memory."""
+    """The sentences of a file, stored outside of memory except for a few bytes each."""
 
     def __init__(self) -> None:
         self._column = JsonColumn()
@@ -37,7 +37,7 @@ class Sentences(Sequence[Sentence]):
         return len(self._column)
 
     def append(self, sentence: Sentence) -> None:
-        """Add one; nothing that is done to it afterwards counts."""
+        """Store a copy of a sentence: later changes of the object have no effect."""
         self._column.append([sentence.line, sentence.tokens, sentence.tags, sentence.privileged])
 
     def __getitem__(self, number: Any) -> Any:
@@ -57,13 +57,15 @@ def read_conll(
 ) -> Sentences:
     """The sentences of one file.
 
-    Columns are parted by tabs where a line has one, else by runs of blanks; other white space can be a token.
-    Every line has as many columns as the first. `text` and `label` number the columns of token and tag where
-    they are numbers; else the first and the last.
+    Columns are separated by tabs where a line has one, else by runs of spaces; other white space can be a token.
+    Every line must have as many columns as the first.
 
     Args:
-        tagged: whether tags are read; a test file of a single column has none even so.
-        privileged: the number of the column of annotations, where those are read, too.
+        text: the number of the token's column; the first column unless it is a number.
+        label: the number of the tag's column; the last column unless it is a number.
+        tagged: whether tags are read; a test file with a single column has none in any case.
+        problems: collects what is wrong with lines, each with file and line.
+        privileged: the number of the column of annotations; they are not read unless it is a number.
     """
     sentences = Sentences()
     current: Sentence | None = None
@@ -111,14 +113,14 @@ def read_conll(
 
 
 def split_columns(line: str) -> list[str]:
-    """Columns of a line; the first is empty where the line begins with a separator."""
+    """The columns of a line; the first is empty where the line begins with a separator."""
     if "\t" in line:
         return [column.strip(" ") or column for column in line.split("\t")]
     return re.split(" +", line.rstrip(" "))
 
 
 def _missing(width: int, text: Column, label: Column, tagged: bool, privileged: Column | None) -> str | None:
-    """What is wrong with a file of `width` columns."""
+    """What a file with `width` columns lacks, as a message; None where nothing is missing."""
     for name, column in (("text", text), ("label", label), ("privileged", privileged)):
         if isinstance(column, int) and column >= width and (name != "label" or tagged):
             return f"has no column {column} (data.columns.{name}; {width} column(s), counted from 0)"
@@ -130,10 +132,10 @@ def _missing(width: int, text: Column, label: Column, tagged: bool, privileged: 
 
 
 def join_tokens(tokens: list[str]) -> tuple[str, list[int]]:
-    """The text of a sentence, and where each token starts in it.
+    """The text of a sentence, and the position of each token in it.
 
-    A blank is put between two tokens that would run together: where ASCII letters or digits touch. Not between
-    two single characters, though: files of one character a line write 2003 as four of them.
+    A space is put between two tokens where ASCII letters or digits would otherwise touch, but not between two single
+    characters: files with one character per line hold 2003 as four tokens.
     """
     starts: list[int] = []
     pieces: list[str] = []
@@ -151,7 +153,7 @@ def join_tokens(tokens: list[str]) -> tuple[str, list[int]]:
 
 
 def spread(spans: list[Span], tokens: list[str], starts: list[int]) -> list[Span]:
-    """Spans over tokens as spans over the characters of their text; a blank inside an entity belongs to it."""
+    """Spans of tokens as spans of characters in the text of `join_tokens`; a space inside an entity belongs to it."""
     return [Span(starts[s.start], starts[s.end - 1] + len(tokens[s.end - 1]), s.type) for s in spans]
 
 

@@ -1,4 +1,4 @@
-"""All rows of a recipe in memory, as its files hold them, and which parts have no file of their own."""
+"""All rows of a task as its files hold them, and the parts that are cut from the training rows."""
 
 from __future__ import annotations
 
@@ -14,31 +14,40 @@ from dtrain.recipe.data import Data
 
 @dataclass
 class Corpus:
-    """Raw rows by part (in the order train, valid, test, transfer), and their labels as int64 [N], -1 for none.
+    """Raw rows by part, in the order train, valid, test, transfer.
 
-    For tagging a row is a whole document, its number says whether it has spans (0), and `labels` are names of tags. For
-    regression and for several labels a row, too, the number only says whether a row is labelled.
+    For tagging a row is a whole document.
+
+    Attributes:
+        parts: rows by part.
+        files: the files' names; `Rows.file` holds positions in this list.
+        numbers: by part, the number of each row's label in `labels`, int64 [N], -1 for none. For tagging, regression
+            and multi_label it only says whether a row is labelled (0) or not (-1).
+        labels: label names in the order of their numbers; for tagging, names of tags.
     """
 
     parts: dict[str, Rows]
     files: list[str]
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
-    types: list[str] = field(default_factory=list)  # of entities; tagging only, as the next two
+    types: list[str] = field(default_factory=list)  # entity types; tagging only, like the three that follow
     scheme: str | None = None  # of the tags
     privileged: list[str] = field(default_factory=list)  # types of the annotations that teachers may read, in order
-    span_end: str | None = None  # inclusive or exclusive: the ends of spans in the user's files, where they hold some
-    remarks: list[str] = field(default_factory=list)  # on what is no mistake, and that the user should know
-    made_up: int = 0  # of the transfer rows, the last ones
+    span_end: str | None = None  # inclusive or exclusive: the ends of spans in the user's files, where they hold spans
+    remarks: list[str] = field(default_factory=list)  # what the user should know although it is no mistake
+    made_up: int = 0  # number of synthetic rows; they are the last of the transfer rows
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows by part, of tagging documents."""
+        """The number of rows by part; for tagging, of documents."""
         return {part: len(rows) for part, rows in self.parts.items()}
 
     @property
     def label_counts(self) -> dict[str, dict[str, int]]:
-        """Rows of each label, of tagging entities of each type, by part; without parts that have no labels."""
+        """By part, the number of rows with each label; for tagging, of entities of each type.
+
+        Parts without any label are left out.
+        """
         found: dict[str, dict[str, int]] = {}
         for part, rows in self.parts.items():
             if self.types:
@@ -58,10 +67,10 @@ class Corpus:
 
     @property
     def spread(self) -> dict[str, float]:
-        """Of regression: the training rows' numbers, how many there are, the least, the greatest, mean and deviation.
+        """For regression, statistics of the training rows' numbers: rows, least, greatest, mean, deviation.
 
-        The deviation is that of these rows (divided by their number), not an estimate of others'. Sums are rounded once,
-        so that no order of the rows changes them. Empty for other tasks.
+        The deviation is that of these rows (the sum of squares is divided by N, not N - 1). Sums are rounded once, so
+        that they do not depend on the order of the rows. Empty for other tasks.
         """
         numbers = self.parts["train"].number.values
         found = array("d", numbers[~np.isnan(numbers)].tobytes())
@@ -79,6 +88,6 @@ class Corpus:
 
 
 def parts_to_cut(data: Data) -> dict[str, float]:
-    """The parts without a file that are cut off the training rows: part -> share of them."""
+    """The parts that have no file and are cut from the training rows: part -> share of the training rows."""
     shares = {"valid": data.split.valid, "test": data.split.test}
     return {part: share for part, share in shares.items() if not getattr(data, part) and share > 0}

@@ -1,4 +1,4 @@
-"""The read side: prepared parts as arrays, and their rows as padded tensors."""
+"""Prepared parts read as arrays, and batches of their rows as padded tensors."""
 
 from __future__ import annotations
 
@@ -27,50 +27,45 @@ from dtrain.runfolder import RunFolder, read_json
 
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
-    """Encoded rows, side by side in flat arrays: row i has tokens[offsets[i] : offsets[i + 1]].
+    """Encoded rows, concatenated in flat arrays: row i has tokens[offsets[i] : offsets[i + 1]].
 
-    Tokens, types and tags of many rows stay in the files that they are mapped from; only numbers that every row has one
-    of are in memory (ids, labels and offsets: 24 bytes a row).
+    Tokens, types and tags of many rows are memory-mapped from files; only arrays with one number per row are in memory
+    (ids, labels and offsets: 24 bytes per row).
 
-    For tagging a row is a piece of a document and has a token a character, within `specials`; the pieces of a
-    document follow each other.
+    For tagging a row is a piece of a document, with one token per character and `specials` tokens around them; the
+    pieces of a document follow each other.
     """
 
-    ids: np.ndarray  # int64 [N], a row's id over all parts
+    ids: np.ndarray  # int64 [N], unique over all parts
     labels: np.ndarray  # int64 [N], -1 for none
     tokens: np.ndarray | FlatArray  # int32 [all tokens]
     types: np.ndarray | FlatArray | None  # int8 [all tokens]; only pairs of models that take token types
     offsets: np.ndarray  # int64 [N + 1]
     pad_id: int
     load_rows: Callable[[], Dataset] = field(repr=False)
-    tokenizer: Path | None = (
-        None  # the folder of the tokenizer that read them, where what is written has to be read, too
-    )
-    max_length: int = 0  # tokens of a text at most, there
-    frame: tuple[int, ...] = ()  # ids of the tokens that stand around texts: [CLS], [SEP]
-    # What rows are to come to, where that is no single label: values[value_offsets[i] : value_offsets[i + 1]] are a row's
-    # number (float64), or the numbers of its labels (int32); none in a row without a label.
+    tokenizer: Path | None = None  # the folder of the tokenizer that encoded the rows; None for new texts
+    max_length: int = 0  # the most tokens of a text with this tokenizer
+    frame: tuple[int, ...] = ()  # ids of the special tokens around texts: [CLS], [SEP]
+    # Labels that are no single class: values[value_offsets[i] : value_offsets[i + 1]] is a row's number (float64, for
+    # regression) or the numbers of its labels (int32, for multi_label); empty in a row without a label.
     values: np.ndarray | FlatArray | None = None
     value_offsets: np.ndarray | None = None
-    # What is to be written: targets[target_offsets[i] : target_offsets[i + 1]], its end token included; none in a row
-    # without. A decoder begins with `start_id`.
-    targets: np.ndarray | FlatArray | None = None  # int32 [all tokens that are written]
+    # Target texts: targets[target_offsets[i] : target_offsets[i + 1]], with the end token; empty in a row without a
+    # target. A decoder begins with `start_id`.
+    targets: np.ndarray | FlatArray | None = None  # int32 [all target tokens]
     target_offsets: np.ndarray | None = None  # int64 [N + 1]
     start_id: int = 0
-    known_prefix: np.ndarray | None = (
-        None  # bool [N]: whether what teachers stored is of this very target; None: of each
-    )
+    known_prefix: np.ndarray | None = None  # bool [N]: whether stored teacher outputs are of this target; None: all
     parallel: np.ndarray | None = None  # bool [N]: whether a row has further sides; None where rows have no sides
-    # What follows is for tagging.
-    tags: np.ndarray | FlatArray | None = (
-        None  # int16 [all characters], BIOES by `PreparedData.labels`; -1 in rows without
-    )
-    specials: int = 0  # tokens of each row that are no characters: 2 for [CLS] in front and [SEP] behind
-    documents: np.ndarray | None = None  # int64 [N], counted over all parts
+    # The fields that follow are for tagging.
+    # int16 [all characters]: BIOES tags, numbered as in `PreparedData.labels`; -1 in rows without tags
+    tags: np.ndarray | FlatArray | None = None
+    specials: int = 0  # special tokens of each row: 2 for [CLS] in front and [SEP] behind
+    documents: np.ndarray | None = None  # int64 [N], the number of each row's document, counted over all parts
     starts: np.ndarray | None = None  # int32 [N], where a row begins in its document
     # int16 [all characters]: annotations that a teacher reads beside the text, BIOES by `PreparedData.privileged`
     privileged: np.ndarray | FlatArray | None = None
-    for_teachers: bool = False  # whether they are for teachers that answer beside who reads these rows, and not for it
+    for_teachers: bool = False  # whether only teachers that run beside the model read `privileged`, not the model
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -94,20 +89,19 @@ class EncodedSplit:
 
     @property
     def vectors(self) -> np.ndarray:
-        """How many vectors each row has of an output that has one for each of its parts, int32 [N]: characters, or tokens of
-        its target."""
+        """Length of each row in outputs with a vector per position, int32 [N]: characters, or tokens of its target."""
         return self.characters if self.targets is None else self.target_lengths
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def collate(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """Rows at positions `index` [B], padded right to the longest (L).
+        """A model's arguments for the rows at positions `index` [B], padded on the right to the longest row (L).
 
         Returns:
-            input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types; where there are
-            targets, of which the longest has T tokens, decoder_input_ids, int64 [B, T] (T at least 1), which are the
-            targets a place later behind the start, and target_lengths, int64 [B]; where it reads annotations,
+            input_ids and attention_mask, int64 [B, L]; token_type_ids, int64 [B, L], where there are types; where there
+            are targets, the longest with T tokens (T at least 1): decoder_input_ids, int64 [B, T], the targets shifted
+            right behind the start token, and target_lengths, int64 [B]; where the model reads annotations:
             privileged, int64 [B, most characters], 0 for none.
         """
         starts, lengths = self.offsets[index], self.lengths[index]
@@ -126,9 +120,9 @@ class EncodedSplit:
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def collate_targets(self, index: np.ndarray) -> torch.Tensor:
-        """Targets of the rows at `index` [B], int64 [B, T], -1 beyond a row's end; T as in `collate`.
+        """Targets of the rows at `index` [B], int64 [B, T], -1 behind a row's end; T as in `collate`.
 
-        Raises ValueError where the part has none.
+        Raises ValueError where the part has no targets.
         """
         if self.targets is None or self.target_offsets is None:
             raise ValueError("these rows have no targets")
@@ -136,33 +130,33 @@ class EncodedSplit:
         return torch.from_numpy(found if found.shape[1] else np.full((len(index), 1), -1))
 
     def collate_labels(self, index: np.ndarray) -> torch.Tensor:
-        """Labels of the rows at `index`, int64 [B], -1 for none."""
+        """Labels of the rows at `index` [B], int64 [B], -1 for none."""
         return torch.from_numpy(self.labels[index])
 
     def collate_values(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values of the rows at `index` [B] one after another, and the places in `index`, int64, whose they are.
+        """Values of the rows at `index` [B], concatenated, and for each value its row's position in `index`, int64.
 
-        Raises ValueError where the part has none.
+        Raises ValueError where the part has no values.
         """
         if self.values is None or self.value_offsets is None:
             raise ValueError("these rows have no values")
         starts = self.value_offsets[index]
         counts = self.value_offsets[index + 1] - starts
         owner = np.repeat(np.arange(len(index)), counts)
-        first = np.cumsum(counts) - counts  # of a row, among all that are returned
+        first = np.cumsum(counts) - counts  # where the values of a row begin in the result
         return self.values[np.arange(len(owner)) + np.repeat(starts - first, counts)], owner
 
     def collate_tags(self, index: np.ndarray) -> torch.Tensor:
-        """Tags of the rows at `index` [B], int64 [B, most characters], -1 beyond a row's end.
+        """Tags of the rows at `index` [B], int64 [B, most characters], -1 behind a row's end.
 
-        Raises ValueError where the part has none.
+        Raises ValueError where the part has no tags.
         """
         if self.tags is None:
             raise ValueError("these rows have no tags")
         return torch.from_numpy(padded(self.tags, self.tag_offsets[index], self.characters[index], -1))
 
     def take(self, index: np.ndarray) -> EncodedSplit:
-        """The rows at `index` [M], which may come several times.
+        """A split of the rows at `index` [M], in that order; a position may occur several times.
 
         Raises:
             ValueError: the rows are pieces of documents.
@@ -180,7 +174,7 @@ class EncodedSplit:
         tokens, offsets = lists(self.tokens, self.offsets)
         values, value_offsets = lists(self.values, self.value_offsets)
         targets, target_offsets = lists(self.targets, self.target_offsets)
-        load_rows = self.load_rows  # not of `self`, whose arrays are let go
+        load_rows = self.load_rows  # a local name, so that the lambda below does not keep `self` and its arrays alive
         return replace(
             self,
             ids=self.ids[index],
@@ -198,22 +192,22 @@ class EncodedSplit:
         )
 
     def collate_for_teachers(self, index: np.ndarray) -> dict[str, torch.Tensor]:
-        """What teachers that answer beside the reader are given of the rows at `index`, besides what `collate` gives."""
+        """Arguments that only teachers beside the model get: privileged, int64 [B, most characters], if anything."""
         if self.privileged is None or not self.for_teachers:
             return {}
         found = padded(self.privileged, self.tag_offsets[index], self.characters[index], 0)
         return {"privileged": torch.from_numpy(found)}
 
     def rows(self) -> Dataset:
-        """The rows behind: id, key, text, (text_b, or tags,) label, ..., file, line; in the same order."""
+        """The rows before encoding: id, key, text, (text_b, or tags,) label, ..., file, line; in the same order."""
         return self.load_rows()
 
     @classmethod
     def concat(cls, parts: Sequence[EncodedSplit]) -> EncodedSplit:
-        """Several parts (of the same tokenizer) one after another: a view of their tokens, types and tags."""
+        """Several parts of one tokenizer (else ValueError), one after another; large flat arrays are not copied."""
         if len(parts) == 1:
             return parts[0]
-        first, loads = parts[0], [part.load_rows for part in parts]  # the parts' own arrays are let go
+        first, loads = parts[0], [part.load_rows for part in parts]  # a lambda over `parts` would keep their arrays
         kinds = {
             (p.pad_id, p.types is None, p.specials, p.tags is None, p.values is None, p.targets is None) for p in parts
         }
@@ -265,14 +259,14 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What `prepare` left in `<run>/data/`."""
+    """What the stage `prepare` wrote to `<run>/data/`; `info` is the content of `rows/data.json`."""
 
     folder: Path
     info: dict[str, Any]
 
     @classmethod
     def open(cls, folder: RunFolder) -> PreparedData:
-        """Raises DtrainError where nothing was prepared."""
+        """The prepared data of a run folder. Raises DtrainError where nothing was prepared."""
         try:
             return cls(folder.data, read_json(folder.data / "rows" / "data.json"))
         except (OSError, ValueError) as error:
@@ -280,7 +274,7 @@ class PreparedData:
 
     @property
     def labels(self) -> list[str]:
-        """Label names in the order of their numbers; for tagging of BIOES tags: O, then B, I, E, S of each type."""
+        """Label names in the order of their numbers; for tagging, BIOES tags: O, then B, I, E, S of each type."""
         return self.info["labels"]
 
     @property
@@ -301,7 +295,7 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """Of the normalised rows themselves: ids, texts, labels."""
+        """Fingerprint of the normalised rows: ids, texts, labels."""
         return self.info["fingerprint"]
 
     @property
@@ -309,36 +303,38 @@ class PreparedData:
         return [part for part in PARTS if part in self.info["rows"]]
 
     def parts_read(self, tokenizer: str) -> list[str]:
-        """The parts with rows that a tokenizer encodes: those with its side, where rows have several."""
+        """The parts that a tokenizer encodes; where rows have sides, those in which rows have the tokenizer's side."""
         own = parts_of(self.info, side_of(tokenizer))
         return [part for part in self.parts if part in own]
 
     def label_counts(self, tokenizer: str) -> dict[str, dict[str, int]]:
-        """Of the same rows those of each label, by part; without parts that have no labels."""
+        """By part, rows with each label among those that a tokenizer encodes; parts without labels are left out."""
         return label_counts(self.info, side_of(tokenizer))
 
     def tokenizer_path(self, name: str) -> Path:
         return self.folder / "tokenizers" / name
 
     def vocabulary(self, tokenizer: str, written: bool = False) -> int:
-        """Number of token ids of a tokenizer; of those that models write with it, 0 where they write none."""
+        """Number of token ids of a tokenizer. With `written`, those of target texts; 0 where there are no targets."""
         return self._encoding(tokenizer).get("target_vocabulary" if written else "vocabulary", 0)
 
     def pad_id(self, tokenizer: str) -> int:
         return self._encoding(tokenizer)["pad_id"]
 
     def tokenizer_fingerprint(self, tokenizer: str) -> str:
-        """Of the tokenizer's own files, and of how texts are cut."""
+        """Fingerprint of the tokenizer's files and of how texts are truncated."""
         return self._encoding(tokenizer)["tokenizer"]
 
     def rows(self, part: str, side: str = "") -> Dataset:
         """A part's rows: id, key, text, (text_b,) label, file, line; memory-mapped.
 
-        For tagging also tags, document, start and, where there are some, privileged (the annotations of a teacher); text is
-        a piece of a document, in the user's own characters.
+        For tagging also tags, document, start and, where there are annotations, privileged; text is a piece of a
+        document, not normalised.
 
         Args:
-            side: which one is the text, where rows have several.
+            side: the side of the rows that is their text; "" where rows have no sides.
+
+        Raises DtrainError where there is no such part.
         """
         found = [name for name in self.parts if name in parts_of(self.info, side)]
         if part not in found:
@@ -351,13 +347,14 @@ class PreparedData:
         return self.folder / "rows" / SIDES / side if side else self.folder / "rows"
 
     def part(self, part: str, tokenizer: str, privileged: Literal["own", "teachers"] | None = None) -> EncodedSplit:
-        """The rows of a part as one tokenizer encodes them.
+        """The rows of a part, encoded by one tokenizer.
 
         Args:
-            privileged: whether annotations go with them: for who reads these rows, or for teachers beside it.
+            privileged: who reads the annotations: the model itself (own), or teachers that run beside it (teachers);
+                None: nobody.
 
         Raises:
-            DtrainError: where the part does not exist, or was encoded from other rows.
+            DtrainError: the part does not exist, or was encoded from other rows.
         """
         rows = self.rows(part, side_of(tokenizer))
         encoding = self._encoding(tokenizer)
@@ -417,10 +414,10 @@ class PreparedData:
 def encode_texts(
     encoder: Encoder, pad_id: int, texts: list[str], texts_b: list[str] | None, **more: Any
 ) -> EncodedSplit:
-    """An EncodedSplit of new, already normalised texts, with ids 0..N-1 and no labels, for prediction.
+    """An EncodedSplit of new, already normalised texts, with ids 0..N-1 and without labels, for prediction.
 
     Args:
-        encoder: of a model's tokenizer; pad_id: its padding token.
+        encoder: of the model's tokenizer, whose padding token has the id `pad_id`.
         more: further fields of the result.
     """
     encoded = encoder(texts, texts_b)
@@ -448,16 +445,17 @@ def encode_documents(
     max_length: int,
     privileged: Sequence[np.ndarray] | None = None,
 ) -> EncodedSplit:
-    """An EncodedSplit of new documents without tags, for prediction: cut into pieces, as `prepare` does without knowing tags.
+    """An EncodedSplit of new documents without tags, for prediction; `prepare` cuts untagged documents the same way.
 
     Args:
-        encoder: of a tagger's tokenizer; pad_id: its padding token.
-        texts: as the user has them; row i is normalised here, character by character.
-        privileged: for a model that reads annotations, those of each text, integer [characters].
+        encoder: of the tagger's tokenizer, whose padding token has the id `pad_id`; it also normalises.
+        texts: the documents, not normalised.
+        max_length: the most tokens of a piece, [CLS] and [SEP] included.
+        privileged: the annotations of each text, integer [characters], for a model that reads them.
 
     Returns:
-        Pieces with ids 0..N-1; `documents` are positions in `texts`, of which an empty one has a piece of one
-        unknown character. Its rows are text, document and start.
+        Pieces with ids 0..N-1; `documents` are positions in `texts`. An empty text has one piece, which is one unknown
+        token. The rows have text, document and start.
     """
     places = [(i, *piece) for i, text in enumerate(texts) for piece in cut(text, max_length - 2) or [(0, 0)]]
     pieces = [texts[i][start:end] for i, start, end in places]
@@ -493,7 +491,7 @@ def _column(dataset: Dataset, name: str) -> np.ndarray:
 
 
 def _lists(dataset: Dataset, name: str) -> tuple[np.ndarray | FlatArray, np.ndarray]:
-    """A list column as flat values and offsets [N + 1]."""
+    """A list column as flat values and offsets, int64 [N + 1]."""
     chunks = dataset.data.column(name).chunks
     lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in chunks]
     values = flat_array([chunk.flatten().to_numpy() for chunk in chunks])

@@ -1,4 +1,4 @@
-"""Texts to token ids: truncated, with a tokenizer's own special tokens, never padded."""
+"""Texts to token ids: truncated, with the tokenizer's special tokens, without padding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MASK = "▒"  # encoded as [MASK] where a text holds it; a character that no word is made of
+MASK = "▒"  # encoded as [MASK] wherever a text has it; no word has this character
 
 
 @dataclass
 class Encoded:
-    """A batch: token ids and token types (None where the model takes none) a row; whether a row was cut."""
+    """Token ids and token types of each row (None where the model takes no types), and whether it was truncated."""
 
     ids: list[list[int]]
     types: list[list[int]] | None
@@ -24,11 +24,11 @@ class Encoded:
 
 
 class Encoder:
-    """Calls as `encoder(texts, texts_b) -> Encoded`; can be sent to worker processes.
+    """Called as `encoder(texts, texts_b) -> Encoded`; can be pickled for worker processes.
 
-    Pairs are truncated longest first to `max_length` tokens in all. Special tokens are never read from text: a
-    title that spells "[SEP]" stays a title. A row without any token becomes one [UNK], so that none is empty.
-    Only `MASK`, which augmentation writes, is read as the tokenizer's mask token.
+    A pair is truncated to `max_length` tokens in all, the longer text first. Special tokens are never read from text:
+    "[SEP]" in a title is encoded like other text. Only `MASK`, which augmentation writes, becomes the tokenizer's mask
+    token. A row without any token becomes one [UNK], so that none is empty.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int, pairs: bool) -> None:
@@ -36,7 +36,7 @@ class Encoder:
         self.backend.no_padding()
         self.backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
         self.unknown: int = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
-        # It has to be a token by itself: Chinese has no blanks between words, and WordPiece would join it to the next one.
+        # MASK has to be a token by itself: Chinese has no spaces, and WordPiece would join it to the next character.
         self.backend.add_tokens([AddedToken(MASK, normalized=False, special=False)])
         self.blank: int | None = self.backend.token_to_id(MASK)
         self.mask: int = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else self.unknown
@@ -44,8 +44,8 @@ class Encoder:
         self.backend.encode_special_tokens = True
 
     def __call__(self, texts: list[str], texts_b: list[str] | None = None) -> Encoded:
-        # Looked at in every call, because pickling for a worker process loses it; set once, because no other thread may
-        # be encoding then.
+        # The setting is checked in every call, because pickling for a worker process loses it. It is set only if lost,
+        # because no other thread may be encoding while it is set.
         if not self.backend.encode_special_tokens:
             self.backend.encode_special_tokens = True
         batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))
@@ -57,9 +57,9 @@ class Encoder:
         )
 
     def spans(self, texts: list[str], texts_b: list[str] | None = None) -> list[list[tuple[int, int, int]]]:
-        """Where tokens stand, as (0 for the first text or 1 for the second, first character, the one behind the last).
+        """Where the tokens of each row stand, as (0 for the first text or 1 for the second, start, end exclusive).
 
-        A token that no text holds, as [CLS] and [SEP] around it, is (-1, 0, 0). Rows have as many as `ids` of a call.
+        A token that is in no text, such as [CLS] or [SEP], has (-1, 0, 0). A row has as many spans as it has ids.
         """
         self.backend.encode_special_tokens = True
         batch = texts if texts_b is None else list(zip(texts, texts_b, strict=True))

@@ -1,6 +1,6 @@
-"""Transformers as far as recipe and folders tell: their shapes, and what teachers beside their students cost.
+"""Shapes of transformers, from the recipe or a folder's config.json, and what teachers cost that run beside students.
 
-Of a folder the shape is known by its config.json. Needs no torch.
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def encoder_config(spec: Architecture) -> dict[str, Any] | None:
-    """The transformers configuration of a model's transformer, as far as it is known; None where it is not."""
+    """The transformers configuration of a model's encoder; None where it has none, or where that is not known here."""
     encoder = encoder_of(spec)
     if encoder is not None and not encoder.encodes:
         return None  # the layers of an encoder and a decoder are no BERT's
@@ -36,12 +36,12 @@ def encoder_config(spec: Architecture) -> dict[str, Any] | None:
         config = json.loads((resolve_path(place) / "config.json").read_text(encoding="utf-8"))
         found: dict[str, Any] | None = config.get("encoder") or config
     except (OSError, ValueError, AttributeError):
-        return None  # a hub model, or a folder whose problem others name
+        return None  # a hub model, or a folder whose problem another check names
     return found if isinstance(found, dict) and "num_hidden_layers" in found else None
 
 
 def encoder_shape(spec: Architecture) -> EncoderShape | None:
-    """Width, layers and heads of a model's transformer; None where there is none, and where they are not known."""
+    """Width, layers and heads of a model's transformer; None where there is none, or where they are not known."""
     config = encoder_config(spec)
     if config is None:
         return None
@@ -49,7 +49,10 @@ def encoder_shape(spec: Architecture) -> EncoderShape | None:
 
 
 def answers_in_words(recipe: Recipe) -> list[str]:
-    """Which outputs of teachers are computed beside which students, which are read from stores, and what that costs."""
+    """A line for each set of teacher outputs that are computed beside students: which students, and at what cost.
+
+    The line also names the outputs of the same teacher that are read from its store.
+    """
     teachers = {teacher.name: teacher for teacher in recipe.teachers}
     said: dict[str, list[str]] = {}
     for student in recipe.students:
@@ -66,7 +69,10 @@ def answers_in_words(recipe: Recipe) -> list[str]:
 
 
 def _is_shared(student: Student, teacher: str) -> bool:
-    """Whether other students may share a teacher's work: not that on plain text, which is masked for each, nor of several tasks."""
+    """Whether other students may share the teacher's outputs.
+
+    They may not on plain text, which is masked for each student by itself, nor where the student has several tasks.
+    """
     on_task = (training for training in student.trainings if training.rows != [CORPUS])
     return student.tasks is None and any(teacher in training.asks.online for training in on_task)
 
@@ -75,7 +81,7 @@ def _cost(student: Architecture, teacher: Architecture, whose: str, recipe: Reci
     own, theirs = encoder_config(student), encoder_config(teacher)
     if own is None or theirs is None:
         return ""
-    # A step is a forward pass and a backward pass of twice its products; the teacher's is a forward pass alone.
+    # A student's step is a forward pass and a backward pass of twice its cost; the teacher has a forward pass alone.
     share = _products(theirs) / (3 * _products(own))
     vocabulary = theirs.get("vocab_size", 0) * theirs["hidden_size"]
     megabytes = 4 * (_products(theirs) + vocabulary) / 2**20
@@ -84,13 +90,16 @@ def _cost(student: Architecture, teacher: Architecture, whose: str, recipe: Reci
 
 
 def _products(config: dict[str, Any]) -> int:
-    """Multiply-adds of a transformer's layers for one token, and the number of their weights but for vectors."""
+    """Multiply-adds of a transformer's linear layers for one token; also the number of weights in their matrices."""
     hidden, between = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
     return int(config["num_hidden_layers"] * (4 * hidden * hidden + 2 * hidden * between))
 
 
 def check_encoders(recipe: Recipe) -> list[str]:
-    """Layers and weights of teachers in folders that students cannot compare with, or begin with: a line a problem."""
+    """Problems, a line each, with losses that compare a student's layers with a teacher's, and with copying its layers.
+
+    The shapes of teachers that are given as folders are known from their config.json.
+    """
     teachers = {teacher.name: teacher.model for teacher in recipe.teachers}
     problems: list[str] = []
     for student in recipe.students:
@@ -116,7 +125,7 @@ def check_encoders(recipe: Recipe) -> list[str]:
 
 
 def _one_vocabulary_for_two(recipe: Recipe) -> list[str]:
-    """Members that cannot read the tokens of a model in a folder, which has a vocabulary for each side."""
+    """Problems with members that share the tokenizer of a model in a folder, which has a vocabulary for each side."""
     members: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
     two = set()
     for owner in members:

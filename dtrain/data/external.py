@@ -1,6 +1,6 @@
-"""Model folders that a recipe takes as teachers as they are (`from:`): which files count, and whether they fit it.
+"""Model folders that a recipe uses as teachers without training them (`from:`): their files, and whether they fit.
 
-Needs no torch: the launching process checks with it, and fingerprints follow from it.
+Needs no torch: the launching process checks with it, and computes fingerprints from it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from dtrain.recipe.training import Student, Teacher
 
 MODEL = ("config.json", "model.safetensors", "preprocessing.json")
-# Files about how a model was trained and how well it scores: its answers do not depend on them.
+# Files about how a model was trained and how well it scores: its predictions do not depend on them.
 BESIDE = {"README.md", "metrics.json", "history.json", "evaluation.json", "failed.json", "done.json"}
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that decide a model's answers: `MODEL` and those of its tokenizer, in order; none without a folder."""
+    """The files that a model's predictions depend on, sorted: `MODEL` and its tokenizer's; none without a folder."""
     if not folder.is_dir():
         return []
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -34,16 +34,16 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Those of them that decide which tokens a text has."""
+    """The files of a model folder's tokenizer."""
     return [path for path in model_files(folder) if path.name not in MODEL]
 
 
 def check_external(recipe: Recipe, labels: list[str] | None = None) -> list[str]:
-    """What does not fit of the teachers that are taken as they are, a line a problem.
+    """Problems, a line each, with teachers that are taken from folders and do not fit the recipe.
 
     Args:
-        recipe: of one task.
-        labels: of the recipe's data, in the order of their numbers (for tagging, tags); None: not known yet.
+        recipe: a recipe with one task.
+        labels: labels of the recipe's data in the order of their numbers (for tagging, tags); None: not known yet.
     """
     return [
         problem
@@ -99,7 +99,7 @@ def _problems(teacher: Teacher, source: str, recipe: Recipe, labels: list[str] |
 
 
 def _unequal_hints(student: Student, teacher: str, config: dict[str, Any], key: str) -> Iterator[str]:
-    """Losses that compare features with those of a teacher that has another number of them."""
+    """Problems with losses that compare a student's features with the teacher's, where their widths differ."""
     width, own = width_of(config), student.model.feature_width
     for loss in student.all_losses:
         hint = {"features", "teachers.features"} <= set(find_loss(loss.type).needs)
@@ -108,19 +108,19 @@ def _unequal_hints(student: Student, teacher: str, config: dict[str, Any], key: 
 
 
 def labels_of(config: dict[str, Any]) -> list[str]:
-    """Labels of a model's config.json in the order of its outputs."""
+    """The labels in a model's config.json, in the order of its outputs."""
     names = config.get("id2label") or {}
     return [names[number] for number in sorted(names, key=int)]
 
 
 def positions(config: dict[str, Any]) -> int | None:
-    """The most tokens that the model of a config.json reads; None: any number."""
+    """The most tokens that a model with this config.json reads; None: any number."""
     encoder = config.get("encoder") or config
     return None if encoder.get("model_type") == "nezha" else encoder.get("max_position_embeddings")
 
 
 def width_of(config: dict[str, Any]) -> int | None:
-    """Length of the pooled vector of a config.json's model; None where it does not tell."""
+    """Width of the pooled vector of a model with this config.json; None where that is not known."""
     width = (config.get("encoder") or config).get("hidden_size")
     if isinstance(width, int) and "filters" not in config:
         return width

@@ -1,4 +1,4 @@
-"""Files that a recipe names: what a path stands for, and how each file is to be read."""
+"""Files that a recipe names: which files a path stands for, and how each of them is read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from dtrain.recipe.sides import Layout
 
 PARTS = ("train", "valid", "test", "transfer")
-CORPUS, EXCLUDED = "sources", "exclude"  # text to pre-train on, and what may not be in it: keys of pretrain.corpus
+CORPUS, EXCLUDED = "sources", "exclude"  # keys of pretrain.corpus: text to pre-train on, text that must not be in it
 PACKAGE, HUB = "package:", "hub:"
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".csv": "csv", ".parquet": "parquet"}
 TABLES = ("tsv", "csv")
-DELIMITERS = {"tab": "\t", "tsv": "\t", "csv": ","}  # by the recipe's word for it, and by format
+DELIMITERS = {"tab": "\t", "tsv": "\t", "csv": ","}  # by the word that the recipe uses, and by format
 
 
 @dataclass(frozen=True)
 class Source:
     """One file, `datasets` folder or hub data set of `data.<part>` or `pretrain.corpus.<part>`.
 
-    `name` is as the user wrote it (for files of a folder or a pattern: with the path that it stands for), `format` one
-    of the readers of records.py. The rest says how lines and their columns are told apart.
+    Attributes:
+        part: the key that names the file, for example train.
+        name: the path as the user wrote it; for a file of a folder or a pattern, that file's path.
+        format: jsonl, tsv, csv, lines, conll, parquet, dataset (a folder) or hub.
     """
 
     part: str
@@ -37,7 +39,7 @@ class Source:
     encoding: str = UTF8
     delimiter: str = "auto"  # of tables; auto: by format
     quoting: str = "auto"  # of tables: quotes, none; auto: quotes for csv, none for tsv
-    layout: Layout | None = None  # where its rows have several sides, their columns
+    layout: Layout | None = None  # the columns of the sides, where rows have several sides
 
     @property
     def path(self) -> Path:
@@ -45,7 +47,7 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """Where its bytes are; a hub name has none."""
+        """The files to read; none for a data set of the hub."""
         if self.format == "hub":
             return []
         if self.layout is not None and self.layout.beside:
@@ -58,7 +60,7 @@ class Source:
 
     @property
     def encoding_key(self) -> str | None:
-        """The recipe's key that names the encoding; files of rows to exclude have none."""
+        """The recipe's key for the encoding; files of rows to exclude have no such key."""
         if self.part == EXCLUDED:
             return None
         return "pretrain.corpus.sources.N.encoding" if self.part == CORPUS else "data.encoding"
@@ -71,28 +73,28 @@ class Source:
 
     @property
     def quoted(self) -> bool:
-        """Whether quotes around a column of a table are no part of it."""
+        """Whether quotes around a column of a table are removed."""
         return self.format == "csv" if self.quoting == "auto" else self.quoting == "quotes"
 
 
 def resolve_path(name: str) -> Path:
-    """A path as written, or `package:NAME`: a file that comes with the package, beside its recipes."""
+    """The path of `name`; `package:NAME` is a file in the package's folder of recipes."""
     if name.startswith(PACKAGE):
         return Path(str(resources.files("dtrain") / "recipes")) / name.removeprefix(PACKAGE)
     return Path(name)
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells a file's format, in lower case: that of what is packed, where it is a .gz file."""
+    """The suffix that tells a file's format, in lower case; `.gz` is ignored, so that x.csv.gz has .csv."""
     return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
 def matching_files(name: str, suffixes: Collection[str]) -> list[str]:
-    """What a path of the recipe stands for, in order of their names: itself, or the files that a pattern matches.
+    """The files that a path of the recipe stands for, sorted: itself, matches of a pattern, or the files of a folder.
 
     Args:
-        suffixes: of the files that a folder stands for; a folder that holds none of them, or that `datasets` wrote,
-            stands for itself.
+        suffixes: the suffixes of the files that are taken from a folder. A folder without such a file, or written by
+            `datasets`, is returned itself.
 
     Raises:
         InputError: there is no such file.
@@ -113,12 +115,15 @@ def matching_files(name: str, suffixes: Collection[str]) -> list[str]:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote the folder."""
+    """Whether the folder was written by `save_to_disk` of `datasets`."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_info.json", "dataset_dict.json"))
 
 
 def plain_file(name: str) -> Path:
-    """The path of a file with something in it, one of several that belong together line by line; else raises InputError."""
+    """The path of one of several files that belong together line by line.
+
+    Raises InputError where it is no file, or is empty.
+    """
     path = resolve_path(name)
     if not path.is_file():
         what = "is a folder, and files by side are read line by line" if path.is_dir() else "no such file"

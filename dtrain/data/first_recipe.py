@@ -1,4 +1,4 @@
-"""A first recipe for a data file: task, columns and labels are guessed from its first rows, each guess a comment."""
+"""A first recipe for a data file: task, columns and labels are guessed from its first rows; comments give reasons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dtrain.errors import EXIT_DONE, InputError
 from dtrain.recipe import load_recipe, write_new
 from dtrain.recipe.source import parse
 
-ROWS = 2000  # that are looked at
+ROWS = 2000  # rows that guesses are based on
 TEXTS = ("text", "sentence", "content", "review", "title", "query", "body", "文本", "内容")
 PAIRS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"))
 LABELS = ("label", "labels", "category", "class", "target", "sentiment", "intent", "topic", "标签", "类别")
@@ -29,14 +29,14 @@ NUMBERS = ("score", "similarity", "rating", "stars", "number", "value", "target"
 SETS = (*LABELS, "tags", "topics", "genres", "emotions")
 SPANS = ("spans", "entities", "label", "labels", "ner")
 BESIDE = {"valid": ("valid", "dev", "val", "validation"), "test": ("test",), "transfer": ("transfer", "unlabelled")}
-EVALUATED = 2000  # validation rows from which on a comment says what they cost
+EVALUATED = 2000  # above this number of validation rows, a comment says what scoring them costs
 DECIMAL = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 TAG = re.compile("O|[A-Z]-.+")
 
 
 @dataclass
 class Guess:
-    """What a file seems to hold: keys of the section `data`, and the reason for each."""
+    """What a file seems to hold, as keys of the section `data`; `texts` and `labels` are those of the first rows."""
 
     task: str = "classification"
     format: str = "jsonl"
@@ -48,10 +48,13 @@ class Guess:
 
 
 def write(data: str, file: str | None = None) -> int:
-    """Write the recipe; print where it is and what to do next.
+    """Write a recipe for the file `data`, print its path and what to do next, and return the exit code.
+
+    Args:
+        file: the recipe to write; None: NAME.yaml, NAME being guessed from the path of `data`.
 
     Raises:
-        InputError: the file is missing, holds no labelled rows that could be told, or the recipe exists.
+        InputError: the data file is missing, no labelled rows were recognised in it, or the recipe exists.
     """
     path = Path(data)
     if not path.is_file():
@@ -64,7 +67,7 @@ def write(data: str, file: str | None = None) -> int:
 
 
 def recipe_for(path: Path) -> str:
-    """The recipe as YAML with comments."""
+    """The recipe for a data file, as YAML with comments."""
     guess = guess_file(path)
     chinese = sum(map(_is_chinese, guess.texts[:200])) * 2 > len(guess.texts[:200])
     parts = {part: found for part in BESIDE if (found := _beside(path, part))}
@@ -112,7 +115,7 @@ def guess_file(path: Path) -> Guess:
     """What the first rows of a file hold.
 
     Raises:
-        InputError: no labelled rows can be told in it, with what they may look like.
+        InputError: the file cannot be read, or no labelled rows were recognised in it.
     """
     try:
         with open_bytes(path) as file:
@@ -170,14 +173,14 @@ def _guess_json(lines: Sequence[str]) -> Guess | None:
 
 
 def _holds_spans(value: Any) -> bool:
-    """Spans by type, or a list of spans with their starts."""
+    """Whether a value has the form of spans: a mapping by type, or a list of mappings with a start."""
     if isinstance(value, dict):
         return bool(value) and all(isinstance(inner, dict) for inner in value.values())
     return isinstance(value, list) and bool(value) and all(isinstance(e, dict) and "start" in e for e in value)
 
 
 def _holds_labels(values: Sequence[Any]) -> bool:
-    """Lists of short texts or whole numbers, some of them with one."""
+    """Whether the values are lists of short texts or whole numbers, not all of them empty."""
     lists = [value for value in values if value is not None]
     words = [word for value in lists if isinstance(value, list) for word in value]
     whole = all(isinstance(word, str | int) and not isinstance(word, bool) for word in words)
@@ -187,7 +190,7 @@ def _holds_labels(values: Sequence[Any]) -> bool:
 def _guess_sets(
     label: str, sets: Sequence[Sequence[Any]], columns: Sequence[str], rows: list[list[str]]
 ) -> Guess | None:
-    """Lists of labels, beside the longest text or a pair of texts."""
+    """A guess for rows whose labels are lists, with the text column or the pair of texts."""
     values = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
     pair = _pair_by_name(columns)
     text = pair[0] if pair else _text_column(columns, rows)
@@ -199,7 +202,7 @@ def _guess_sets(
 
 
 def _guess_conll(lines: Sequence[str]) -> Guess | None:
-    """`character tag` lines; a sentence's text is their first column."""
+    """A guess for lines of the form `character tag`; None where the lines have another form."""
     filled = [line.split() for line in lines if line.strip()]
     if any(len(columns) < 2 or not TAG.fullmatch(columns[-1]) for columns in filled[:200]):
         return None
@@ -226,7 +229,10 @@ def _guess_table(path: Path, lines: Sequence[str]) -> Guess | None:
 
 
 def _guess_columns(kind: str, columns: Sequence[str | int], rows: list[list[str]], header: bool) -> Guess | None:
-    """Which columns are the label (by name, else few values) or a number, the text (the longest), and a second text."""
+    """The columns of the label or number, the text, a second text and the id; None where no label or text is found.
+
+    A label is recognised by the column's name, else by few different values; the text by name, else by its length.
+    """
     if not rows or not columns:
         return None
     values = {column: [row[place] for row in rows] for place, column in enumerate(columns)}
@@ -269,12 +275,12 @@ def _pair_by_name(columns: Sequence[Any]) -> tuple[Any, Any] | None:
 
 
 def _read(values: Mapping[Any, list[str]], text: Any, pair: tuple[Any, Any] | None) -> list[str]:
-    """What a model reads of each row."""
+    """The text that a model reads of each row; for a pair, both texts joined."""
     return values[text] if pair is None else [a + b for a, b in zip(values[text], values[pair[1]], strict=True)]
 
 
 def _is_decimal(values: Sequence[str]) -> bool:
-    """Numbers of which some are no whole ones, at least three different; most rows have one."""
+    """Whether a column holds decimal numbers: at least half of the rows have one, three differ, some are not whole."""
     filled = [value.strip() for value in values if value.strip()]
     if 2 * len(filled) < len(values) or not all(DECIMAL.fullmatch(value) for value in filled):
         return False
@@ -287,7 +293,7 @@ def _short(values: Iterable[str]) -> bool:
 
 
 def _text_column(candidates: Sequence[Any], rows: list[list[str]], columns: Sequence[Any] | None = None) -> Any:
-    """By name, else the column with the longest values."""
+    """The text column among `candidates`: by name, else the one with the longest values."""
     names = {str(column).lower(): column for column in candidates}
     for name in TEXTS:
         if name in names:
@@ -297,7 +303,7 @@ def _text_column(candidates: Sequence[Any], rows: list[list[str]], columns: Sequ
 
 
 def _beside(path: Path, part: str) -> Path | None:
-    """The file of another part that lies beside a training file and is named like it: dev.char.bmes, train.char.bmes."""
+    """The file of another part next to a training file, named like it: dev.char.bmes beside train.char.bmes."""
     if "train" not in path.name:
         return None
     found = (path.with_name(path.name.replace("train", word, 1)) for word in BESIDE[part])
@@ -310,7 +316,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _name(path: Path) -> str:
-    """A run's name: that of the data's folder where the file is only called train."""
+    """A name for the run: that of the file, or of its folder where the file is called train, training or data."""
     stem = path.name.split(".")[0]
     word = path.resolve().parent.name if stem.lower() in ("train", "training", "data") else stem
     return re.sub(r"[^A-Za-z0-9._-]+", "_", word).strip("._-") or "first"
@@ -337,7 +343,7 @@ def _shown(labels: Sequence[str]) -> str:
 
 
 def _quoted(value: str | int) -> str:
-    """A word of YAML."""
+    """A value as a YAML scalar, in quotes where it needs them."""
     if isinstance(value, int) or (re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII) and parse(value) == value):
         return str(value)
     return json.dumps(value, ensure_ascii=False)
@@ -348,7 +354,7 @@ def _models(task: str, chinese: bool) -> list[str]:
     if task == "tagging":
         teacher = f"{{type: tagger, encoder: {{type: bert, pretrained: {pretrained}}}, lstm: 128}}"
         rates, student = "{type: adamw, lr: 5.0e-4, modules: {encoder: 5.0e-5}}", "{type: idcnn}"
-        # As the teachers of the recipe resume_ner.
+        # The same as the teachers of the recipe resume_ner.
         alone = ("{type: tagger, embedding: 256, lstm: 256}", 8, "{type: adamw, lr: 2.0e-3}")
     else:
         teacher, rates = f"{{type: bert, pretrained: {pretrained}}}", "{type: adamw, lr: 2.0e-5}"

@@ -1,4 +1,4 @@
-"""One long array that lies in several pieces, most of them in files: nothing is copied but what is read."""
+"""One long array made of several pieces, most of them memory-mapped files: only what is read is copied."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-COPIED_BYTES = 64 << 20  # up to here a copy in memory, which is read faster
+COPIED_BYTES = 64 << 20  # up to this size the pieces are copied to one array in memory, which is read faster
 
 
 class FlatArray:
-    """Pieces of one dtype, one after another. Reads as a 1-d array by an array of places or by a slice.
+    """Pieces with one dtype, one after another; indexed like a 1-d array, by an array of positions or a slice.
 
-    Millions of rows are then shared by all ranks of a machine, as pages of the files that they are mapped from.
+    All ranks of a machine share the pages of the mapped files, so that millions of rows are in memory once.
     """
 
     def __init__(self, pieces: Sequence[np.ndarray]) -> None:
@@ -26,7 +26,7 @@ class FlatArray:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, where: Any) -> np.ndarray:
-        """The values at `where`, an int array of any shape without negative places, or a slice without a step."""
+        """The values at `where`: an int array of any shape without negative positions, or a slice without a step."""
         if isinstance(where, slice):
             start, stop, _ = where.indices(len(self))
             return self._between(start, max(start, stop))
@@ -50,26 +50,30 @@ class FlatArray:
 
 
 def flat_array(pieces: Sequence[np.ndarray]) -> np.ndarray | FlatArray:
-    """The pieces as one array: a copy where they are small, else where they are."""
+    """The pieces as one array: copied where they are small, else a FlatArray over them."""
     if len(pieces) == 1:
         return pieces[0]
     return np.concatenate(pieces) if sum(piece.nbytes for piece in pieces) <= COPIED_BYTES else FlatArray(pieces)
 
 
 def pieces_of(values: np.ndarray | FlatArray) -> list[np.ndarray]:
-    """What `flat_array` was given, or made of it."""
+    """The pieces that an array from `flat_array` consists of."""
     return values.pieces if isinstance(values, FlatArray) else [values]
 
 
 def padded(values: np.ndarray | FlatArray, starts: np.ndarray, lengths: np.ndarray, fill: int) -> np.ndarray:
-    """The stretches of `values` that begin at `starts` [B], padded right to the longest (L); int64 [B, L]."""
+    """The slices of `values` that begin at `starts` [B] with `lengths` [B], padded on the right with `fill`.
+
+    Returns:
+        int64 [B, L], L being the greatest length.
+    """
     places = np.arange(lengths.max(initial=0))
     if isinstance(values, np.ndarray):
         mask = places < lengths[:, None]
-        # Padding reads any value that exists, and is overwritten.
+        # Padded positions read the first value, which `fill` then replaces.
         return np.where(mask, values[np.where(mask, starts[:, None] + places, 0)], fill).astype(np.int64)
     rows = np.full((len(starts), len(places)), fill, dtype=np.int64)
-    # A row lies in one piece: one by one takes a sixth of the time of looking up the piece of every token.
+    # A row lies in one piece: copying row by row takes a sixth of the time of looking up the piece of every token.
     piece_of = np.searchsorted(values.ends, starts, side="right").tolist()
     for row, number, start, length in zip(rows, piece_of, starts.tolist(), lengths.tolist(), strict=True):
         if length:

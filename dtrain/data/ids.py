@@ -1,4 +1,4 @@
-"""Ids that users give to rows: no two of a part may be the same."""
+"""Ids that users give to rows: the rows of a part must have different ones."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 class SeenIds:
     """The ids of each part that were read so far.
 
-    A dictionary of all ids takes 250 bytes a row. As long as nothing is wrong it is enough to know that no two are the
-    same, for which a hash of 8 bytes does: see `read_once_or_twice`.
+    A dictionary of all ids takes 250 bytes per row. Where all ids differ, hashes of 8 bytes are enough to show it; see
+    `read_once_or_twice`.
 
     Args:
-        exact: keep every id with its place.
+        exact: keep every id with its file and line instead of its hash.
     """
 
     def __init__(self, *, exact: bool = False) -> None:
@@ -31,10 +31,10 @@ class SeenIds:
         self._places: dict[str, dict[str, str]] = defaultdict(dict)
 
     def see(self, part: str, key: str, file: str, line: int) -> None:
-        """Take note of a row's id.
+        """Record the id `key` of a row at `line` of `file`.
 
         Raises:
-            RowError: it is another row's (only if `exact`).
+            RowError: another row of the part has the same id (only if `exact`).
         """
         if not self.exact:
             self._hashes[part].append(hash(key))
@@ -46,15 +46,16 @@ class SeenIds:
 
     @property
     def doubtful(self) -> bool:
-        """Whether two ids of a part have the same hash."""
+        """Whether two ids of a part have the same hash, and so may be equal."""
         return any(len(np.unique(np.array(found))) < len(found) for found in self._hashes.values())
 
 
 def read_once_or_twice(read: Callable[[SeenIds], T], problems: Problems) -> T:
-    """What `read` gives; where two ids of a part may be the same it reads again, and says which.
+    """The result of `read`, which is called again with exact ids where two ids of a part may be equal.
 
     Args:
-        problems: those that `read` adds to.
+        read: reads all rows and records their ids.
+        problems: the problems that `read` adds to; those of the first call are discarded before the second.
     """
     before = problems.state
     seen = SeenIds()

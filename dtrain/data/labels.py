@@ -1,4 +1,4 @@
-"""Labels, as those of tagging their types: the file that lists them, and what is said of one that is not listed."""
+"""Labels (for tagging, entity types): the file that lists them, their order, and messages about unknown ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dtrain.recipe.data import Data
 
 
 def outside(data: Data) -> tuple[str, str]:
-    """Why a label or type is none of those allowed, and what to do about it."""
+    """Why a label or type is not allowed, and what to do about it; both are parts of a message."""
     if data.labels is not None:
         return "is not in data.labels", ""
     return "does not occur in training", "; if it is right, list all of them in data.labels"
 
 
 def sorted_labels(found: set[str]) -> list[str]:
-    """Labels in the order of their numbers: by value where all are whole numbers, else by text."""
+    """Labels in the order of their numbers: sorted by value where all are whole numbers, else alphabetically."""
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
         return sorted(found, key=lambda label: (int(label), label))
     return sorted(found)
@@ -32,7 +32,15 @@ def sorted_labels(found: set[str]) -> list[str]:
 def check_all_or_none(
     part: str, bare: np.ndarray, rows: Rows, files: list[str], problems: Problems, what: str = "label"
 ) -> None:
-    """A test part is labelled, or it is not: a score of some of its rows would pass for that of all."""
+    """Add a problem where some test rows have a label and others have none.
+
+    A score over some of the rows would be mistaken for the score over all of them.
+
+    Args:
+        bare: whether a row has no label, bool [N].
+        files: names of the files that `rows.file` counts in.
+        what: the word for a label in the message.
+    """
     if part == "test" and bare.any() and not bare.all():
         first = int(np.flatnonzero(bare)[0])
         place = f"{files[rows.file[first]]}:{rows.line[first]}"
@@ -40,7 +48,10 @@ def check_all_or_none(
 
 
 def read_label_file(name: str, encoding: str, least: int) -> list[str]:
-    """One label a line, or JSON objects with a "label" (as CLUE's labels.json)."""
+    """Labels from a file with one label per line, or JSON objects with a "label" (as CLUE's labels.json).
+
+    Raises InputError for labels that are malformed or repeated, with file and line, and for fewer than `least` labels.
+    """
     problems = Problems()
     seen: dict[str, int] = {}
     for number, line in numbered_lines(existing_file(name, "data.labels"), name, problems, encoding, "data.encoding"):

@@ -1,4 +1,4 @@
-"""Numbered lines of a text file: its encoding, its line ends, and what is said where they are not as expected."""
+"""Numbered lines of a text file: its encoding, its line ends, and messages where they are not as expected."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any
 from dtrain.data.problems import Problems
 
 UTF8 = "utf-8"
-SAMPLE = 1 << 18  # bytes that a guess of an encoding or of line ends looks at
-# Encodings whose line feed is not the byte 0x0a alone, so that a file has to be decoded before it is cut into lines.
+SAMPLE = 1 << 18  # bytes from which an encoding or line ends are guessed
+# Encodings whose line feed is not the single byte 0x0a, so that a file has to be decoded before it is cut into lines.
 WIDE = ("utf-16", "utf-32")
 KANA = range(0x3040, 0x3100)
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
-    """A file's bytes, with its first `SAMPLE` to peek at; those of a .gz file are unpacked on the way."""
+    """A file's bytes, with a buffer of `SAMPLE` bytes for `peek`; a .gz file is decompressed."""
     raw: Any = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb", buffering=0)
     return io.BufferedReader(raw, SAMPLE)
 
 
 def first_line(path: Path, encoding: str = UTF8) -> str:
-    """The first line of a file that is not blank, or nothing; what cannot be read becomes a replacement character."""
+    """The first line of a file that is not blank, or ""; bytes that cannot be decoded become replacement characters."""
     try:
         with open_bytes(path) as file:
             lines = file.read(SAMPLE).decode(codec_of(encoding), errors="replace").split("\n")
     except (OSError, EOFError, zlib.error):
-        return ""  # told when the file is read
+        return ""  # the problem is reported when the file is read
     return next((line.rstrip("\r") for line in lines if line.strip()), "")
 
 
 def codec_of(encoding: str) -> str:
-    """The codec that drops a byte-order mark, too."""
+    """The codec for an encoding; that for UTF-8 also drops a byte-order mark."""
     return "utf-8-sig" if codecs.lookup(encoding).name == UTF8 else encoding
 
 
@@ -45,12 +45,15 @@ def numbered_lines(
 ) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1, without line ends; a byte-order mark, CRLF and .gz are accepted.
 
-    Lines end at a line feed alone: U+2028 and its kin are text. Only where a file has no line feed at all but carriage
-    returns, as old Macs wrote them, do these end its lines. From the first line that cannot be decoded on, nothing is
-    yielded: such lines are counted, and told as one problem with the encoding that the file is probably in.
+    Only a line feed ends a line: U+2028 and similar characters are text. A file with carriage returns and no line
+    feed, as old Macs wrote them, has lines that end at carriage returns. After the first line that cannot be decoded,
+    nothing more is yielded: such lines are counted and reported as one problem, with the encoding that the file
+    probably has.
 
     Args:
-        key: the recipe's key that names the encoding; None: the file has to be in this one.
+        path: the file; `name` is its name in messages.
+        problems: collects what is wrong.
+        key: the recipe's key for the encoding; None: the file must have this encoding.
     """
     try:
         with open_bytes(path) as file:
@@ -61,7 +64,7 @@ def numbered_lines(
                 problems.remark(f"{name}: has no line feed: its lines are taken to end at carriage returns")
             lines = _wide_lines(file, encoding) if wide else _mac_lines(file) if old_mac else file
             yield from _decoded(lines, name, problems, encoding, key, sample)
-    except (OSError, EOFError, zlib.error) as error:  # gzip's own words: not a gzip file, CRC check failed, ...
+    except (OSError, EOFError, zlib.error) as error:  # messages of gzip: not a gzip file, CRC check failed, ...
         problems.add(f"{name}: cannot be read: {error}")
     except UnicodeError as error:
         problems.add(f"{name}: not valid {encoding} ({error}){_remedy(sample, encoding, key)}")
@@ -73,7 +76,7 @@ def _wide_lines(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
         for line in text:
             yield line.encode()
     finally:
-        text.detach()  # else it closes the file a second time
+        text.detach()  # otherwise the wrapper would close the file a second time
 
 
 def _mac_lines(file: io.BufferedReader) -> Iterator[bytes]:
@@ -112,10 +115,10 @@ def _remedy(sample: bytes, encoding: str, key: str | None) -> str:
 
 
 def likely_encoding(sample: bytes) -> str | None:
-    """The encoding that the beginning of a text file is probably in, or None where none is likely.
+    """The probable encoding of a text file that begins with `sample`, or None where none is likely.
 
-    A byte-order mark decides; else the first of these in which the sample decodes and reads like its language does:
-    simplified Chinese, Japanese, traditional Chinese, and Western text with few accents.
+    A byte-order mark decides. Without one, it is UTF-8 if the sample is valid UTF-8, else the first encoding in which
+    the sample decodes to characters that are usual for it: GB18030, Shift JIS, Big5, or cp1252 with few accents.
     """
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
@@ -132,14 +135,14 @@ def likely_encoding(sample: bytes) -> str | None:
 
 
 def _reads_well(foreign: list[str], length: int, encoding: str) -> bool:
-    """Whether the characters beyond ASCII are those that text in this encoding is made of."""
+    """Whether the characters outside of ASCII are those that text in this encoding usually has."""
     if encoding == "cp1252":
         return 0 < len(foreign) < 0.3 * length and all(
             character.isalnum() or character in "€’“”–" for character in foreign
         )
     if encoding == "shift_jis":
         return any(ord(character) in KANA for character in foreign)
-    # Every byte pair is some character of GB18030; those of the older, smaller set are the ones in use.
+    # Almost every pair of bytes is a character of GB18030; text mostly uses those of the older, smaller GB2312.
     usual = "gb2312" if encoding == "gb18030" else "big5"
     common = sum(_encodes(character, usual) for character in foreign)
     return common >= 0.9 * len(foreign) > 0

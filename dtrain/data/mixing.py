@@ -1,13 +1,14 @@
 """Batches of several tasks in one order: a function of (seed, epoch, position) and nothing else.
 
-A batch is of one task. An epoch has as many batches as all tasks have together. How many of them are a task's:
+Each batch has rows of one task. An epoch has as many batches as one pass over the rows of every task takes. With b
+being the number of batches of one pass over a task's rows, the task's share of the epoch is:
 
-    proportional          its own: each of its rows comes once (MT-DNN, Liu et al. 1901.11504, algorithm 1)
-    equal                 as many as every other's
-    temperature T         in proportion to b^(1/T), b being its own number (BAM, Clark et al. 1907.04829: T = 4/3)
+    proportional          b batches: each of its rows once (MT-DNN, Liu et al. 1901.11504, algorithm 1)
+    equal                 as many batches as every other task
+    temperature T         in proportion to b^(1/T) (BAM, Clark et al. 1907.04829: T = 4/3)
 
-A task with more than its own begins its rows anew, in another order; one with fewer goes on in the next epoch where it
-stopped in this one.
+A task with more than b batches begins its rows again, in another order; one with fewer continues in the next epoch
+where it stopped in this one.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from dtrain.runfolder import fingerprint
 
 
 class MixedBatches(Sequence[np.ndarray]):
-    """Batches of several tasks, as positions in the rows of all tasks side by side.
+    """Batches of several tasks, as positions in the concatenated rows of all tasks.
 
     Args:
-        batches: by task, those that come in this epoch, as positions in the task's own rows.
-        first: by task, where its rows begin among all.
-        order: of each batch, the number of its task, int [batches].
+        batches: by task, its batches of this epoch, as positions in the task's own rows.
+        first: by task, where its rows begin in the concatenation.
+        order: the number of the task of each batch, int [batches].
     """
 
     def __init__(self, batches: Sequence[Sequence[np.ndarray]], first: Sequence[int], order: np.ndarray) -> None:
         self._batches, self._first, self._order = batches, first, order
-        # Of each batch, how many of its task came before it.
+        # For each batch, the number of earlier batches of the same task.
         self._turn = np.zeros(len(order), dtype=np.int64)
         for task in range(len(batches)):
             own = order == task
@@ -55,17 +56,17 @@ class MixedBatches(Sequence[np.ndarray]):
 
 
 def batch_counts(own: Sequence[int], exponent: float) -> list[int]:
-    """How many batches of an epoch are each task's; they add up to the sum of `own`, and each task has one at least.
+    """The number of batches of each task in an epoch, at least 1 each; they add up to the sum of `own`.
 
     Args:
-        own: each task's own number of batches, at least 1.
-        exponent: of that number in the shares: 1 proportional, 0 equal, 1 / T for a temperature T.
+        own: the number of batches of one pass over each task's rows, at least 1.
+        exponent: shares are in proportion to own^exponent: 1 is proportional, 0 equal, 1 / T temperature T.
     """
     whole = sum(own)
     weights = np.asarray(own, dtype=np.float64) ** exponent
     exact = weights / weights.sum() * whole
     counts = np.maximum(np.floor(exact), 1).astype(np.int64)
-    # The largest remainders are rounded up; of equal ones, the first task's.
+    # The largest remainders are rounded up; among equal ones, those of earlier tasks.
     order = np.argsort(-(exact - counts), kind="stable")
     missing = whole - int(counts.sum())
     for place in range(abs(missing)):
@@ -84,11 +85,12 @@ def mixed_batches(
     batch_size: int | None = None,
     batch_tokens: int | None = None,
 ) -> MixedBatches:
-    """The global batches of one epoch over several tasks, in order; see `training_batches`.
+    """The global batches of one epoch over several tasks, in order.
 
     Args:
-        lengths: by task, tokens of each of its rows.
+        lengths: by task, the number of tokens of each of its rows, integer [N].
         exponent: see `batch_counts`.
+        batch_size, batch_tokens: see `training_batches`.
     """
     size = {"batch_size": batch_size, "batch_tokens": batch_tokens}
 
@@ -97,15 +99,15 @@ def mixed_batches(
         """All batches of a task's `number`-th pass over its rows."""
         return training_batches(lengths[task], int(fingerprint(seed, task)[:8], 16), number, **size)
 
-    if exponent == 1.0:  # whole passes, whose numbers of batches may differ where they are cut by tokens
+    if exponent == 1.0:  # whole passes; with `batch_tokens` their numbers of batches may differ from pass to pass
         chosen: list[Sequence[np.ndarray]] = [passes(task, epoch) for task in lengths]
     else:
         counts = batch_counts([len(passes(task, 0)) for task in lengths], exponent)
         chosen = []
         for task, count in zip(lengths, counts, strict=True):
             own: list[np.ndarray] = []
-            number, skipped = 0, epoch * count  # batches that came in earlier epochs
-            if batch_size is not None:  # every pass has as many
+            number, skipped = 0, epoch * count  # skip the batches of earlier epochs
+            if batch_size is not None:  # every pass has the same number of batches
                 number, skipped = divmod(skipped, len(passes(task, 0)))
             while len(own) < count:
                 batches = passes(task, number)

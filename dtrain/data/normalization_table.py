@@ -1,4 +1,4 @@
-"""Normalisation as a table: what an exported model does to text without this package and without OpenCC."""
+"""Normalisation as a table, which an exported model applies without this package and without OpenCC."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from dtrain.errors import DtrainError
 from dtrain.recipe.data import Normalization
 
 HOME = Path(opencc.__file__).parent / "clib"
-NEVER = "(?!)"  # a pattern that fits nowhere
+NEVER = "(?!)"  # a pattern that matches nothing
 
 
 def table_of_texts(spec: Normalization) -> dict[str, Any]:
     """The steps of `Normalizer` in their order.
 
     Returns:
-        `before`, characters in place of others; `words` in place of what `pattern` finds, the longest first; `after`,
-        characters again, empty where one is dropped; then `whitespace` and `lower`, as in the recipe.
+        `before`: replacements of single characters; `words`: replacements of the matches of `pattern`, which prefers
+        the longest; `after`: replacements of single characters, "" for those that are dropped; `whitespace` and
+        `lower` as in the recipe.
 
     Raises:
         DtrainError: OpenCC's dictionaries cannot be read.
@@ -45,7 +46,7 @@ def table_of_texts(spec: Normalization) -> dict[str, Any]:
 
 
 def table_of_characters(spec: Normalization) -> dict[str, Any]:
-    """What `CharacterNormalizer` puts in place of each character that it changes."""
+    """`characters`: for each character that `CharacterNormalizer` changes, its replacement."""
     before, words = _simplification() if spec.simplify else ({}, {})
     seen = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     may_change = {*before, *(word for word in words if len(word) == 1), *map(chr, Normalizer(spec).table)}
@@ -60,14 +61,14 @@ def _pattern(words: Iterable[str]) -> str:
     if not single and not phrases:
         return NEVER
     heads = "".join(sorted({phrase[0] for phrase in phrases}))
-    # Most characters begin no phrase: the look ahead spares them a try of each.
+    # Most characters begin no phrase: because of the lookahead the alternatives are not tried at them.
     found = [f"(?=[{re.escape(heads)}])(?:{'|'.join(map(re.escape, phrases))})"] * bool(phrases)
     return "|".join(found + [f"[{re.escape(single)}]"] * bool(single))
 
 
 @cache
 def _simplification() -> tuple[dict[str, str], dict[str, str]]:
-    """OpenCC's t2s: what it does to single characters first, and the words and characters that it then replaces."""
+    """OpenCC's t2s: the replacements of single characters that it makes first, and those of words and characters."""
     converter = opencc.OpenCC("t2s")
     steps = json.loads((HOME / "share" / "opencc" / "t2s.json").read_text(encoding="utf-8"))
     before: dict[str, str] = {}
@@ -76,7 +77,7 @@ def _simplification() -> tuple[dict[str, str], dict[str, str]]:
     keys: set[str] = set()
     for step in steps["conversion_chain"]:
         keys |= _dictionary(step["dict"]).keys()
-    # A dictionary may be left out of the conversion (characters that few fonts have): the converter itself is asked.
+    # The conversion may ignore a dictionary (of characters that few fonts have), so the converter itself is asked.
     words = {key: to for key in sorted(keys) if (to := converter.convert(key)) != key or len(key) > 1}
     return before, words
 
@@ -95,5 +96,5 @@ def _dictionary(entry: dict[str, Any]) -> dict[str, str]:
                 f"data.normalize.simplify: the installed OpenCC brings no opencc_dict that reads its dictionaries ({error})"
             ) from None
         lines = text.read_text(encoding="utf-8").splitlines()
-    # The first of several translations is the one that is taken.
+    # OpenCC takes the first of several translations.
     return {key: values.split(" ")[0] for line in lines if "\t" in line for key, values in [line.split("\t", 1)]}

@@ -1,4 +1,4 @@
-"""Normalisation of text: the same for training rows, transfer rows and new text to predict."""
+"""Normalisation of text, the same for training rows, transfer rows and new texts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import opencc
 
 from dtrain.recipe.data import Normalization
 
-# Full-width ASCII forms, the ideographic space, and the full-width signs that have a half-width twin.
+# Full-width ASCII forms, the ideographic space, and the full-width signs that have a half-width form.
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 HALF_WIDTH |= dict(zip(range(0xFFE0, 0xFFE7), map(ord, "¢£¬¯¦¥₩"), strict=True))
 SPACES = re.compile(r"\s+")
-DROPPED = "\0"  # stands for a character that normalisation drops, where positions count
+DROPPED = "\0"  # takes the place of a dropped character where positions must not change
 
 
 class Normalizer:
-    """Calls as `normalizer(text) -> str`; the steps and their order are those of the recipe's section."""
+    """Called as `normalizer(text) -> str`.
+
+    The steps, each of them optional, are in this order: simplified characters (OpenCC's t2s), half-width forms and
+    removal of invisible characters, white space, lower case.
+    """
 
     def __init__(self, spec: Normalization) -> None:
         self.spec = spec
@@ -42,10 +46,11 @@ class Normalizer:
 
 
 class CharacterNormalizer:
-    """Calls as `normalizer(text) -> str` of the same length: the same steps, each character for itself.
+    """Called as `normalizer(text) -> str`: the steps of `Normalizer` applied to each character alone.
 
-    A character that would vanish becomes DROPPED, every white space one blank; where a step would make several
-    characters of one, the first is kept. Traditional characters are simplified without regard to their neighbours.
+    The result has the length of the text. A character that would be removed becomes DROPPED, each white-space character
+    becomes a space, and where a step makes several characters of one, only the first is kept. Traditional characters
+    are simplified without regard to their neighbours.
     """
 
     def __init__(self, spec: Normalization) -> None:
@@ -56,12 +61,12 @@ class CharacterNormalizer:
 
 
 class _CharacterTable(dict[int, str]):
-    """Code point -> normalised character, worked out when it is first seen."""
+    """Code point -> normalised character, computed when it is first looked up."""
 
     def __init__(self, spec: Normalization) -> None:
         super().__init__()
         self.spec = spec
-        # White space is handled here: a Normalizer strips it from the ends, and a single blank would vanish.
+        # `__missing__` handles white space: a Normalizer strips it from the ends, which would remove a single space.
         self.steps = Normalizer(spec.model_copy(update={"whitespace": False}))
 
     def __missing__(self, code: int) -> str:
@@ -77,20 +82,20 @@ class _CharacterTable(dict[int, str]):
 
 @cache
 def _converter() -> opencc.OpenCC:
-    # One converter for each process, kept outside of Normalizer because it cannot be pickled for worker processes.
+    # One converter per process; it is no attribute of Normalizer because it cannot be pickled for worker processes.
     return opencc.OpenCC("t2s")
 
 
-# Where Unicode has control and format characters: planes 0, 1 and the tags of plane 14. The other 15 hold ideographs,
-# private characters or nothing, and a look at each of them would take every process a fifth of a second.
+# Code points among which Unicode has control and format characters: planes 0 and 1, and the tags of plane 14. The
+# others are ideographs, private or unassigned, and checking them would take every process a fifth of a second.
 _PLANES = (range(0x20000), range(0xE0000, 0xE1000))
 
 
 @cache
 def _invisible() -> tuple[int, ...]:
-    """Control and format characters (zero-width, direction, soft hyphen, byte-order mark) and variation selectors.
+    """Code points of control and format characters (zero-width, direction, soft hyphen, ...) and variation selectors.
 
-    Controls that are white space (tab, line feed, ...) are left to the white-space step.
+    Control characters that are white space (tab, line feed, ...) are left to the white-space step.
     """
     hidden = [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
     for code in itertools.chain(*_PLANES):

@@ -1,4 +1,4 @@
-"""Long documents in pieces that a model takes: cut behind the last full stop that fits."""
+"""Long documents cut into pieces that a model can read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ FULL_STOPS = frozenset("。！？；!?;\n")
 
 
 def cut(text: str, limit: int, spans: Iterable[Span] = ()) -> list[tuple[int, int]]:
-    """Pieces (start, end) that make up `text` in order, each of at most `limit` characters.
+    """Pieces (start, end) that make up `text` in order, each of at most `limit` characters; none for an empty text.
 
-    A piece ends behind the last full stop that fits, else at `limit`. Where the entities are known no piece ends
-    inside one (none may be longer than `limit`), so that each has its tags whole. An empty text has no piece.
+    A piece ends after the last full stop within `limit`, or at `limit` where there is none, but never inside one of
+    `spans`, the known entities, which must not be longer than `limit`.
     """
     if len(text) <= limit:
         return [(0, len(text))] if text else []
-    inside = bytearray(len(text) + 1)  # 1 where a cut before this character would part an entity
+    inside = bytearray(len(text) + 1)  # 1 where a cut before this character would split an entity
     for span in spans:
         inside[span.start + 1 : span.end] = b"\1" * (span.end - span.start - 1)
     pieces = []

@@ -1,4 +1,4 @@
-"""`preprocessing.json` of a model folder: with it, model and tokenizer answer from text anywhere."""
+"""`preprocessing.json` of a model folder: how texts are prepared before the model's tokenizer reads them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from dtrain.runfolder import write_json
 from dtrain.tasks.rules import rules_of
 
 FILE = "preprocessing.json"
-# Of the recipe's section `data`: how a row is laid out in a file. New files are read so unless their own suffix or an
-# option says otherwise.
+# Keys of the recipe's section `data` that say how a row is laid out in a file. Files to predict are read in the same
+# way unless their suffix or an option says otherwise.
 LAYOUT = {"columns", "header", "encoding", "delimiter", "quoting", "scheme"}
-WRITTEN = ("scheme", "span_end")  # of what was prepared: how answers are written like the files that were read
+WRITTEN = ("scheme", "span_end")  # keys of `data.json`: predictions are written in the form of the training files
 
 
 def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any], reads: str | None = None) -> None:
-    """Write how texts are prepared, and how the files were laid out that the model learnt from.
+    """Write how texts are prepared, and the layout of the files that the model was trained on.
 
     Args:
-        section: the recipe's; info: of what was prepared from it (`data.json`).
-        reads: which side of a row the model reads, where rows have several.
+        folder: the model folder.
+        section: the recipe's section `data`.
+        info: the content of `data.json` of the rows that were prepared from it.
+        reads: the side of a row that the model reads, where rows have sides.
     """
     if reads is None:
         write_json(folder / FILE, _values(section, info))
@@ -32,7 +34,7 @@ def write_preprocessing(folder: Path, section: Data, info: Mapping[str, Any], re
 
 
 def write_preprocessing_of_tasks(folder: Path, tasks: Mapping[str, tuple[Data, Mapping[str, Any]]]) -> None:
-    """The same of a model of several tasks, by task: `{"tasks": {NAME: ...}}`."""
+    """Write the same for a model of several tasks, by task: `{"tasks": {NAME: ...}}`."""
     write_json(folder / FILE, {"tasks": {name: _values(section, info) for name, (section, info) in tasks.items()}})
 
 
@@ -51,7 +53,7 @@ def _values(section: Data, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _format(section: Data) -> str:
-    """The format of the training files, as far as it follows from their names."""
+    """The format of the training files, from the recipe or their suffix; `auto` where neither tells."""
     if section.format != "auto":
         return section.format
     found = SUFFIXES.get(suffix_of(Path(section.train[0])))

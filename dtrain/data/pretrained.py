@@ -1,8 +1,8 @@
-"""What the folder of a pretrained model tells without loading its weights: whether they are there and fit the recipe.
+"""Checks of a pretrained model's folder without loading its weights: whether they are there and fit the recipe.
 
-Read are `config.json`, the tokenizer's files and the header of the safetensors file, a JSON object with every
-weight's name and shape. Needs no torch, so that `dtrain check` finds in a moment what training would find late.
-A hub name is looked at when it is loaded.
+Only `config.json`, the tokenizer's files and the header of the safetensors file are read; the header is a JSON object
+with the name and shape of every weight. Needs no torch, so that `dtrain check` quickly finds what training would find
+late. Models of the hub are checked when they are loaded.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from dtrain.data.files import resolve_path
 from dtrain.recipe.models import EncoderSpec
 
 WEIGHTS = "model.safetensors"
-# Files of which one at least holds the vocabulary of a model's tokenizer.
+# Files that may hold the vocabulary of a model's tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.codes", "*.vocab", "*.tiktoken")
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 CONVERT = "`dtrain convert {}` turns it into model.safetensors"
-# Pickled weights can run any code when they are opened, so they are converted once, by a reader that allows tensors alone.
+# Pickled weights can run any code when they are opened, so they are converted once, by a reader that refuses code.
 PICKLED = f"has pickled weights only ({{}}), which can run code when they are opened; {CONVERT}"
 
 
 def check_pretrained(spec: EncoderSpec, key: str, max_length: int) -> list[str]:
-    """What is wrong with the folder that a model section names, a line a problem that begins with `key`.
+    """Problems with the pretrained model's folder that a model section names, a line each that begins with `key`.
 
     Args:
-        key: of the recipe, as `bert: model.pretrained`.
-        max_length: of the texts in tokens.
+        key: the recipe's key, for example `bert: model.pretrained`.
+        max_length: the most tokens of a text.
     """
     name = spec.pretrained
     if name is None or spec.made_here:
@@ -45,7 +45,7 @@ def check_pretrained(spec: EncoderSpec, key: str, max_length: int) -> list[str]:
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """The files in which torch.save or an older transformers has put a model's weights."""
+    """The files of a model's weights that torch.save or an older transformers wrote."""
     return sorted(path for path in folder.glob("pytorch_model*.bin") if path.is_file())
 
 
@@ -69,7 +69,7 @@ def _problems(spec: EncoderSpec, folder: Path, max_length: int) -> Iterator[str]
 
 
 def _shapes(folder: Path) -> dict[str, list[int]] | None:
-    """Every weight's shape; None where there is no safetensors file. Raises ValueError for a damaged one."""
+    """Every weight's shape by name; None where there is no safetensors file. Raises ValueError for a damaged one."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
         names = sorted(set(_mapping(index).get("weight_map", {}).values()))
@@ -84,7 +84,7 @@ def _shapes(folder: Path) -> dict[str, list[int]] | None:
 
 
 def _header(path: Path) -> dict[str, list[int]]:
-    """Names and shapes of a safetensors file: 8 bytes with the length of a JSON object, the object, the numbers."""
+    """Shapes by name from a safetensors file: 8 bytes with the length of a JSON object, the object, tensors' data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         raw = file.read(length) if length <= LONGEST_HEADER else b""
@@ -100,7 +100,7 @@ def _header(path: Path) -> dict[str, list[int]]:
 
 
 def _unlike_config(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> Iterator[str]:
-    """Weights that are named or shaped otherwise than the encoder that config.json describes."""
+    """Problems with weights whose names or shapes differ from those of the encoder that config.json describes."""
     if shapes and all(name.startswith("module.") for name in shapes):
         yield f"{folder}: its weights are named module.* (saved from within DDP); {CONVERT.format(folder)} without that"
         return
@@ -131,7 +131,7 @@ def _unlike_config(folder: Path, config: dict[str, Any], shapes: dict[str, list[
 
 
 def _unlike_recipe(folder: Path, config: dict[str, Any], max_length: int) -> Iterator[str]:
-    """A shape that no NEZHA has, more tokens than embeddings, longer texts than positions."""
+    """Problems with a NEZHA's head size, the vocabulary, the number of embeddings, and the number of positions."""
     hidden, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     known = config.get("model_type") == "nezha" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0
     if known and (hidden % heads or hidden // heads % 2):
@@ -150,7 +150,7 @@ def _unlike_recipe(folder: Path, config: dict[str, Any], max_length: int) -> Ite
 
 
 def _vocabulary(folder: Path) -> int | None:
-    """How many tokens its tokenizer has; None where that cannot be told from tokenizer.json or vocab.txt."""
+    """The number of tokens of a folder's tokenizer; None where tokenizer.json or vocab.txt does not tell."""
     whole, lines = folder / "tokenizer.json", folder / "vocab.txt"
     try:
         if whole.is_file():
@@ -161,7 +161,7 @@ def _vocabulary(folder: Path) -> int | None:
         if lines.is_file():
             return sum(1 for line in lines.read_text(encoding="utf-8").split("\n") if line)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # prepare names what is wrong with a tokenizer
+        pass  # the stage `prepare` reports what is wrong with a tokenizer
     return None
 
 

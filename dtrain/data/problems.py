@@ -1,7 +1,7 @@
-"""What there is to say about the user's files: mistakes, one line a kind of them, and remarks on what is no mistake.
+"""Messages about the user's files: problems, one line for each kind, and remarks, which are only warnings.
 
-Readers go on after a mistake, so that one pass tells every kind of it: a wrong column in 50,000 rows is one line with
-the first place and the count. Remarks are warnings that `check` and `prepare` print and the report shows.
+Readers continue after a problem, so that one pass reports every kind: a wrong column in 50,000 rows is one line with
+the first place and the count. `check` and `prepare` print remarks, and the report shows them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterable
 
 from dtrain.errors import InputError
 
-LIMIT = 20  # kinds of problems: as many lines as still fit a screen
-SHOWN = 60  # characters of what was found
+LIMIT = 20  # kinds of problems, so that their lines fit on a screen
+SHOWN = 60  # the most characters of a quoted value
 
 
 class RowError(ValueError):
-    """What is wrong with one row, in the user's words.
+    """A problem with one row, as a message for the user.
 
     Args:
-        kind: the part of the message that every row with this mistake has in common.
-        found: what follows it for this row.
+        kind: the part of the message that is the same for every row with this problem.
+        found: the rest of the message, for this row.
     """
 
     def __init__(self, kind: str, found: str = "") -> None:
@@ -28,7 +28,7 @@ class RowError(ValueError):
 
 
 class Problems:
-    """Collects mistakes by kind, and remarks."""
+    """Collects problems by kind, and remarks."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, int]] = {}  # kind -> the first line, and how many more there are
@@ -38,11 +38,11 @@ class Problems:
         return bool(self._kinds)
 
     def add(self, line: str, kind: str | None = None) -> None:
-        """Take note of a problem; raises InputError at the 20th kind.
+        """Add a problem; raises InputError at the 20th kind.
 
         Args:
-            line: names file and line, or the recipe's key.
-            kind: the same for problems of which the first stands for all; by default each line is of its own kind.
+            line: the message, which begins with file and line, or with the recipe's key.
+            kind: problems of the same kind are reported as one line, that of the first; by default, `line` itself.
         """
         kind = kind or line
         first, more = self._kinds.get(kind, (line, -1))
@@ -51,17 +51,17 @@ class Problems:
             raise InputError([*self.lines, f"stopped reading after {LIMIT} problems"])
 
     def add_row(self, file: str, line: int, error: ValueError) -> None:
-        """Take note of what is wrong with a row."""
+        """Add a problem with the row at `line` of `file`."""
         self.add(f"{file}:{line}: {error}", error.kind if isinstance(error, RowError) else str(error))
 
     def remark(self, line: str) -> None:
-        """Take note of something that is no mistake, and that the user should know. Said twice, it is told once."""
+        """Add a remark, something that the user should know although it is no mistake. Repeated ones are ignored."""
         if line not in self.remarks:
             self.remarks.append(line)
 
     @property
     def state(self) -> tuple[dict[str, tuple[str, int]], list[str]]:
-        """All that was taken note of so far, to which it can be set back."""
+        """A copy of all problems and remarks so far; assigning it restores them."""
         return dict(self._kinds), list(self.remarks)
 
     @state.setter
@@ -71,7 +71,7 @@ class Problems:
 
     @property
     def lines(self) -> list[str]:
-        """A line a kind, in the order in which they were found."""
+        """One line for each kind of problem, in the order in which they were found."""
         return [f"{first} ({more:,} more like it)" if more else first for first, more in self._kinds.values()]
 
     def raise_if_any(self) -> None:
@@ -81,12 +81,12 @@ class Problems:
 
 
 def shown(words: Iterable[str], limit: int = 20) -> str:
-    """Words for a message: each shortened, and cut after `limit` of them."""
+    """Words as a list in a message: each shortened, and at most `limit` of them."""
     words = list(words)
     more = f", ... {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(map(shortened, words[:limit])) + more
 
 
 def shortened(text: str, limit: int = SHOWN) -> str:
-    """A text for a message: its beginning, where it is long."""
+    """A text for a message; the end of a long one is replaced by three dots."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,7 +1,7 @@
-"""The file formats: each reader yields (line, record), a record being a mapping from column to value.
+"""The file formats: each reader yields (line, record), where a record is a mapping from columns to values.
 
-Columns are names (JSON keys, header names, features) or numbers from 0 (tables without a header). What is wrong
-with a line becomes a problem that names file and line, and the line is left out.
+Columns are names (JSON keys, header names, features) or numbers from 0 (tables without a header). A malformed line is
+skipped, and reported as a problem with file and line.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ Records = Iterator[tuple[int, Record]]
 
 
 class Doubled(list[Any]):
-    """The different values that a JSON object gives one key. It is no value of any column."""
+    """The different values that a JSON object has for one key; no column accepts such a list as its value."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is looked for in records. Tables tell by it, once for all their rows, what they lack.
+    """The columns that are read from records; for tables, missing ones are reported once instead of in every row.
 
-    `labels` are those that the recipe names.
+    Attributes:
+        needed: columns that every row must have.
+        label: the column of the label.
+        labels: the labels that the recipe names.
     """
 
     needed: Sequence[str | int] = ()
@@ -40,7 +43,13 @@ class Wanted:
 def read_records(
     source: Source, header: bool, text: str | int, problems: Problems, wanted: Wanted | None = None
 ) -> Records:
-    """All records of a source. `text` names the column that plain lines go into."""
+    """All records of a source, each with its line.
+
+    Args:
+        header: whether the first row of a table names its columns.
+        text: the column under which plain lines are yielded.
+        problems: collects what is wrong with lines.
+    """
     if source.format == "jsonl":
         return _json_lines(source, problems)
     if source.format in TABLES:
@@ -48,7 +57,7 @@ def read_records(
     if source.format == "lines":
         lines = numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key)
         return ((number, {text: line}) for number, line in lines)
-    # `datasets` takes a second to import, which `dtrain check` spares those who have no such files.
+    # `datasets` takes a second to import, so it is imported only for files that need it.
     from dtrain.data.arrow import arrow_records
 
     return arrow_records(source)
@@ -75,7 +84,7 @@ def _json_lines(source: Source, problems: Problems) -> Records:
 
 
 def _layout(line: str) -> str:
-    """What to do about a file whose first line, which is no object, begins an array or an object over several lines."""
+    """A hint for a file that holds one array, or objects over several lines, told by its first line; else ""."""
     begins = line.strip()
     if begins[0] != "[" and begins != "{":
         return ""
@@ -100,7 +109,7 @@ def _json_object(line: str) -> Record:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ, or are given the same value twice, as a dict; other doubled keys show as such."""
+    """A JSON object as a dict; a key that occurs with different values has them as `Doubled`."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for name in found:
@@ -111,7 +120,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_text(record: Any) -> bool:
-    """Whether every character is one; JSON's escapes can name halves, which no file can hold."""
+    """Whether a record can be encoded: JSON's escapes can name half of a surrogate pair, which no file can hold."""
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -123,7 +132,7 @@ def _is_text(record: Any) -> bool:
 
 
 def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> Records:
-    columns: list[Any] = []  # as the first row has them
+    columns: list[Any] = []  # from the first row
     first_line = 0
     spanning: SpanningRows | None = None
     remedy = "; if the file has no header, set data.header: false and data.columns to numbers" if header else ""
@@ -171,7 +180,7 @@ def _table(source: Source, header: bool, problems: Problems, wanted: Wanted) -> 
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in a reader's words."""
+    """The kind of a JSON value, in words for a message."""
     if value is None:
         return "nothing (null)"
     names = {
@@ -187,7 +196,7 @@ def kind_of(value: Any) -> str:
 def missing_columns(
     names: Sequence[str | int], found: Collection[str | int], remedy: str = "; set data.columns to its names"
 ) -> RowError:
-    """The mistake of a record or table without the columns `names`."""
+    """The problem of a record or table with the columns `found` that lacks the columns `names`."""
     if any(isinstance(name, int) for name in names):
         what = f"has no column {' and no column '.join(map(str, names))}"
         return RowError(what, f" ({counted(len(found), 'column')}, counted from 0)")

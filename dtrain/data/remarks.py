@@ -1,4 +1,4 @@
-"""What is worth knowing about rows that are well-formed: signs of a slip that only the user can judge."""
+"""Remarks on well-formed rows: signs of a possible mistake that only the user can judge."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from dtrain.data.files import PARTS, TABLES, Source, resolve_path
 from dtrain.data.problems import Problems, shortened
 from dtrain.data.sources import Rows
 
-SHARED = 0.1  # share of a part's rows from which on texts that are in another part are told
-CONTRADICTED = 0.01  # share of the training rows from which on texts with several labels are told
+SHARED = 0.1  # share of a part's rows above which texts that are also in another part are reported
+CONTRADICTED = 0.01  # share of the training rows above which texts with several labels are reported
 
 
 def remark_on_sources(sources: list[Source], problems: Problems) -> None:
-    """One file in two parts: scores of the one say nothing about the other."""
+    """Add a remark for each file that is used for two parts, unless these are train and transfer.
+
+    Scores on rows that a model was trained on say nothing about new rows.
+    """
     parts: dict[str, list[str]] = {}
     for source in sources:
         if source.part in PARTS:
@@ -28,7 +31,7 @@ def remark_on_sources(sources: list[Source], problems: Problems) -> None:
 
 
 def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
-    """Parts of different files with the same texts, or with many of them, in any order."""
+    """Add a remark for each two of the parts train, valid and test that share all or many of their texts."""
     compared = [part for part in ("train", "valid", "test") if len(parts.get(part, ()))]
     texts = {part: parts[part].hashes() for part in compared} if len(compared) > 1 else {}
     known = {part: np.unique(found) for part, found in texts.items()}
@@ -43,7 +46,12 @@ def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:
 
 
 def remark_on_labels(train: Rows, sources: list[Source], files: list[str], header: bool, problems: Problems) -> None:
-    """Headers that were read as rows, and texts with several labels, among the training rows."""
+    """Add remarks on training rows that seem to be headers, and on texts that occur with several labels.
+
+    Args:
+        files: names of the files that `train.file` counts in.
+        header: whether tables were read as having a header.
+    """
     tables = {files.index(source.name) for source in sources if source.format in TABLES}
     if not header:
         counts = train.label.counts()
@@ -65,13 +73,17 @@ def remark_on_labels(train: Rows, sources: list[Source], files: list[str], heade
 
 
 def _contradicted(texts: np.ndarray, labels: np.ndarray) -> tuple[int, int, int]:
-    """Rows whose text has several labels, told by a number for each text and each label [N].
+    """Rows whose text occurs with several labels.
+
+    Args:
+        texts: a hash of each row's text, uint64 [N].
+        labels: the number of each row's label, integer [N].
 
     Returns:
-        How many there are; the first row with another label than the first row with its text; that one. Without any
-        contradiction three zeros.
+        The number of such rows; the first row whose label differs from that of the first row with its text; and the
+        latter row. Three zeros where there are no such rows.
     """
-    order = np.argsort(texts, kind="stable")  # of equal texts the first row comes first
+    order = np.argsort(texts, kind="stable")  # among rows with the same text, the first comes first
     texts = texts[order]
     begins = np.flatnonzero(np.concatenate([np.ones(len(texts[:1]), bool), texts[1:] != texts[:-1]]))
     del texts

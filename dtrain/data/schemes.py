@@ -6,7 +6,7 @@
     bmes    the same with M for I
     bilou   the same with L for E and U for S
 
-Spans are read by the rules of seqeval's strict mode: what is no whole entity of the scheme is none.
+Spans are read by the rules of seqeval's strict mode: tags that form no complete entity of the scheme are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# For each scheme, its prefixes and what each means in BIOES.
+# For each scheme, its prefixes and the BIOES prefixes that they stand for.
 SCHEMES: dict[str, dict[str, str]] = {
     "iob1": {"B": "B", "I": "I"},
     "bio": {"B": "B", "I": "I"},
@@ -27,12 +27,12 @@ SCHEMES: dict[str, dict[str, str]] = {
     "bilou": {"B": "B", "I": "I", "L": "E", "U": "S"},
 }
 OUTSIDE = "O"
-# seqeval strips dashes around a type: a type that begins or ends with one would have another name there.
+# A type must not begin or end with a dash: seqeval strips dashes around types, and would give it another name.
 _TAG = re.compile(r"([A-Z])-([^-](?:.*[^-])?)", re.DOTALL)
 
 
 class Span(NamedTuple):
-    """An entity: positions start to end (end not included) of its text."""
+    """An entity: positions `start` to `end` (exclusive) of a text, and its type."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class Span(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def parse_tag(tag: str) -> tuple[str, str]:
-    """Prefix and type of a tag, ("O", "") for O; raises ValueError, in the user's words, for anything else."""
+    """Prefix and type of a tag, ("O", "") for O; raises ValueError, with a message for the user, for anything else."""
     if tag == OUTSIDE:
         return OUTSIDE, ""
     found = _TAG.fullmatch(tag)
@@ -51,7 +51,7 @@ def parse_tag(tag: str) -> tuple[str, str]:
 
 
 def check_prefix(tag: str, scheme: str) -> None:
-    """Raises ValueError where the tag is malformed or its prefix is none of the scheme's."""
+    """Raises ValueError where the tag is malformed or the scheme does not have its prefix."""
     prefix, _ = parse_tag(tag)
     if prefix != OUTSIDE and prefix not in SCHEMES[scheme]:
         allowed = ", ".join([OUTSIDE, *(f"{letter}-..." for letter in SCHEMES[scheme])])
@@ -88,7 +88,7 @@ def read_spans(tags: Sequence[str], scheme: str) -> list[Span]:
 
 
 def _iob1(pairs: list[tuple[str, str]]) -> list[Span]:
-    """seqeval's start and end patterns of IOB1: a B that parts no two entities of its type opens none."""
+    """Spans by seqeval's patterns of IOB1: a B opens an entity only directly after a tag of the same type."""
     spans = []
     i = 0
     while i < len(pairs):
@@ -112,7 +112,7 @@ def _iob1(pairs: list[tuple[str, str]]) -> list[Span]:
 
 
 def write_tags(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
-    """Tags of `length` positions for spans that do not overlap; `read_spans` gives the spans back."""
+    """Tags of `length` positions for spans that do not overlap, such that `read_spans` returns the same spans."""
     letters = {meaning: letter for letter, meaning in SCHEMES[scheme].items()}
     inside = letters["I"]
     tags = [OUTSIDE] * length
@@ -132,12 +132,12 @@ def write_tags(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
 
 
 def tag_names(types: Iterable[str]) -> list[str]:
-    """Names of the tag numbers inside: O, then B, I, E, S of each type in order."""
+    """Names of the package's tag numbers: O, then B, I, E, S of each type in order."""
     return [OUTSIDE, *(f"{letter}-{kind}" for kind in types for letter in "BIES")]
 
 
 def number_tags(spans: Iterable[Span], length: int, types: Mapping[str, int]) -> np.ndarray:
-    """BIOES tags as numbers, int16 [length]; `types` gives each type's place in the order of `tag_names`."""
+    """BIOES tags of spans as numbers, int16 [length], in the order of `tag_names`; `types` gives each type's number."""
     numbers = np.zeros(length, dtype=np.int16)
     for start, end, kind in spans:
         first = 1 + 4 * types[kind]
@@ -150,6 +150,6 @@ def number_tags(spans: Iterable[Span], length: int, types: Mapping[str, int]) ->
 
 
 def outside_entities(tags: Sequence[str], spans: Collection[Span]) -> list[int]:
-    """Positions that have a tag other than O and belong to no entity: what reading them strictly lost."""
+    """Positions with a tag other than O that are in none of `spans`: those that strict reading ignored."""
     covered = {i for span in spans for i in range(span.start, span.end)}
     return [i for i, tag in enumerate(tags) if tag != OUTSIDE and i not in covered]

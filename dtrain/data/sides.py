@@ -1,4 +1,4 @@
-"""Rows of several sides, side by side: who reads one of them sees the rows that have it, each under its own id."""
+"""Rows with several sides (such as languages): a model that reads one side gets the rows that have it, by their ids."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FOLDER = "sides"  # in the folder of rows: a folder for each side
 
 @dataclass(frozen=True)
 class SideView:
-    """The rows that have one side, whose text it is.
+    """The rows that have one side, which is their text.
 
     Attributes:
-        corpus: without the parts in which no row has it.
-        index: by part, where each of its rows stands among all rows of the part, int64 [N].
-        parallel: by part, whether the row has other sides in other columns, bool [N].
+        corpus: these rows, without the parts in which no row has the side.
+        index: by part, the position of each of these rows among all rows of the part, int64 [N].
+        parallel: by part, whether a row has further sides in other columns, bool [N].
     """
 
     corpus: Corpus
@@ -37,7 +37,7 @@ class SideView:
 
 
 def view_of(corpus: Corpus, side: str) -> SideView:
-    """The rows of a corpus that have `side`."""
+    """The rows of a corpus that have `side`, with that side as their text."""
     found = SideView(replace(corpus, parts={}, numbers={}, remarks=[]), {}, {})
     for part, rows in corpus.parts.items():
         texts, index, parallel = TextColumn(), [], []
@@ -55,8 +55,12 @@ def view_of(corpus: Corpus, side: str) -> SideView:
 
 
 def side_counts(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
-    """What `data.json` says of the sides: of each the rows, the labels and the pairs by part; and by part how many rows have
-    which sides, as [part, sides, rows]."""
+    """The entries of `data.json` about sides.
+
+    Returns:
+        `sides`: for each side, by part, the number of rows, of rows with each label, of labelled rows and of pairs;
+        `together`: the number of rows with each combination of sides, as [part, sides, rows].
+    """
     views = {side: view_of(corpus, side) for side in sides}
     together: Counter[tuple[str, ...]] = Counter()
     for part, rows in corpus.parts.items():
@@ -76,18 +80,22 @@ def side_counts(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
 
 
 def label_counts(info: Mapping[str, Any], side: str) -> dict[str, dict[str, int]]:
-    """Of `data.json`: rows of each label by part, of those that have the side ("" where rows have none)."""
+    """By part, the number of rows with each label among the rows with a side ("" where rows have no sides).
+
+    Args:
+        info: the content of `data.json`.
+    """
     found: dict[str, dict[str, int]] = (info["sides"][side] if side else info)["label_counts"]
     return found
 
 
 def parts_of(info: Mapping[str, Any], side: str) -> list[str]:
-    """Of `data.json`: the parts that have rows with the side."""
+    """The parts that have rows with a side; `info` is the content of `data.json`."""
     return list((info["sides"][side] if side else info)["rows"])
 
 
 def sides_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """A line for each side: who reads it, and which rows have it."""
+    """A line for each side: the number of rows that have it by part, and the members that read it."""
     lines = []
     for side, of_side in info.get("sides", {}).items():
         readers = [m.name for m in (*recipe.teachers, *recipe.students) if m.reads == side]
@@ -97,10 +105,10 @@ def sides_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def check_sides(info: Mapping[str, Any], recipe: Recipe) -> tuple[list[str], list[str]]:
-    """What the sides of the rows mean for those who read one: problems, and what is worth knowing, a line each.
+    """Problems and remarks, a line each, about members that read a side which few rows have.
 
     Args:
-        info: what `data.json` says, as far as `side_counts` and the corpus give it.
+        info: the content of `data.json`, or the result of `side_counts`.
     """
     problems: list[str] = []
     remarks: list[str] = []
@@ -132,7 +140,7 @@ def check_sides(info: Mapping[str, Any], recipe: Recipe) -> tuple[list[str], lis
 def _untrainable(
     member: Teacher | Student, labels: Mapping[str, Any], info: Mapping[str, Any], recipe: Recipe
 ) -> list[str]:
-    """Why a member has nothing to train on, if so."""
+    """Why a member cannot be trained on the rows that have its side; a line each, none if it can."""
     assert member.reads is not None
     of_side = info["sides"][member.reads]
     rows = of_side["rows"]
@@ -178,7 +186,7 @@ def _untrainable(
 
 
 def _one_kind(between: str, key: str, parts: Sequence[str], of_side: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What is wrong where all rows of a side are of one of the two kinds that an adversary tells apart."""
+    """The problem where all rows of a side are of the same one of the two kinds that an adversary tells apart."""
     kinds = "rows of pairs and rows of one side" if between == "pairs" else "rows with a label and rows without one"
     counts = of_side["pairs" if between == "pairs" else "labelled"]
     ones, every = (sum(found.get(part, 0) for part in parts) for found in (counts, of_side["rows"]))

@@ -1,4 +1,4 @@
-"""From records to rows: every text and label is looked at once, before anything is written."""
+"""From records to rows: every text and label is read and checked once, before anything is written."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from dtrain.recipe.values import Column
 
 @dataclass
 class Rows:
-    """The rows of one part, column by column. `label` is None where a row has none; `key` is the user's id.
+    """The rows of one part, column by column. `label` is None in a row without a label; `key` holds the users' ids.
 
-    For tagging a row is a document with `spans` (None where it has none) in place of a label; for regression a row has a
-    `number`, for several labels a row `several`.
+    In place of `label`, a row has `spans` for tagging (where it is a document), `number` for regression, `several` for
+    multi_label, and `target` for seq2seq.
     """
 
     text: TextColumn = field(default_factory=TextColumn)
@@ -48,7 +48,7 @@ class Rows:
     number: NumberColumn = field(default_factory=NumberColumn)  # regression only, else empty
     several: LabelSetColumn = field(default_factory=LabelSetColumn)  # multi_label only, else empty
     target: TargetColumn = field(default_factory=TargetColumn)  # seq2seq only, else empty
-    # Where a row has several sides, [text by side, whether they are parallel]; `text` is then the first of them.
+    # For rows with sides, [text by side, whether they are in several columns]; `text` is that of the first side.
     sides: JsonColumn = field(default_factory=JsonColumn)
     key: KeyColumn = field(default_factory=KeyColumn)
 
@@ -68,7 +68,13 @@ class Rows:
     def append(
         self, text: str, key: str | None, file: int, line: int, *, text_b: str | None = None, **target: Any
     ) -> None:
-        """Add a row; `target` is its `label`, or what its kind of task has in place of one."""
+        """Append a row.
+
+        Args:
+            key: the user's id; None: the row has none.
+            file: the number of its file.
+            target: its `label`, or the column that its task has in place of a label.
+        """
         self.text.append(text)
         if text_b is not None:
             self.text_b.append(text_b)
@@ -82,21 +88,21 @@ class Rows:
         return Rows(**{name: column.take(index) for name, column in columns.items() if len(column)})
 
     def hashes(self) -> np.ndarray:
-        """A number for the text, or the pair of texts, of each row; see `columns.hashes`."""
+        """A hash of the text, or the pair of texts, of each row, uint64 [N]; see `columns.hashes`."""
         return hashes(self.text, self.text_b) if self.text_b else hashes(self.text)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What rows are labelled with.
+    """What the rows of a task are labelled with.
 
     Attributes:
-        name: the column of `Rows`.
-        read: what stands in a record's column (the value, the column's name): the target, None where there is none;
-            raises RowError for anything else.
-        needed: the parts in which a row without one is a mistake.
-        words: it, in the user's words.
-        of_words: whether the text that it belongs to must hold some, where it has a label.
+        name: the column of `Rows` that holds the target.
+        read: makes the target from the value in a record's column and the column's name; returns None where there is
+            none, and raises RowError for an invalid value.
+        needed: the parts in which every row must have a target.
+        words: the target in words, for messages.
+        of_words: whether the text of a row with a target must not be empty.
     """
 
     name: str
@@ -107,7 +113,7 @@ class Target:
 
 
 def one_label(value: Any, column: Column) -> str | None:
-    """A label: a text or a whole number."""
+    """A label from a record: a text or a whole number; None where it is empty. Raises RowError for other values."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is not None and not isinstance(value, str):
@@ -122,10 +128,15 @@ ONE_LABEL = Target("label", one_label)
 def read_rows(
     data: Data, sources: list[Source], files: list[str], problems: Problems, target: Target = ONE_LABEL
 ) -> dict[str, Rows]:
-    """Every source's rows by part; `file` counts in `files`. Problems with rows are collected.
+    """The rows of all sources by part.
+
+    Args:
+        files: names of all files; `Rows.file` counts in them.
+        problems: collects the problems with rows, and files without rows.
+        target: what the rows are labelled with.
 
     Raises:
-        InputError: where a column's name or number does not fit a file's format, or a file holds no rows.
+        InputError: a column's name or number does not fit a file's format, or there are too many problems.
     """
     for source in sources:
         check_columns(data, source, problems)
@@ -148,7 +159,7 @@ def read_rows(
 
 
 def check_columns(data: Data, source: Source, problems: Problems) -> None:
-    """Numbers go with tables without a header, names with everything else."""
+    """Add a problem where columns are not given by number for a table without a header, and by name otherwise."""
     if source.layout is not None:
         check_layout(source, source.layout, problems)
         return
@@ -194,7 +205,7 @@ class RecordReader:
         self.label_needed = source.part in target.needed
         self.label_allowed = source.part != "transfer"
         self.text, self.text_b, self.label, self.id = columns.text, columns.text_b, columns.label, columns.id
-        self.has_id: bool | None = None  # settled by the first row: all rows of a file have an id, or none
+        self.has_id: bool | None = None  # the first row decides whether all rows of the file have an id, or none
 
     def read(self) -> None:
         before = len(self.rows)
@@ -211,11 +222,11 @@ class RecordReader:
 
     @property
     def wanted(self) -> list[Column | None]:
-        """The columns of its texts."""
+        """The columns of the texts."""
         return [self.text, self.text_b]
 
     def add(self, line: int, record: Record) -> None:
-        """Append one record as a row; raises ValueError, in the user's words, where it is none."""
+        """Append one record as a row; raises ValueError, with a message for the user, where it is invalid."""
         text = text_of(record, self.text)
         text_b = text_of(record, self.text_b) if self.text_b is not None else None
         target = self._target(record) if self.label_allowed else None
@@ -235,7 +246,7 @@ class RecordReader:
         return target
 
     def key_of(self, line: int, record: Record) -> str | None:
-        """The user's id. Files without the column are let be: often only a test file has ids."""
+        """The user's id of a record; None in a file without the column, because often only a test file has ids."""
         assert self.id is not None
         if self.has_id is None:
             self.has_id = self.id in record
@@ -253,7 +264,7 @@ class RecordReader:
 
 
 def text_of(record: Record, column: Column) -> str:
-    """A record's text; raises RowError where it is none."""
+    """The text in a record's column; raises RowError where it is missing or no text."""
     try:
         value = record[column]
     except KeyError:
@@ -264,7 +275,7 @@ def text_of(record: Record, column: Column) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            # JSON can spell half of a surrogate pair; no tokenizer or Arrow column takes it.
+            # JSON can contain half of a surrogate pair, which no tokenizer and no Arrow column accepts.
             raise RowError(f"{column!r} holds half a character", f" (\\u{ord(value[error.start]):04x})") from None
     return value
 
@@ -273,7 +284,7 @@ def text_of(record: Record, column: Column) -> str:
 
 
 def check_layout(source: Source, layout: Layout, problems: Problems) -> None:
-    """The same of a file whose rows have several sides."""
+    """Add problems with the columns of a file whose rows have sides, as `check_columns` does for other files."""
     if source.format == "lines":
         if len(layout.columns) > 1 and not layout.beside:
             sides = " and ".join(side for side, _ in layout.columns)
@@ -300,7 +311,7 @@ def check_layout(source: Source, layout: Layout, problems: Problems) -> None:
 
 
 class SidesReader(RecordReader):
-    """Reads one source whose rows have one side or several."""
+    """Reads one source whose rows have one or several sides."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -309,7 +320,7 @@ class SidesReader(RecordReader):
         self.label, self.id, self.header = self.layout.label, self.layout.id, self.layout.header
 
     def read(self) -> None:
-        """As the base class; of files side by side, line by line."""
+        """As the base class; where each side has a file of its own, their lines with the same number are a row."""
         if not self.layout.beside:
             if self.source.format == "lines" or self.layout.whole:
                 super().read()
@@ -349,7 +360,7 @@ class SidesReader(RecordReader):
         return [column for _, column in self.layout.columns] if self.layout.whole else []
 
     def _read_what_there_is(self) -> None:
-        """A file in which rows have the sides whose columns it has: told once, where it has none of them."""
+        """Read a file that may lack the columns of some sides; if it has none of them, that is reported once."""
         known = [column for _, column in self.layout.columns]
         records = read_records(self.source, self.header, known[0], Problems())
         first = next((record for _, record in records), None)

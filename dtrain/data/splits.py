@@ -1,4 +1,4 @@
-"""Cutting parts that have no file off the training rows, in the proportions of their labels."""
+"""Parts without a file, cut from the training rows in proportion to their labels."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import numpy as np
 
 
 def stratified_split(labels: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
-    """Cut parts off rows 0..N-1; what remains is `train`.
+    """Split rows 0..N-1 into the parts of `shares` and the rest, `train`; a pure function of its arguments.
 
-    Each part gets round(share * N) rows, at least one, a label's number of them within one of share * its rows
-    (largest remainder); training keeps at least one row of every label, so parts can be smaller. A pure
-    function of its arguments.
+    A part gets round(share * N) rows, at least one. Its number of rows with a label differs from share * all rows with
+    the label by less than one (largest remainders). Training keeps at least one row of every label, so that parts can
+    be smaller.
 
     Args:
-        labels: int64 [N].
-        shares: part -> share, each above 0, together under 1.
+        labels: the number of each row's label, int64 [N].
+        shares: part -> share, each above 0, their sum below 1.
 
     Returns:
-        part -> int64 positions in ascending order, every row in one part; a part that got no row is left out.
+        part -> positions, int64, ascending; every row is in one part. Parts without a row are left out.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    # The rows of each label in random order, cut from the front by one part after another.
+    # The rows of each label in random order; each part in turn takes rows from the front.
     ordered = labels[order]
     queues = [order[ordered == label] for label in np.unique(labels)]
     del order, ordered  # 16 bytes a row
@@ -38,14 +38,14 @@ def stratified_split(labels: np.ndarray, shares: dict[str, float], seed: int) ->
 
 
 def _largest_remainder(quotas: np.ndarray, total: int, room: np.ndarray) -> np.ndarray:
-    """Whole numbers near `quotas` that add up to `total`, each at most `room`; as much as fits."""
+    """Integers near `quotas`, each at most its `room`, that add up to `total` or as much as fits."""
     counts = np.minimum(np.floor(quotas).astype(np.int64), room)
     remainders = quotas - counts
     for index in np.argsort(-remainders, kind="stable"):
         if counts.sum() >= total:
             break
-        # Labels whose quota was rounded down get one more row. Rows that a rare label cannot give are not taken from
-        # another label, which would change the proportions.
+        # Labels whose quota was rounded down get one more row. Rows that a rare label lacks are not taken from another
+        # label, which would change the proportions.
         if counts[index] < room[index] and remainders[index] > 0:
             counts[index] += 1
     return counts

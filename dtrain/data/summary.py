@@ -1,4 +1,4 @@
-"""What there is to say about a recipe's rows before anything is trained: files, counts, labels, what is cut off."""
+"""Lines about a recipe's rows, printed before training: files, counts, labels, and rows that are truncated."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dtrain.recipe.schema import Recipe
 from dtrain.recipe.sides import side_of, vocabulary_of
 from dtrain.tasks.rules import rules_of
 
-UNKNOWN = 0.05  # share of unknown tokens from which on it is told
-MOST_FILES = 5  # of a part, that are named
-# What WordPiece makes a token of, or more: a sign that is no Latin letter or digit is one by itself.
+UNKNOWN = 0.05  # share of unknown tokens above which it is reported
+MOST_FILES = 5  # files of a part that are named
+# A text of which WordPiece makes one token or more: characters other than Latin letters and digits are tokens alone.
 PIECE = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
 
 
 def info_of(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
-    """The entries of `data.json` that tell of rows which are not prepared yet.
+    """The entries of `data.json` that can be given before the rows are prepared.
 
     Args:
-        sides: names of those that rows have, if they have several.
+        sides: names of the sides that rows have; empty where they have none.
     """
     return {
         "rows": corpus.counts,
@@ -43,7 +43,7 @@ def info_of(corpus: Corpus, sides: list[str]) -> dict[str, Any]:
 
 
 def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """A line a part with its files and its number of rows, and one with the labels or entity types of training."""
+    """A line for each part with its number of rows and files, and one with the labels or entity types of training."""
     counts: dict[str, int] = info.get("documents", info["rows"])
     unit = "documents" if "types" in info else "rows"
     width = max(len(f"{count:,}") for count in counts.values())
@@ -74,7 +74,7 @@ def rows_in_words(info: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def numbers_in_words(spread: Mapping[str, float]) -> str:
-    """What the training rows' numbers of regression come to."""
+    """A line with the range, mean and standard deviation of the training rows' numbers (regression)."""
     return (
         f"numbers from {spread['least']:g} to {spread['greatest']:g}, mean {spread['mean']:.4g}, standard deviation "
         f"{spread['deviation']:.4g}"
@@ -82,7 +82,7 @@ def numbers_in_words(spread: Mapping[str, float]) -> str:
 
 
 def remarks_in_words(info: Mapping[str, Any]) -> list[str]:
-    """What is worth knowing about the rows without being a mistake."""
+    """Remarks on the rows, a line each."""
     lines = list(info.get("remarks", ()))
     unseen = [label for label, count in info["label_counts"].get("train", {}).items() if not count]
     if unseen:
@@ -94,10 +94,10 @@ def remarks_in_words(info: Mapping[str, Any]) -> list[str]:
 
 
 def unknown_in_words(tokenizer: str, encoding: Mapping[str, Any]) -> str | None:
-    """What it means where a given tokenizer reads much of the text as its unknown token; None where it does not.
+    """A warning where a given tokenizer reads more than `UNKNOWN` of the tokens as the unknown token, else None.
 
     Args:
-        encoding: its `encoded.json`, with this share where the tokenizer was not made of these rows.
+        encoding: the content of `encoded.json`, which has this share if the tokenizer was not built from these rows.
     """
     share = encoding.get("unknown", 0.0)
     if share <= UNKNOWN:
@@ -109,21 +109,23 @@ def unknown_in_words(tokenizer: str, encoding: Mapping[str, Any]) -> str | None:
 
 
 def cut_in_words(cut: Mapping[str, int], rows: int, recipe: Recipe, about: str = "") -> str | None:
-    """How many rows are longer than `data.max_length`; None where none is.
+    """A line with the number of rows that are longer than `data.max_length`; None where no row is.
 
     Args:
-        cut: by tokenizer.
-        about: in front of the numbers, where they are estimated.
+        cut: the number of such rows by tokenizer.
+        rows: the number of all rows.
+        about: text in front of the numbers, where they are estimates.
     """
     found = [f"{about}{count:,} ({count / rows:.1%}) for {name}" for name, count in cut.items() if count]
     return f"cut at {recipe.data.key}.max_length {recipe.data.max_length}: {', '.join(found)}" if found else None
 
 
 def estimated_cuts(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
-    """By tokenizer, rows that are longer than `data.max_length`, told from their characters and words.
+    """By tokenizer, an estimate of the number of rows that are longer than `data.max_length`.
 
-    The number of tokens is known for the students' tokenizer but for what normalisation changes; for a transformer's it
-    is the least that its tokenizer can make of the text. What is read and what is written of a row are each so long at most.
+    For the students' tokenizer the number of tokens is exact except for changes by normalisation; for a transformer's
+    it is the smallest number that its tokenizer can make of the text. For seq2seq the limit holds for the source and
+    for the target.
     """
     limit, pairs = recipe.data.max_length, recipe.data.columns.text_b is not None
     unit, writes = recipe.data.vocabulary.unit, rules_of(recipe.data.task).writes
@@ -145,7 +147,7 @@ def estimated_cuts(corpus: Corpus, recipe: Recipe) -> dict[str, int]:
 
 
 def _texts(corpus: Corpus, side: str, *, writes: bool) -> Iterator[tuple[str, ...]]:
-    """The texts of each row that one model has to do with: those it reads together, or one that it reads and its target."""
+    """The texts of each row: those that a model reads together; with `writes`, the source and its target."""
     for rows in corpus.parts.values():
         targets: Iterable[str | None] = (target or "" for target in rows.target) if writes else repeat(None)
         if side:

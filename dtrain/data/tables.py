@@ -1,4 +1,4 @@
-"""Tables of text: rows of columns, with or without quotes, and what stray quotes do to them."""
+"""Tables of text (TSV, CSV): rows of columns, with or without quoting, and the detection of stray quotes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dtrain.data.files import Source
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, shortened
 
-FIELD_CHARACTERS = 1 << 30  # of a quoted column; the csv module's own bound, 131,072, is less than a long document
-MOST_LABELS = 4096  # of a table, that are kept as texts
-SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ","}  # by the recipe's word for them
+FIELD_CHARACTERS = 1 << 30  # limit of a column; the default of the csv module, 131,072, is less than a long document
+MOST_LABELS = 4096  # different labels of a table that are kept as texts
+SEPARATORS = {"\t": "tab", ";": ";", "|": "|", ",": ","}  # with the words that a recipe uses for them
 
 
 _SPACED_QUOTE = re.compile(r'[ \t]+"')
@@ -23,7 +23,7 @@ MEND = "correct the quotation marks, or set data.quoting: none if they are part 
 
 
 class TableRow(NamedTuple):
-    """The columns of one row, known by the line that it begins at; `lines` are its lines, where it has several."""
+    """One row, which begins at `line`; `lines` are its lines if it spans several, else empty."""
 
     line: int
     columns: list[str]
@@ -31,12 +31,12 @@ class TableRow(NamedTuple):
 
 
 def table_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
-    """The rows of a table in order, the header among them; empty lines are none."""
+    """The rows of a table in order, with the header; empty lines are skipped."""
     return _quoted_rows(source, problems) if source.quoted else _plain_rows(source, problems)
 
 
 def _plain_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
-    """Rows without quoting, as sentence corpora are written."""
+    """Rows of a table without quoting, the usual form of sentence corpora."""
     rows = quoted = first = 0
     for number, line in numbered_lines(source.path, source.name, problems, source.encoding, source.encoding_key):
         if not line:
@@ -46,7 +46,7 @@ def _plain_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
         if '""' in line and source.quoting == "auto" and any(map(_is_quoted, columns)):
             quoted, first = quoted + 1, first or number
         yield TableRow(number, columns, [])
-    if quoted > 0.01 * rows:  # one in a thousand is a sentence with a quotation
+    if quoted > 0.01 * rows:  # about one sentence in a thousand really is a quotation
         problems.remark(
             f"{source.name}:{first}: {quoted:,} row(s) hold a column in quotes with doubled quotes inside, as spreadsheets "
             "write them; they are read as they stand (data.quoting: quotes takes the quotes off)"
@@ -59,7 +59,7 @@ def _is_quoted(column: str) -> bool:
 
 
 def _quoted_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
-    """Rows with quotes around columns that hold separators, line ends or (doubled) quotes, as in RFC 4180."""
+    """Rows with quotes around columns that contain separators, line ends or (doubled) quotes, as in RFC 4180."""
     start = 0
     lines: list[str] = []
 
@@ -93,7 +93,7 @@ def _quoted_rows(source: Source, problems: Problems) -> Iterator[TableRow]:
 
 
 def _without_spaces(lines: list[str], separator: str) -> list[str]:
-    """A row with blanks in front of its quotes, which RFC 4180 does not know: read as if they were not there."""
+    """A row read without the spaces before its quotes, which RFC 4180 does not allow; [] if it is invalid even so."""
     try:
         return next(
             csv.reader(iter([line + "\n" for line in lines]), delimiter=separator, strict=True, skipinitialspace=True)
@@ -103,27 +103,26 @@ def _without_spaces(lines: list[str], separator: str) -> list[str]:
 
 
 class SpanningRows:
-    """Rows of a quoted table that span several lines: the standard allows them, and a stray quote makes them.
+    """Rows of a quoted table that span several lines: RFC 4180 allows them, but a stray quote causes them, too.
 
-    They are told in a remark. Where one of their lines is a row by itself, as wide as the others and with the label of
-    another row, the quote was a slip that swallowed rows, and the file is refused (unless the recipe says that quotes
-    are meant).
+    A remark reports them. If one of their lines looks like a row, with as many columns as the table and the label of
+    another row, a stray quote has joined rows, and the file is refused (unless the recipe says `quoting: quotes`).
 
     Args:
-        width: columns of the table.
-        label: place of the label among them; without one nothing is refused.
+        width: the number of columns of the table.
+        label: the position of the label's column; None: there is none, and no file is refused.
         known: labels that the recipe names.
     """
 
     def __init__(self, source: Source, width: int, label: int | None, known: Collection[str]) -> None:
         self.source, self.width, self.label = source, width, label
         self.known = set(known)
-        self.more = array("q")  # hashes of further labels: numbers of regression differ from row to row
+        self.more = array("q")  # hashes of further labels, because the numbers of regression differ from row to row
         self.first = self.count = 0
-        self.suspects: list[tuple[int, int, str, str]] = []  # row's line, line, its label, the label of the row
+        self.suspects: list[tuple[int, int, str, str]] = []  # line of the row, line in it, its label, the row's label
 
     def see(self, row: TableRow) -> None:
-        """Take note of one row; it has `width` columns."""
+        """Record one row, which has `width` columns."""
         own = row.columns[self.label].strip() if self.label is not None else ""
         if not row.lines:
             if self.source.quoted:
@@ -135,7 +134,7 @@ class SpanningRows:
         self.first, self.count = self.first or row.line, self.count + 1
         if self.label is None:
             return
-        # The first line holds the row's own columns up to the one that goes on, the last line those after it.
+        # The first line holds the columns up to the one that spans lines, the last line those after it.
         broken = [place for place, column in enumerate(row.columns) if "\n" in column]
         lines = row.lines[0 if self.label >= broken[0] else 1 : None if self.label <= broken[-1] else -1]
         for offset, line in enumerate(lines, row.lines.index(lines[0]) if lines else 0):
@@ -144,7 +143,7 @@ class SpanningRows:
                 self.suspects.append((row.line, row.line + offset, columns[self.label].strip(' "'), own))
 
     def tell(self, problems: Problems) -> None:
-        """Say what was found, once the whole file is read."""
+        """Add the problem or remark about spanning rows, after the whole file was read."""
         name = self.source.name
         more = set(self.more) if self.suspects else set()
         swallowed = [s for s in self.suspects if s[2] and (s[2] in self.known or hash(s[2]) in more or s[2] == s[3])]
@@ -162,7 +161,7 @@ class SpanningRows:
 
 
 def mended_row(source: Source, row: TableRow, width: int) -> str:
-    """What to do about a row with more or fewer columns than the table's `width`."""
+    """A hint on how to correct a row with more or fewer columns than the table's `width`."""
     if len(row.columns) < width:
         return "a column is missing, or a text continues on the next line: correct the row, or delete it"
     name = SEPARATORS.get(source.separator, source.separator)
@@ -174,13 +173,17 @@ def mended_row(source: Source, row: TableRow, width: int) -> str:
 def add_misread(
     problems: Problems, source: Source, number: int, what: str, line: str, remedy: str = "", kind: str = "columns"
 ) -> bool:
-    """Take note of a row that is not as the table should be; whether its columns seem to be separated otherwise.
+    """Add a problem with a row of a table.
 
     Args:
-        what: is wrong with it.
-        line: that shows it.
-        remedy: where no other separator is seen in the line.
-        kind: the same for rows of this file with the same mistake.
+        number: the row's line in the file.
+        what: what is wrong with the row.
+        line: the text of the row, in which another separator is looked for.
+        remedy: the end of the message, where no other separator is found.
+        kind: problems of this file with the same kind are reported as one.
+
+    Returns:
+        Whether the columns seem to be separated by another character.
     """
     found = max(SEPARATORS, key=line.count)
     otherwise = found in line and source.separator not in line

@@ -1,9 +1,9 @@
-"""Tokenizers: one for all students counted on the text, one of its own for every transformer.
+"""Which tokenizers a recipe needs: one that all students share, and one for every transformer.
 
-Students read characters (or words between white space) without [CLS] and [SEP], pairs as `a [SEP] b`.
-A transformer brings its tokenizer (pretrained), is given vocab.txt, or gets a WordPiece vocabulary of the text in
-which Chinese characters stay single; for tagging one of single characters only. All are saved as Hugging Face
-folders that AutoTokenizer loads.
+Students read characters (or words between white space) without [CLS] and [SEP], and pairs as `a [SEP] b`; their
+vocabulary is counted on the text. A transformer has its pretrained tokenizer, that of a given vocab.txt, or a
+WordPiece vocabulary learnt from the text, in which Chinese characters are single tokens; for tagging, one of single
+characters only. All are saved as Hugging Face folders that AutoTokenizer loads.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from dtrain.recipe.training import Student, Teacher
 from dtrain.recipe.values import OF_STUDENTS
 
 STUDENTS = OF_STUDENTS
-TARGET_FILE = "target_tokenizer.json"  # in a tokenizer's folder: what is written, where it has a vocabulary of its own
+TARGET_FILE = "target_tokenizer.json"  # in a tokenizer's folder: the tokenizer of target texts, if they have their own
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def tokenizer_name(member: Teacher | Student) -> str:
-    """The tokenizer a model reads with: a transformer's or a given model's own by the member's name, else `students`."""
+    """The name of a member's tokenizer: that of the member for a transformer or a given model, else `students`."""
     return member.tokenizer
 
 
 def _own_tokenizer(member: Teacher | Student) -> EncoderSpec | ExternalSpec | None:
-    """The section that brings a member's tokenizer, if it has one of its own."""
+    """The model section that defines a member's tokenizer; None where the member reads with the students' tokenizer."""
     model: object = member.model
     return model if isinstance(model, ExternalSpec) else encoder_of(member.model)
 
 
 def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | None]:
-    """Every tokenizer that the recipe's rows are read with: name -> the section that brings it, None for the students'.
+    """Every tokenizer that encodes the recipe's rows: name -> the model section that defines it (None: the students').
 
-    The recipe may be that of one of several tasks: a transformer of another task may bring it.
+    Where `recipe` is one of several tasks, a transformer of another task may define it.
 
-    Raises InputError where two different ones would have the same name.
+    Raises InputError where two different tokenizers would have the same name.
     """
     problems = Problems()
     specs: dict[str, EncoderSpec | ExternalSpec | None] = {}
@@ -49,7 +49,7 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | No
         name, own = tokenizer_name(member), member.vocabulary
         spec = _own_tokenizer(member)
         if isinstance(spec, EncoderSpec) and spec.tokenizer:
-            borrowed[name] = None  # the other member's section says what it is
+            borrowed[name] = None  # the section of another member defines it
         elif spec is not None and own == STUDENTS:
             problems.add(f"{key}.name: {own!r} is what the students' tokenizer is called; choose another name")
         elif spec is not None and name in specs and identity_of(spec) != identity_of(specs[name]):
@@ -66,14 +66,17 @@ def tokenizer_specs(recipe: Recipe) -> dict[str, EncoderSpec | ExternalSpec | No
 
 
 def identity_of(spec: EncoderSpec | ExternalSpec | None) -> tuple[object, ...]:
-    """What of a model section decides its tokenizer; members with the same share one."""
+    """The values of a model section that its tokenizer depends on; members with equal values share a tokenizer."""
     if isinstance(spec, ExternalSpec):
         return (spec.type, spec.folder)
     return (spec.pretrained, spec.vocabulary, spec.vocabulary_size, *spec.reading) if spec else (None,)
 
 
 def check_tokenizers(recipe: Recipe) -> None:
-    """Names and vocabulary files; raises InputError. Needs no torch (loading a pretrained tokenizer would)."""
+    """Raises InputError for conflicting names and malformed vocabulary files.
+
+    Pretrained tokenizers are not loaded, which would need torch.
+    """
     tokenizer_specs(recipe)
     for view in recipe.views():
         for name, spec in tokenizer_specs(view).items():
@@ -84,9 +87,12 @@ def check_tokenizers(recipe: Recipe) -> None:
 
 
 def tasks_reading(recipe: Recipe, name: str) -> list[str]:
-    """The tasks whose rows are read with the tokenizer `name` of the recipe of one task, that task among them.
+    """The tasks whose rows are read with the tokenizer `name`; its vocabulary is counted on the text of all of them.
 
-    A vocabulary is counted on the text of all of them. Students without a tokenizer of their own share one in each task.
+    The students' tokenizer is that of one task only.
+
+    Args:
+        recipe: a recipe with one task, which is among the result.
     """
     whole = recipe.whole
     members: list[Teacher | Student] = [*whole.teachers, *whole.students]
@@ -97,9 +103,9 @@ def tasks_reading(recipe: Recipe, name: str) -> list[str]:
 
 
 def sides_reading(recipe: Recipe, name: str) -> list[str]:
-    """The sides of rows whose text the vocabulary of a tokenizer is counted on: of all that read with it.
+    """The sides of rows on which a tokenizer's vocabulary is counted: those of all members that read with it.
 
-    Students without a tokenizer of their own share one for each side.
+    The students' tokenizer is that of one side only.
     """
     own, side = vocabulary_of(name), side_of(name)
     if own == STUDENTS or not side:
@@ -110,7 +116,10 @@ def sides_reading(recipe: Recipe, name: str) -> list[str]:
 
 
 def read_vocabulary(name: str, key: str) -> list[str]:
-    """Tokens of a vocabulary file, one a line, in order; raises InputError naming the line."""
+    """Tokens of a vocabulary file with one token per line, in order.
+
+    Raises InputError, which names the line, for an empty line, a repeated token or an empty file.
+    """
     problems = Problems()
     seen: dict[str, int] = {}
     for number, token in numbered_lines(existing_file(name, key), name, problems):
@@ -127,7 +136,7 @@ def read_vocabulary(name: str, key: str) -> list[str]:
 
 
 def bert_vocabulary(file: str, name: str) -> list[str]:
-    """Tokens of a BERT's vocab.txt; raises InputError naming the line, or a special token that it lacks."""
+    """Tokens of a BERT's vocab.txt; raises InputError as `read_vocabulary`, and where a special token is missing."""
     tokens = read_vocabulary(file, f"{name}: model.vocabulary")
     missing = [special for special in SPECIALS if special not in tokens]
     if missing:

@@ -1,6 +1,6 @@
 """Vectors of characters or words in word2vec's formats: files that end in .bin are binary, others are text.
 
-Text is a token and its numbers a line, with or without the first line "tokens width".
+Each line of a text file holds a token and its numbers; a first line "tokens width" is optional.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 
 from dtrain.errors import InputError
 
-CHECKED = 128_000_000  # bytes; takes about 3 s as text. Files of gigabytes are read to the end when they are used
-LONGEST_WORD = 4096  # bytes; a binary file without a blank in so many is none
+CHECKED = 128_000_000  # bytes that are checked, about 3 s for text; a larger file is read to the end when it is used
+LONGEST_WORD = 4096  # bytes; a file without a space within this number of bytes is not in the binary format
 
 
 def read_vectors(path: Path, width: int, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Tokens that are wanted and their vectors, float32 [width], in the file's order. It is read once, whatever its size.
+    """The tokens that are in `wanted` and their vectors, float32 [width], in the file's order, read as a stream.
 
     Raises:
-        InputError: naming the file's line (the byte, of binary files): another width, a number that is none, or a file
-            that ends too early.
+        InputError: another width, an invalid number, or a file that ends too early. It names the line, or for binary
+            files the byte.
     """
     try:
         yield from (_read_binary if path.suffix == ".bin" else _read_text)(path, width, wanted)
@@ -31,14 +31,14 @@ def read_vectors(path: Path, width: int, wanted: Container[str]) -> Iterator[tup
 
 
 def check_vectors(path: Path, width: int) -> None:
-    """Look at the file's first `CHECKED` bytes, whatever tokens are there.
+    """Check about the first `CHECKED` bytes of a file, for all tokens.
 
     Raises:
         InputError: as `read_vectors`.
     """
     size = 0
     for token, vector in read_vectors(path, width, _Everything()):
-        size += len(token) + 1 + (4 if path.suffix == ".bin" else 9) * len(vector)  # about so many bytes a number
+        size += len(token) + 1 + (4 if path.suffix == ".bin" else 9) * len(vector)  # approximate bytes of the vector
         if size > CHECKED:
             return
 
@@ -56,7 +56,7 @@ def _read_text(path: Path, width: int, wanted: Container[str]) -> Iterator[tuple
                 line = raw.decode()
             except UnicodeDecodeError as error:
                 raise InputError(f"{where}: not valid UTF-8 (byte {raw[error.start]:#04x})") from None
-            # Only the blank and the tab part columns: tokens may hold other white space.
+            # Only spaces and tabs separate columns: tokens may contain other white space.
             token, *values = line.rstrip(" \t\r\n").replace("\t", " ").split(" ")
             if number == 1 and len(values) == 1 and token.isdigit():
                 _check_width(int(values[0]) if values[0].isdigit() else -1, width, where)
@@ -94,7 +94,7 @@ def _read_binary(path: Path, width: int, wanted: Container[str]) -> Iterator[tup
 
 
 def _binary_token(file: BinaryIO, where: str) -> str:
-    """Up to the next blank; a line's end may come before it."""
+    """The bytes up to the next space, decoded; line feeds in front of them are dropped."""
     token = bytearray()
     while (byte := file.read(1)) != b" ":
         if not byte:

@@ -1,4 +1,4 @@
-"""Tokenizers made: of characters, words or WordPieces that text is counted for, or loaded with a model."""
+"""Tokenizers built from the characters, words or WordPieces of texts, or loaded from a model's folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from dtrain.quiet import quiet_transformers
 from dtrain.recipe.data import Vocabulary
 from dtrain.recipe.models import EncoderSpec, ExternalSpec
 
-BLOCK_CHARACTERS = 1 << 18  # of a text whose words are counted at a time
+BLOCK_CHARACTERS = 1 << 18  # characters of text whose words are counted at a time
 
 
 def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> PreTrainedTokenizerFast:
-    """Characters or words seen `min_count` times in batches of `texts`, most frequent first; or those of a file."""
+    """A tokenizer of the characters or words that occur `min_count` times in batches of `texts`, or of those of a file.
+
+    The most frequent tokens come first, after the special tokens.
+    """
     if vocabulary.file:
         tokens = read_vocabulary(vocabulary.file, "data.vocabulary.file")
     else:
@@ -43,7 +46,7 @@ def student_tokenizer(vocabulary: Vocabulary, texts: Iterable[list[str]]) -> Pre
 
 
 def _most_frequent(batches: Iterable[Iterable[str]], min_count: int, max_size: int | None) -> list[str]:
-    """What is seen `min_count` times, the most frequent first; as much as fits with the special tokens."""
+    """The units that occur `min_count` times, the most frequent first; with the special tokens at most `max_size`."""
     counts = Counter[str]()
     for batch in batches:
         counts.update(batch)
@@ -55,9 +58,14 @@ def _most_frequent(batches: Iterable[Iterable[str]], min_count: int, max_size: i
 def given_tokenizer(
     name: str, spec: EncoderSpec | ExternalSpec, max_length: int, lower: bool
 ) -> PreTrainedTokenizerFast | None:
-    """A pretrained or given model's tokenizer, or that of a vocab.txt; None where one is to be trained.
+    """The tokenizer of a pretrained or given model, or of a vocab.txt; None where it is to be trained on the text.
 
-    Raises InputError where it cannot be loaded, or takes less than `data.max_length` tokens.
+    Args:
+        name: the name of the tokenizer.
+        max_length: `data.max_length`.
+        lower: whether a tokenizer of a vocab.txt lowercases text.
+
+    Raises InputError where the tokenizer cannot be loaded, is unusable, or accepts fewer than `max_length` tokens.
     """
     if isinstance(spec, ExternalSpec):
         key, source = f"teachers.{name}.from: {spec.folder}", str(resolve_path(spec.folder))
@@ -68,7 +76,7 @@ def given_tokenizer(
     if not Path(source).exists():
         ask_hub()
     try:
-        with quiet_transformers():  # which takes the package's own model types for an accident
+        with quiet_transformers():  # transformers would warn of this package's own model types
             tokenizer = _auto_tokenizer(source)
     except Exception as error:
         # transformers raises errors of many types for a missing folder, a damaged file or a hub that cannot be reached.
@@ -82,7 +90,7 @@ def given_tokenizer(
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{key}: its tokenizer has no fast form ({type(tokenizer).__name__})")
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Where the files of a vocabulary are missing, transformers makes a tokenizer that knows no word, without a word.
+        # Where the files of a vocabulary are missing, transformers silently makes a tokenizer without any word.
         raise InputError(
             f"{key}: its tokenizer knows special tokens alone: the vocabulary is missing, or it is of another type than "
             f"config.json says ({type(tokenizer).__name__})"
@@ -95,15 +103,16 @@ def given_tokenizer(
 
 
 def _auto_tokenizer(source: str, **options: Any) -> Any:
-    """The tokenizer of a folder or a hub model, by the Auto class, which must have heard of NEZHA where it may be one."""
+    """The tokenizer of a folder or a hub model, loaded with AutoTokenizer."""
     config = Path(source, "config.json")
     if not Path(source).exists() or (config.is_file() and b'"nezha"' in config.read_bytes()):
-        importlib.import_module("dtrain.models.nezha")  # with transformers' models, half a second that others save
+        # This registers NEZHA with AutoTokenizer. It takes half a second, so it is done only where it may be needed.
+        importlib.import_module("dtrain.models.nezha")
     return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
 
 
 class WordCounter:
-    """Calls as `counter(texts) -> Counter`: how often each word comes, as a WordPiece tokenizer parts words."""
+    """Called as `counter(texts) -> Counter`: counts of words, as a WordPiece tokenizer splits texts into words."""
 
     def __init__(self, lower: bool) -> None:
         self.splitter = _wordpiece(SPECIALS, lower).backend_tokenizer
@@ -117,7 +126,7 @@ class WordCounter:
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Pieces of a text that end with white space where there is any: the splitter takes 500 bytes for a character."""
+    """Blocks of a text, which end with white space if they contain any: the splitter needs 500 bytes per character."""
     start = 0
     while len(text) - start > BLOCK_CHARACTERS:
         limit = start + BLOCK_CHARACTERS
@@ -128,7 +137,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def trained_tokenizer(spec: EncoderSpec, texts: Iterable[list[str]], lower: bool) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer with `vocabulary_size` tokens (fewer on little text) of batches of `texts`."""
+    """A WordPiece tokenizer trained on batches of `texts`, with at most `vocabulary_size` tokens."""
     counter, words = WordCounter(lower), Counter[str]()
     for batch in texts:
         words.update(counter(batch))
@@ -136,20 +145,20 @@ def trained_tokenizer(spec: EncoderSpec, texts: Iterable[list[str]], lower: bool
 
 
 def tokenizer_of_words(spec: EncoderSpec, words: Mapping[str, int], lower: bool) -> PreTrainedTokenizerFast:
-    """The same, of words that are counted already."""
+    """The same as `trained_tokenizer`, from counts of words (word -> count)."""
     return _wordpiece(SPECIALS + train_wordpiece(words, spec.vocabulary_size - len(SPECIALS)), lower)
 
 
 def character_tokenizer(
     spec: EncoderSpec, min_count: int, texts: Iterable[list[str]], lower: bool
 ) -> PreTrainedTokenizerFast:
-    """A transformer's vocabulary of the characters seen `min_count` times, `vocabulary_size` tokens at most."""
+    """A transformer's tokenizer of the characters that occur `min_count` times, at most `vocabulary_size` tokens."""
     characters = _most_frequent(("".join(batch) for batch in texts), min_count, spec.vocabulary_size)
     return _wordpiece(SPECIALS + characters, lower)
 
 
 def _wordpiece(tokens: list[str], lower: bool) -> PreTrainedTokenizerFast:
-    """BERT's tokenizer over `tokens`: Chinese characters apart, [CLS] a [SEP] b [SEP], token types."""
+    """BERT's tokenizer with the vocabulary `tokens`: single Chinese characters, [CLS] a [SEP] b [SEP], token types."""
     numbers = {token: number for number, token in enumerate(tokens)}
     backend = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
@@ -163,27 +172,27 @@ def _wordpiece(tokens: list[str], lower: bool) -> PreTrainedTokenizerFast:
 
 
 def wrapped(backend: Tokenizer, inputs: list[str], **options: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer with the usual special tokens, as transformers has them; `inputs` are what its models read."""
+    """A transformers tokenizer with the usual special tokens; `inputs` are the names of its models' arguments."""
     names = {f"{special[1:-1].lower()}_token": special for special in SPECIALS}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names, **options)
 
 
 def frame_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of the tokens that stand around texts and between them: [CLS], [SEP], and what else is special, ascending.
+    """Ids of the special tokens around and between texts, ascending: [CLS], [SEP] and others.
 
-    Not among them is what stands for a piece of text, [UNK] and [MASK], and the padding.
+    [UNK] and [MASK], which stand for a piece of text, and the padding token are not among them.
     """
     of_text = {tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id}
     return sorted(set(tokenizer.all_special_ids) - of_text)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in `folder`, from its files alone.
+    """The tokenizer that was saved in `folder`.
 
-    Raises InputError where they are missing: transformers would make a tokenizer that knows no word.
+    Raises InputError where its file is missing: transformers would silently make a tokenizer without any word.
     """
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: holds no tokenizer.json")
     tokenizer = _auto_tokenizer(str(folder), local_files_only=True)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)  # prepare saves no other
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)  # the stage `prepare` saves no other kind
     return tokenizer

@@ -1,7 +1,7 @@
-"""A WordPiece vocabulary from word counts: byte-pair merges, with every tie settled by the alphabet.
+"""A WordPiece vocabulary from word counts: byte-pair merges, with ties broken alphabetically.
 
-The `tokenizers` trainer does the same merges, but settles ties by the order of a hash map, so that two runs on
-the same text give vocabularies that differ (seen with 0.23.3, also on one thread).
+The trainer of `tokenizers` makes the same merges, but breaks ties by the order of a hash map, so that two runs on the
+same text can give different vocabularies (seen with version 0.23.3, also with one thread).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-MARK = "##"  # in front of a piece that continues a word
+MARK = "##"  # prefix of a piece that continues a word
 Pair = tuple[str, str]
 
 
 def train_wordpiece(words: Mapping[str, int], size: int, min_count: int = 2) -> list[str]:
-    """Pieces for `words` (word -> count): single characters by count, then merges in the order they were made.
+    """A vocabulary for `words` (word -> count): single characters by count, then merged pieces in order of the merges.
 
-    Every character seen `min_count` times is kept, as far as three quarters of `size` go: as the beginning of
-    a word, and with its mark where it was seen inside one. Then the most frequent pair of pieces is merged until
-    there are `size` of them, or no pair is seen `min_count` times.
+    Characters that occur `min_count` times are kept, up to three quarters of `size`: without a mark, and with one if
+    they occur inside a word. Then the most frequent pair of adjacent pieces is merged, until there are `size` pieces,
+    or no pair occurs `min_count` times.
     """
     characters = Counter[str]()
     for word, count in words.items():
@@ -28,7 +28,7 @@ def train_wordpiece(words: Mapping[str, int], size: int, min_count: int = 2) -> 
     kept = sorted((p for p in characters if characters[p] >= min_count), key=lambda p: (-characters[p], p))
     pieces = kept[: max(1, size * 3 // 4)]
     known = set(pieces)
-    # A word with a character outside the vocabulary becomes [UNK] as a whole, so there is nothing to merge in it.
+    # A word with a character outside of the vocabulary becomes [UNK] as a whole, so its pieces are not merged.
     spellings = [
         (spelled, words[w]) for w in sorted(words) if known.issuperset(spelled := _spell(w)) and len(spelled) > 1
     ]
@@ -44,7 +44,7 @@ def train_wordpiece(words: Mapping[str, int], size: int, min_count: int = 2) -> 
     while heap and len(pieces) < size:
         negative, pair = heapq.heappop(heap)
         if -negative != counts[pair]:
-            continue  # an older count; the pair was pushed again with its present one
+            continue  # an outdated count; the pair was pushed again with its current one
         if -negative < min_count:
             break
         merged = pair[0] + pair[1].removeprefix(MARK)
@@ -75,7 +75,7 @@ def _spell(word: str) -> list[str]:
 
 
 def _merge(spelled: list[str], pair: Pair, merged: str) -> list[str]:
-    """The word's pieces with every occurrence of `pair`, from the left, made one."""
+    """The pieces of a word after every occurrence of `pair`, from the left, was replaced by `merged`."""
     after: list[str] = []
     position = 0
     while position < len(spelled):

@@ -1,4 +1,4 @@
-"""The write side: rows and encoded rows as `datasets` folders, over worker processes where there are many."""
+"""Rows and encoded rows written as `datasets` folders, with worker processes where there are many rows."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from dtrain.data.columns import hash_of
 from dtrain.recipe.data import Data
 from dtrain.runtime.machines import usable_cores
 
-WORKER_BYTES = 16 << 20  # of rows; starting workers takes a second or two, in which one encodes about as much
+WORKER_BYTES = 16 << 20  # bytes of rows above which workers are started: one process encodes these while they start
 MOST_WORKERS = 8
-BLOCK = 10_000  # rows that are made Arrow of at once
+BLOCK = 10_000  # rows that are converted to Arrow at once
 Batch = dict[str, list[Any]]
 
 
 class Encode(Protocol):
-    """Makes token ids of a batch of rows: columns id, input_ids, cut (whether a row was cut), and token_type_ids if any.
+    """Encodes a batch of rows; returns columns id, input_ids, cut (whether a row was truncated), token_type_ids if any.
 
-    What is to be written has a column target_ids, empty in rows without; then it has an attribute `targets` that is true.
+    Where there are target texts, its attribute `targets` is true, and the column target_ids is empty in rows without.
     """
 
-    types: bool  # whether there are token types
+    types: bool  # whether the result has token types
 
     def __call__(self, batch: Batch) -> Batch: ...
 
 
 def write_encoded(encode: Encode, rows: Path, parts: list[str], data: Data, folder: Path) -> dict[str, int]:
-    """Write every part of `rows` as token ids; returns how many rows of each part were cut at `max_length`."""
+    """Write every part in the folder `rows` as token ids; returns how many rows of each part were truncated."""
     features = Features({"id": Value("int64"), "input_ids": List(Value("int32")), "cut": Value("bool")})
     if encode.types:
         features["token_type_ids"] = List(Value("int8"))
@@ -56,7 +56,7 @@ def write_encoded(encode: Encode, rows: Path, parts: list[str], data: Data, fold
 
 
 def token_share(folder: Path, parts: Sequence[str], token: int | None) -> float:
-    """The share of a token among all those of encoded parts; 0 where a tokenizer has no such token."""
+    """The share of the id `token` among all tokens of encoded parts; 0 where it is None."""
     found = total = 0
     for part in parts:
         for chunk in load_from_disk(folder / part).data.column("input_ids").chunks:
@@ -67,10 +67,11 @@ def token_share(folder: Path, parts: Sequence[str], token: int | None) -> float:
 
 @contextmanager
 def streamed(blocks: Iterable[Mapping[str, Any]], features: Features, path: Path) -> Iterator[Dataset]:
-    """Rows that come block by block, as a file that is mapped; it is gone at the end of the region.
+    """A memory-mapped data set of rows that are given block by block; its file is deleted when the context is left.
 
     Args:
-        blocks: columns by name, some rows each.
+        blocks: mappings from column names to the values of some rows.
+        path: the file to write.
     """
     schema = features.arrow_schema
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
@@ -78,14 +79,14 @@ def streamed(blocks: Iterable[Mapping[str, Any]], features: Features, path: Path
             arrays = [pa.array(block[each.name], each.type) for each in schema]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     try:
-        # By default the fingerprint is of the file's time, too.
+        # The default fingerprint would also depend on the file's modification time.
         yield Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)
     finally:
         path.unlink()
 
 
 def in_blocks(columns: Mapping[str, Iterable[Any]], rows: int) -> Iterator[dict[str, Any]]:
-    """Columns of `rows` values as blocks of rows; what is not an array is read once, in order."""
+    """Columns of `rows` values in blocks of `BLOCK` rows; columns that are no arrays are read once, in order."""
     values = {name: column if isinstance(column, np.ndarray) else iter(column) for name, column in columns.items()}
     for first in range(0, rows, BLOCK):
         yield {
@@ -95,17 +96,19 @@ def in_blocks(columns: Mapping[str, Iterable[Any]], rows: int) -> Iterator[dict[
 
 
 class RowSummary:
-    """What is worth knowing about rows, collected in one pass over the training part and the others.
+    """A digest of the rows and some counts, collected in one pass over the parts, of which `train` must come first.
 
-    `columns` hold text; they, the `others`, ids and labels are what the digest is of, after `identity`.
+    Args:
+        columns: the columns that hold text.
+        identity: values that the digest begins with; ids, labels, `columns` and `others` of the rows follow.
     """
 
     def __init__(self, columns: list[str], identity: list[Any], others: Sequence[str] = ()) -> None:
         self.columns, self.others = columns, others
         self.digest = hashlib.sha256(json.dumps(identity).encode())
-        self.empty: dict[str, int] = {}
-        self.also_in_train: dict[str, int] = {}  # a score has to be read with these
-        self._train = array("Q")  # hashes of its rows' texts: the texts themselves would take 200 bytes a row
+        self.empty: dict[str, int] = {}  # rows with an empty text, by part
+        self.also_in_train: dict[str, int] = {}  # rows whose texts are also training texts: scores may be too high
+        self._train = array("Q")  # hashes of the training rows' texts, which would themselves take 200 bytes per row
         self._sorted = np.empty(0, np.uint64)
 
     def add(self, part: str, dataset: Dataset) -> None:
@@ -127,14 +130,14 @@ class RowSummary:
 
 
 def worker_count(data: Data) -> int:
-    """Processes that text is worked on by, where there is much of it."""
+    """The number of processes for work on the rows, where there are many."""
     return min(MOST_WORKERS, usable_cores()) if data.workers == "auto" else data.workers
 
 
 def map_rows(
     dataset: Dataset, function: Callable[[Batch], Batch], features: Features, data: Data, scratch: Path
 ) -> Dataset:
-    """`dataset.map` in batches; whatever it writes lies in `scratch`, nothing in the user's cache."""
+    """`dataset.map` in batches; its files are written to the folder `scratch`, and nothing to the user's cache."""
     scratch.mkdir(exist_ok=True)
     name = f"{len(list(scratch.iterdir())):04d}"
     workers = worker_count(data)
@@ -146,5 +149,5 @@ def map_rows(
         num_proc=workers if workers > 1 and dataset.data.nbytes > WORKER_BYTES else None,
         cache_file_name=str(scratch / f"{name}.arrow"),
         load_from_cache_file=False,
-        new_fingerprint=name,  # else datasets pickles the function with all that it holds, to hash it
+        new_fingerprint=name,  # otherwise datasets would pickle the function, with all its data, to compute a hash
     )

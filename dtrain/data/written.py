@@ -1,10 +1,10 @@
-"""Tokenizers of texts that models write: pieces that can be put together again to the very text.
+"""Tokenizers of target texts, which models write: the tokens can be decoded to exactly the same text.
 
-    the man's dog  ->  the ▁man ' s ▁dog        WordPiece inside words, `##` in front of what continues one
+    the man's dog  ->  the ▁man ' s ▁dog        WordPiece inside words, with `##` in front of continuing pieces
     一只狗          ->  一 只 狗
 
-A blank becomes the mark ▁ in front of the word that follows it, as SentencePiece has it; Chinese and Japanese characters,
-punctuation and symbols are words by themselves. `[SEP]` ends a text, and `[CLS]` is what a decoder begins with.
+As in SentencePiece, a space becomes the mark ▁ in front of the word that follows it. Chinese and Japanese characters,
+punctuation and symbols are single words. `[SEP]` ends a text, and a decoder begins with `[CLS]`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BLANK = "▁"
-# A word by itself, with the blank in front of it.
+# A character that is a word by itself, with the space in front of it.
 ALONE = rf"{BLANK}?(?:[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{P}}]|(?!{BLANK})\p{{S}})"
 START, END = "[CLS]", "[SEP]"
-_TARGET = "target_backend"  # the attribute of a tokenizer that holds it
-# In the folder of a tokenizer that came with a model: the ids that the model begins to write with, and ends with; where it
-# has embeddings of more tokens than its tokenizer, how many it reads and writes.
+_TARGET = "target_backend"  # attribute of a tokenizer: that of target texts, where they have their own vocabulary
+# A file in the folder of a tokenizer that came with a model: ids of the tokens that target texts begin and end with,
+# and how many tokens the model reads and writes, where it has embeddings for more tokens than the tokenizer has.
 ENDS_FILE = "target_ends.json"
 _ENDS = "target_ends"
 
@@ -41,10 +41,11 @@ _ENDS = "target_ends"
 def learnt_tokenizer(
     size: int, sources: Iterable[list[str]], targets: Iterable[list[str]], lower: bool, *, two: bool
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer with `size` tokens (fewer on little text) counted on batches of normalised texts of both sides.
+    """A tokenizer with `size` tokens (fewer where there is little text) learnt from batches of normalised texts.
 
     Args:
-        two: a vocabulary of `size` tokens for each side.
+        sources, targets: batches of the texts that are read, and of those that are written.
+        two: whether sources and targets have separate vocabularies, of `size` tokens each.
     """
     if not two:
         return _tokenizer(_pieces(itertools.chain(sources, targets), size, lower), lower)
@@ -54,7 +55,7 @@ def learnt_tokenizer(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer's files; those of the other side, too, where that has a vocabulary of its own."""
+    """Write a tokenizer's files, with those for target texts where these have their own vocabulary."""
     tokenizer.save_pretrained(folder)
     target: Tokenizer | None = getattr(tokenizer, _TARGET, None)
     if target is not None:
@@ -65,14 +66,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str, config: Mapping[str, Any]) -> None:
-    """Tell a tokenizer that came with a model what the model's folder says of the side that is written.
+    """Add what a model's folder says about target texts to the tokenizer that came with the model.
 
     Args:
         source: the folder, or the name of a hub model.
-        config: its config.json.
+        config: the content of its config.json.
 
     Raises:
-        InputError: it does not say what a text begins with, or a text does not end with what it says.
+        InputError: config.json has no start token, or the tokenizer does not end texts with the end token given there.
     """
     place = Path(source, TARGET_FILE)
     if place.is_file():
@@ -96,41 +97,41 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str, config: 
 
 
 def token_counts(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Tokens that models which read with it read, and that they write.
+    """The numbers of tokens that models with this tokenizer read and write.
 
-    Of one that came with a model they are the model's, which may have more: embeddings are often padded to a round number,
-    and students that compare token by token must have as many.
+    For a tokenizer that came with a model, they are the model's, which may be greater: embeddings are often padded to a
+    round number, and students that are compared with the model token by token must have the same number.
     """
     ends: dict[str, int] = getattr(tokenizer, _ENDS, None) or {}
     return ends.get("read", len(tokenizer)), ends.get("written", len(writer_of(tokenizer)))
 
 
 def ends_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The tokens that a written text begins with (`start`, which is none of it) and ends with (`end`)."""
+    """Ids of the token that a decoder begins with (`start`, not part of the text) and of the end token (`end`)."""
     found: dict[str, int] | None = getattr(tokenizer, _ENDS, None)
-    # Of a tokenizer that was made here both are there.
+    # A tokenizer that this package made has both [CLS] and [SEP].
     return found or {"start": tokenizer.cls_token_id, "end": tokenizer.sep_token_id}
 
 
 def load_ends(folder: Path) -> dict[str, int]:
-    """The same of a tokenizer's folder."""
+    """The same as `ends_of`, from a tokenizer's folder."""
     place = folder / ENDS_FILE
     return read_json(place) if place.is_file() else ends_of(load_tokenizer(folder))
 
 
 def load_written_count(folder: Path) -> int:
-    """Tokens that models write which read with a tokenizer's folder; see `token_counts`."""
+    """The number of tokens that models write with the tokenizer of a folder; see `token_counts`."""
     return load_ends(folder).get("written", len(load_writer(folder)))
 
 
 def writer_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer of what is written, of one that was made here: the same, where both sides share a vocabulary."""
+    """The tokenizer of target texts; `tokenizer` itself where sources and targets share a vocabulary."""
     target: Tokenizer | None = getattr(tokenizer, _TARGET, None)
     return tokenizer if target is None else _wrapped(target)
 
 
 def load_writer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of what is written, from the files of a tokenizer's or a model's folder.
+    """The tokenizer of target texts, from the files of a tokenizer's or a model's folder.
 
     Raises:
         InputError: as `load_tokenizer`.
@@ -170,6 +171,6 @@ def _backend(pieces: list[str], lower: bool) -> Tokenizer:
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, numbers[END])]
     )
-    # Without `Strip`, which panics on a text that comes to nothing (tokenizers 0.23.3).
+    # There is no `Strip`, which panics when the decoded text is empty (tokenizers 0.23.3).
     backend.decoder = decoders.Sequence([decoders.Replace(MARK, ""), decoders.Replace(BLANK, " "), decoders.Fuse()])
     return backend

@@ -1,4 +1,4 @@
-"""Scores from counts: counts add up over batches and ranks, so scores do not depend on how rows were split."""
+"""Scores from counts, which are summed over batches and ranks, so that scores do not depend on how rows were split."""
 
 from dtrain.metrics.classification import Confusion, per_class, scores
 from dtrain.metrics.entities import Entities, count_entities, entities, entity_scores, per_type, spans

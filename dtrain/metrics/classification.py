@@ -1,7 +1,7 @@
 """Classification scores from one matrix of counts, equal to scikit-learn's to the last digit.
 
-The matrix is all that batches and ranks exchange: integers add up in any order to the same sum, and the
-scores are computed once, from the total.
+Batches and ranks only exchange the matrix: a sum of integers does not depend on their order, and the scores are
+computed once, from the total.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Confusion:
 def scores(confusion: Confusion) -> dict[str, float]:
     """Accuracy; precision, recall and F1 as macro means; F1 weighted by gold counts; the number of rows.
 
-    As scikit-learn without `labels` and with `zero_division=0`: a class that is neither in the gold labels nor
-    among the predictions does not enter the means, and a share of nothing is 0.
+    As scikit-learn without `labels` and with `zero_division=0`: a class that is neither among the gold labels nor among
+    the predictions is left out of the means, and a ratio with denominator 0 is 0.
 
     Raises:
         ValueError: no rows were counted.
@@ -90,7 +90,7 @@ def per_class(confusion: Confusion, labels: Sequence[str]) -> list[dict[str, Any
 
 
 def _shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1 [C] float64 of every class; 0 where the denominator is 0."""
+    """Precision, recall and F1 of every class, float64 [C]; 0 where the denominator is 0."""
     hits, gold, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
     return _divide(hits, predicted), _divide(hits, gold), _divide(2 * hits, gold + predicted)
 

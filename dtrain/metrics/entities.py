@@ -1,9 +1,9 @@
-"""Entity scores from counts a type, equal to seqeval's strict mode to the last digit.
+"""Entity scores from counts by type, equal to seqeval's strict mode to the last digit.
 
-Tags are BIOES numbers: 0 is O, 1 + 4 * type + {0: B, 1: I, 2: E, 3: S} a place in an entity. An entity is S alone, or B,
-any number of I, and E of one type; whatever else a model may write (I after O, B without its E, a type that changes
-inside) is no entity, as in `seqeval` with `mode="strict", scheme=IOBES`. Counts of hits, predicted and gold entities
-are all that batches and ranks exchange: int64 tensors whose plain sum is the count of all rows.
+Tags are BIOES numbers: 0 is O, and 1 + 4 * type + {0: B, 1: I, 2: E, 3: S} a position in an entity. An entity is a
+single S, or B, any number of I, and E of one type. Any other sequence of tags (I after O, B without its E, a type
+that changes inside) is no entity, as in `seqeval` with `mode="strict", scheme=IOBES`. Batches and ranks only exchange
+the counts of hits, predicted and gold entities: int64 tensors that are summed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-B, I, E, S = range(4)  # noqa: E741  (the places' own names)
+B, I, E, S = range(4)  # noqa: E741  (the usual names of the prefixes)
 
 
 class Entities(NamedTuple):
-    """Entities of many rows, in the order of the text; int64 [entities] each, places counted inside the row."""
+    """Entities of many rows, in the order of the text; int64 [entities] each, positions counted within the row."""
 
     row: np.ndarray
     type: np.ndarray
@@ -43,17 +43,17 @@ def entities(tags: np.ndarray, offsets: np.ndarray) -> Entities:
 
 
 def spans(tags: np.ndarray) -> list[tuple[int, int, int]]:
-    """(type, start, end exclusive) of every entity of one row; `tags` integer [characters]."""
+    """(type, start, end exclusive) of every entity of one row with BIOES numbers `tags`, integer [characters]."""
     found = entities(tags, np.array([0, len(tags)]))
     return list(zip(found.type.tolist(), found.start.tolist(), found.end.tolist(), strict=True))
 
 
 def count_entities(gold: np.ndarray, predicted: np.ndarray, offsets: np.ndarray, types: int) -> torch.Tensor:
-    """Hits (same row, type, start and end), predicted and gold entities a type: int64 [types, 3] on the CPU.
+    """By type, the hits (same row, type, start, end), predicted and gold entities: counts, int64 [types, 3] on the CPU.
 
     Args:
         gold, predicted: integer [all characters], rows as in `entities`.
-        types: how many types there are.
+        types: the number of types.
 
     Raises:
         ValueError: lengths that differ, a tag outside 0..4 * types, or offsets that do not cover the tags.
@@ -68,7 +68,7 @@ def count_entities(gold: np.ndarray, predicted: np.ndarray, offsets: np.ndarray,
             raise ValueError(f"{name} tag {wrong} is not in 0..{4 * types}")
     gold_type, gold_start, gold_end = _chunks(gold, offsets)
     type_, start, end = _chunks(predicted, offsets)
-    # Entities of one sequence do not overlap, so that a start names at most one.
+    # Entities of one sequence do not overlap, so that at most one begins at a position.
     _, g, p = np.intersect1d(gold_start, start, assume_unique=True, return_indices=True)
     hits = gold_type[g][(gold_type[g] == type_[p]) & (gold_end[g] == end[p])]
     columns = [np.bincount(kinds, minlength=types) for kinds in (hits, type_, gold_type)]
@@ -78,13 +78,14 @@ def count_entities(gold: np.ndarray, predicted: np.ndarray, offsets: np.ndarray,
 def entity_scores(counts: torch.Tensor, types: Sequence[str]) -> dict[str, float]:
     """Micro, macro and weighted scores of all entities.
 
-    As seqeval with `zero_division=0`: a type neither among the gold nor the predicted entities does not enter the
-    means, and a share of nothing is 0. (Where no type occurs at all, seqeval's means are undefined; here they are 0.)
+    As seqeval with `zero_division=0`: a type that is neither among the gold nor among the predicted entities is left
+    out of the means, and a ratio with denominator 0 is 0. (If no type occurs at all, seqeval's means are undefined;
+    here they are 0.)
 
     Args:
         counts: int64 [types, 3], a sum of `count_entities`.
-        types: names of the types. Means add up in the order of the names, as seqeval's do: another order could
-            differ in the last digit.
+        types: names of the types. Means are summed in the order of the names, as in seqeval: with another order the
+            last digit could differ.
 
     Returns:
         precision, recall, f1 over all entities; precision_macro, recall_macro, f1_macro, the means over types;
@@ -120,7 +121,7 @@ def per_type(counts: torch.Tensor, types: Sequence[str]) -> dict[str, dict[str, 
 
 
 def _chunks(tags: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Type, start and end (exclusive) of every entity, int64, places counted over all rows."""
+    """Type, start and end (exclusive) of every entity, int64, positions counted over all rows."""
     if (
         tags.ndim != 1
         or len(offsets) < 1
@@ -131,12 +132,12 @@ def _chunks(tags: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarr
         raise ValueError(f"offsets must rise from 0 to the number of tags, {list(tags.shape)}")
     if len(tags) and tags.min() < 0:
         raise ValueError(f"tag {tags.min()} is not a BIOES number; unlabelled characters have no entities")
-    type_, place = (tags - 1) >> 2, (tags - 1) & 3  # O seems an S, of type -1
+    type_, place = (tags - 1) >> 2, (tags - 1) & 3  # O looks like S with type -1
     # Whether a character continues the entity of the character before it.
     goes_on = np.zeros(len(tags), dtype=bool)
     goes_on[1:] = (type_[1:] == type_[:-1]) & (place[:-1] <= I) & ((place[1:] == I) | (place[1:] == E))
     goes_on[offsets[:-1][offsets[:-1] < len(tags)]] = False
-    # Characters that go on form runs. One that starts with B and ends with E is an entity.
+    # Characters that continue the one before form runs; a run that begins with B and ends with E is an entity.
     heads = np.flatnonzero(~goes_on)
     ends = np.flatnonzero((place == E) & goes_on)
     starts = heads[np.searchsorted(heads, ends, side="right") - 1]

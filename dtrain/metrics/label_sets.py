@@ -1,7 +1,6 @@
-"""Scores of sets of labels from counts a label, equal to scikit-learn's to the last digit.
+"""Scores of sets of labels from counts by label, equal to scikit-learn's to the last digit.
 
-Counts of hits, predicted and gold labels are all that batches and ranks exchange: int64 numbers whose plain sum is the
-count of all rows.
+Batches and ranks only exchange the counts of hits, predicted and gold labels: int64 numbers that are summed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 
 
 def count_labels(gold: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Hits, predicted and gold rows of each label, int64 [C, 3] on the CPU.
+    """The numbers of hits, predicted and gold rows of each label, int64 [C, 3] on the CPU.
 
     Args:
         gold, predicted: bool [B, C].
@@ -25,9 +24,9 @@ def count_labels(gold: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
 
 
 def label_set_scores(counts: torch.Tensor, exact: int, rows: int) -> dict[str, float]:
-    """Micro, macro and weighted scores of all labels, and the share of rows with all of their labels and no other.
+    """Micro, macro and weighted scores of all labels, and the share of rows whose predicted set is the gold one.
 
-    As scikit-learn with `zero_division=0`: a share of nothing is 0, and every label enters the macro means.
+    As scikit-learn with `zero_division=0`: a ratio with denominator 0 is 0, and the macro means are over all labels.
 
     Args:
         counts: int64 [C, 3], a sum of `count_labels`.

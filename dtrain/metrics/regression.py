@@ -1,7 +1,7 @@
 """Scores of predicted numbers, equal to scipy's and scikit-learn's to the last digit.
 
-They are computed from the predictions of all rows, in the order of the rows: sums over parts of them would be rounded
-otherwise for every way to cut the rows, and ranks of numbers exist among all rows alone.
+They are computed from the predictions of all rows, in the order of the rows: sums over parts of the rows would be
+rounded differently for each way to split them, and the ranks of numbers need all rows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 
-ONE_THREAD = (
-    10_000  # numbers of a product that OpenBLAS gives to one thread; above, their sum depends on how many it has
-)
+# OpenBLAS uses one thread for dot products of up to this many numbers; beyond, sums depend on the number of threads.
+ONE_THREAD = 10_000
 
 
 def number_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -40,9 +39,9 @@ def number_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """sum (x - mean x)(y - mean y) / (||x - mean x|| ||y - mean y||), as `scipy.stats.pearsonr` rounds it.
+    """sum (x - mean x)(y - mean y) / (||x - mean x|| ||y - mean y||), rounded as by `scipy.stats.pearsonr`.
 
-    0 where one of the two, float64 [N], is constant.
+    It is 0 where `x` or `y`, both float64 [N], is constant.
     """
     if (x == x[0]).all() or (y == y[0]).all():
         return 0.0
@@ -55,23 +54,23 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _direction(values: np.ndarray) -> np.ndarray:
-    """What is left of float64 [N] less its mean, of length 1. Divided by the largest first: squares must not overflow."""
+    """`values` minus their mean, scaled to length 1, float64 [N]. Scaling by the largest first keeps squares finite."""
     centred = values - values.mean()
     largest = np.max(np.abs(centred))
-    # With an axis, numpy adds up in pairs and by one thread; without, by BLAS.
+    # With an axis, numpy sums pairwise in one thread; without, it calls BLAS.
     return centred / (largest * np.linalg.vector_norm(centred / largest, axis=-1, keepdims=True))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of the ranks, as `scipy.stats.spearmanr` rounds it; 0 where one of the two is constant."""
+    """Pearson's correlation of the ranks, rounded as by `scipy.stats.spearmanr`; 0 where `x` or `y` is constant."""
     if (x == x[0]).all() or (y == y[0]).all():
         return 0.0
-    # Ranks are halves of whole numbers, whose sums are exact up to some 400,000 rows.
+    # Ranks are multiples of 0.5, so that their sums are exact up to about 400,000 rows.
     return float(np.corrcoef(np.stack([average_ranks(x), average_ranks(y)], axis=1), rowvar=False)[1, 0])
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, float64 [N]; equal numbers share the mean of theirs."""
+    """Ranks from 1, float64 [N]; equal numbers all have the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[place]

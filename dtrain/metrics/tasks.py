@@ -1,4 +1,4 @@
-"""Scores of several tasks as one mapping: `TASK.SCORE` for each, `mean` of the tasks' metrics, and `loss`."""
+"""Scores of several tasks as one mapping: `TASK.SCORE`, and `mean` and `loss`, the means of metrics and of losses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def joined_scores(
     """Scores of all tasks, the mean of their metrics, the mean of their losses, and how many rows were scored.
 
     Args:
-        scores: by task.
-        metrics: by task, which of its scores enters the mean; of `loss` the negative does.
-        baseline: by task, what that score is divided by; 1 where it has none.
+        scores: by task, its scores.
+        metrics: by task, the score that is averaged; for `loss`, its negative is.
+        baseline: by task, the number that this score is divided by; 1 for a task without one.
     """
     means = []
     for task, found in scores.items():
@@ -32,7 +32,7 @@ def joined_scores(
 
 
 def scores_of(scores: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Of joined scores, those of one task under their own names; what is of one task alone, as it is."""
+    """The scores of one task from joined scores, under their own names; a copy of `scores` if these are not joined."""
     if not task or MEAN not in scores:
         return dict(scores)
     return {name.removeprefix(f"{task}."): value for name, value in scores.items() if name.startswith(f"{task}.")}

@@ -1,8 +1,8 @@
-"""Scores of texts against their references: BLEU, chrF, and ROUGE-L over characters, from counts that add up over texts.
+"""Scores of texts against their references: BLEU, chrF, and ROUGE-L over characters, from counts for each text.
 
-A text has `COUNTS` whole numbers. Their sums are all that BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are made of,
-so that any split over ranks gives the same score to the last digit; ROUGE-L (Lin 2004) is the mean of its F1 over texts.
-BLEU's words and its formula are sacrebleu's own (Post 2018).
+Each text has `COUNTS` integers. BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are computed from their sums, so
+that any split over ranks gives the same score to the last digit; ROUGE-L (Lin 2004) is the mean of F1 over texts.
+BLEU's tokenization and formula are those of sacrebleu (Post 2018).
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 ORDER = 4  # words of BLEU's longest n-gram
 CHARACTERS = 6  # of chrF's longest n-gram
 BETA = 2  # chrF: how much more recall counts than precision
-# Of BLEU matches and n-grams by order, words of the text and of its reference; of chrF n-grams of the text, of the reference
-# and matches, by order; of ROUGE-L the longest common subsequence, characters of the text and of its reference.
+# For BLEU: matches by order, n-grams by order, words of the text and of its reference. For chrF, for each order:
+# n-grams of the text, of the reference, and matches. For ROUGE-L: the length of the longest common subsequence,
+# characters of the text and of its reference.
 COUNTS = 2 * ORDER + 2 + 3 * CHARACTERS + 3
 
 
 def count_text(text: str, reference: str, words: str) -> np.ndarray:
-    """int64 [COUNTS] of one text.
+    """The counts of one text, int64 [COUNTS].
 
     Args:
-        words: how sacrebleu parts texts into words, its `tokenize`.
+        words: the `tokenize` of sacrebleu, which splits texts into words.
     """
     return np.array([*_bleu(text, reference, words), *_chrf(text, reference), *_rouge(text, reference)], dtype=np.int64)
 
 
 def translation_scores(counts: np.ndarray) -> dict[str, float]:
-    """`bleu`, `chrf` and `rouge_l` in [0, 1] of int64 [N, COUNTS], a row a text; zeros without any."""
+    """`bleu`, `chrf` and `rouge_l` in [0, 1] from the counts of N texts, int64 [N, COUNTS]; zeros without any text."""
     if not len(counts):
         return {"bleu": 0.0, "chrf": 0.0, "rouge_l": 0.0}
     total = counts.sum(axis=0).tolist()
@@ -47,22 +48,23 @@ def translation_scores(counts: np.ndarray) -> dict[str, float]:
     return {
         "bleu": bleu / 100,
         "chrf": _chrf_score(total[start : start + 3 * CHARACTERS]),
-        # fsum rounds once, whatever the order of the texts.
+        # fsum rounds once, so that the order of the texts has no influence.
         "rouge_l": math.fsum(rouge) / len(counts),
     }
 
 
 def signature(words: str) -> str:
-    """How BLEU was computed, as sacrebleu writes it, for whoever compares scores."""
+    """The signature of sacrebleu, which says how BLEU was computed."""
     scorer = _scorer(words)
-    scorer.corpus_score(["a"], [["a"]])  # it knows the number of references then
+    scorer.corpus_score(["a"], [["a"]])  # the signature needs the number of references, known from a call
     return str(scorer.get_signature())
 
 
 def nearest(candidates: Iterable[str], reference: str) -> int:
-    """The candidate with the highest smoothed sentence-BLEU against the reference, the first of equal ones.
+    """The position of the candidate with the highest smoothed sentence-BLEU, the first among equal ones.
 
-    One is added to matches and n-grams of two words and more (Lin and Och 2004). Words are what stands between blanks.
+    One is added to the counts of matches and n-grams of two or more words (Lin and Och 2004). White space separates
+    words.
     """
     scorer = _smoothed()
     scores = [scorer.corpus_score([candidate], [[reference]]).score for candidate in candidates]
@@ -93,13 +95,13 @@ def _chrf(text: str, reference: str) -> list[int]:
     own, theirs = "".join(text.split()), "".join(reference.split())
     for n in range(1, CHARACTERS + 1):
         mine, gold = (Counter(line[i : i + n] for i in range(len(line) - n + 1)) for line in (own, theirs))
-        # What is longer than the reference cannot be right or wrong.
+        # Where the reference has no n-gram of this order, those of the text are not counted.
         counts += [mine.total() if gold else 0, gold.total(), (mine & gold).total()]
     return counts
 
 
 def _chrf_score(counts: list[int]) -> float:
-    """The F-score of precision and recall, each the mean over the orders that text and reference have."""
+    """The F-score of precision and recall, each the mean over the orders of which text and reference have n-grams."""
     orders = [counts[i : i + 3] for i in range(0, len(counts), 3)]
     shared = [(match / own, match / gold) for own, gold, match in orders if own and gold]
     if not shared:
@@ -116,7 +118,7 @@ def _rouge(text: str, reference: str) -> list[int]:
 
 
 def _common(a: str, b: str) -> int:
-    """Characters of the longest common subsequence, by the bits of one number a character (Hyyro 2004)."""
+    """The length of the longest common subsequence, by the bit-parallel algorithm of Hyyro (2004)."""
     places: dict[str, int] = {}
     for place, character in enumerate(a):
         places[character] = places.get(character, 0) | 1 << place

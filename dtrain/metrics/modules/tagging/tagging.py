@@ -1,4 +1,4 @@
-"""Entity precision, recall and F1 for `evaluate`, by the same code that scores a run.
+"""Entity precision, recall and F1 for `evaluate`, computed by the code that scores a run.
 
 Offline, from a checkout or an installed package:
 
@@ -7,7 +7,7 @@ Offline, from a checkout or an installed package:
     metric.add_batch(references=[["B-PER", "I-PER", "O"]], predictions=[["B-PER", "I-PER", "O"]])
     metric.compute(scheme="bio")
 """
-# `evaluate` copies this file elsewhere and reads its imports as text: absolute ones, one module a line.
+# `evaluate` copies this file elsewhere and parses its imports as text: they must be absolute, one module per line.
 
 import datasets
 import evaluate
