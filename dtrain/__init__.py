@@ -1,6 +1,6 @@
 """dtrain: distil a large text encoder, fine-tuned over many GPUs, into small fast models.
 
-What this module promises to keep is in `__all__`. `dtrain help prediction` shows it in use; everything else is the command
+The stable Python interface is `__all__`; `dtrain help prediction` shows it in use. Everything else is done by the command
 line (`dtrain -h`).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DtrainError", "InputError", "Predictor", "StoreReader", "__version__", "check", "load", "run"]
 
-# torch takes over a second to import: only who asks for something that needs it pays for it.
+# Importing torch takes over a second, so the modules of these names are imported on first use.
 _HOMES = {
     "Predictor": "dtrain.predict.predictor",
     "StoreReader": "dtrain.knowledge.reader",

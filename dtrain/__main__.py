@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before it is known what to do."""
+"""The command line. Heavy modules are imported only once the command is known."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ On your own data:
 To read on:
   dtrain help first-steps          where to begin; `dtrain help` lists all pages
   dtrain -h                        every command"""
-# Commands that are no stages: their help and their arguments.
+# Commands that are not stages: their help and their arguments.
 COMMANDS: dict[str, tuple[str, tuple[Option, ...]]] = {
     "run": (
         "every stage in order, starting `accelerate launch` itself",
@@ -157,9 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (0 done, 2 bad input, 75 stopped on request, 1 anything else)."""
     if not (sys.argv[1:] if argv is None else argv):
         print(_WELCOME, file=sys.stderr)
-        return EXIT_BAD_INPUT  # as argparse has it: a script whose variable is empty must not go on
+        return EXIT_BAD_INPUT  # argparse's code: a script whose variable for the arguments is empty must not go on
     arguments = _parse(argv)
-    # The tokenizers' threads and processes forked after them do not mix: each fork would print a warning.
+    # Forks that are made after the tokenizers library has started threads would each print a warning.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return _command(arguments)
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    """Options may stand between overrides, which argparse alone does not take after a subcommand."""
+    """Parse the arguments. Options may stand between overrides, which argparse alone does not accept in a subcommand."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     changes = hasattr(arguments, "overrides")
@@ -192,13 +192,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _help(topic: str | None, word: str | None) -> int:
-    """Print a part of the manual: as it is into a pipe, filled and through a pager on a terminal.
+    """Print a part of the manual: unchanged into a pipe; wrapped and through a pager on a terminal.
 
     Args:
-        word: to look for; the lines that hold it are shown in place of a topic.
+        topic: a page, a heading or a recipe key; None: the index.
+        word: a word to search for; the lines that contain it are shown in place of a topic.
 
     Raises:
-        InputError: there is no such topic, or the word is nowhere.
+        InputError: there is no such topic, or no page contains the word.
     """
     if word is not None:
         found = pages.search(word)
@@ -211,7 +212,9 @@ def _help(topic: str | None, word: str | None) -> int:
             near = suggest(topic, pages.topics())
             raise InputError(f"help: no page, key or heading {topic!r}{near} (dtrain help --search WORD looks in all)")
     if sys.stdout.isatty():
-        os.environ.setdefault("LESS", "FRX")  # as git has it: less ends by itself where all fits on the screen
+        os.environ.setdefault(
+            "LESS", "FRX"
+        )  # as git sets it: less exits by itself if the whole text fits on the screen
         os.environ.setdefault("LESSCHARSET", "utf-8")
         pydoc.pager(terminal.rendered(text, shutil.get_terminal_size().columns))
     else:
@@ -220,7 +223,7 @@ def _help(topic: str | None, word: str | None) -> int:
 
 
 def _without_recipe(arguments: argparse.Namespace) -> int:
-    """Commands that take no recipe."""
+    """Run a command that takes no recipe."""
     if arguments.command == "help":
         return _help(arguments.topic, arguments.search)
     if arguments.command == "convert":
@@ -264,19 +267,19 @@ def _command(arguments: argparse.Namespace) -> int:
         names, corpora = _stages(arguments, recipe), {}
         if name == "check" or not (
             here or recipe.kept
-        ):  # the ranks of a launch let the main one do it, once they are connected
+        ):  # in a launch the main rank checks, once the ranks are connected
             from dtrain.stages import check
 
             corpora = check.check_inputs(recipe)
     except InputError as error:
-        # Every rank finds the same; the launcher ends the others when the first one leaves.
+        # Every rank finds the same problems; the launcher ends the others when the first one exits.
         if not is_main_process():
             error.problems = []
             time.sleep(5)
         raise
     if name == "check":
         return check.run(recipe, corpora, store=arguments.store, resolved=arguments.resolved)
-    del corpora  # which would take memory as long as the ranks work
+    del corpora  # the rows would take up memory for as long as the ranks run
     if name == "submit":
         from dtrain.submit import Cluster, submit
 
@@ -298,7 +301,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 def _plan(recipe: Recipe, arguments: argparse.Namespace) -> int:
-    """Say what the recipe takes of GPUs; its data may be missing, and then only the size of the store is not known."""
+    """Print what training would take on GPUs. Without the recipe's data, only the size of the store stays unknown."""
     from dtrain.planning import command
     from dtrain.stages import check
 
@@ -313,24 +316,24 @@ def _plan(recipe: Recipe, arguments: argparse.Namespace) -> int:
 def _run_here(
     recipe: Recipe, names: list[str], stage: Stage | None, group: Group | None, arguments: argparse.Namespace
 ) -> int:
-    """Run stages in this process; `stage` is the one that was asked for by name."""
+    """Run stages in this process; `stage` is the one that the command names, None for `dtrain run`."""
     from dtrain.stages.runner import run_stages
 
     if stage is None or stage.job is not None:
         signals.listen()
     options = _options(stage, arguments) if stage else {}
-    # Who was started by `dtrain run`, or by hand in one process, was checked before.
+    # Where `dtrain run` started this process, or a user started it alone, the inputs were checked before.
     checked = "LOCAL_RANK" not in os.environ or getattr(arguments, "here", False)
     return run_stages(recipe, names, group=group, checked=checked, options=options)
 
 
 def _options(stage: Stage, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The stage's own options, as its page takes them."""
+    """The stage's own options, as keyword arguments of its `run`."""
     return {each.name: getattr(arguments, each.name) for each in stage.options if not each.instead}
 
 
 def _model_folder(stage: Stage | None, arguments: argparse.Namespace) -> Path | None:
-    """The model folder that stands in place of a recipe, if one does."""
+    """The model folder that was given in place of a recipe; None if it is a recipe."""
     place = Path(arguments.recipe)
     if stage is None or not stage.folders or not (place / "config.json").is_file():
         return None
@@ -340,7 +343,7 @@ def _model_folder(stage: Stage | None, arguments: argparse.Namespace) -> Path | 
 
 
 def _recipe(stage: Stage | None, arguments: argparse.Namespace) -> Recipe:
-    """The recipe, with its overrides; that of a run folder, where the stage reads no more than this."""
+    """The recipe with its overrides. A stage that reads only the run folder also accepts that folder's own recipe."""
     from dtrain import kept
 
     if stage is None or not stage.kept:
@@ -349,7 +352,7 @@ def _recipe(stage: Stage | None, arguments: argparse.Namespace) -> Recipe:
 
 
 def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
-    """Which machine and which group of students `dtrain run` was told to be."""
+    """Which of several machines this `dtrain run` is, and the group of students that it trains (None: all)."""
     from dtrain.students.groups import parse_group
 
     if arguments.command != "run":
@@ -361,7 +364,7 @@ def _places(arguments: argparse.Namespace) -> tuple[Machines, Group | None]:
 
 
 def _stages(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
-    """The stages that are to be run, in order; none for commands that are no stages."""
+    """The names of the stages to run, in order; none for commands that are not stages."""
     if arguments.command in COMMANDS and arguments.command != "run":
         return []
     if arguments.command == "run" and arguments.stages is None:
@@ -377,7 +380,10 @@ def _stages(arguments: argparse.Namespace, recipe: Recipe) -> list[str]:
 
 
 def _launcher_ends_us(seconds: float = 2.0) -> bool:
-    """Whether a launcher that saw a rank die asks this one to end, too: it tells who died and of what."""
+    """Whether the launcher asks this rank to end within `seconds`, since another rank died.
+
+    The launcher then reports which rank died, and of what.
+    """
     deadline = time.monotonic() + seconds
     while not signals.received and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -390,7 +396,7 @@ def entry() -> None:
     try:
         code = main()
     except Exception as error:
-        # When a rank dies, the others' collectives fail; the reason is that rank's to tell.
+        # When a rank dies, the collectives of the others fail; the rank that died reports the reason.
         if any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup")):
             late = "imed out" in str(error) or "imeout" in str(error)
             what = "waited in a collective longer than launch.timeout for" if late else "lost the connection to"

@@ -1,6 +1,6 @@
-"""Start ranks with `accelerate launch` inside this process, once the launchers of all machines are here.
+"""Start ranks with `accelerate launch` inside this process, once the launchers of all machines are connected.
 
-A module of its own, since it imports torch and accelerate, which a launch of one process does without.
+This is a module of its own because it imports torch and accelerate, which starting a single process does not need.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from dtrain.runtime.machines import Machines
 
 
 def meet(machines: Machines, seconds: float) -> TCPStore:
-    """Return once the launcher of every machine is here.
+    """Wait until the launcher of every machine is connected.
 
-    A launcher of torchrun's kind that waits for another machine says nothing for minutes and then shows a traceback.
-    So launchers meet before they start any process.
+    torchrun's launcher waits for other machines in silence, for minutes, and then shows a traceback. So the launchers
+    connect here before they start any process.
 
     Args:
-        seconds: to wait for the others.
+        seconds: how long to wait for the others.
 
     Returns:
-        The store they met at; it must live as long as they run.
+        The store through which they are connected; it must live for as long as they run.
 
     Raises:
-        DtrainError: naming the machines that did not come.
+        DtrainError: naming the machines that did not connect.
     """
     store = open_store(machines.host, machines.port, serve=machines.rank == 0, seconds=seconds)
     rendezvous(store, "machine", machines.rank, machines.count, seconds)
@@ -47,9 +47,13 @@ def meet(machines: Machines, seconds: float) -> TCPStore:
 
 
 def how_it_ended(number: int, gpus: bool) -> str:
-    """What to say of a rank that a signal ended.
+    """The message about a rank that was ended by a signal.
 
-    NCCL raises nothing in Python: a thread of torch's ends the process by SIGABRT when a collective fails or takes too long.
+    NCCL raises no exception in Python: a thread of torch ends the process by SIGABRT when a collective fails or times out.
+
+    Args:
+        number: the signal's number.
+        gpus: whether the ranks computed on GPUs, and so communicated by NCCL.
     """
     again = "`dtrain run` again continues"
     if gpus and number == signal.SIGABRT:
@@ -60,7 +64,7 @@ def how_it_ended(number: int, gpus: bool) -> str:
 
 @contextlib.contextmanager
 def _forked_ranks() -> Iterator[None]:
-    """A region in which torch's agent forks its ranks, where it would start `python -u -m dtrain ...` of this Python."""
+    """Within this context, torch's elastic agent forks ranks that it would else start as `python -u -m dtrain ...`."""
     start = SubprocessHandler._popen
 
     def fork(handler: SubprocessHandler, words: tuple[str, ...], environment: dict[str, str]) -> Any:
@@ -85,17 +89,19 @@ def accelerate_launch(
     gpus: bool,
     forked: bool = False,
 ) -> int:
-    """Run `-m dtrain ARGUMENTS` in `processes` ranks over all machines; the exit code.
+    """Run `-m dtrain ARGUMENTS` in `processes` ranks over all machines and return the exit code.
 
     Args:
-        port: where the ranks of all machines meet.
+        port: the port on the first machine at which the ranks of all machines connect.
+        gpus: whether this machine has GPUs.
         forked: whether ranks are forks of this process (see `dtrain.forks`).
 
     Raises:
-        DtrainError: the launchers of several machines lost each other.
+        DtrainError: the launchers of several machines lost their connection.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # The first machine's launcher may end while another still polls it, which logs pages though nothing is wrong.
+    # The first machine's launcher may end while another one still polls it; torch then logs pages of errors,
+    # though nothing is wrong.
     api.logger.setLevel(logging.CRITICAL)
     options = [
         "--config_file",
@@ -109,10 +115,12 @@ def accelerate_launch(
         options += ["--num_machines", str(machines.count), "--machine_rank", str(machines.rank)]
         options += ["--main_process_ip", machines.host, "--deepspeed_multinode_launcher", "standard"]
     parsed = launch_command_parser().parse_args([*options, "-m", "dtrain", *arguments])
-    # Its own handlers would kill the workers 30 s after a signal; ours pass the signal on and wait.
+    # torch's own handlers would kill the workers 30 s after a signal; those of dtrain pass the signal on and wait.
     parsed.signals_to_handle = "SIGQUIT"
     if not gpus:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, warns of it
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # else DeepSpeed, which Accelerate imports, warns that it finds no accelerator
     try:
         with _forked_ranks() if forked else contextlib.nullcontext():
             launch_command(parsed)

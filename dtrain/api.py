@@ -1,4 +1,4 @@
-"""A recipe checked and run from Python, as the command line does it."""
+"""Check and run a recipe from Python, as the command line does."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _ENDS: dict[int, type[DtrainError]] = {EXIT_BAD_INPUT: InputError, EXIT_STOPPED:
 
 
 def check(recipe: str | Path, **overrides: Any) -> Recipe:
-    """What `dtrain check` refuses, as an exception; nothing is trained or written.
+    """Check a recipe as `dtrain check` does; what that refuses is raised. Nothing is trained or written.
 
     Args:
         recipe: a file, or the name of a shipped recipe.
-        overrides: keys of the recipe and their new values; a key with dots as `**{"students.small.epochs": 3}`.
+        overrides: keys of the recipe and their new values; a key with dots is given as `**{"students.small.epochs": 3}`.
 
     Returns:
         The recipe with every default filled in; its fields are the recipe's keys.
 
     Raises:
-        InputError: `error.problems` holds a line a problem.
+        InputError: `error.problems` holds one line for each problem.
     """
     found = load_recipe(str(recipe), _words(overrides))
     check_inputs(found)
@@ -35,20 +35,20 @@ def check(recipe: str | Path, **overrides: Any) -> Recipe:
 
 
 def run(recipe: str | Path, **overrides: Any) -> Path:
-    """What `dtrain run` does: every stage that is not complete, in order, in processes of their own.
+    """Run a recipe as `dtrain run` does: every stage that is not complete, in order, in processes of their own.
 
-    To be called from the main thread: signals are passed on to those processes while they run.
+    Call it from the main thread: signals are passed on to those processes while they run.
 
     Args:
-        recipe, overrides: as of `check`.
+        recipe, overrides: as for `check`.
 
     Returns:
         The run folder.
 
     Raises:
         InputError: as `check`.
-        Stopped: asked to stop, after a complete checkpoint; the same call continues.
-        DtrainError: the run failed; the reason stands on stderr.
+        Stopped: a stop was requested; a complete checkpoint was written, and the same call continues.
+        DtrainError: the run failed; the reason is on stderr.
     """
     found = check(recipe, **overrides)
     stages = [stage.name for stage in of_run(found)]
@@ -60,5 +60,5 @@ def run(recipe: str | Path, **overrides: Any) -> Path:
 
 
 def _words(overrides: dict[str, Any]) -> list[str]:
-    """As the command line has them; values are JSON, which is YAML, too."""
+    """The overrides as words of the command line. Values are written as JSON, which is valid YAML."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]

@@ -1,4 +1,4 @@
-"""How a command can fail, the exit code of each way, and the parts that error messages share."""
+"""The ways in which a command can fail, their exit codes, and the parts that error messages share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ EXIT_STOPPED = 75  # stopped on request after a complete checkpoint; the same co
 
 
 def exit_code_of(codes: Iterable[int]) -> int:
-    """The exit code of a command whose processes ended with these."""
+    """The exit code of a command from those of its processes: 2 if one of them is 2, else 75, else 1 unless all are 0."""
     codes = set(codes)
     ordered = (EXIT_BAD_INPUT, EXIT_STOPPED)
     return next((code for code in ordered if code in codes), EXIT_FAILED if codes - {EXIT_DONE} else EXIT_DONE)
 
 
 class DtrainError(Exception):
-    """A failure that is told to the user in plain lines, without a traceback."""
+    """A failure that is reported to the user in plain lines, without a traceback.
+
+    Attributes:
+        problems: those lines.
+    """
 
     exit_code = EXIT_FAILED
 
@@ -35,7 +39,7 @@ class InputError(DtrainError):
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one line; an unexpected one with the name of its class."""
+    """The text of an error in one line; that of an unexpected exception begins with the name of its class."""
     return "; ".join(error.problems) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
 
 
@@ -55,6 +59,6 @@ def counted(count: int, noun: str) -> str:
 
 
 def suggest(name: object, allowed: Iterable[str], cutoff: float = 0.6) -> str:
-    """The end of a message about an unknown name: `; did you mean 'x'?`, or nothing where none is near."""
+    """The end of a message about an unknown name: `; did you mean 'x'?`, or empty if none is similar."""
     near = difflib.get_close_matches(str(name), list(allowed), 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,13 +1,13 @@
-"""Processes of `dtrain run` as forks of the launcher, which has imported for all of them what they need.
+"""Start the processes of `dtrain run` as forks of the launcher, which imports once what all of them need.
 
-A new interpreter takes four to six seconds of one core to import torch, datasets and transformers, and every process of every
-launch would. A fork begins at once and shares the launcher's pages.
+A new interpreter takes four to six seconds of one core to import torch, datasets and transformers, and every process of
+every launch would do so. A fork starts at once and shares the launcher's memory pages.
 
-A fork has only the thread that made it. What other threads held stays held in it, and OpenMP's pool of threads, which torch's
-first computation on a CPU starts, is lost without a word; CUDA refuses to work at all. So a launcher forks where it has
-imported torch itself and computed nothing: not for a caller that had torch already (a notebook, or a module that the recipe
-names), not where there are GPUs, and on Linux alone. Libraries that start threads when they are imported (OpenBLAS, Arrow)
-prepare for forks themselves.
+A fork has only the thread that called `fork`. Locks that other threads held stay locked; OpenMP's pool of threads, which
+torch's first computation on a CPU starts, is silently lost; and CUDA does not work at all. So a launcher forks only if it
+imported torch itself and computed nothing: not for a caller that had imported torch before (a notebook, or a module that
+the recipe names), not where there are GPUs, and only on Linux. Libraries that start threads when they are imported
+(OpenBLAS, Arrow) prepare for forks themselves.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from dtrain.recipe.schema import Recipe
 from dtrain.runtime.signals import SIGNALS
 from dtrain.stages import find_stage
 
-# What the first optimizer that is made imports, and no page does.
+# Imported when the first optimizer is made, and by no stage's module before.
 _LATE = ("torch._dynamo",)
 _PR_SET_NAME = 15  # <linux/prctl.h>
 
 
 def possible() -> bool:
-    """Whether this process may fork, by what it has imported; whether there are GPUs is the caller's to know."""
+    """Whether this process may fork, by its platform and its imports; the caller checks that there is no GPU."""
     return sys.platform == "linux" and "torch" not in sys.modules
 
 
 def pages(stages: Iterable[str]) -> list[str]:
-    """The modules that a process of these stages imports before it begins."""
+    """The names of the modules that a process of these stages imports before it begins."""
     return ["dtrain.stages.runner", *(find_stage(name).module for name in stages)]
 
 
 def models(recipe: Recipe) -> list[str]:
-    """The modules that it imports later, to build and to train the recipe's models."""
+    """The names of the modules that such a process imports later, to build and train the recipe's models."""
     found: list[str] = []
     for member in (*recipe.teachers, *recipe.students):
         for path in (member.model.module, member.model.builder):
@@ -57,9 +57,12 @@ def models(recipe: Recipe) -> list[str]:
 
 
 def load(names: Iterable[str], beside: Forked | None = None) -> None:
-    """Import modules; with `beside` as long as this process is at work, so that its end is noticed soon.
+    """Import modules, so that forks made later have them.
 
-    One that cannot be imported is left to the process that needs it, which tells why.
+    A module that cannot be imported is skipped: the process that needs it reports the error.
+
+    Args:
+        beside: a running process; once it has ended, no further module is imported, so that its end is noticed soon.
     """
     for name in names:
         if beside is not None and beside.poll() is not None:
@@ -71,28 +74,28 @@ def load(names: Iterable[str], beside: Forked | None = None) -> None:
 class Forked:
     """A process that does what `python -m dtrain WORDS` does, with the methods of `subprocess.Popen` that launchers use.
 
-    It leads a session of its own. Signals that are blocked here are blocked there.
+    It is the leader of a session of its own, and inherits which signals this process blocks.
 
     Args:
         words: as `("run", "recipe.yaml", "--here")`.
-        environment: all of its variables. Those that a library reads when it is imported are as in this process.
+        environment: all of its variables. A variable that a library reads on import has the effect of this process's value.
     """
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self.args = [sys.executable, "-m", "dtrain", *words]
         self.returncode: int | None = None
-        gc.freeze()  # else the first collection in the fork would copy every page
+        gc.freeze()  # else the first garbage collection in the fork would copy every page
         ready, tell = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         with warnings.catch_warnings():
-            # Python 3.12 warns of forks beside threads. The one of this process waits for an event, see `launch`.
+            # Python 3.12 warns of forks beside threads. The one thread here only waits for an event (see `launch`).
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
             _become(words, environment, tell)
         os.close(tell)
-        os.read(ready, 1)  # it leads its session now, to which launchers send their signals
+        os.read(ready, 1)  # now it leads its session, to which launchers send signals
         os.close(ready)
 
     def poll(self) -> int | None:
@@ -103,7 +106,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code (negative: the signal that ended it); raises subprocess.TimeoutExpired."""
+        """Wait for its exit code (negative: the signal that ended it); raises subprocess.TimeoutExpired."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
             if deadline is not None and time.monotonic() > deadline:
@@ -117,11 +120,11 @@ class Forked:
 
 
 def _become(words: Sequence[str], environment: Mapping[str, str], tell: int) -> NoReturn:
-    """Be the process that `python -m dtrain WORDS` would be, to its end; `tell` is closed when it has begun."""
+    """Do what `python -m dtrain WORDS` does, and exit. The pipe `tell` is closed once this process leads its session."""
     code: object = EXIT_FAILED
     try:
         os.setsid()
-        for number in SIGNALS:  # the launcher's handlers would pass them on
+        for number in SIGNALS:  # the inherited handlers are the launcher's, which pass signals on
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(environment)
@@ -129,7 +132,7 @@ def _become(words: Sequence[str], environment: Mapping[str, str], tell: int) -> 
         ctypes.CDLL(None).prctl(_PR_SET_NAME, f"dtrain rank {environment.get('RANK', '0')}".encode()[:15])
         os.close(tell)
         sys.argv = ["dtrain", *words]
-        if sys.path[0] != os.getcwd():  # a console script's begins with its own folder
+        if sys.path[0] != os.getcwd():  # that of a console script begins with the script's folder
             sys.path.insert(0, os.getcwd())
         importlib.import_module("dtrain.__main__").entry()
     except SystemExit as end:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
-SECONDS = 10.0  # to answer
+SECONDS = 10.0  # to wait for an answer
 
 
 def not_cached(names: Iterable[str]) -> list[str]:
-    """Those models of the hub that this machine has no copy of. Nothing is asked of the hub."""
+    """The hub models among `names` of which this machine has no copy. No request is sent to the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     return [name for name in names if not isinstance(try_to_load_from_cache(name, "config.json"), str)]
@@ -19,9 +19,9 @@ def not_cached(names: Iterable[str]) -> list[str]:
 def ask_hub() -> None:
     """If the hub cannot be reached, make its libraries use only their caches for the rest of this process.
 
-    Without a network each file that they ask for is tried six times, which takes 26 s a file.
+    Without a network they request each file six times, which takes 26 s a file.
     """
-    from huggingface_hub import constants, get_session  # only where a recipe names something of the hub
+    from huggingface_hub import constants, get_session  # imported only where a recipe names a hub model
 
     if constants.HF_HUB_OFFLINE:
         return

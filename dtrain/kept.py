@@ -1,7 +1,7 @@
-"""Runs that are used as they were left: without the files that they were made from, wherever they were moved to.
+"""Use a finished run as it is, without the files that it was made from, wherever its folder was moved to.
 
-A stage that reads the run folder alone takes that folder in place of a recipe. It also takes a recipe whose own files are
-gone, where the run folder was made by the same recipe.
+A stage that reads only the run folder accepts that folder in place of a recipe. It also accepts a recipe whose source files
+are gone, if the run folder was made by the same recipe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dtrain.recipe.models import encoder_of
 from dtrain.recipe.schema import Recipe
 
 RECIPE = "recipe.yaml"
-# Sections that decide how and where a run is made and shown, but no file that is read here.
+# Sections that decide where a run is, how it is made and how it is shown, but not the files that these stages read.
 BESIDE = {"name", "output_dir", "launch", "report", "placement"}
 
 
@@ -26,15 +26,16 @@ def is_run_folder(path: Path) -> bool:
 
 
 def load_kept(name: str, overrides: list[str], *, models: bool) -> Recipe:
-    """The recipe for a stage that reads the run folder alone: of a run folder, or of a file.
+    """Load the recipe for a stage that reads only the run folder.
 
-    A run is taken as it is where its folder is named, or where a file that the recipe names is gone.
+    The run is used as it is if `name` is a run folder, or if a file that the recipe names is gone.
 
     Args:
-        models: whether the stage takes model folders, too; for a message.
+        name: a run folder, a recipe file, or the name of a shipped recipe.
+        models: whether the stage also accepts model folders; only for the error message.
 
     Raises:
-        InputError: another folder; or a file is gone, and the run folder was made by another recipe.
+        InputError: `name` is another folder; or a file is gone, and the run folder was made by another recipe.
     """
     place = Path(name)
     if is_run_folder(place):
@@ -48,7 +49,7 @@ def load_kept(name: str, overrides: list[str], *, models: bool) -> Recipe:
     gone = next(_gone(recipe), None)
     folder = Plan(recipe).folder.root
     if gone is None or not is_run_folder(folder):
-        return recipe  # what is missing is told by the check of all inputs
+        return recipe  # the check of all inputs reports what is missing
     made_by = load_recipe(str(folder / RECIPE))
     ours, theirs = (each.model_dump(mode="json", exclude=BESIDE) for each in (recipe, made_by))
     other = [key for key in ours if ours[key] != theirs.get(key)]
@@ -62,7 +63,7 @@ def load_kept(name: str, overrides: list[str], *, models: bool) -> Recipe:
 
 
 def _gone(recipe: Recipe) -> Iterator[str]:
-    """Files and folders that the recipe names and that are not there, a line each."""
+    """The files and folders that the recipe names and that do not exist, one line each."""
     files: list[tuple[str, object]] = []
     for view in recipe.views():
         data = view.data
@@ -80,7 +81,7 @@ def _gone(recipe: Recipe) -> Iterator[str]:
             if encoder is not None:
                 files += [(f"{member.name}: model.vocabulary", encoder.vocabulary)]
                 source = encoder.pretrained or ""
-                if Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1:  # no hub model's name
+                if Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1:  # not a hub model
                     files += [(f"{member.name}: model.pretrained", source)]
     files += [(f"teachers.{teacher.name}.from", teacher.source) for teacher in recipe.teachers]
     for key, path in files:

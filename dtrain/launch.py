@@ -44,9 +44,9 @@ class Way:
 
 
 def groups(recipe: Recipe, stages: list[str], machines: int = 1) -> list[tuple[Way, list[str]]]:
-    """Consecutive stages that are started alike share a launch: starting costs seconds, once.
+    """Group consecutive stages that are started alike into one launch, since every launch takes seconds to start.
 
-    A stage that may have any number of processes joins the launch before it, or after it where it is the first.
+    A stage that works with any number of processes joins the launch before it, or, where there is none, the one after it.
     """
     ways = [launch_spec(recipe, stage, machines) for stage in stages]
     free = [_is_free(recipe, stage) for stage in stages]
@@ -74,7 +74,7 @@ def launch_spec(recipe: Recipe, stage: str, machines: int = 1) -> Way:
 
 
 def launches_in_words(recipe: Recipe) -> list[str]:
-    """How the recipe's stages are started, a line a launch."""
+    """How the recipe's stages are started, one line for each launch."""
     cores, lines = usable_cores(), []
     for way, group in groups(recipe, [stage.name for stage in of_run(recipe)]):
         each = max(1, cores // way.processes)
@@ -91,13 +91,13 @@ def _wanted(recipe: Recipe, stage: str) -> int | str:
 
 
 def _is_free(recipe: Recipe, stage: str) -> bool:
-    """Whether a stage leaves its number of processes open, and does not mind which it gets."""
+    """Whether the recipe leaves a stage's number of processes open, and the stage works equally well with any."""
     use = find_stage(stage).ranks
     return _wanted(recipe, stage) == "auto" and (use == "free" or not ranks.has_work(recipe, stage))
 
 
 def _automatic(recipe: Recipe, stage: str, config: Path, machines: int) -> int:
-    """Processes on each machine where the recipe leaves them open: one a GPU; without GPUs see `dtrain.ranks`."""
+    """Processes on each machine where the recipe leaves them open: one for each GPU; without GPUs see `dtrain.ranks`."""
     gpus = visible_gpus()
     if gpus:
         return gpus
@@ -107,10 +107,10 @@ def _automatic(recipe: Recipe, stage: str, config: Path, machines: int) -> int:
 
 
 def find_config(name: str) -> Path:
-    """An accelerate config by its name in `accelerate_configs/`, or by path.
+    """The file of an accelerate config, given its name in `accelerate_configs/` or its path.
 
     Raises:
-        InputError: naming the key and the configs there are.
+        InputError: there is no such file (the message lists the known configs), or it is malformed or not supported.
     """
     folder = configs_folder("accelerate_configs")
     for path in (Path(name), folder / f"{name}.yaml"):
@@ -131,7 +131,7 @@ def find_config(name: str) -> Path:
 
 
 def visible_gpus() -> int:
-    """The number of visible GPUs, asked of the driver: importing torch takes a second."""
+    """The number of visible GPUs, asked of the driver, since importing torch would take a second."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return sum(d.strip() not in ("", "-1") for d in visible.split(","))
@@ -140,7 +140,7 @@ def visible_gpus() -> int:
 
 @functools.cache
 def _listed_gpus() -> int:
-    """What the driver lists. Asked once: it may take the better part of a second, and every stage wants to know."""
+    """The number of GPUs that the driver lists. Cached, since asking may take most of a second for every stage."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -150,10 +150,10 @@ def _listed_gpus() -> int:
 
 @dataclass(frozen=True)
 class Imports:
-    """What a launcher imports for the processes that it forks."""
+    """The names of the modules that a launcher imports for the processes that it forks."""
 
     first: list[str]  # before the launch
-    later: list[str]  # at the latest when its processes build models, or before the next launch
+    later: list[str]  # needed when the processes build models, or by the next launch
 
 
 def launch(
@@ -163,11 +163,11 @@ def launch(
     port: int = 0,
     imports: Imports | None = None,
 ) -> int:
-    """Run `-m dtrain ARGUMENTS` in `way` and return the workers' exit code.
+    """Run `-m dtrain ARGUMENTS`, started as `way` says, and return the workers' exit code.
 
     Args:
-        port: where the machines' ranks meet.
-        imports: fork the processes (see `dtrain.forks`); None: start each as a new interpreter.
+        port: the port on the first machine at which the ranks of several machines connect.
+        imports: fork the processes after importing these modules (see `dtrain.forks`); None: start new interpreters.
     """
     forward = _ForwardSignals()
     os.environ[LAUNCHER] = str(os.getpid())
@@ -197,7 +197,7 @@ def launch(
 
 
 def _of_several() -> ModuleType:
-    """The module that starts several processes; it imports torch, which takes a second and a single process does without."""
+    """The module that starts several processes, imported only for that: it takes a second, as it imports torch."""
     from dtrain import accelerate_launch
 
     return accelerate_launch
@@ -212,7 +212,7 @@ def _alone(way: Way, arguments: list[str], imports: Imports | None) -> int:
         process = subprocess.Popen(command, start_new_session=True, env=environment)
     else:
         process = forks.Forked(arguments, environment)
-        forks.load(imports.later, beside=process)  # on a core that it does not need yet
+        forks.load(imports.later, beside=process)  # on a core that the process does not need yet
     while (code := process.poll()) is None:  # wait() would not notice a signal that another thread received
         time.sleep(0.05)
     return exit_code_of([code])
@@ -221,8 +221,9 @@ def _alone(way: Way, arguments: list[str], imports: Imports | None) -> int:
 class _ForwardSignals:
     """Pass the user's and the scheduler's signals on to the workers while they run.
 
-    Workers inherit blocked signals and unblock them once they listen, so that none is killed while it starts. This
-    process receives them through a thread that has them unblocked; Python runs the handlers in the main thread anyway.
+    Workers inherit these signals blocked and unblock them once their handlers are set, so that none is killed while it
+    starts. Here the main thread blocks the signals, too, and they arrive at a second thread, which does not block them;
+    Python runs the handlers in the main thread anyway.
     """
 
     def __init__(self) -> None:
@@ -255,17 +256,17 @@ def run_everything(
     *,
     own_process: bool = False,
 ) -> int:
-    """Run every stage that is not done, in order, in as few launches as possible; the exit code.
+    """Run every stage that is not done, in order, in as few launches as possible, and return the exit code.
 
     Args:
-        arguments: what the launched processes are told: the recipe, its overrides, and options.
-        machines: every one of them runs this same command.
-        own_process: whether this process is there for nothing else, so that it may be forked.
+        arguments: the command line of the launched processes: the recipe, its overrides, and options.
+        machines: the machines that run this same command together.
+        own_process: whether this process does nothing else, so that it may be forked.
     """
     plan = Plan(recipe)
     ways = groups(recipe, stages, machines.count)
     if machines.count > 1:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see _accelerate
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see `accelerate_launch`
         # Only the main rank decides whether a stage is done: other machines may see files late.
         here = _of_several().meet(machines, recipe.launch.timeout)
         for number, (way, group) in enumerate(ways):
@@ -295,10 +296,10 @@ def run_everything(
 
 
 def _imports(recipe: Recipe, ways: list[tuple[Way, list[str]]]) -> Imports:
-    """What the first of these launches needs, and what it and the next ones need later."""
+    """The modules that the first of these launches needs at once, and those that it and the next ones need later."""
     (way, group), *next_ones = ways
     if way.processes == 1 and not next_ones:
-        return Imports(forks.pages(group), [])  # the process itself imports the rest, if it comes to that
+        return Imports(forks.pages(group), [])  # the process itself imports the rest when it needs it
     several = ["dtrain.accelerate_launch"] if any(way.processes > 1 for way, _ in ways) else []
     later = [*forks.models(recipe), *several, *forks.pages(stage for _, group in next_ones for stage in group)]
     return Imports(forks.pages(group), later)

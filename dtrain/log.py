@@ -1,4 +1,4 @@
-"""Lines for the person watching: once, from the main rank, in full."""
+"""Print lines for the user: each one once, by the main rank, and whole even where progress bars are drawn."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _quiet = False
 
 
 def be_quiet() -> None:
-    """Print nothing: the launcher of the first machine prints the same lines."""
+    """Make `say`, `warn` and `tell` print nothing here: the launcher of the first machine prints the same lines."""
     global _quiet
     _quiet = True
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for the launch; known from the launcher's environment alone."""
+    """Whether this process prints for the whole launch: it has rank 0 (by its environment), and is not quiet."""
     return os.environ.get("RANK", "0") == "0" and not _quiet
 
 
@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 
 def say_anywhere(text: str) -> None:
-    """Print one line to stdout from whichever rank it happens on (a student that lives there)."""
+    """Print one line to stdout on any rank, as the one that trains a student."""
     _line(text, sys.stdout)
 
 
@@ -39,23 +39,23 @@ def warn(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print one line to stderr on the main rank, where stdout holds answers."""
+    """Print one line to stderr on the main rank, for commands whose stdout holds answers."""
     if is_main_process():
         _line(text, sys.stderr)
 
 
-_TO_BEGIN = "\r\x1b[K"  # to the line's begin, and the rest of it empty
+_TO_BEGIN = "\r\x1b[K"  # moves the cursor to the line's start and clears the line
 
 
 def _line(text: str, stream: TextIO) -> None:
-    """Print a line where progress bars may be: on a terminal it takes their place, and they come again below it.
+    """Print a line where progress bars may be: on a terminal it takes their place, and they are redrawn below it.
 
-    Bars of this process are taken away and drawn again by tqdm. Of another rank's bar, which stands on the line that the
-    cursor is in, nothing is known here: that line is emptied first, and the rank draws its bar again by itself.
+    tqdm clears and redraws the bars of this process. Another rank's bar, on the line where the cursor is, is not known
+    here: that line is cleared first, and the other rank redraws its bar by itself.
     """
     if not stream.isatty():
         print(text, file=stream, flush=True)
         return
-    tqdm: Any = sys.modules.get("tqdm")  # where nobody has loaded it, there is no bar of this process
+    tqdm: Any = sys.modules.get("tqdm")  # if tqdm is not imported, this process has no bar
     with tqdm.tqdm.external_write_mode(stream) if tqdm else contextlib.nullcontext():
         print(f"{_TO_BEGIN}{text}", file=stream, flush=True)

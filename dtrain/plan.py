@@ -1,7 +1,7 @@
-"""What a recipe will produce, as fingerprints: the identity of every output, known before it exists.
+"""Fingerprints of a recipe's outputs: the identity of every output, known before the output exists.
 
-An output is up to date when its folder says it is complete for the fingerprint computed here. Fingerprints
-follow from the recipe and the bytes of the files it names, never from file dates. What cannot change a
+An output is up to date when its folder says that it is complete for the fingerprint computed here. Fingerprints
+depend on the recipe and the bytes of the files that it names, never on file dates. What cannot change a
 result (names of run folders, checkpoints, number of processes) stays out of them. This module imports no torch, so
 that a finished run is recognised in well under a second.
 """
@@ -32,7 +32,7 @@ from dtrain.tasks.corpus import source_files
 from dtrain.tasks.rules import keys_of_others, rules_of
 
 FORMAT = 2  # raise when a stage's output changes meaning; 1 was that of dtrain 0.1
-# Keys that mean what was before there were any, where they are empty: identities of models stay what they were.
+# Keys added later: left out of fingerprints while they are empty, so that older models keep theirs.
 _ADDED = {"tasks", "mixing", "metrics", "baseline", "keep_epochs", "reads", "domain_adversary"}
 _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "sample", "parallel", "peers"}
 
@@ -40,12 +40,12 @@ _NO_EFFECT = {"name", "task", "checkpoint_every", "keep_checkpoints", "grid", "s
 class Plan:
     """Fingerprints of one recipe's outputs.
 
-    A recipe of several tasks is planned as one recipe for each (`tasks`): what depends on rows is asked of these.
+    A recipe of several tasks has a plan for each task (`tasks`), which gives the fingerprints that depend on rows.
     """
 
     def __init__(self, recipe: Recipe, files: dict[Path, str] | None = None) -> None:
         self.recipe = recipe
-        self._files: dict[Path, str] = {} if files is None else files  # fingerprints of those that were read
+        self._files: dict[Path, str] = {} if files is None else files  # fingerprints of the files read so far
 
     @property
     def folder(self) -> RunFolder:
@@ -53,14 +53,14 @@ class Plan:
 
     @cached_property
     def tasks(self) -> dict[str, Plan]:
-        """The plan of each task by its name; of an only task this one."""
+        """The plan of each task by its name; this plan where there is only one task."""
         if not self.recipe.several:
             return {self.recipe.task: self}
         return {name: type(self)(self.recipe.of_task(name), self._files) for name in self.recipe.task_names}
 
     @cached_property
     def whole(self) -> Plan:
-        """The plan of the recipe that this is one task of, or this one."""
+        """The plan of the whole recipe where this is the plan of one task; else this plan."""
         return type(self)(self.recipe.whole, self._files) if self.recipe.task else self
 
     def of(self, member: Teacher | Student) -> list[Plan]:
@@ -69,14 +69,14 @@ class Plan:
 
     @cached_property
     def corpus(self) -> str:
-        """Tokens of the text to pre-train on: its files, what is kept out of it, words, normalisation, tokenizer."""
+        """Fingerprint of the pre-training tokens: files, texts kept out, words, normalisation, tokenizer."""
         spec = self.recipe.pretrain
         assert spec is not None
         model = [spec.model.type, spec.model.pretrained, spec.model.vocabulary, spec.model.vocabulary_size]
         return self._text(self.recipe, [*model, self._outside(spec.model)])
 
     def plain_text(self, student: Student) -> str:
-        """The tokens of the text that a student's phases read."""
+        """Fingerprint of the tokens of the plain text that a student's phases read."""
         text = plain_text_of(self.recipe, student)
         assert text is not None
         if text.shared:
@@ -85,7 +85,7 @@ class Plan:
             return self._text(text.recipe, [of.tokenizer(tokenizer_name(student)) for of in self.of(student)])
 
     def _text(self, recipe: Recipe, reader: list[Any]) -> str:
-        """The text of `recipe.pretrain`, and what reads it."""
+        """Fingerprint of the text of `recipe.pretrain` and of `reader`, what identifies its tokenizer."""
         spec = recipe.pretrain
         assert spec is not None
         section = spec.corpus.model_dump(mode="json", exclude={"separate", "exclude"})
@@ -106,7 +106,7 @@ class Plan:
         )
 
     def pretraining(self, phase: int) -> str:
-        """The model at the end of a phase (from 0) of pre-training; later phases do not matter."""
+        """Fingerprint of the model at the end of a phase (from 0) of pre-training; later phases do not matter."""
         spec = self.recipe.pretrain
         assert spec is not None
         section = spec.model_dump(mode="json", exclude={"corpus", "phases"})
@@ -116,7 +116,7 @@ class Plan:
 
     @cached_property
     def data(self) -> str:
-        """Rows: their source files, columns, labels, splits and normalisation."""
+        """Fingerprint of the rows: their source files, columns, labels, splits and normalisation."""
         data = self.recipe.data
         # A tagger's rows are documents cut into pieces of `max_length`.
         apart = {"vocabulary", "workers"} | (set() if rules_of(data.task).tags else {"max_length"})
@@ -125,14 +125,14 @@ class Plan:
         return fingerprint("rows", FORMAT, section, files, self.recipe.seed)
 
     def tokenizer(self, name: str) -> str:
-        """Encoded rows of one tokenizer, and side: `students`, or a transformer's own by its member's name."""
+        """Fingerprint of the rows that the tokenizer `name` encodes: `students`, or a member's own; perhaps of one side."""
         own, side = vocabulary_of(name), side_of(name)
         if not side:
             return self._encoded(own)
         return fingerprint(self._encoded(own), side, sides_reading(self.recipe, name))
 
     def _encoded(self, name: str) -> str:
-        """The rows as a tokenizer encodes them."""
+        """Fingerprint of the rows as a tokenizer encodes them, whatever their side."""
         data = self.recipe.data
         if name == "students":
             vocabulary = data.vocabulary.model_dump(mode="json")
@@ -144,11 +144,11 @@ class Plan:
             return fingerprint("tokenizer", self.data, data.max_length, self._contents(files))
         spec = encoder_of(model)
         assert spec is not None
-        # A vocabulary that is not given is counted on the rows of every task that it reads.
+        # A vocabulary that is not given is counted on the rows of every task that the member reads.
         return self._tokens(spec, [] if spec.given_tokenizer else tasks_reading(self.recipe, name))
 
     def _tokens(self, spec: EncoderSpec, tasks: list[str]) -> str:
-        """The rows as a transformer's tokenizer reads them, and those of `tasks`."""
+        """Fingerprint of the rows as a transformer's tokenizer encodes them; the rows of `tasks` decide its vocabulary."""
         data = self.recipe.data
         parts = [spec.type, spec.pretrained, spec.vocabulary, spec.vocabulary_size, self._outside(spec), *spec.reading]
         if rules_of(data.task).tags:
@@ -157,7 +157,7 @@ class Plan:
         return fingerprint("tokenizer", self.data, data.max_length, parts, *others)
 
     def _read_by(self, member: Teacher | Student) -> str:
-        """What a model reads of this task's rows."""
+        """Fingerprint of this task's rows as a model reads them."""
         own = member.parts.get(self.recipe.task, member) if isinstance(member, Student) else member
         spec = encoder_of(member.model)
         if own is member or spec is None or not spec.given_tokenizer:
@@ -166,9 +166,9 @@ class Plan:
         return self._tokens(spec, [task for task in self.whole.recipe.task_names if task in tasks])
 
     def model(self, kind: str, name: str) -> str:
-        """A trained teacher or student (`kind` is 'teachers' or 'students'), or a teacher that is taken as it is."""
+        """Fingerprint of a trained model (`kind` is 'teachers' or 'students'), or of a teacher that is taken as it is."""
         if self.recipe.task:
-            return self.whole.model(kind, name)  # which may be of other tasks, too
+            return self.whole.model(kind, name)  # the model may be for other tasks, too
         member = next(m for m in getattr(self.recipe, kind) if m.name == name)
         if isinstance(member.model, ExternalSpec):
             files = model_files(resolve_path(member.model.folder))
@@ -178,7 +178,7 @@ class Plan:
         return self._trained(kind, member, section)
 
     def phase(self, name: str, number: int) -> str:
-        """A student at the end of a phase (from 0); later phases do not matter. The last one's is the student's own."""
+        """Fingerprint of a student at the end of a phase (from 0), whatever comes later; the last phase has the student's."""
         student = next(s for s in self.recipe.students if s.name == name)
         assert student.phases is not None
         if number == len(student.phases) - 1:
@@ -191,14 +191,14 @@ class Plan:
         return self._trained("students", student, section)
 
     def _plain_text(self, student: Student) -> list[Any]:
-        """What decides the rows of a student's phases on plain text; nothing where none is."""
+        """What decides the rows of a student's phases on plain text; empty if it has none."""
         if not any(phase.on_plain_text for phase in student.phases or []):
             return []
         masking = self.recipe.pretrain.masking.model_dump(mode="json") if self.recipe.pretrain else None
         return [self.plain_text(student), masking]
 
     def training(self, teacher: Teacher) -> str:
-        """A teacher's training: shared by teachers that differ only in the epoch whose weights they take (`stop_epoch`)."""
+        """Fingerprint of a teacher's training; teachers that differ only in `stop_epoch` share it."""
         if teacher.source is not None:
             return self.model("teachers", teacher.name)
         section = _section(teacher, "stop_epoch")
@@ -218,7 +218,7 @@ class Plan:
         )
 
     def _initial(self, member: Teacher | Student) -> list[str]:
-        """The teacher whose weights a model begins with, those whose scores are its measure, and the weights there now."""
+        """Fingerprints of the teachers that a model starts from or has as its baseline, and of their weights."""
         names = member.model.begins_with
         if isinstance(member, Student):
             names += [name for teachers in member.measures.values() for name in teachers]
@@ -230,7 +230,7 @@ class Plan:
 
     @property
     def search(self) -> str | None:
-        """Which students the search compares, and how; None without a search."""
+        """Fingerprint of the search: which students it compares, and how; None without a search."""
         if self.recipe.search is None:
             return None
         students = [self.model("students", student.name) for student in self.recipe.students]
@@ -254,10 +254,10 @@ class Plan:
         return [self.order(member), peers.index(member), sections, [self.knowledge(teacher) for teacher in taught]]
 
     def knowledge(self, teacher: str) -> str:
-        """A teacher's stored outputs.
+        """Fingerprint of a teacher's stored outputs.
 
-        They depend on the token budget, since the shape of a matrix product decides how it rounds, and on the weights
-        that are there now: a teacher trained again may have slightly different ones.
+        They depend on the token budget, since the shape of a matrix product decides how it rounds, and on the present
+        weights of the teacher, since training it again may give slightly different ones.
         """
         if self.recipe.task:
             return self.whole.knowledge(teacher)
@@ -292,7 +292,7 @@ class Plan:
         return fingerprint("report", FORMAT, *shown)
 
     def points_of(self, student: Student) -> str:
-        """The knowledge points of a student at each of its epochs."""
+        """Fingerprint of the knowledge points of a student at each of its epochs."""
         spec = self.recipe.knowledge_points
         assert spec is not None
         words = [self._file(resolve_path(spec.words))] if spec.words else []
@@ -301,7 +301,7 @@ class Plan:
 
     @property
     def points(self) -> str:
-        """Those of all students that keep their epochs and were trained."""
+        """Fingerprint of the knowledge points of all students in `with_epochs`."""
         return fingerprint("points", [[student.name, self.points_of(student)] for student in self.with_epochs()])
 
     def with_epochs(self) -> list[Student]:
@@ -323,7 +323,7 @@ class Plan:
         return [teacher.name for teacher in self.recipe.teachers if teacher.name in used]
 
     def stage_done(self, stage: str) -> bool:
-        """Whether everything that `stage` would write is there for exactly these inputs."""
+        """Whether everything that `stage` would write is complete for exactly these inputs."""
         return find_stage(stage).done(self)
 
     def complete(self, stage: str) -> bool:
@@ -350,7 +350,7 @@ class Plan:
         )
 
     def trained(self, kind: str) -> bool:
-        """Whether all teachers have a model, or all students, but for those that failed for good."""
+        """Whether all teachers, or all students, have a model; students that failed for good need none."""
         return all(
             is_done(self.folder.model(kind, m.name), self.model(kind, m.name))
             or (kind == "students" and self.diverged(m.name))
@@ -358,7 +358,7 @@ class Plan:
         )
 
     def models_are_whole(self, kind: str) -> bool:
-        """Whether no teacher, or no student, was damaged since it was written; one that was is to be trained again."""
+        """Whether the weights of all teachers, or students, are as they were written; a damaged model is then not done."""
         whole = True
         for member in getattr(self.recipe, kind):
             damaged = drop_damaged(self.folder.model(kind, member.name))
@@ -400,7 +400,7 @@ class Plan:
         return record if same and record.get("search") in (None, self.search) else None
 
     def diverged(self, student: str) -> bool:
-        """Whether this student failed for a reason that a second try would meet again."""
+        """Whether this student failed for a reason for which a second try would fail, too."""
         return bool((self.failure(student) or {}).get("final"))
 
     def evaluated(self, kind: str, name: str) -> bool:
@@ -424,7 +424,7 @@ class Plan:
         return self._files[path]
 
     def _outside(self, spec: Any) -> list[str]:
-        """Fingerprints of the files that a model section names; a hub name stands for itself."""
+        """Fingerprints of the files that a model section names; a hub model counts by its name, which is in the section."""
         vectors = getattr(spec, "vectors", None)
         spec = encoder_of(spec)
         found: list[str] = []
@@ -440,7 +440,7 @@ class Plan:
 
 
 class KeptPlan(Plan):
-    """Of a run that is taken as it is: what its folders say they are complete for, whatever became of the sources."""
+    """The plan of a run that is used as it is: the fingerprints in its folders, whatever became of the source files."""
 
     @cached_property
     def corpus(self) -> str:
@@ -477,18 +477,18 @@ class KeptPlan(Plan):
 
 
 def _section(member: Teacher | Student, left_out: str) -> dict[str, Any]:
-    """What of a member's section decides its model, beside its teachers and files."""
+    """The keys of a member's section that decide its model, without `left_out`; teachers and files count separately."""
     values = member.model_dump(mode="json", exclude=_NO_EFFECT | {left_out, "annotated_by"})
     return {key: value for key, value in values.items() if value or key not in _ADDED}
 
 
 def plan_of(recipe: Recipe) -> Plan:
-    """The plan of a recipe, or of a run that is taken as it is."""
+    """The plan of a recipe, or of a run that is used as it is."""
     return Plan(recipe) if recipe.kept is None else KeptPlan(recipe)
 
 
 def _recorded(folder: Path) -> str:
-    """What a folder says it is complete for, or that its model failed for; nothing where it says nothing."""
+    """The fingerprint for which a folder is complete, or its model failed; empty where none is recorded."""
     record = _read(folder / DONE) or _read(folder / "failed.json")
     return str(record["fingerprint"]) if record else ""
 

@@ -1,4 +1,4 @@
-"""Keep transformers off the screen where what it says is said better, or means nothing here."""
+"""Suppress messages of transformers that dtrain words better itself, or that mean nothing here."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class RunFolder:
     """Paths of one run (`<output_dir>/<name>/`).
 
     Attributes:
-        task: whose data `data` is, in a run of several tasks; empty: the only task's.
+        task: the task whose data `data` is, in a run of several tasks; empty: the only task.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class RunFolder:
         return self.root / kind / name
 
     def phase(self, student: str, phase: str) -> Path:
-        """The model at the end of a student's phase, but for the last one's, which is the student."""
+        """The folder of a student's model at the end of a phase; that of the last phase is the student's own instead."""
         return self.root / "phases" / student / phase
 
     def epochs(self, student: str) -> Path:
@@ -139,7 +139,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class DamagedFile(DtrainError, ValueError):
-    """A file that dtrain wrote as JSON and that is none any more."""
+    """A file that dtrain wrote as JSON and that is not valid JSON any more."""
 
 
 def read_json(path: Path) -> Any:
@@ -175,7 +175,10 @@ def publish_folder(final: Path) -> Iterator[Path]:
 
 
 def _raise_if_full(path: Path, error: BaseException) -> None:
-    """Tell a full disk from other errors: safetensors, Arrow and torch raise exceptions of their own, without an errno."""
+    """Raise DtrainError if the error means that the disk is full.
+
+    safetensors, Arrow and torch raise exceptions of their own for that, without an errno.
+    """
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error) or "quota exceeded" in str(error):
         raise DtrainError(f"{path}: no space left on its disk; the same command continues once there is") from error
@@ -202,9 +205,12 @@ def file_fingerprint(path: Path) -> str:
 
 
 def mark_done(folder: Path, identity: str, files: list[str] | None = None) -> None:
-    """Record in `folder` that it is complete for the inputs named by `identity`; written last.
+    """Record in `folder` that it is complete for the inputs named by `identity`; to be called last.
 
-    Of weights the record has sums, too: other files show damage when they are read, and weights never.
+    The record also holds checksums of weight files: damage to other files shows when they are read, but not to weights.
+
+    Args:
+        files: the names of its files, relative to `folder`; None: all that are in it.
     """
     names = files if files is not None else [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     sizes = {name: (folder / name).stat().st_size for name in sorted(names) if name != DONE}
@@ -213,15 +219,16 @@ def mark_done(folder: Path, identity: str, files: list[str] | None = None) -> No
 
 
 def drop_damaged(folder: Path) -> str | None:
-    """The name of a file that is not as it was written, if there is one: the folder is then no longer marked as done.
+    """Compare the files that have a checksum in the record, at about 1 GB a second.
 
-    Looks at what has a sum in the record, at about 1 GB a second.
+    Returns:
+        The name of the first file that is not as it was written, if any; the folder is then no longer marked as done.
     """
     try:
         sums = read_json(folder / DONE).get("sums", {})
         damaged = next((name for name, sum_ in sums.items() if file_fingerprint(folder / name) != sum_), None)
     except (OSError, ValueError, AttributeError):
-        return None  # it is not done
+        return None  # the folder is not marked as done
     if damaged is not None:
         (folder / DONE).unlink()
     return damaged

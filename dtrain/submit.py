@@ -51,14 +51,14 @@ class Cluster:
 
 
 def submit(recipe: Recipe, cluster: Cluster, *, dry_run: bool, local: bool) -> int:
-    """Write the scripts into `<run>/slurm/` and run the pipeline script; its exit code.
+    """Write the scripts into `<run>/slurm/`, run the pipeline script, and return its exit code.
 
     Args:
         dry_run: print what would be submitted, write nothing.
         local: run the same stages here, one after another.
 
     Raises:
-        InputError: for options that cannot be, and where there is no SLURM.
+        InputError: an option has a value that is not allowed, or SLURM is not installed.
     """
     problems = cluster.problems()
     if recipe.search and cluster.groups > 1:

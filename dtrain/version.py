@@ -1,3 +1,3 @@
-"""The package's version, in a module of its own: model folders name it, and what loads them is imported by `dtrain`."""
+"""The package's version, in a module of its own, which modules that `dtrain` itself imports can import."""
 
 __version__ = "0.2.0"

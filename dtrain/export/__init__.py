@@ -1,1 +1,1 @@
-"""Trained models as graphs that run without torch and dtrain: ONNX, or a program of torch.export."""
+"""Trained models as graphs that run without dtrain: ONNX, which needs no torch either, or a program of torch.export."""

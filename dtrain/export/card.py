@@ -12,12 +12,12 @@ from dtrain.predict.folder import ModelFolder
 from dtrain.runfolder import atomic_write
 from dtrain.tasks.registry import TASKS
 
-# Of the model's own card: what an export says of itself in other words.
+# Lines of the model's own card that the export's card has in other words.
 REPLACED = ("- input:", "- speed:", "- licence:", "- labels:", "- answer:")
 
 
 def card_of(name: str, to: str, int8: bool, known: ModelFolder, settings: dict[str, Any], size: int) -> str:
-    """What it is, what it needs, how it is used, what it does to text, and what is known of the model it was made from."""
+    """The card's text: what an export is, needs and does to text, how to use it, and what is known of its model."""
     runtime = "onnxruntime" if to == "onnx" else "torch"
     call = 'Model()(["a text", "another"])' if known.texts == 1 else 'Model()(["a text"], ["its partner"])'
     steps = [key for key, value in known.normalize.model_dump().items() if value]
@@ -40,14 +40,14 @@ def card_of(name: str, to: str, int8: bool, known: ModelFolder, settings: dict[s
 
 
 def add_check(folder: Path, words: str) -> None:
-    """Let the card of an export say what its check found."""
+    """Add to an export's card what its check found."""
     text = (folder / CARD).read_text(encoding="utf-8")
     with atomic_write(folder / CARD) as file:
         file.write(f"{text}\nThe export beside that model: {words}.\n")
 
 
 def _made_from(place: Path) -> tuple[str, list[str]]:
-    """Of a model's own card, as far as it has one: the language of its texts, and how it was trained and scored."""
+    """From a model's own card, if it has one: the language of its texts, and the lines on its training and scores."""
     try:
         text = (place / CARD).read_text(encoding="utf-8")
         head = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}

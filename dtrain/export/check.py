@@ -1,4 +1,4 @@
-"""An exported model against the one that it was made from, on real rows."""
+"""Compare an exported model with the one that it was made from, on real rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 @dataclass
 class Difference:
-    """Of answers to the same rows: how many rows have another answer, and how far numbers in them are apart at most.
+    """How much two models' answers to the same rows differ.
 
     Attributes:
-        numbers: how many were compared.
+        rows: how many rows were compared.
+        flips: how many of them have another answer, numbers aside.
+        largest: the largest absolute difference between numbers, in rows with the same answer.
+        numbers: how many numbers were compared.
     """
 
     rows: int = 0
@@ -20,7 +23,7 @@ class Difference:
     numbers: int = 0
 
     def see(self, ours: Any, theirs: Any) -> None:
-        """Two answers to one row: labels, places and texts must be equal; numbers are compared where they are."""
+        """Compare two answers to one row. If labels, places and texts are equal, the numbers are compared, too."""
         self.rows += 1
         if _without_numbers(ours) != _without_numbers(theirs):
             self.flips += 1
@@ -30,13 +33,13 @@ class Difference:
             self.largest = max([self.largest, *apart])
 
     def in_words(self, part: str) -> str:
-        """For a sentence; `part`: which rows they are."""
+        """The difference as the end of a sentence; `part` names the rows."""
         numbers = f", numbers by {self.largest:.2g} at most" if self.numbers else ""
         return f"{self.rows:,} {part} rows {self.flips} answers differ{numbers}"
 
 
 def difference(ours: list[Any], theirs: list[Any]) -> Difference:
-    """Of two lists of answers to the same rows."""
+    """Compare two lists of answers to the same rows."""
     found = Difference()
     for one, other in zip(ours, theirs, strict=True):
         found.see(one, other)

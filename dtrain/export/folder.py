@@ -25,31 +25,31 @@ from dtrain.runfolder import follow_umask, publish_folder, write_json
 from dtrain.tasks.answers import Exported
 
 FORMAT = 1  # of the folder; raised when its files change meaning
-ROWS = 3  # of the example that a model is followed with
+ROWS = 3  # of the example that a model is traced with
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to export, and as what."""
+    """Which model to export, and to what."""
 
     place: Path  # the model's folder
     name: str
     to: str  # a key of TARGETS
     int8: bool = False
-    task: str | None = None  # of a model of several tasks, the one
+    task: str | None = None  # for a model of several tasks, the one to export
 
     @property
     def folder_name(self) -> str:
-        """Float ONNX has the model's own name."""
+        """The model's name, with its task, `torch` and `int8` where they apply."""
         task = f"-{self.task}" if self.task else ""
         return self.name + task + f"-{self.to}" * (self.to != "onnx") + "-int8" * self.int8
 
 
 def check_wish(wish: Wish) -> Target:
-    """What writes it.
+    """The kind of file that a wish asks for.
 
     Raises:
-        InputError: what is missing, or does not go together.
+        InputError: a package is missing, or options do not go together.
     """
     if wish.to not in TARGETS:
         raise InputError(f"--to: no target {wish.to!r}{suggest(wish.to, TARGETS)} (allowed: {', '.join(TARGETS)})")
@@ -61,7 +61,7 @@ def check_wish(wish: Wish) -> Target:
 
 
 def export_model(wish: Wish, final: Path) -> tuple[nn.Module, ModelFolder]:
-    """Write the folder `final` as a whole; the model that was exported, and what its folder says.
+    """Write the export as the folder `final`; returns the model that was exported, and what its folder says.
 
     Raises:
         InputError: for an architecture or a kind of task that cannot be exported.
@@ -90,16 +90,16 @@ def export_model(wish: Wish, final: Path) -> tuple[nn.Module, ModelFolder]:
 
 
 def graph_of(model: nn.Module, place: Path) -> type[Graph]:
-    """What the model's architecture says is to be exported.
+    """The class of graphs that the model's architecture names.
 
     Raises:
-        InputError: it says nothing.
+        InputError: it names none.
     """
     config: Any = model.config
     kind = str(config["model_type"] if isinstance(config, dict) else config.model_type)
     known = architectures()
     spec = known.get(kind.removeprefix(own.PREFIX))
-    # A classifier of transformers that has no section of its own is one as BERT is.
+    # A classifier of transformers that has no section of its own is exported as a BERT is.
     other = kind.startswith(own.PREFIX) or getattr(config, "is_encoder_decoder", False)
     path = spec.graph if spec is not None else None if other else EncoderSpec.graph
     if path is None:
@@ -131,7 +131,7 @@ def _write_graphs(graph: Graph, beside: Exported, target: Target, int8: bool, fo
             quantize(path)
         follow_umask(path)
         names.append(path.name)
-    for extra in folder.glob("*.data"):  # weights of 2 GB and more stand beside their graph
+    for extra in folder.glob("*.data"):  # weights of 2 GB and more are in a file beside their graph
         follow_umask(extra)
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     return names

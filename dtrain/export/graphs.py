@@ -1,7 +1,7 @@
-"""What of a model becomes a graph: each architecture names one of these (`Architecture.graph`).
+"""What an exported model computes: each architecture names one of these classes (`Architecture.graph`).
 
 A graph takes `input_ids` and `attention_mask`, int64 [B, L], and `token_type_ids` where the model reads them, any B and L.
-One from outside the package is a subclass of `Graph`; see `Logits`.
+To add one from outside the package, write a subclass of `Graph`; see `Logits`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Part:
     """One graph of an export.
 
     Attributes:
-        module: called with its inputs one after another, gives a tuple.
+        module: called with its inputs as positional arguments, gives a tuple.
         inputs: an example of each by name; the first two dimensions of all are free.
-        outputs: their names.
+        outputs: the names of its outputs.
     """
 
     module: nn.Module
@@ -47,12 +47,12 @@ class Graph(ABC):
         """The graphs, in the order in which they are run; `example` are the inputs of the first."""
 
     def settings(self) -> dict[str, Any]:
-        """What `predict.py` has to know of it, as JSON holds it."""
+        """What `predict.py` has to know about the graph, as JSON values."""
         return {}
 
 
 class _Call(nn.Module):
-    """The model with inputs by their places, since exporters name them so."""
+    """The model with positional inputs, which exporters then name."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class Logits(Graph):
 
 
 class Emissions(Logits):
-    """A tagger's emissions [B, N, T]. The search for the best tags stands beside the graph, in numpy.
+    """A tagger's emissions [B, N, T]. The search for the best tags is not in the graph but in numpy.
 
-    In the graph it would be a loop over characters, which ONNX runtimes do slower than numpy on [T, T]; and beside it,
-    the same numbers also give each entity its probability.
+    In the graph it would be a loop over characters, which ONNX runtimes do more slowly than numpy on [T, T]; and outside of
+    it, the same numbers also give each entity its probability.
     """
 
     def settings(self) -> dict[str, Any]:
-        crf = getattr(self.model, "crf", None)  # none, too, where a model of several tasks classifies
+        crf = getattr(self.model, "crf", None)  # also None where a model of several tasks classifies
         if crf is None:
             return {"crf": None}
         start, end, moves = crf.scores()
@@ -105,10 +105,10 @@ class _Segment(nn.Module):
 
 
 class Exits(Graph):
-    """A graph from one exit to the next: `predict.py` runs them until every row has left.
+    """One graph from each exit to the next: `predict.py` runs them until every row has left.
 
-    One graph with the logits of all exits would compute every layer for every row, and leaving early would save nothing.
-    Without a confidence all rows go all the way, and there is one graph.
+    A single graph with the logits of all exits would compute every layer for every row, and leaving early would save nothing.
+    Without a confidence no row leaves early, and there is one graph.
     """
 
     def parts(self, example: Inputs) -> list[Part]:

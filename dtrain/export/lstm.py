@@ -1,4 +1,4 @@
-"""LSTMs of exported models."""
+"""LSTMs in the form that exporters can follow."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ ORDER = (0, 3, 1, 2)
 
 
 class OnnxLSTM(InPlaceOfLSTM):
-    """One node LSTM a layer, which knows each text's length: padding is never read, and both directions begin at its ends.
+    """One ONNX node `LSTM` for each layer, which is told the length of each text.
 
-    torch's exporter would turn a layer into a loop over tokens, or into one of a fixed length.
+    So padding is never read, and both directions begin at an end of the text. torch's exporter would turn a layer into a loop
+    over tokens, or into one for texts of a fixed length.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:
@@ -47,10 +48,11 @@ class OnnxLSTM(InPlaceOfLSTM):
 
 
 class PaddedLSTM(InPlaceOfLSTM):
-    """The same products as on a CPU here, as programs of torch.export can hold them.
+    """The same computation as on a CPU here, in a form that a program of torch.export can hold.
 
-    Such a program waits for no value, so it does not look for the longest text; and torch would turn `torch.lstm` into a
-    loop over as many tokens as the example has, so oneDNN's operator, which it calls on a CPU, is called at once.
+    Such a program cannot depend on a tensor's values, so it does not look for the longest text. torch would unroll
+    `torch.lstm` over as many tokens as the example has, so oneDNN's operator, which `torch.lstm` calls on a CPU, is called
+    directly.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:

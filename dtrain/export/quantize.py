@@ -1,4 +1,4 @@
-"""int8: onnxruntime's dynamic quantisation of a graph's weights; activations are scaled as they come."""
+"""int8 by onnxruntime's dynamic quantisation: a graph's weights are rounded, activations are scaled at run time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Of float weights: matrix products, LSTMs and tables of vectors. Convolutions stay float.
+# Operators whose weights are rounded: matrix products, LSTMs and tables of vectors. Convolutions stay float.
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Gather", "Attention")
 
 
 def quantize(path: Path, operators: Sequence[str] = OPERATORS) -> None:
-    """Put int8 weights in the place of a graph's float ones.
-
-    Weights of a matrix have a scale a column.
+    """Replace the float weights of a graph's file by int8 weights. Those of a matrix have one scale for each column.
 
     Args:
-        operators: names of ONNX whose weights are rounded.
+        operators: names of the ONNX operators whose weights are rounded.
     """
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     aside = path.with_name(f"float-{path.name}")

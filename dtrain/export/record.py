@@ -1,4 +1,4 @@
-"""Which exports there are of a model, as its folder is now."""
+"""Find the exports that were made of a model as it is now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dtrain.runfolder import DONE, RunFolder, fingerprint, read_json
 
 
 def identity_of(place: Path) -> str:
-    """Of the model in a folder, as an export of it records it."""
+    """The fingerprint by which an export records the model in the folder `place`."""
     return fingerprint("export", read_json(place / DONE)["fingerprint"])
 
 
@@ -25,5 +25,5 @@ def exports_of(folder: RunFolder, kind: str, name: str) -> list[Path]:
 
 
 def can_be_run(place: Path) -> bool:
-    """Whether what runs an export is installed here."""
+    """Whether the package that runs an export is installed here."""
     return read_json(place / "metrics.json")["to"] != "onnx" or find_spec("onnxruntime") is not None

@@ -17,7 +17,7 @@ Graph = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 
 
 class GraphOutput(NamedTuple):
-    """As of the model itself: `logits`, and of a tagger `mask`, bool [B, N]."""
+    """The output of graphs, as of the model itself: `logits`, and for a tagger `mask`, bool [B, N]."""
 
     logits: Tensor
     mask: Tensor | None
@@ -27,8 +27,8 @@ class OpenExport(nn.Module):
     """The graphs of an export folder on the CPU, called as the model that they were made from.
 
     Args:
-        folder: of the export.
-        model: what it was made from.
+        folder: the export's folder.
+        model: the model that it was made from.
     """
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
@@ -38,23 +38,23 @@ class OpenExport(nn.Module):
 
 
 def open_export(folder: Path, model: nn.Module, threads: int = 1) -> OpenExport:
-    """As what was exported was called: a model that gives logits, or one that writes.
+    """Open an export: an `ExportedWriter` for a model that writes texts, else an `ExportedModel`.
 
     Args:
-        folder, model: as of `OpenExport`.
-        threads: CPU cores of one call.
+        folder, model: as for `OpenExport`.
+        threads: CPU threads of one call.
     """
     kind = ExportedWriter if "writes" in read_json(folder / "settings.json") else ExportedModel
     return kind(folder, model, threads)
 
 
 class ExportedModel(OpenExport):
-    """A model of several graphs is run from one to the next; rows leave where `predict.py` lets them leave.
+    """An exported classifier or tagger. Several graphs run one after another; rows leave as `predict.py` lets them leave.
 
     Args:
-        folder: of the export.
-        model: what it was made from: its labels, and of a tagger the search for the best tags.
-        threads: CPU cores of one call.
+        folder: the export's folder.
+        model: the model that it was made from, for its labels and a tagger's search for the best tags.
+        threads: CPU threads of one call.
     """
 
     def __init__(self, folder: Path, model: nn.Module, threads: int = 1) -> None:
@@ -67,7 +67,7 @@ class ExportedModel(OpenExport):
                 setattr(self, name, getattr(model, name))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> GraphOutput:
-        """int64 [B, L] each -> logits [B, C], or of a tagger [B, N, T] with their mask."""
+        """int64 [B, L] each -> logits [B, C], or for a tagger [B, N, T] with their mask."""
         ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().numpy()
         feeds = {"input_ids": ids, "attention_mask": mask}
         if token_type_ids is not None and self.settings["types"] is True:
@@ -91,7 +91,7 @@ class ExportedModel(OpenExport):
 
 
 class Sequences(NamedTuple):
-    """As `generate` gives them: `sequences`, int64 [B, n], the start first and padding behind the end."""
+    """The output of `generate`: `sequences`, int64 [B, n], which begin with the start token and are padded after the end."""
 
     sequences: Tensor
 
@@ -100,9 +100,9 @@ class ExportedWriter(OpenExport):
     """An encoder-decoder, which scores given targets token by token, and writes greedily as `predict.py` does.
 
     Args:
-        folder: of the export.
-        model: what it was made from: how its texts end.
-        threads: CPU cores of one call.
+        folder: the export's folder.
+        model: the model that it was made from, for how its texts end.
+        threads: CPU threads of one call.
     """
 
     def __init__(self, folder: Path, model: nn.Module, threads: int = 1) -> None:
@@ -123,10 +123,10 @@ class ExportedWriter(OpenExport):
         return GraphOutput(torch.from_numpy(np.stack(found, 1)), None)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **asked: Any) -> Sequences:
-        """What is written for int64 [B, L].
+        """Write a text for each row of `input_ids`, int64 [B, L].
 
         Raises:
-            ValueError: another search is asked for than the folder's own.
+            ValueError: another decoding is asked for than the folder's own.
         """
         if (asked["num_beams"], asked["max_new_tokens"]) != (1, self.settings["max_length"]):
             raise ValueError(f"an export writes greedily, {self.settings['max_length']} tokens at most")
@@ -139,7 +139,7 @@ class ExportedWriter(OpenExport):
 
 
 def script_of(folder: Path) -> Any:
-    """The module `predict.py` of an export folder."""
+    """Import `predict.py` of an export folder as a module."""
     loader = importlib.machinery.SourceFileLoader(f"predict_{abs(hash(folder))}", str(folder / "predict.py"))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None

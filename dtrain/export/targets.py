@@ -1,4 +1,4 @@
-"""From graphs to files: ONNX by torch's exporter, checked by none but its own loader here, or a program of torch.export."""
+"""Write graphs to files: ONNX by torch's exporter (without onnx's checker), or a program of torch.export."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file.
+    """A kind of file to export to.
 
     Attributes:
-        suffix: of its files.
-        needs: packages that write it.
-        lstm: what stands in place of a model's LSTMs.
-        write: writes a part.
-        open_graph: the function of `predict.py` that opens a file; None: the one that is there.
+        suffix: the suffix of its files.
+        needs: the packages that are needed to write it.
+        lstm: gives the module that replaces an LSTM of a model.
+        write: writes one graph to a file.
+        open_graph: the source of `open_graph`, the function of `predict.py` that opens a file; None: it stays as it is.
     """
 
     suffix: str
@@ -50,12 +50,12 @@ class Target:
             raise InputError(f"--to: needs {', '.join(missing)}: pip install 'dtrain[export]'")
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        """A copy of a model in eval mode that this target can follow."""
+        """A copy of a model in eval mode, in the form that this target's exporter can follow."""
         model = copy.deepcopy(model).eval().requires_grad_(False)
         for module in list(model.modules()):
             config: Any = getattr(module, "config", None)
             if getattr(config, "model_type", None) == "nezha":
-                # The formula as it stands, which any length follows; the fast forms choose by length.
+                # The plain formula holds for any length; the fast implementations choose by the example's length.
                 config._attn_implementation = "eager"
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.LSTM):
@@ -88,7 +88,7 @@ def _write_program(part: Part, path: Path) -> None:
 
 
 def _free(part: Part) -> Any:
-    """Batch and length of every input are free."""
+    """The dynamic shapes: batch and length of every input are free."""
     one = [{0: DYNAMIC, 1: DYNAMIC} for _ in part.inputs]
     return (tuple(one),) if _takes_all(part.module) else tuple(one)
 
@@ -101,7 +101,7 @@ def _takes_all(module: nn.Module) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter tells of itself: dozens of lines, none of which a user can act on."""
+    """Suppress the messages of torch's exporter: dozens of lines, none of which a user can act on."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-# A program is followed with an example, and holds for texts that are as long as what it looked for in that example.
+# Tokens of the example that a graph is traced with. A traced program may not hold for shorter texts, which are padded.
 LEAST = 16
 OPEN_PROGRAM = f"""def open_graph(path, threads):
     torch.set_num_threads(threads)
@@ -137,7 +137,14 @@ TARGETS = {
 
 
 def example_of(rows: int, tokens: int, types: bool, length: int = LEAST) -> dict[str, Tensor]:
-    """Inputs to follow a model with: their numbers do not matter, and neither dimension is 0 or 1, which are special."""
+    """Example inputs to trace a model with, int64 [rows, length] each.
+
+    Their values do not matter; neither dimension may be 0 or 1, sizes that exporters treat specially.
+
+    Args:
+        tokens: the size of the vocabulary.
+        types: whether the model reads `token_type_ids`.
+    """
     ids = torch.arange(rows * length).view(rows, length) % tokens
     mask = torch.ones_like(ids)
     mask[1:, length // 2 :] = 0

@@ -5,7 +5,7 @@ tokens [B, n], past [B, n - 1, C], source, attention_mask ──▶ step ──�
                  ▲                                                                    │
                  └──── the keys and values of the tokens before: `more` of each step ◀┘
 
-C = 2 x layers x hidden: a layer's keys, then its values. A step computes one token, whatever number were written before.
+C = 2 x layers x hidden: a layer's keys, then its values. A step computes one token, however many were written before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 from dtrain.errors import InputError
 from dtrain.export.graphs import Graph, Inputs, Part
 
-# Of a model's generation_config.json: what greedy decoding does not look at, or `settings` and the recipe say.
+# Keys of a model's generation_config.json that greedy decoding ignores, or that `settings` and the recipe decide.
 _WITHOUT_EFFECT = {
     "bos_token_id", "cache_implementation", "decoder_start_token_id", "do_sample", "early_stopping", "eos_token_id",
     "epsilon_cutoff", "eta_cutoff", "length_penalty", "max_length", "max_new_tokens", "min_p", "num_beams",
@@ -34,7 +34,7 @@ _FOLLOWED = {
 
 
 class Writing(Graph):
-    """Of Marian and BART, whose decoder layers are alike: attention to the past, to the source, and two products.
+    """The graphs of Marian and BART, whose decoder layers are alike: self-attention, cross-attention, two linear maps.
 
     Args:
         model: in eval mode.
@@ -53,7 +53,7 @@ class Writing(Graph):
         with torch.no_grad():
             (source,) = reading(*example.values())
         mask = example["attention_mask"]
-        written = mask.shape[1] - 2  # another length than the texts': the exporter must not take the two for one
+        written = mask.shape[1] - 2  # not the texts' length, which the exporter would take for the same dimension
         asked = {
             "tokens": example["input_ids"][:, :written] % self.model.lm_head.out_features,
             "past": source.new_zeros(len(mask), written - 1, source.shape[2]),
@@ -63,7 +63,7 @@ class Writing(Graph):
         return [Part(reading, example, ("source",)), Part(step, asked, ("logits", "more"))]
 
     def settings(self) -> dict[str, Any]:
-        """What `predict.py` begins and ends with, and what else the model's generation_config.json says of its tokens.
+        """With which tokens texts begin and end, and the other rules of the model's generation_config.json.
 
         Raises:
             InputError: that file asks for something that `predict.py` does not do.
@@ -89,12 +89,12 @@ class Writing(Graph):
             "start": rules.decoder_start_token_id,
             "ends": ends,
             "width": 2 * self.model.config.decoder_layers * self.model.config.d_model,
-            "first": rules.forced_bos_token_id,  # the first token, whatever is likeliest
-            "last": min(last) if last else None,  # the one at the end of the longest texts
+            "first": rules.forced_bos_token_id,  # the first token, whichever is the most probable
+            "last": min(last) if last else None,  # the last token of a text of the greatest length
             "never": sorted({token for [token] in words if token not in ends} | {*(rules.suppress_tokens or [])}),
-            # Tokens, the start included, before which no text ends.
+            # The smallest length of a text in tokens, the start included.
             "least": max(rules.min_length or 0, 1 + rules.min_new_tokens if rules.min_new_tokens else 0),
-            "unrepeated": rules.no_repeat_ngram_size or 0,  # so many tokens in a row stand in a text once
+            "unrepeated": rules.no_repeat_ngram_size or 0,  # n-grams of so many tokens occur in a text once
         }
 
 
@@ -103,7 +103,7 @@ def _numbers(found: int | list[int] | None) -> list[int]:
 
 
 class _Reading(nn.Module):
-    """The encoder, and of each decoder layer the keys and values of what it attends to."""
+    """The encoder, followed by the keys and values of each decoder layer's cross-attention: [B, L] -> [B, L, C]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -120,19 +120,20 @@ class _Reading(nn.Module):
 
 
 class _Step(nn.Module):
-    """The decoder on the last of the tokens [B, n], given the keys and values of those before."""
+    """The decoder for the last of the tokens [B, n], given the keys and values of the tokens before."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.decoder = model.get_decoder()
         self.head, self.bias = model.lm_head, model.final_logits_bias
-        # Marian scales outside of its table of tokens, BART inside; BART's positions begin at 2 and are normalised.
+        # Marian scales token embeddings outside of its table, BART inside. BART's positions begin at 2, and it normalises
+        # the sum of both embeddings.
         self.scale = float(getattr(self.decoder, "embed_scale", 1.0))
         self.offset = int(getattr(self.decoder.embed_positions, "offset", 0))
 
     def forward(self, tokens: Tensor, past: Tensor, source: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         decoder = self.decoder
-        # The number of tokens before, as a tensor: exporters follow shapes, and a table is looked up by numbers.
+        # The number of tokens before, as a tensor, since an exported graph can look up a table only by a tensor's values.
         place = torch.ones_like(past[:1, :, 0], dtype=torch.int64).sum(1) + self.offset
         states = decoder.embed_tokens(tokens[:, -1]) * self.scale + decoder.embed_positions.weight[place]
         if hasattr(decoder, "layernorm_embedding"):
@@ -155,13 +156,13 @@ class _Step(nn.Module):
 
 
 def _attention(layer: Any, states: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Tensor:
-    """Of one query a row.
+    """Multi-head attention with one query for each row.
 
     Args:
-        layer: the projections of the query and of the answer.
+        layer: the attention layer, with its projections of query and output.
         states: [B, H].
         keys, values: [B, n, H].
-        hidden: bool [B, 1, n], what is not attended to.
+        hidden: bool [B, 1, n], True where there is no attention.
 
     Returns:
         [B, H].

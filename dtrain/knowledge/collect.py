@@ -19,8 +19,9 @@ def model_options(model: nn.Module, outputs: Iterable[str]) -> dict[str, Any]:
 
 
 def pick(name: str, output: Any) -> Tensor:
-    """One kind of a model's output: float32 [B, width], or [B, N, T] for a kind with a vector a character; of sequences
-    [B, k, L], whose numbers float32 holds exactly.
+    """One kind of a model's output, float32 [B, width]; [B, N, T] for a kind with a vector for each character.
+
+    For sequences it is [B, k, L] of token numbers, which float32 holds exactly.
 
     Raises:
         InputError: the model has no such output.
@@ -32,9 +33,9 @@ def pick(name: str, output: Any) -> Tensor:
 
 
 def collector(layout: Layout) -> Callable[[Any], tuple[Tensor, ...]]:
-    """What to keep of a batch: a tensor for each of the layout's columns, in order.
+    """A function of a model's output of a batch that gives a tensor for each of the layout's columns, in order.
 
-    Where a column is ragged, int64 [B], the number of characters that the model saw in each row, comes last.
+    If a column is ragged, the number of characters that the model saw in each row, int64 [B], comes last.
     """
 
     def collect(output: Any) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
-"""What a knowledge store is on disk: the fingerprints it belongs to, its layout, its manifest.
+"""A knowledge store on disk: the fingerprints of what it was made from, its layout, its manifest.
 
 knowledge/<teacher>/
-    identity.json           the layout; written first, so that shards without a manifest are known
+    identity.json           the layout; written first, so that it is known what shards without a manifest are
     shard-00000.arrow ...   rows of fixed ranges, ordered by id: Arrow IPC, see shard.py
     manifest.json           the layout and every shard's range, bytes and sha256; written last
 """
@@ -33,7 +33,7 @@ from dtrain.runfolder import file_fingerprint, fingerprint
 FORMAT: Final = 2
 IDENTITY_FILE = "identity.json"
 MANIFEST_FILE = "manifest.json"
-# Where `shard_rows` is left to be chosen: rows of a shard, and how often a store is halved, so that it has 64 shards.
+# For `shard_rows: auto`: bounds of a shard's rows, and how often a store is halved at most (six times: 64 shards).
 SMALLEST, LARGEST, MOST_HALVINGS = 64, 4096, 6
 MAX_SHARD_BYTES = 64 * 2**20
 
@@ -68,12 +68,14 @@ OutputName = Annotated[str, AfterValidator(_stored)]
 
 
 class Output(_Record):
-    """One stored output: `shape` is [C] for logits, [H] for features, [None, T] for T tags a character, [None, V] for V
-    pieces of a vocabulary, [k, L] for k sequences of at most L tokens."""
+    """One stored output. `shape` is [C] for logits, [H] for features, [None, T] for T tags of each character, [None, V] for
+    a vocabulary of V at each token, [k, L] for k sequences of at most L tokens."""
 
     dtype: Literal["float16", "float32", "int32"]
     shape: Annotated[list[Positive | None], Field(min_length=1, max_length=2)]
-    top_k: Positive | None = None  # of logits, of each token's too: only the k largest are stored, and the rest as one
+    top_k: Positive | None = (
+        None  # of logits (of a row or a token) the k largest are stored, and the rest as one number
+    )
 
     @property
     def width(self) -> int:
@@ -81,7 +83,7 @@ class Output(_Record):
 
 
 class Column(NamedTuple):
-    """An array of a shard: `width` numbers a row, or, ragged, a character."""
+    """An array of a shard: `width` numbers for each row or, if ragged, for each character."""
 
     name: str
     dtype: np.dtype[Any]
@@ -90,7 +92,7 @@ class Column(NamedTuple):
 
     @property
     def item_bytes(self) -> int:
-        """Of a row, or, ragged, of a character."""
+        """The bytes of a row or, if ragged, of a character."""
         return self.width * self.dtype.itemsize
 
 
@@ -106,11 +108,11 @@ class Layout(_Record):
     unpadded: bool
     batch_tokens: Positive
     shard_rows: Positive
-    decoding: str | None = None  # how sequences were looked for
+    decoding: str | None = None  # the settings of the search for sequences
 
     @model_serializer(mode="wrap")
     def without_decoding(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A store without sequences says nothing of it: its bytes are what they were before there were any."""
+        """Leave `decoding` out for a store without sequences, whose bytes are so the same as before there were any."""
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if value is not None or key != "decoding"}
 
@@ -133,14 +135,14 @@ class Layout(_Record):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """In an order of their own, which a recipe's does not change."""
+        """In the order of their registration, whatever their order in the recipe."""
         return tuple(name for name in kind_names() if name in self.outputs)
 
     @property
     def columns(self) -> list[Column]:
         """What a shard holds beside the ids. Top-k logits are k values, descending, and the log-sum-exp of the rest,
-        with the k class numbers, or tokens, in a column of their own. Sequences lie one after another, and have their scores
-        in such a column."""
+        with the k class numbers, or tokens, in a column of their own. The k sequences of a row are stored one after another,
+        with their scores in a column of their own."""
         columns = []
         for name in self.output_names:
             output, ragged = self.outputs[name], find_kind(name).per_token
@@ -170,7 +172,7 @@ class Layout(_Record):
 
 
 class Shard(_Record):
-    """A shard as the manifest knows it."""
+    """The manifest's entry of a shard."""
 
     file: str
     first_row: Count
@@ -206,10 +208,11 @@ def new_layout(
     """A layout of at most `shard_rows` rows and about 64 MB a shard.
 
     Args:
-        widths: C, T or H of each output; of sequences how many, and their length.
-        top_k: of the logits; all of them are stored from C on, and of those of tokens where that takes no more room.
-        characters: int [rows], the vectors of each row, where an output is ragged.
-        decoding: how sequences were looked for.
+        widths: C, T or H of each output; for sequences their number and their length.
+        top_k: how many logits to store. All are stored if there are no more than that, and those of tokens also if all of
+            them take no more room.
+        characters: int [rows], how many vectors each row has, if an output is ragged.
+        decoding: the settings of the search for sequences.
     """
     outputs = {name: _output(name, width, dtype, top_k) for name, width in widths.items()}
     layout = Layout.model_validate(
@@ -236,7 +239,7 @@ def _output(name: str, width: int | tuple[int, int], dtype: str, top_k: int | No
     if isinstance(width, tuple):
         return {"dtype": "int32", "shape": list(width)}
     kind = find_kind(name)
-    # With the tokens k of the largest are 2 k + 1 numbers, and a reader knows them from all by there being fewer.
+    # The k largest with their tokens are 2 k + 1 numbers, which a reader tells from all logits by their smaller number.
     numbers = 0 if top_k is None else 2 * top_k + 1 if kind.per_token else top_k
     return {
         "dtype": dtype,
@@ -305,7 +308,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def damage(folder: Path) -> list[str]:
-    """What has changed in a store since it was finished, a line a file; empty for a whole one.
+    """What has changed in a store since it was finished, one line for each file; empty for an undamaged one.
 
     Compares every file's sha256, and needs neither torch nor Arrow, which take long to import.
     """
@@ -349,10 +352,11 @@ def _contradictions(manifest: Manifest) -> list[str]:
 def rows_of_shards(asked: int | str, rows: int) -> int:
     """Rows of a shard: what the recipe asks for, or with "auto" so many that there are 2, 4, 8, ... or 64 shards.
 
-    Ranks take shards from a queue, so a store of few shards leaves some of them idle: 800 rows in one shard of 4,096
-    made two ranks slower than one. Small shards pad more, as batches of like lengths are found within a shard: of news
-    titles in batches of 512 tokens 13 % in shards of 64 rows, 8 % of 128, 2 % of 834. So a shard has 64 rows or more where
-    there are that many, and 4,096 at most. The number depends on the rows alone, and so do the store's bytes.
+    Ranks take shards from a queue, so a store of few shards leaves some ranks idle: with 800 rows in one shard of 4,096, two
+    ranks were slower than one. Small shards need more padding, since batches of similar lengths are formed within a shard:
+    for news titles in batches of 512 tokens it was 13 % in shards of 64 rows, 8 % in shards of 128, 2 % in shards of 834. So
+    with "auto" a shard has 64 rows at least and 4,096 at most (a store of 64 to 127 rows still has two shards, and a smaller
+    one has one). The number depends on the number of rows alone, and so do the store's bytes.
     """
     if isinstance(asked, int):
         return asked

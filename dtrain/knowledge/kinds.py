@@ -1,13 +1,13 @@
-"""Kinds of output that a teacher may hand on: one registered line each.
+"""The kinds of output that students may learn from: each is one registered entry.
 
-The store, the losses' needs, the recipe's `knowledge.outputs` and precomputing follow from the registry. A kind from
-outside the package is one call of `register_kind`, and the losses that read it:
+The store, the needs of losses, the recipe's `knowledge.outputs` and the stage `precompute` follow from the registry. To add
+a kind from outside the package, call `register_kind`, and write losses that read it:
 
     register_kind(OutputKind("confidence", "classification", lambda output: output.logits.amax(1, keepdim=True)))
 
-Each kind names the task that it was made for; another kind of task may use it, too, and says so (`TaskRules.outputs`).
+Each kind names the task that it was made for; other kinds of task may list it, too (`TaskRules.outputs`).
 
-Recipes are checked with it, so this module imports nothing of the package and no torch.
+Recipes are checked with the registry, so this module imports nothing of the package and no torch.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def _no_options(model: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OutputKind:
-    """One kind of output. Losses ask for it by its name, of teachers by `teachers.` and its name.
+    """One kind of output. Losses ask for the student's by its name, and for the teachers' by `teachers.` and its name.
 
     Attributes:
-        name: the word in a recipe, and of the store's column.
-        task: the task whose losses may ask for it, as `tasks/rules.py` names it, beside those that share it; None: those
-            of every task.
-        pick: the tensor in a model's output, of any float type; None where the model has none.
-        per_token: a vector for each character of a row, or each token that it is to write, [B, N, T]; else one for each row, [B, width].
+        name: its name in recipes, and the name of the store's column.
+        task: the task whose losses may ask for it, as named in `tasks/rules.py`, beside the tasks that share it; None: every
+            task.
+        pick: gives the tensor in a model's output, of any float dtype; None if the model has none.
+        per_token: whether it is a vector for each character of a row, or for each token of its target, [B, N, T]; else it is
+            one for each row, [B, width].
         stored: whether the knowledge store may hold it (as float16 or float32; losses read float32).
-        top_k: whether the store may keep the k largest numbers of each row, or of each part of one, alone
-            (`knowledge.top_k`).
-        scores: of a kind that is texts which a model writes, the scores of its candidates, float [B, k], the best first;
-            `pick` then gives the candidates' tokens, int64 [B, k, L], -1 behind their ends.
-        options: the arguments that make a model return it.
-        inside: it is taken inside a model's transformer by `models/inside.py`, and not picked from what the model
-            returns. Such an output is asked for by `at_layer`, layer by layer, and is of one teacher at a time.
-        first_layer: for those inside: the first layer that has it; layer 0 is the embeddings' output.
-        last_layer: for those inside: the last layer that has it; None: the model's last.
+        top_k: whether the store may keep only the k largest numbers of each row, or of each token (`knowledge.top_k`).
+        scores: for a kind that is texts written by the model: gives the scores of its candidates, float [B, k], the best
+            first; `pick` then gives the candidates' tokens, int64 [B, k, L], with -1 after their ends.
+        options: gives the keyword arguments with which a model returns it.
+        inside: whether it is taken inside a model's transformer by `models/inside.py`, and not picked from what the model
+            returns. Such an output is asked for layer by layer (`at_layer`), and of one teacher at a time.
+        first_layer: for kinds inside a model: the first layer that has it; layer 0 is the embeddings' output.
+        last_layer: for kinds inside a model: the last layer that has it; None: the model's last.
     """
 
     name: str
@@ -74,11 +74,12 @@ def find_kind(name: str) -> OutputKind:
 
 
 def kind_names(task: str | None = None, shared: Sequence[str] = (), *, stored: bool = False) -> list[str]:
-    """Kinds of a task, or of all, in the order of their registration; the first of a task is its default.
+    """Names of the kinds of a task, or of all, in the order of their registration; the first of a task is its default.
 
     Args:
         task: a task's name, as its rules give it.
-        shared: names of kinds that it shares with other tasks (`TaskRules.outputs`); they come first.
+        shared: names of kinds of other tasks that it uses, too (`TaskRules.outputs`); they come first.
+        stored: leave out the kinds that a store cannot hold.
     """
     own = [kind.name for kind in _KINDS.values() if _is_of(kind, task) and kind.name not in shared]
     return [name for name in [*shared, *own] if find_kind(name).stored or not stored]
@@ -89,12 +90,12 @@ def _is_of(kind: OutputKind, task: str | None) -> bool:
 
 
 def is_inside(name: str) -> bool:
-    """Whether this is the name of a kind that is taken inside a model."""
+    """Whether `name` is that of a kind that is taken inside a model."""
     return name in _KINDS and _KINDS[name].inside
 
 
 def at_layer(kind: str, layer: int) -> str:
-    """By which name a kind from inside a model is asked for, and handed on: `hidden_states/3`."""
+    """The name of one layer's output of a kind inside a model, as `hidden_states/3`."""
     return f"{kind}/{layer}"
 
 
@@ -109,9 +110,9 @@ def _of_tagger(output: Any) -> bool:
 
 
 def _features(output: Any) -> Any:
-    """A model's own, or of a transformers classifier the last layer's state of the first token.
+    """A model's own features, or, for a classifier of transformers, the last layer's state of the first token.
 
-    The pooler's tanh has not flattened that state yet.
+    That is the state before the pooler, whose tanh would flatten it.
     """
     found = getattr(output, "features", None)
     states = getattr(output, "hidden_states", None)
@@ -119,7 +120,7 @@ def _features(output: Any) -> Any:
 
 
 def _with_states(model: Any) -> dict[str, Any]:
-    """Models of transformers return the states of their layers when asked; the package's own have features anyway."""
+    """Models of transformers return the states of their layers when asked to; those of dtrain always return features."""
     return {"output_hidden_states": True} if hasattr(getattr(model, "config", None), "output_hidden_states") else {}
 
 
@@ -129,11 +130,11 @@ register_kind(
 )
 # float [B, F]: the pooled vector that reaches the classifier
 register_kind(OutputKind("features", "classification", _features, options=_with_states))
-# float [B, N, T]: what a tagger's CRF or softmax decides by
+# float [B, N, T]: the scores of tags that a tagger's CRF or softmax reads
 register_kind(
     OutputKind("emissions", "tagging", lambda output: output.logits if _of_tagger(output) else None, per_token=True)
 )
-# float [B, N, T]: the probability of each tag of a character (a student's, while it trains, are their logarithms)
+# float [B, N, T]: the probability of each tag of a character (in training, a student gives their logarithms)
 register_kind(
     OutputKind(
         "marginals",
@@ -143,14 +144,14 @@ register_kind(
         options=lambda model: {"marginals": True},
     )
 )
-# float [B, N, F]: a tagger's features of each character, which its classifier is a linear map of
+# float [B, N, F]: a tagger's features of each character, which its linear classifier reads
 register_kind(
     OutputKind(
         "token_features", "tagging", lambda output: output.states if _of_tagger(output) else None, per_token=True
     )
 )
 
-# float [B, T, V]: an encoder-decoder's, of the T tokens of a target, each given those before it
+# float [B, T, V]: the logits of an encoder-decoder for the T tokens of a target, each given those before it
 register_kind(
     OutputKind(
         "token_logits",
@@ -162,7 +163,7 @@ register_kind(
     )
 )
 
-# int64 [B, k, L]: what an encoder-decoder writes by a beam, the k best, and the score of each
+# int64 [B, k, L]: the k best texts that an encoder-decoder finds by beam search, with the score of each
 register_kind(OutputKind("sequences", "seq2seq", lambda output: output.tokens, scores=lambda output: output.scores))
 
 # float [M, V]: scores over the vocabulary at the M masked positions of rows of plain text, computed beside the student
@@ -170,7 +171,7 @@ register_kind(OutputKind("vocabulary", "plain_text", lambda output: output.vocab
 
 
 # --- inside a transformer, computed beside the student and never stored ------------------------------
-# [B, N, ...] of the N tokens of the longest row; what stands at padded positions is finite and means nothing.
+# [B, N, ...] of the N tokens of the longest row; values at padded positions are finite and mean nothing.
 
 
 def _register_inside(name: str, first_layer: int = 1, last_layer: int | None = None) -> None:
@@ -191,11 +192,11 @@ def _register_inside(name: str, first_layer: int = 1, last_layer: int | None = N
 _register_inside("embeddings", first_layer=0, last_layer=0)
 # float [B, N, H]: the output of a layer; of layer 0 the embeddings
 _register_inside("hidden_states", first_layer=0)
-# float [B, heads, N, H / heads]: what a layer's attention reads
+# float [B, heads, N, H / heads]: the inputs of a layer's attention
 _register_inside("queries")
 _register_inside("keys")
 _register_inside("values")
 # float [B, heads, N, N]: q_i . k_j / sqrt(H / heads), before the softmax; NEZHA's with their relative term
 _register_inside("attention_scores")
-# float [B, N, H]: of a row's cross-entropy with its label, by the embeddings' output; of teachers alone
+# float [B, N, H]: the gradient of a row's cross-entropy with its label by the embeddings' output; only of teachers
 _register_inside("embedding_gradients", first_layer=0, last_layer=0)

@@ -1,4 +1,4 @@
-"""Reading teachers' outputs by row id, in any order, from memory-mapped shards."""
+"""Read teachers' outputs by row id, in any order, from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dtrain.knowledge.verify import check_identity, checked_shards
 
 
 class StoreReader:
-    """One teacher's store. Built by `open`; rows are copied from the page cache when they are asked for."""
+    """One teacher's store, made by `open`. Rows are copied from the page cache when they are asked for."""
 
     def __init__(self, path: Path, manifest: Manifest, shards: Sequence[Rows]) -> None:
         self.path = path
@@ -77,16 +77,16 @@ class StoreReader:
         Of a ragged column, the characters of all those rows one after another, [characters, T].
 
         Raises:
-            StoreError: an id that is not in the store, named; a column that is not stored.
+            StoreError: an id is not in the store (it is named), or the column is not stored.
         """
         self._check(column)
         return self._take(self._rows(ids), column)
 
     def read(self, kind: str, ids: np.ndarray) -> torch.Tensor:
-        """One kind of output of the rows `ids` [B], float32 [B, width]; of a kind with a vector a character [B, N, T].
+        """One kind of output of the rows `ids` [B], float32 [B, width]; [B, N, T] for a kind with one vector a character.
 
-        Of logits of tokens of which the k largest are stored, [B, N, 2 k + 1]: these, the log-sum-exp of the others, and
-        the k tokens.
+        Logits of tokens of which only the k largest are stored are [B, N, 2 k + 1]: these, the log-sum-exp of the others,
+        and the k tokens.
 
         Raises:
             StoreError: as `take`.
@@ -100,7 +100,7 @@ class StoreReader:
         return self.logits(ids) if kind == "logits" else torch.from_numpy(self.take(ids, kind)).float()
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
-        """float32 [B, C] of the rows `ids` [B]; from top-k, those whose softmax is what was stored (see `spread`)."""
+        """Logits of the rows `ids` [B], float32 [B, C]; where only the k largest are stored, by `spread`."""
         self._check("logits")
         rows = self._rows(ids)
         values = torch.from_numpy(self._take(rows, "logits")).float()
@@ -110,12 +110,12 @@ class StoreReader:
         return spread(values, torch.from_numpy(self._take(rows, "classes").astype(np.int64)), stored.width)
 
     def ragged(self, output: str, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Emissions, or marginals (probabilities), of the rows `ids` [B].
+        """A ragged output of the rows `ids` [B], as emissions or marginals (probabilities).
 
         Returns:
-            float32 [B, N, T] with zeros on the right, N the longest of these rows as the teacher saw them (one that
-            takes [CLS] and [SEP] may have seen two characters less of a long text than a student does); bool
-            [B, N], True for characters.
+            float32 [B, N, T], padded with zeros on the right, where N is the longest of these rows as the teacher read them
+            (a teacher that takes [CLS] and [SEP] may have read two characters less of a long text than a student does);
+            bool [B, N], True for characters.
 
         Raises:
             StoreError: as `take`.
@@ -129,7 +129,7 @@ class StoreReader:
         return padded, mask
 
     def candidates(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences of the rows `ids` [B], int32 [B, k, L], -1 behind their ends, and their scores, float32 [B, k].
+        """The sequences of the rows `ids` [B], int32 [B, k, L], with -1 after their ends, and their scores, float32 [B, k].
 
         Raises:
             StoreError: as `take`.
@@ -146,7 +146,7 @@ class StoreReader:
         return self._places(ids)[1]
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of `ids`, counted over the whole store."""
+        """The places of `ids` in the whole store; StoreError if one is not there."""
         rows, known = self._places(ids)
         if not known.all():
             raise StoreError(f"{self.path}: no row with id {np.asarray(ids)[~known][0]}")

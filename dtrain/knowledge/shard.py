@@ -1,9 +1,9 @@
-"""One shard: an Arrow IPC file of one record batch that says itself whose rows it holds.
+"""One shard: an Arrow IPC file of one record batch, which itself says to which store its rows belong.
 
-Columns: `id` int64, ascending; one vector a row as fixed_size_list<float16 or float32>[C], 8 + 2C bytes a row for
-logits in float16; and one vector a character as list<fixed_size_list[T]>, whose int32 offsets tell the rows apart.
+Columns: `id`, int64, ascending; one vector for each row as fixed_size_list<float16 or float32>[C], so that logits in float16
+take 8 + 2C bytes a row; and one vector for each character as list<fixed_size_list[T]>, whose int32 offsets separate the rows.
 The schema's metadata is a small JSON header with the store's fingerprints, the shard's number and a sha256 of
-the columns, itself under a checksum. So a shard can be trusted, or a wrong one named, without a manifest.
+the columns, itself under a checksum. So a shard can be verified, and a wrong one recognised, without a manifest.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _HEADER = b"dtrain"
 
 
 class ShardProblem(Exception):
-    """Why a shard file is not the wanted one, as words that follow the file's name."""
+    """Why a shard file cannot be used; its message is to follow the file's name."""
 
 
 class ForeignShard(ShardProblem):
-    """A whole shard, but of another store or another number."""
+    """An undamaged shard, but of another store or with another number."""
 
 
 class Rows(NamedTuple):
-    """A shard's arrays; of one that was read, read-only views into the mapped file.
+    """A shard's arrays; those of a shard that was read are read-only views of the memory-mapped file.
 
-    `values` has, by name of column, [N, width], or, ragged, [offsets[N], width] with the characters of row i at
+    `values` has by column name [N, width], or, if ragged, [offsets[N], width] with the characters of row i at
     offsets[i] : offsets[i + 1].
     """
 
@@ -43,13 +43,13 @@ class Rows(NamedTuple):
 
 
 def rows_with(marked: np.ndarray, offsets: np.ndarray | None) -> np.ndarray:
-    """Numbers of the rows, ascending, that are marked (bool [N]) or, with `offsets`, hold a marked character."""
+    """The rows, int64, ascending, that are marked (bool [N]) or, with `offsets`, have a marked character."""
     places = np.flatnonzero(marked)
     return places if offsets is None else np.unique(np.searchsorted(offsets, places, side="right") - 1)
 
 
 def write_shard(folder: Path, number: int, layout: Layout, rows: Rows) -> None:
-    """Write the rows of shard `number` aside, flush, and rename.
+    """Write the rows of shard `number` under a temporary name, flush, and rename.
 
     Args:
         rows: those of the shard's range, with the layout's columns.
@@ -75,13 +75,13 @@ def write_shard(folder: Path, number: int, layout: Layout, rows: Rows) -> None:
 
 
 def read_shard(folder: Path, number: int, layout: Layout, *, contents: bool) -> Rows:
-    """Map shard `number` into memory and check that it is what `layout` wants there.
+    """Map shard `number` into memory and check that it is the one that `layout` asks for.
 
     Args:
         contents: also compare the checksum of the columns, which reads every byte.
 
     Raises:
-        ForeignShard: whole, but of another store or another number.
+        ForeignShard: undamaged, but of another store or with another number.
         ShardProblem: missing, unreadable, of another shape, or (with `contents`) damaged.
     """
     path = folder / shard_name(number)

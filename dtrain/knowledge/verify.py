@@ -1,4 +1,4 @@
-"""Is a store whole? The checks behind opening one and behind `dtrain check --store`."""
+"""Verify a store: the checks behind opening one and behind `dtrain check --store`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def verify(path: Path, expect: Identity | None = None, ids: np.ndarray | None = 
     """Check every byte of the store in `path`: checksums, every id once, finite values.
 
     Args:
-        expect: what it must have been made from.
+        expect: the fingerprints of what it must have been made from.
         ids: int64 [rows], ascending: the ids that it must have.
 
     Raises:
-        StoreError: one problem a line.
+        StoreError: one line for each problem.
     """
     manifest = read_manifest(path)
     check_identity(path, manifest, expect)
@@ -68,7 +68,7 @@ def checked_shards(path: Path, manifest: Manifest, *, checksums: bool) -> list[R
         checksums: compare the sha256 of every file; without, sizes, headers, row counts and ids only.
 
     Raises:
-        StoreError: one problem a line, each with the file and the reason.
+        StoreError: one line for each problem, with the file and the reason.
     """
     problems = [
         f"{path / name}: is not in the manifest"
@@ -93,7 +93,7 @@ def _checked_shard(path: Path, number: int, manifest: Manifest, checksums: bool)
     try:
         rows: Rows | ShardProblem = read_shard(path, number, manifest, contents=False)
     except ForeignShard:
-        raise  # whose it is tells the user more than its size does
+        raise  # the store that it belongs to tells the user more than its size
     except ShardProblem as problem:
         rows = problem
     size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""Writing a store: shards in any order, by any number of processes, in any number of attempts."""
+"""Write a store: shards in any order, by any number of processes, in any number of attempts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _SHOWN = 10
 
 
 class StoreWriter:
-    """One store being filled.
+    """One store that is being filled.
 
     Args:
         path: the store's folder.
-        layout: what it shall be.
+        layout: the layout that it is to have.
         ids: int64 [rows], ascending: the id of every row.
     """
 
@@ -46,11 +46,11 @@ class StoreWriter:
         self.ids = ids
 
     def prepare(self) -> int:
-        """Make the folder ready and return how many whole shards of an earlier attempt it keeps.
+        """Make the folder ready and return how many undamaged shards of an earlier attempt it keeps.
 
-        One process calls it before any writes. Shards are kept only where the folder was begun for this
-        very layout, and each only after its rows were read and compared with its checksum, and the file with the
-        manifest's if the store was finished once.
+        One process calls it before any process writes. Shards are kept only if the folder was begun for exactly this
+        layout. The rows of each must match the shard's own checksum and, if the store was finished once, the file must
+        match the manifest's.
         """
         if self._begun_for() != self.layout:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -75,7 +75,7 @@ class StoreWriter:
         return kept
 
     def _stated(self) -> dict[str, str]:
-        """The sha256 of each file by the manifest; empty where there is none that can be trusted."""
+        """The sha256 of each file as the manifest states it; empty if there is no valid manifest."""
         try:
             return {shard.file: shard.sha256 for shard in read_manifest(self.path).shards}
         except StoreError:
@@ -88,9 +88,9 @@ class StoreWriter:
         """Publish the rows of one shard.
 
         Args:
-            columns: by name the layout's columns, on any device, in id order: [N, width], or, ragged,
+            columns: the layout's columns by name, on any device, in id order: [N, width], or, if ragged,
                 [characters of all rows, width]. Floats may be of any float dtype.
-            lengths: int [N], the characters of each row, where a column is ragged.
+            lengths: int [N], the characters of each row, if a column is ragged.
 
         Raises:
             DtrainError: NaN or infinity, or a value beyond the stored dtype, naming the first row ids;
@@ -102,7 +102,7 @@ class StoreWriter:
         stored = {}
         for column in self.layout.columns:
             values = columns[column.name].cpu().numpy()
-            with np.errstate(over="ignore"):  # what becomes infinite is refused with its row
+            with np.errstate(over="ignore"):  # a value that becomes infinite is refused below
                 stored[column.name] = values.astype(column.dtype)
             bad = ~np.isfinite(stored[column.name]).all(axis=1)
             wrong = rows_with(bad, offsets if column.ragged else None)

@@ -6,6 +6,7 @@
              or pairs.py: what pairs of two texts are made of -> pairs-<length>/
     rows -> masking.py: a new mask each epoch, a function of (seed, epoch, row) -> task.py -> training.loop.fit
 
-What is on disk under `<run>/data/corpus/`: `tokenizer/`, `tokens/` (documents as Arrow), `corpus.json`, and
-`rows-<length>/<train or held_out>/` (`pairs-<length>/`); under `<run>/pretrain/`: `phase-1/`, `phase-2/`, ..., ordinary model folders.
+On disk there are, under `<run>/data/corpus/`, `tokenizer/`, `tokens/` (documents as Arrow), `corpus.json`, and
+`rows-<length>/<train or held_out>/` (or `pairs-<length>/`); and under `<run>/pretrain/` the ordinary model folders
+`phase-1/`, `phase-2/`, ...
 """

@@ -24,11 +24,11 @@ from dtrain.recipe.schema import Recipe
 KEY = "pretrain.corpus"
 FOLDER = "corpus"  # the folder under `data/` of the text that `pretrain` reads
 PLAIN = (".txt", ".text")
-IN_FOLDERS = (*PLAIN, ".jsonl")  # what is read of a folder where no format is named
+IN_FOLDERS = (*PLAIN, ".jsonl")  # the files of a folder that are read if no format is named
 
 
 def corpus_files(spec: CorpusSpec) -> list[tuple[CorpusSource, Source]]:
-    """Every file of the corpus with its format settled, folders opened, in the order of the recipe.
+    """Every file of the corpus with its format, also those in folders, in the order of the recipe.
 
     Raises:
         InputError: naming the key, where a file is missing, empty or of no known format.
@@ -81,7 +81,7 @@ def _format_of(source: CorpusSource, path: Path) -> str:
 
 
 def read_documents(spec: CorpusSpec, problems: Problems) -> Iterator[str]:
-    """Raw documents, their lines parted by a line feed; what is wrong with a line becomes a problem."""
+    """Raw documents, whose lines are separated by line feeds; what is wrong with a line is added to `problems`."""
     for source, file in [found for found in corpus_files(spec) for _ in range(found[0].repeat)]:
         if file.format == "lines":
             yield from _plain_documents(file, source.documents == "line", problems)
@@ -111,7 +111,7 @@ def check_corpus(recipe: Recipe, prepared: Callable[[], bool] = lambda: False) -
     """Check the files and the model that the section names, and every line of the text unless it is prepared already.
 
     Args:
-        prepared: asked once the files are known to be there.
+        prepared: tells whether the text is prepared; called once the files are known to be there.
 
     Raises:
         InputError: with every problem.
@@ -148,9 +148,9 @@ def check_corpus(recipe: Recipe, prepared: Callable[[], bool] = lambda: False) -
 
 
 def _check_continued(spec: Pretrain) -> None:
-    """A model folder to go on from must be of the type that is asked for, and have room for every phase."""
+    """Raise InputError if a model folder to go on from is of another type, or has too few positions for a phase."""
     path = Path(spec.model.pretrained or "") / "config.json"
-    if not spec.model.pretrained or not path.is_file():  # a hub name is known when it is loaded
+    if not spec.model.pretrained or not path.is_file():  # a hub model is checked when it is loaded
         return
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -168,9 +168,9 @@ def _check_continued(spec: Pretrain) -> None:
 
 
 class DocumentNormalizer:
-    """Calls as `normalizer(text) -> (text, lines left out)`: each line normalised, without excluded and empty ones.
+    """Called as `normalizer(text) -> (text, lines left out)`: each line normalised, without excluded and empty ones.
 
-    A document that is excluded as a whole (its lines, or those that are left of it, as one text) becomes empty.
+    A document becomes empty if it is excluded as a whole: its lines, or those left of it, joined to one text.
     """
 
     def __init__(self, normalizer: Normalizer, excluded: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""What may not be pre-trained on: every text of validation and test rows, whatever the format of their files."""
+"""Texts that must not be pre-trained on: those of validation and test rows, whatever the format of their files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ LINE_END = re.compile(r"\r\n|[\r\n]")
 
 
 def excluded_sources(recipe: Recipe) -> list[Source]:
-    """Those of `pretrain.corpus.exclude`, and the recipe's own validation and test files.
+    """The files of `pretrain.corpus.exclude`, and the recipe's own validation and test files.
 
     Raises:
-        InputError: where one is missing or empty; nothing of them is read.
+        InputError: a file is missing or empty; what is in the files is not looked at.
     """
     assert recipe.pretrain is not None
     found: list[Source] = []
@@ -65,7 +65,7 @@ def excluded_texts(recipe: Recipe, normalizer: Normalizer) -> set[str]:
     loss. Each line of a text of several lines is excluded, too.
 
     Raises:
-        InputError: where a source cannot be read or holds no text: its rows could get into the corpus unnoticed.
+        InputError: a source cannot be read or holds no text, so that its rows could get into the corpus unnoticed.
     """
     problems = Problems()
     found: set[str] = set()
@@ -92,7 +92,7 @@ def _both(rows: Rows) -> Iterator[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines end at a line feed, a carriage return or both; U+2028 and its kin are text."""
+    """The lines of a text: they end at a line feed, a carriage return or both. U+2028 and similar characters are text."""
     return LINE_END.split(text)
 
 
@@ -110,7 +110,7 @@ def _texts_of(source: Source, problems: Problems) -> Iterator[str]:
 
 
 def _json_texts(source: Source, problems: Problems) -> Iterator[str]:
-    """Of one JSON value, however it is laid out, or of one a line."""
+    """The texts of a file that is one JSON value, however it is laid out, or that has one JSON value on each line."""
     with contextlib.suppress(ValueError, RecursionError):
         yield from _strings(json.loads(source.path.read_text(encoding="utf-8-sig")))
         return
@@ -119,8 +119,11 @@ def _json_texts(source: Source, problems: Problems) -> Iterator[str]:
 
 
 def _line_texts(source: Source, problems: Problems) -> Iterator[str]:
-    """Lines, what lies between their tabs, texts of a line's JSON object; and of blocks between blank lines, which
-    may be documents or a tagger's sentences, the lines and each column as one text."""
+    """The texts of a file of lines: each line, its columns between tabs, and the texts of a JSON object on it.
+
+    A block between blank lines may be a document or a tagger's sentence, so its lines, and each of its columns, are also
+    joined to one text.
+    """
     block: list[str] = []
     blocks = source.format == "conll"
     for _, line in numbered_lines(source.path, source.name, problems, source.encoding):
@@ -147,7 +150,7 @@ def _block_texts(lines: list[str]) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in a value of JSON; a list of texts as one, too, as token by token is how taggers' files hold them."""
+    """Every text in a JSON value. Lists of texts are also joined to one, as files for taggers hold a text token by token."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Work on a corpus in pieces that are kept as soon as they are made: a stop or a crash loses the one under way."""
+"""Work on a corpus in pieces, each of which is kept once it is made: a stop or a crash loses only the current one."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ PIECE_BYTES = 16 << 20  # of text for each worker: half a minute of cutting it i
 
 
 class Pieces:
-    """A folder of finished pieces, beside what they are for; as a context, kept only where a rerun can use it.
+    """A folder of finished pieces, beside the folder that is made of them.
 
-    Its name holds the identity of what they are made from, and those of another identity are removed.
+    At the end of the context it is removed unless a rerun can use it. Its name contains the identity of what the pieces are
+    made from, and folders of another identity are removed.
     """
 
     def __init__(self, final: Path, identity: str, stop: StopRequest | None) -> None:
-        """`stop`: heard on this rank alone, before each piece, since the others wait for it."""
+        """`stop`: asked before each piece, on this rank alone, since the other ranks wait for it."""
         self.root = final.with_name(f"{final.name}-{identity[:12]}{SUFFIX}")
         self.identity = identity
         self.stop = stop
@@ -45,9 +46,10 @@ class Pieces:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def make(self, name: str, fill: Callable[[Path], None], *inputs: Any) -> Path:
-        """The folder `name`, which `fill` fills unless it is there, complete and for these inputs.
+        """The folder `name`; `fill` fills it unless it is already complete for these inputs.
 
-        Raises Stopped, if asked to.
+        Raises:
+            Stopped: a stop was requested.
         """
         folder, identity = self.root / name, fingerprint(self.identity, name, *inputs)
         if not is_done(folder, identity):
@@ -67,12 +69,13 @@ class Pieces:
         *,
         column: str,
     ) -> datasets.Dataset:
-        """`map_rows` over `rows`, as many at a time as keep the workers busy for a while.
+        """Apply `map_rows` to `rows`, as many at a time as keep the workers busy for a while.
 
         Args:
-            column: of text, which the work is measured by.
+            column: the column of text by whose bytes the rows are divided.
 
-        Raises Stopped, if asked to.
+        Raises:
+            Stopped: a stop was requested.
         """
         done = []
         for first, last in _bounds(rows, column, PIECE_BYTES * worker_count(data)):
@@ -87,14 +90,14 @@ class Pieces:
 
 
 def remove_pieces(final: Path, *, but: Path | None = None) -> None:
-    """Remove what was kept for `final`, which is made or to be made from something else."""
+    """Remove the pieces for the folder `final`, which is made, or is to be made from something else; keep `but`."""
     for old in final.parent.glob(f"{final.name}-*{SUFFIX}"):
         if old != but:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def _bounds(rows: datasets.Dataset, column: str, limit: int) -> Iterator[tuple[int, int]]:
-    """Where stretches of about `limit` bytes of text begin and end."""
+    """The first row and the end of each stretch of about `limit` bytes of text."""
     batches = rows.select_columns([column]).with_format("arrow").iter(1000)
     sizes = np.concatenate([pc.binary_length(batch.column(column)).to_numpy() for batch in batches])
     cuts = np.flatnonzero(np.diff(sizes.cumsum(dtype=np.int64) // limit)) + 1
@@ -102,7 +105,7 @@ def _bounds(rows: datasets.Dataset, column: str, limit: int) -> Iterator[tuple[i
 
 
 def hear(stop: StopRequest | None) -> None:
-    """Raises Stopped where someone asked for it."""
+    """Raise Stopped if a stop was requested."""
     if stop is not None and stop.here():
         raise Stopped(
             f"pretrain: stopped on request ({stop.reason}) while the text was prepared; the same command continues"

@@ -1,6 +1,6 @@
-"""The plain text of students' phases: that of `corpus` or of `pretrain`, as a student's tokenizer reads it.
+"""The plain text of students' phases: that of the section `corpus` or `pretrain`, as a student's tokenizer reads it.
 
-A text that pre-training has read with the same tokenizer is not read again, only cut into rows of other lengths.
+A text that pre-training has read with the same tokenizer is not read again, but only cut into rows of other lengths.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class PlainText:
     """A text as one tokenizer reads it.
 
     Attributes:
-        recipe: its section `pretrain` stands for the text, with a phase for each length of rows.
-        name: of the folder under `data/`.
-        shared: whether it is pre-training's own.
+        recipe: a recipe whose section `pretrain` describes the text, with a phase for each length of rows.
+        name: the name of its folder under `data/`.
+        shared: whether it is the text that pre-training has read, with the same tokenizer.
     """
 
     recipe: Recipe
@@ -38,7 +38,7 @@ class PlainText:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """A region whose errors name the section that the text is from."""
+        """Within this context, InputErrors name the section of the recipe that the text is from."""
         try:
             yield
         except InputError as error:
@@ -48,7 +48,7 @@ class PlainText:
 
 
 def plain_text_of(recipe: Recipe, student: Student) -> PlainText | None:
-    """The text that a student's phases read; None where none of them reads any."""
+    """The plain text that a student's phases read; None if none of them reads any."""
     lengths = {phase.max_length: None for phase in student.phases or [] if phase.on_plain_text and phase.max_length}
     if not lengths:
         return None

@@ -1,7 +1,7 @@
 """From the corpus's files to packed rows under `<run>/data/corpus/`: read, checked, tokenised and packed once.
 
-The main rank works, the others wait; normalising and tokenising go over worker processes where there is much to do,
-and what is done of them outlives a stop.
+The main rank works, the others wait; worker processes normalise and tokenise where there is much to do, and the finished
+part of that work survives a stop.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PARTS = ("train", "held_out")
 RAW = "raw.arrow"
 STRETCH = 20_000  # documents that are packed at a time
 STRETCH_TOKENS = 1 << 26  # and fewer documents where they are long
-DOCUMENT_CHARACTERS = 1 << 28  # so that its UTF-8 and a batch's fit in Arrow's 2 GiB
-WRITE_EVERY, WRITE_CHARACTERS = 1000, 1 << 26  # raw documents, or characters of them, a batch of the Arrow file
+DOCUMENT_CHARACTERS = 1 << 28  # at most, so that a document, and a batch of them, fits in Arrow's 2 GiB as UTF-8
+WRITE_EVERY, WRITE_CHARACTERS = 1000, 1 << 26  # raw documents, or characters, in a batch of the Arrow file
 
 TEXTS = datasets.Features(
     {"text": datasets.Value("string"), "lines_out": datasets.Value("int32"), "share": datasets.Value("float64")}
@@ -69,16 +69,16 @@ def prepare_corpus(
     name: str = FOLDER,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> None:
-    """Tokens and, for the length of every phase, packed rows, unless they are there for these very inputs.
+    """Write tokens and, for the length of every phase, packed rows, unless they are complete for exactly these inputs.
 
     Args:
-        stop: heard on this rank alone, since the others wait for it.
-        name: of its folder under `data/`.
-        tokenizer: what reads the text; None: the one that `pretrain.model` brings, or a new one.
+        stop: asked on this rank alone, since the other ranks wait for it.
+        name: the name of the corpus's folder under `data/`.
+        tokenizer: the one that reads the text; None: the one that `pretrain.model` brings, or a new one.
 
     Raises:
-        InputError: for files that are not what the recipe says, or too little text to fill a row; tokens stay then.
-        Stopped: asked to stop; what is done stays.
+        InputError: files are not what the recipe says, or there is too little text to fill a row; tokens are kept then.
+        Stopped: a stop was requested; finished work is kept.
     """
     spec = recipe.pretrain
     assert spec is not None
@@ -89,7 +89,7 @@ def prepare_corpus(
     missing = [length for length in lengths if not is_done(rows_folder(folder, spec, length, name), identity)]
     there = is_done(corpus, identity)
     if there:
-        remove_pieces(corpus)  # of a run that was killed just before it did so
+        remove_pieces(corpus)  # left by a run that was killed before it removed them
         if not missing:
             return
     given = tokenizer or _given_tokenizer(recipe, spec)
@@ -112,12 +112,12 @@ def prepare_corpus(
 
 
 def corpus_tokenizer(folder: RunFolder, name: str = FOLDER) -> Path:
-    """Where the tokenizer is that the corpus was tokenised with."""
+    """The folder of the tokenizer with which the corpus was tokenised."""
     return folder.data / name / "tokenizer"
 
 
 def rows_folder(folder: RunFolder, spec: Pretrain, length: int, name: str = FOLDER) -> Path:
-    """Where the rows of a phase are; pairs beside rows of single texts, so that one corpus serves both."""
+    """The folder of a phase's rows. Pairs have another one than rows of single texts, so that one corpus serves both."""
     return folder.data / name / f"{'pairs' if spec.next_sentence else 'rows'}-{length}"
 
 
@@ -146,7 +146,7 @@ def _given_tokenizer(recipe: Recipe, spec: Pretrain) -> PreTrainedTokenizerFast 
 def _write_tokens(
     recipe: Recipe, spec: Pretrain, given: PreTrainedTokenizerFast | None, pieces: Pieces, folder: Path
 ) -> None:
-    """`tokenizer/`, `tokens/` and `corpus.json`."""
+    """Write `tokenizer/`, `tokens/` and `corpus.json`."""
     data = recipe.views()[0].data  # tasks agree on how texts are normalised
     normalizer = Normalizer(data.normalize)
     excluded = excluded_texts(recipe, normalizer)
@@ -167,7 +167,7 @@ def _write_tokens(
             f"{KEY}.sources: {len(different)} different document(s) left; training and perplexity need 2 "
             "(in plain text a blank line ends one; with `documents: line` every line is one)"
         )
-    # Documents with the same text are drawn alike, so that none is both held out and trained on.
+    # Documents with the same text have the same share, so that none is both held out and trained on.
     wanted = round(spec.corpus.held_out * len(different))
     bound = different[min(max(1, wanted), len(different) - 1) - 1]
     held_out = share <= bound
@@ -180,7 +180,7 @@ def _write_tokens(
         words = pieces.map("words", training, count_words, WORDS, data, column="text")
 
     def write_tokenizer(aside: Path) -> None:
-        """The one that is given, or one trained on the text that is not held out."""
+        """Save the given tokenizer, or one made from the text that is not held out."""
         made = given or tokenizer_of_words(spec.model, _summed(words), lower)
         if len(made) == len(made.all_special_ids):
             raise InputError(f"{KEY}.sources: too little text for a vocabulary (no character comes twice)")
@@ -189,7 +189,7 @@ def _write_tokens(
     saved = pieces.make("tokenizer", write_tokenizer)
     shutil.copytree(saved, folder / "tokenizer", ignore=shutil.ignore_patterns(DONE))
     tokenizer = given or load_tokenizer(saved)
-    segmenter(spec.corpus.dictionary, data.normalize)  # here, so that forked workers have it
+    segmenter(spec.corpus.dictionary, data.normalize)  # made here, so that forked workers have it
     flagger = TokenFlagger(tokenizer, spec.corpus.dictionary, data.normalize)
     encode = _EncodeBatch(flagger, float(bound), excluded)
     tokens = pieces.map("tokens", texts, encode, TOKENS, data, column="text")
@@ -212,9 +212,11 @@ def _write_tokens(
 
 
 def _write_raw(spec: Pretrain, stop: StopRequest | None, folder: Path) -> None:
-    """The documents as they are in the user's files, in one Arrow file.
+    """Write the documents, as they are in the user's files, into one Arrow file.
 
-    Raises InputError where something is wrong with the files, and Stopped, if asked to.
+    Raises:
+        InputError: something is wrong with the files.
+        Stopped: a stop was requested.
     """
     problems = Problems()
     schema = pa.schema({"raw": pa.string()})
@@ -240,7 +242,7 @@ def _write_raw(spec: Pretrain, stop: StopRequest | None, folder: Path) -> None:
 
 
 class _NormalizeBatch:
-    """Adds to each text a number in [0, 1) that follows from it and the seed, 1 where nothing of it is left."""
+    """Normalises texts and gives each a number in [0, 1) that depends on it and the seed; 1 if nothing of it is left."""
 
     def __init__(self, normalizer: DocumentNormalizer, seed: int) -> None:
         self.normalizer, self.salt = normalizer, seed.to_bytes(8, "little")
@@ -277,7 +279,7 @@ class _CountBatch:
 
 
 class _EncodeBatch:
-    """Reads what is to be trained on once more: no line and no document may be an excluded text."""
+    """Tokenises texts, after checking once more that no line and no document is an excluded text."""
 
     def __init__(self, flagger: TokenFlagger, bound: float, excluded: set[str]) -> None:
         self.flagger, self.bound, self.excluded = flagger, bound, excluded
@@ -296,7 +298,7 @@ class _EncodeBatch:
 def _write_packed(
     corpus: Path, length: int, pairs: bool, stop: StopRequest | None, folder: Path
 ) -> tuple[dict[str, int], int]:
-    """Rows of each part, and how many more could not be pairs."""
+    """Write the rows of each part; returns how many there are by part, and how many more could not be made into pairs."""
     tokenizer = load_tokenizer(corpus / "tokenizer")
     tokens = datasets.load_from_disk(corpus / "tokens")
     held_out = tokens.data.column("held_out").to_numpy()
@@ -337,7 +339,7 @@ def _stretches(tokens: datasets.Dataset, index: np.ndarray, stop: StopRequest | 
 
 
 def _unknown(tokens: datasets.Dataset) -> np.ndarray:
-    """Of each document the tokens in words that the vocabulary lacks a piece of, int [documents]."""
+    """For each document, how many of its tokens are in words with an unknown token, int [documents]."""
     found = [np.zeros(0, np.int64)]
     for table in tokens.select_columns(["flags"]).with_format("arrow").iter(STRETCH):
         lists = table.column("flags").combine_chunks()
@@ -347,6 +349,6 @@ def _unknown(tokens: datasets.Dataset) -> np.ndarray:
 
 
 def _lengths(tokens: datasets.Dataset) -> np.ndarray:
-    """Tokens of each document; not by joining the column, whose offsets have 32 bits."""
+    """The number of tokens of each document, int [documents]. Offsets of the joined column might not fit in 32 bits."""
     chunks = tokens.data.column("tokens").chunks
     return np.concatenate([np.zeros(0, np.int64), *(pc.list_value_length(chunk).to_numpy(False) for chunk in chunks)])

@@ -1,4 +1,4 @@
-"""Words of a text by jieba, and which of a tokenizer's tokens begin one: worked out once, when a corpus is prepared."""
+"""Cut texts into words by jieba, and mark the tokens that begin a word: done once, when a corpus is prepared."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
 
 @cache
 def own_words() -> jieba.Tokenizer:
-    """jieba with its own dictionary, which takes a second to count; others begin with copies of it."""
+    """jieba with its own dictionary, which takes a second to read; other segmenters begin with copies of it."""
     import jieba
 
     tokenizer = jieba.Tokenizer()
-    # What `initialize` does but for its cache: that is a file in a folder which all users share, read unchecked.
+    # As jieba's `initialize`, but without its cache: a file in a folder that all users share, which it reads unchecked.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     return tokenizer
@@ -42,10 +42,10 @@ def own_words() -> jieba.Tokenizer:
 
 @cache
 def segmenter(dictionary: str | None, normalization: Normalization | None = None) -> jieba.Tokenizer:
-    """jieba with its own dictionary and the user's words, normalised as the text is. One a process; made before
-    workers are forked."""
+    """jieba with its own dictionary and the user's words, normalised as the text is. A process has one, made before it
+    forks workers."""
     tokenizer = copy.copy(own_words())
-    tokenizer.FREQ, tokenizer.user_word_tag_tab = dict(tokenizer.FREQ), {}  # what takes up the user's words
+    tokenizer.FREQ, tokenizer.user_word_tag_tab = dict(tokenizer.FREQ), {}  # these take up the user's words
     if dictionary is not None:
         normalizer = Normalizer(normalization) if normalization else str
         for _, line in numbered_lines(resolve_path(dictionary), dictionary, Problems()):
@@ -77,11 +77,12 @@ def sentence_of_character(text: str) -> np.ndarray:
 
 
 class TokenFlagger:
-    """Calls as `flagger(texts) -> (ids, flags)`: a document's token ids without special ones, and what they begin.
+    """Called as `flagger(texts) -> (ids, flags)`: a document's token ids without special ones, and flags of each token.
 
-    A token begins a word where jieba's word and the tokenizer's own (the letters between blanks, a single Chinese
-    character) both change: so neither the characters of a Chinese word nor the pieces of an English one come apart.
-    What a text says of special tokens, such as `[MASK]`, is text.
+    The flags tell which tokens begin a word or a sentence, and which are in a word with an unknown token. A token begins a
+    word where jieba's word and the tokenizer's own (the letters between blanks, a single Chinese character) both change: so
+    neither the characters of a Chinese word nor the pieces of an English one are separated. Special tokens that a text
+    spells out, such as `[MASK]`, are read as ordinary text.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class TokenFlagger:
         self.normalization = normalization
 
     def __call__(self, texts: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of each text: int32 [tokens] and uint8 [tokens]."""
+        """For each text int32 [tokens] and uint8 [tokens]."""
         ids: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in texts]
         flags: list[list[np.ndarray]] = [[np.zeros(0, np.uint8)] for _ in texts]
         for number, text, encoding in self._encoded(texts):
@@ -123,7 +124,7 @@ class TokenFlagger:
         return (new[0] * WORD + new[1] * SENTENCE + unknown * UNKNOWN).astype(np.uint8)
 
     def _encoded(self, texts: list[str]) -> Iterator[tuple[int, str, Encoding]]:
-        """Sections in order, each with the number of its text."""
+        """The sections of all texts in order: the number of the text, the section, and its encoding."""
         parts = [(number, part) for number, text in enumerate(texts) for part in sections(text, ENCODE_CHARACTERS)]
         stretch = np.cumsum([len(part) for _, part in parts]) // ENCODE_CHARACTERS
         for some in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(stretch)) + 1):

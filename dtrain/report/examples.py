@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Piece(NamedTuple):
-    """Some characters of a text: an entity of type number `color` in the model's list, or what is between entities."""
+    """A piece of a text: an entity, with `color` the number of its type in the model's list, or text between entities."""
 
     text: str
     type: str | None = None
@@ -27,7 +27,7 @@ def bracketed(text: str, spans: Sequence[Sequence[Any]]) -> str:
 
 
 def marked(example: dict[str, Any], types: Sequence[str]) -> dict[str, list[Piece]]:
-    """`gold` and `predicted` pieces of an example of `evaluation.json`."""
+    """The pieces of an example of `evaluation.json`, by `gold` and `predicted`."""
     agreed = {tuple(span) for span in example["gold"]} & {tuple(span) for span in example["predicted"]}
     return {key: pieces(example["text"], example[key], types, agreed) for key in ("gold", "predicted")}
 

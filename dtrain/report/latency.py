@@ -25,10 +25,10 @@ from dtrain.data import EncodedSplit
 
 ROWS = 256
 REPEATS = 5
-# Of the slowest model in a repeat: fewer rows are timed where it would take longer. One batch may be longer than this; then
-# there are fewer repeats, at least two, as soon as they have taken as long as five of the usual length.
+# Of the slowest model in one repeat: fewer rows are timed if it would take longer. If one batch takes longer than this, there
+# are fewer repeats: as many as take as long as five of the usual length, but two at least.
 PASS_SECONDS = 0.2
-CALLS_OF_P99 = 100  # below, the slowest call would pass for what 1 in 100 takes longer than
+CALLS_OF_P99 = 100  # at least; of fewer calls the 99th percentile would be about the slowest one
 
 
 def measure(
@@ -41,17 +41,17 @@ def measure(
         parts: the rows as each model reads them, by the same names; the same rows in the same order.
 
     Returns:
-        `rows_per_second` by name; `rows`, the number of rows timed in each repeat; `repeats`, how many there were; and
-        where a batch is one row, `milliseconds` by name: over all repeats the median `p50`, and where there were 100 calls
-        `p99`, which 1 in 100 took longer than.
+        `rows_per_second` by name; `rows`, the number of rows timed in each repeat; `repeats`, how many there were; and, if
+        a batch is one row, `milliseconds` of a call by name: over all repeats the median `p50`, and, if there were at least
+        100 calls, the 99th percentile `p99`.
     """
     rows = min(ROWS, min(map(len, parts.values())))
     chosen = np.linspace(0, min(map(len, parts.values())) - 1, rows).astype(np.int64)
     batches = {name: _batches(parts[name], chosen, batch, device) for name in models}
     with _one_thread(), torch.inference_mode():
         passes = {name: _pass(model.to(device).eval(), batches[name], device) for name, model in models.items()}
-        # The first batch is slow (allocations, choice of kernels), so a second one tells how many can be afforded; where that
-        # is a single one, it is the first repeat.
+        # The first batch is slow (allocations, choice of kernels), so a second one tells how many batches there is time for;
+        # if it is only one, this second one is the first repeat.
         for one in passes.values():
             one(1)
         calls: dict[str, list[float]] = {name: [] for name in models}
@@ -82,7 +82,7 @@ def measure(
 
 
 def machine() -> dict[str, Any]:
-    """What the timings were taken on."""
+    """The machine on which the timings were taken."""
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -127,7 +127,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread: comparable between machines, and not at the mercy of what the other cores do."""
+    """Use one thread: comparable between machines, and independent of what the other cores do."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -82,7 +82,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         return tables.score_of(model, view.lead, results, part or part_of(model))
 
     def part_of(model: dict[str, Any]) -> str:
-        """The headline's part, or, where rows have sides and the model reads none there, the other one."""
+        """The headline's part; the other one if no row there has the side that the model reads."""
         parts = [results["headline"], results["part"]]
         return next((part for part in parts if lead(model, part) is not None), results["headline"])
 
@@ -93,7 +93,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
         "view": view,
         "lead": lead,
         "part_of": part_of,
-        # Which model is the best was seen on rows other than those of its score, where there are both.
+        # Said where the best model was chosen on other rows than those of the score that is shown.
         "chosen": f" (chosen on {results['part']})" if results["headline"] != results["part"] and on_first else "",
         "teacher": by_name.get(("teachers", results["teacher"])),
         "student": student,
@@ -118,7 +118,7 @@ def _context(results: dict[str, Any], plots: dict[str, Any]) -> dict[str, Any]:
 
 
 def sides_in_words(sides: dict[str, dict[str, Any]]) -> str:
-    """Which models are scored on which rows, where they read different sides of them; else nothing."""
+    """Which models are scored on which rows, if they read different sides of rows; else empty."""
     if len(sides) < 2:
         return ""
     told = []
@@ -151,6 +151,6 @@ def conditions(speed: dict[str, Any] | None, view: View) -> str | None:
 
 
 def _measurement(name: str) -> str:
-    """`cpu_64` as `CPU, batch 64`; a further word is the way in which a model was asked."""
+    """`cpu_64` as `CPU, batch 64`; a third word is the way in which the task asked the model."""
     device, batch, *way = name.split("_")
     return ", ".join([device.upper(), f"batch {batch}", *way])

@@ -27,7 +27,7 @@ KINDS = {
     "distilled student": (DISTILLED, "o"),
     "student from scratch": (SCRATCH, "D"),
 }
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, whose colours colour-blind readers can tell apart, too.
 LINES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7a5195", "#8c8c8c"]
 REST = "#d0d4da"
 MOST_PHASES = 5  # panels that fit side by side
@@ -100,7 +100,7 @@ def training_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], par
     """The task's leading score and loss on `part`, and the training objective, by epoch.
 
     Args:
-        histories: for each group of seeds its name and its members' `history.json`, best group first. The first few groups
+        histories: the name of each group of seeds and its members' `history.json`, best group first. The first few groups
             have a colour of their own, the others are grey.
 
     Returns:
@@ -190,7 +190,7 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: Path
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     classes = len(labels)
     family = _family_for("".join(labels))
-    # Without a font for the labels their numbers stand there; the table of classes has both.
+    # Without a font for the labels their numbers are shown; the table of classes has both.
     names = list(labels) if family else [str(number) for number in range(classes)]
     with mpl.rc_context({**STYLE, "axes.grid": False, "font.family": family or STYLE["font.family"]}):
         side = min(12.0, max(3.6, 1.6 + 0.45 * classes))
@@ -218,7 +218,7 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: Path
 
 
 def scatter(gold: Sequence[float], predicted: Sequence[float], path: Path) -> None:
-    """Predicted numbers against those of the rows, with the line of equal ones."""
+    """Predicted numbers against those of the rows, with the line where both are equal."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(5.2, 4.6)
         axis = axes[0]
@@ -240,7 +240,7 @@ def type_scores(per_type: dict[str, dict[str, Any]], path: Path) -> None:
         axis = axes[0]
         values = [100 * per_type[name]["f1"] for name in names]
         axis.barh(range(len(names)), values, height=0.65, color=DISTILLED)
-        # Without a font for the names their numbers stand there, in the order of the table.
+        # Without a font for the names their numbers are shown, in the order of the table.
         axis.set_yticks(range(len(names)), [_short(name) if family else str(order.index(name)) for name in names])
         for place, (name, value) in enumerate(zip(names, values, strict=True)):
             text = f"{value:.1f}  ({per_type[name]['support']:,})"
@@ -254,7 +254,7 @@ def type_scores(per_type: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def point_curves(found: dict[str, Any], path: Path) -> None:
-    """Points of a text in the foreground and in the background by epoch, and the share of the foreground.
+    """Knowledge points of a text in the foreground and in the background by epoch, and the share of the foreground.
 
     Args:
         found: as `points.collect_points` gives it.
@@ -307,7 +307,7 @@ def shaded_texts(texts: list[list[dict[str, Any]]], path: Path) -> None:
                 axis.add_patch(
                     Rectangle((place, height - 0.42), cells, 0.84, color=DISTILLED, alpha=token["shade"], lw=0)
                 )
-                # Without a font for the texts the numbers of tokens stand there; the page has the texts themselves.
+                # Without a font for the texts the numbers of tokens are shown; the page has the texts themselves.
                 word = token["text"] if family else str(order)
                 axis.text(place + cells / 2, height, word, ha="center", va="center", fontsize=8)
                 if token["foreground"]:
@@ -355,11 +355,11 @@ def _save(figure: Figure, path: Path) -> None:
 def _label_points(axis: Axes, points: list[tuple[float, float, str]]) -> None:
     """Write the names of the 12 highest points beside them, where they cover no marker and no other name.
 
-    A name without such a place is left out: the table has it.
+    A name for which there is no such place is left out, as the table has it.
     """
     figure = axis.get_figure()
     assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # for the layout
+    figure.draw_without_rendering()  # computes the layout
     places = axis.transData.transform([(x, y) for x, y, _ in points])
     taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in places]
     inside = axis.get_window_extent()

@@ -13,10 +13,10 @@ COUNTS = ("foreground", "background", "share", "d_mean", "d_std", "kept")
 
 
 def collect_points(plan: Plan, groups: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What was counted, by group; None where the recipe does not ask for it, or has no student to ask it of.
+    """The counts of knowledge points by group; None if the recipe does not ask for them, or no student has any.
 
     Returns:
-        `part`, `threshold`; `groups`, each with `name`, `members` (one student's counts each), and of each of `COUNTS` a
+        `part`, `threshold`; `groups`, each with `name`, `members` (one student's counts each), and for each of `COUNTS` the
         list of its members' numbers.
     """
     if plan.recipe.knowledge_points is None or not plan.points_counted():
@@ -33,7 +33,7 @@ def collect_points(plan: Plan, groups: list[dict[str, Any]]) -> dict[str, Any] |
 
 
 def points_table(found: dict[str, Any]) -> Table:
-    """One row a group: points of a text on average, where they lie, and when they were learnt."""
+    """One row for each group: the mean number of points in a text, where they are, and when they were learnt."""
     titles = [
         "student",
         "texts",
@@ -62,10 +62,10 @@ def _spread(values: list[float], in_percent: bool) -> str:
 
 
 def shaded_texts(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Of each text that is shown, for each group the tokens as its first member knows them.
+    """For each text that is shown and each group, the tokens as the group's first member knows them.
 
-    Each group is `name` and `tokens`; each token `text`, `foreground`, `point` and `shade`, 0 where it is no better known
-    than the background and 1 where it is known best in all that is shown.
+    Each group has `name` and `tokens`; each token has `text`, `foreground`, `point` and `shade`, 0 if it is known no better
+    than the background and 1 if it is the best known of all that are shown.
     """
     every = [group["members"][0]["examples"] for group in found["groups"]]
     most = max((t["depth"] for texts in every for text in texts for t in text), default=0.0)

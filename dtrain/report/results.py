@@ -1,4 +1,4 @@
-"""What is known of every model of a run, as plain numbers under the names of the field.
+"""Collect what is known about every model of a run, as plain numbers under the usual names.
 
 model folders (metrics.json, evaluation.json) + measured speed -> results.json
 """
@@ -25,7 +25,7 @@ from dtrain.tasks.view import View
 
 TRAINED = ("parameters", "bytes", "seconds_per_epoch", "rows_per_second", "best_epoch", "steps")
 COSTS = ("parameters", "bytes", "seconds_per_epoch", "compression", "mean_layer")
-_BY_MODEL = ("rows_per_second", "milliseconds")  # of what was measured, what each model has its own of
+_BY_MODEL = ("rows_per_second", "milliseconds")  # measurements that are stored with each model
 _OWN = {"name", "seed", "grid", "checkpoint_every"}  # what may differ within a group
 
 
@@ -33,19 +33,28 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
     """Everything the report shows (`results.json`).
 
     Args:
-        speed: what `dtrain.report.speed.measure_run` gave, or None where speed was not to be measured.
+        speed: what `dtrain.report.speed.measure_run` gave, or None if speed was not to be measured.
 
     Returns:
-        Plain values: `name`, `task`, `part` (the part whose scores stand at the top level of a model; those on a further
-        part are a mapping under its name), `headline` (the part whose scores are told first: test where it is scored,
-        since valid chose the weights), `rows` a part, `also_in_train` (rows of a part whose text is in training, too),
-        `sides` (where rows have several, of each the models that read it and, by part, the rows that these are scored on),
-        `teacher` and `student` (names of the best ones on `part`), `models`, `groups` (members that differ in their seed
-        alone), `exported` (what `dtrain export` made of them), `annotated` (of each teacher that reads annotations its scores by part, with those that are given and
-        with those of `annotated_by`), `failed`, `search` (who went on and who was stopped on the way, or None), `phases` (of students that have some, what `metrics.json` tells of
-        each, under `student`), `points` (see `collect_points`), `details` (of the best student:
-        classes and confusion, or types, their counts and examples), `remarks` (on the data, and on models that learnt
-        nothing), `speed` (how it was measured), `versions`.
+        Plain values:
+
+        - `name`, `task`, `versions`
+        - `part`: the part whose scores are at the top level of a model; those on a further part are a mapping under its name
+        - `headline`: the part whose scores are shown first: test if it is scored, since valid chose the weights
+        - `rows`, `also_in_train`: by part, how many rows it has, and of how many the text is in training, too
+        - `sides`: where rows have several, for each the models that read it, and by part the rows that these are scored on
+        - `teacher`, `student`: the names of the best ones on `part`
+        - `models`, and `groups` of models that differ only in their seed
+        - `exported`: what `dtrain export` made of them
+        - `annotated`: for each teacher that reads annotations its scores by part, with the given ones and with those of
+          `annotated_by`
+        - `failed`: the members without a model, with the reasons
+        - `search`: who went on and who was stopped at each comparison, or None
+        - `phases`: for each phase of a student what `metrics.json` says of it, with the name of the `student`
+        - `points`: see `collect_points`
+        - `details` of the best student: classes and confusion, or types, their counts and examples
+        - `remarks` on the data, and on models that learnt nothing
+        - `speed`: how it was measured
     """
     view = VIEWS[recipe.data.task]
     members = trained_members(plan)
@@ -94,7 +103,7 @@ def collect(recipe: Recipe, plan: Plan, folder: RunFolder, speed: dict[str, Any]
 def _sides(
     data: Mapping[str, Any], members: list[tuple[str, Teacher | Student]], parts: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """By side of a row, which models read it, and how many rows of each part these are scored on."""
+    """For each side of the rows, which models read it, and how many rows of each part these are scored on."""
     found = {}
     for side, of_side in data.get("sides", {}).items():
         readers = [member.name for _, member in members if member.reads == side]
@@ -107,7 +116,7 @@ def _sides(
 def _exported(
     members: list[tuple[str, Teacher | Student]], folder: RunFolder, speed: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """What `dtrain export` made of these models: size, what its check found, and speed where that was measured."""
+    """The exports of these models: size, what the check found, and speed if that was measured."""
     found = []
     for kind, member in members:
         for place in exports_of(folder, kind, member.name):
@@ -146,8 +155,8 @@ def best(models: list[dict[str, Any]], kind: str, lead: str, further: Sequence[s
     """The model of a kind with the highest score `lead`; of equal ones the smallest, then the first.
 
     Args:
-        further: parts of which the first one counts on which some model of the kind has a score, where none has one on the
-            part whose scores stand at the top level.
+        further: other parts, in order. If no model of the kind has a score at the top level, the first of these parts on
+            which one has a score counts.
     """
     own = [model for model in models if model["kind"] == kind]
     scores = [[model[lead] for model in own], *([model[part][lead] for model in own] for part in further)]
@@ -179,7 +188,7 @@ def _model(kind: str, member: Teacher | Student, folder: RunFolder, parts: list[
 
 
 def _structure(member: Teacher | Student, place: Path) -> str:
-    """The recipe's word for it; of a teacher taken as it is, its folder's."""
+    """A member's type of model as the recipe names it; for a teacher taken as it is, as its `config.json` does."""
     if isinstance(member, Teacher) and member.source is not None:
         return str(read_json(place / "config.json")["model_type"]).removeprefix("dtrain-")
     return member.model.type
@@ -187,11 +196,11 @@ def _structure(member: Teacher | Student, place: Path) -> str:
 
 def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = read_json(folder.model(kind, name) / "evaluation.json")
-    return found["tasks"][folder.task] if "tasks" in found else found  # of a model of several tasks
+    return found["tasks"][folder.task] if "tasks" in found else found  # the first form is that of a model of several tasks
 
 
 def _annotated(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[dict[str, Any]]:
-    """Scores of teachers that read annotations: with those that are given, and with those that a tagger finds."""
+    """The scores of teachers that read annotations: with the given ones, and with those that a tagger finds."""
     found = []
     for kind, member in members:
         if member.model.reads_privileged:
@@ -214,7 +223,7 @@ def _details(folder: RunFolder, model: dict[str, Any] | None, view: View) -> dic
 
 
 def _unknown(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
-    """Tokenizers that were given, and do not know much of the text."""
+    """Remarks on given tokenizers that do not know much of the text."""
     names = dict.fromkeys(tokenizer_name(member) for _, member in members)
     places = {name: folder.data / "encoded" / name / "encoded.json" for name in names}
     told = (unknown_in_words(name, read_json(place)) for name, place in places.items() if place.is_file())
@@ -222,13 +231,13 @@ def _unknown(members: list[tuple[str, Teacher | Student]], folder: RunFolder) ->
 
 
 def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[str]:
-    """What training remarked on models that learnt nothing, and who learns from such a teacher."""
+    """The remarks of training on models that learnt nothing, with the students that learn from such a teacher."""
     found = []
     for kind, member in members:
         pupils = [m.name for k, m in members if k == "students" and member.name in (getattr(m, "teachers", None) or [])]
         beside = f"; students that learn from it: {', '.join(pupils)}" if kind == "teachers" and pupils else ""
         remarks = read_json(folder.model(kind, member.name) / "metrics.json").get("remarks", [])
-        if isinstance(member, Student) and member.is_part:  # each remark of it begins with a task
+        if isinstance(member, Student) and member.is_part:  # each of its remarks begins with a task
             of = f"{folder.task}: "
             remarks = [remark.removeprefix(of) for remark in remarks if remark.startswith(of)]
         found += [f"{kind[:-1]} {member.name}: {remark}{beside}" for remark in remarks]
@@ -236,7 +245,7 @@ def _remarks(members: list[tuple[str, Teacher | Student]], folder: RunFolder) ->
 
 
 def _phases(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[dict[str, Any]]:
-    """The phases of students, one after another; of a student of several tasks those on this task, with its scores."""
+    """The phases of all students in order; of a student of several tasks only those on this task, with its scores."""
     names = [member.name for _, member in members if isinstance(member, Student) and member.phases is not None]
     return [
         {"student": name, **phase, "scores": scores_of(phase["scores"], folder.task)}
@@ -247,7 +256,7 @@ def _phases(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> 
 
 
 def _search(plan: Plan, folder: RunFolder) -> list[dict[str, Any]] | None:
-    """What was decided at each comparison of a search; None without one."""
+    """What was decided at each comparison of the search; None if there was no search."""
     try:
         record = read_json(folder.root / "search.json")
     except OSError:
@@ -300,14 +309,14 @@ def _groups(
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation (null for a single value); both are null where models have no score."""
+    """Mean and sample standard deviation (None for a single value); both are None if a value is missing."""
     if any(value is None for value in values):
         return {"mean": None, "std": None}
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def _shared_name(names: list[str]) -> str:
-    """What the names of a group's members have in common, word by word: bilstm-seed1, bilstm-seed2 -> bilstm."""
+    """The words that the names of a group's members have in common: bilstm-seed1, bilstm-seed2 -> bilstm."""
     if len(names) == 1:
         return names[0]
     words = [name.split("-") for name in names]

@@ -1,4 +1,4 @@
-"""The report on several tasks together: a row a model, a column a task; each task has a report of its own beside it.
+"""The report on several tasks together: a row for each model, a column for each task. Each task also has its own report.
 
 The reports of the tasks (`results.py`) come first, and this one is made of them.
 """
@@ -19,14 +19,14 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
     """What the page on all tasks shows (`results.json`).
 
     Args:
-        results: of each task by its name, what `results.collect` gave.
+        results: for each task by its name, what `results.collect` gave.
 
     Returns:
-        Plain values: `name`; `tasks`, by name the `task`, its leading score (`lead`, `title`), the part that it is told of
-        (`headline`), `rows` and the names of its best `teacher` and `student`; `groups`, models that differ in their seed
-        alone, teachers first, each with its `scores` by task (mean and sample standard deviation) and, of those that are
-        for every task, `mean`, the mean of them, and once more, with `annotated_by`, a teacher whose annotations a tagger
-        found; `failed`, `remarks` and `versions`.
+        Plain values: `name`; `tasks`, by name, each with its kind `task`, its leading score (`lead`, `title`), the part whose
+        scores are shown (`headline`), `rows` and the names of its best `teacher` and `student`; `groups`, models that differ
+        only in their seed, teachers first, each with its `scores` by task (mean and sample standard deviation) and, if it is
+        for every task, `mean`, the mean over the tasks. A teacher that reads annotations has a second entry, with
+        `annotated_by`, for those that a tagger found. Further `failed`, `remarks` and `versions`.
     """
     tasks: dict[str, Row] = {}
     groups: dict[tuple[str, str], Row] = {}
@@ -68,7 +68,7 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
 
 
 def _with_annotations_found(group: Row, of: Row, lead: str) -> dict[str, list[float]]:
-    """By tagger, the scores of a group's members with the annotations that it finds."""
+    """By tagger, the scores of a group's members with the annotations that the tagger finds."""
     found: dict[str, list[float]] = {}
     for row in of["annotated"] if group["kind"] == "teachers" else ():
         if row["annotated_by"] and row["name"] in group["members"] and of["headline"] in row["parts"]:
@@ -77,7 +77,7 @@ def _with_annotations_found(group: Row, of: Row, lead: str) -> dict[str, list[fl
 
 
 def table(results: Row) -> Table:
-    """A row a group of seeds, a column a task."""
+    """A row for each group of seeds, a column for each task."""
     tasks: dict[str, Row] = results["tasks"]
     titles = [f"{name}: {of['title']}, {of['headline']} (%)" for name, of in tasks.items()]
     writes = [partial(_score, name) for name in tasks]
@@ -94,7 +94,7 @@ def table(results: Row) -> Table:
 
 
 def brief(results: Row) -> list[str]:
-    """One line a group for the terminal."""
+    """One line for each group, for the terminal."""
     lines = []
     for row in results["groups"]:
         scores = [f"{name} {_score(name, row)} %" for name in results["tasks"] if name in row["scores"]]
@@ -108,6 +108,6 @@ def _score(task: str, row: Row) -> str:
 
 
 def _own_score(of: Row, lead: str, kind: str, name: str) -> float:
-    """What one model has on the part that scores are told of."""
+    """One model's score `lead` on the part whose scores are shown."""
     model = next(model for model in of["models"] if (model["kind"], model["name"]) == (kind, name))
     return float(score_of(model, lead, of, of["headline"]))

@@ -1,4 +1,4 @@
-"""Speed of all models of a run: which to load, on which rows, on which devices."""
+"""Measure the speed of all models of a run: which models, on which rows and devices."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ BATCHES = (1, 64)
 def measure_run(
     members: list[tuple[str, Teacher | Student]], part: str, folder: RunFolder, knowledge: Knowledge | None = None
 ) -> dict[str, Any]:
-    """Rows a second of every member on CPU, and on a GPU where there is one.
+    """Measure the rows a second of every member on the CPU, and on a GPU if there is one.
 
     Args:
-        knowledge: the recipe's section, where models are asked in ways that depend on it.
+        part: the part whose rows are timed.
+        folder: the run's, with the task's data.
+        knowledge: the recipe's section, for tasks whose ways to ask a model depend on it.
 
     Returns:
-        `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`, and where a task asks its models in further
-        ways `cpu_1_WAY` and so on) and then by `kind/name`, of exported models
-        by `export/name`; `milliseconds` of one row, by measurement and name `p50` and `p99`; `rows`, the number of rows
-        timed, and `repeats`, by measurement; `part`; `machine`.
+        `rows_per_second` by measurement (`cpu_1`, `cpu_64`, `gpu_1`, `gpu_64`, and `cpu_1_WAY` and so on if the task has
+        further ways to ask a model), and then by `kind/name`, for exports by `export/name`; `milliseconds` of one row, by
+        measurement and name `p50` and `p99`; `rows`, the number of rows timed, and `repeats`, by measurement; `part`;
+        `machine`.
     """
     data = PreparedData.open(folder)
     task = task_of(data)
     task.settle(knowledge or Knowledge())
-    # Weights do not change the speed, so one model of each structure is timed; but with exits they decide at which layer
-    # a row leaves, and of what is written where it ends, and each such model is timed by itself.
+    # Weights do not change the speed, so one model of each structure is timed. But with exits they decide at which layer a
+    # row leaves, and in writing where a text ends, so each such model is timed by itself.
     structure = {
         f"{kind}/{member.name}": fingerprint(
             member.model.model_dump(mode="json"),
@@ -83,7 +85,7 @@ def measure_run(
 
 
 def _part(data: PreparedData, part: str, member: Teacher | Student) -> EncodedSplit:
-    """The rows of a part; of the first one that has some, where no row there has the side that is read."""
+    """The rows of a part; if none of them has the side that the member reads, those of the first part with such rows."""
     tokenizer = tokenizer_name(member)
     there = data.parts_read(tokenizer)
     beside: Literal["own"] | None = "own" if member.model.reads_privileged else None
@@ -91,7 +93,7 @@ def _part(data: PreparedData, part: str, member: Teacher | Student) -> EncodedSp
 
 
 def _exports(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> dict[tuple[str, str], dict[str, Path]]:
-    """By member the exports of it that can be run here, `export/name` and where each is."""
+    """By member, those of its exports that can be run here: the folder of each by `export/name`."""
     found: dict[tuple[str, str], dict[str, Path]] = {}
     for kind, member in members:
         places = exports_of(folder, kind, member.name)

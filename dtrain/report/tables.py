@@ -1,4 +1,4 @@
-"""The report's tables as text: what stands in which column, and how numbers are written."""
+"""The report's tables as text: their columns, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Headers, rows of text of the same width, and the numbers of the rows to point out."""
+    """Headers, rows of as many cells, and the numbers of the rows to highlight."""
 
     headers: list[str]
     rows: list[list[str]]
@@ -24,7 +24,7 @@ class Table:
 
 
 def summary(results: dict[str, Any]) -> Table:
-    """Teachers and students side by side, one row a group of seeds. Columns without any value are left out."""
+    """Teachers and students side by side, one row for each group of seeds. Columns without any value are left out."""
     groups = results["groups"]
     marked = {i for i, group in enumerate(groups) if results["student"] in group["members"]}
     columns: list[tuple[str, Callable[[Row], str]]] = [
@@ -40,7 +40,7 @@ def summary(results: dict[str, Any]) -> Table:
 
 
 def every_model(results: dict[str, Any]) -> Table:
-    """One row a trained model."""
+    """One row for each trained model."""
     models = results["models"]
     marked = {i for i, model in enumerate(models) if model["name"] in (results["student"], results["teacher"])}
     columns: list[tuple[str, Callable[[Row], str]]] = [
@@ -60,13 +60,13 @@ def every_model(results: dict[str, Any]) -> Table:
 
 
 def _compared(check: Row) -> str:
-    """Scores before and after an export; checks of before 0.2.0 have the one of `metric` alone."""
+    """Scores before and after an export; checks by versions before 0.2.0 have only that of `metric`."""
     scores = check.get("scores", {check["metric"]: check})
     return ", ".join(f"{name} {of['before']:.4f} → {of['after']:.4f}" for name, of in scores.items())
 
 
 def exported(results: dict[str, Any]) -> Table:
-    """One row an exported model, beside the model that it was made from."""
+    """One row for each exported model, compared with the model that it was made from."""
     own = {(model["kind"], model["name"]): model for model in results["models"]}
 
     def of(entry: Row) -> Row:
@@ -96,7 +96,7 @@ def exported(results: dict[str, Any]) -> Table:
 
 
 def annotated(results: dict[str, Any]) -> Table:
-    """Two rows a teacher that reads annotations: with those that are given, and with those that a tagger finds."""
+    """Two rows for each teacher that reads annotations: with the given ones, and with those that a tagger finds."""
     found = results["annotated"]
 
     def score(key: str, part: str, row: Row) -> str:
@@ -121,11 +121,11 @@ def _millisecond_columns() -> list[tuple[str, Callable[[Row], str]]]:
 
 
 def search(rungs: list[dict[str, Any]], failed: list[dict[str, Any]]) -> Table:
-    """One row a student, whether it came to the comparisons or failed before; those with a model are marked.
+    """One row for each student that was compared or failed before; those with a model are marked.
 
     Args:
-        rungs: what was decided at each comparison.
-        failed: members without a model, and why.
+        rungs: the search's comparisons and what was decided at each.
+        failed: the members without a model, with the reasons.
     """
     reasons = {failure["name"]: failure["reason"] for failure in failed if failure["kind"] == "students"}
     names = list(dict.fromkeys([name for rung in rungs for name in rung["scores"]] + list(reasons)))
@@ -145,10 +145,10 @@ def search(rungs: list[dict[str, Any]], failed: list[dict[str, Any]]) -> Table:
 
 
 def phases(found: list[dict[str, Any]], lead: str) -> Table:
-    """One row a phase of a student; the scores are those of the weights that it kept.
+    """One row for each phase of each student; the scores are those of the weights that it kept.
 
     Args:
-        lead: the score that a task is told by; of phases on plain text the perplexity stands beside it.
+        lead: the task's leading score. Phases on plain text have a perplexity in place of it, in a column of its own.
     """
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("student", lambda p: p["student"]),
@@ -197,7 +197,7 @@ def types(table: dict[str, Row], model: Row) -> Table:
 
 
 def brief(results: dict[str, Any]) -> list[str]:
-    """One line a group for the terminal, with the scores on the headline's part."""
+    """One line for each group, for the terminal, with the scores on the headline's part."""
     lines = []
     for group in results["groups"]:
         part = told_of(group, results)
@@ -223,7 +223,7 @@ def brief(results: dict[str, Any]) -> list[str]:
 
 
 def told_of(group: Row, results: Row) -> str:
-    """The part whose scores of a group are told first: the headline's, where it has them there; "": it has none at all."""
+    """The part whose scores of a group are shown first: the headline's if it has scores there; "": it has none at all."""
     lead = VIEWS[results["task"]].lead
     parts: list[str] = [results["part"], *(key for key in ("valid", "test") if isinstance(group.get(key), dict))]
     scored = [p for p in parts if score_of(group, lead, results, p)["mean"] is not None]
@@ -231,14 +231,14 @@ def told_of(group: Row, results: Row) -> str:
 
 
 def plotted_part(results: Row) -> Any:
-    """The part whose scores plots show: the first one, unless a group has none on it."""
+    """The part whose scores plots show: the first one, or the headline's if a group has no score on the first."""
     lead = VIEWS[results["task"]].lead
     whole = all(group[lead]["mean"] is not None for group in results["groups"])
     return results["part"] if whole else results["headline"]
 
 
 def score_of(row: Row, key: str, results: Row, part: str) -> Any:
-    """A model's or group's score on `part`; those on the first part stand at the top level."""
+    """A model's or group's score on `part`; those on the first part are at the top level of `row`."""
     return row[key] if part == results["part"] else row[part][key]
 
 
@@ -292,18 +292,18 @@ def times(value: float | None) -> str:
     return "" if value is None else f"{significant(value)}×"
 
 
-SAME = 0.05  # a ratio nearer to 1 than this is told as equality
+SAME = 0.05  # a ratio nearer to 1 than this is worded as equality
 
 
 def size_in_words(compression: float) -> str:
-    """How many parameters a student has, beside its teacher: teacher's over student's is `compression`."""
+    """A student's number of parameters compared with its teacher's; `compression` is the teacher's over the student's."""
     if abs(compression - 1) < SAME:
         return "about as many as the teacher"
     return f"{times(compression)} fewer" if compression > 1 else f"{times(1 / compression)} more"
 
 
 def speed_in_words(speedup: float) -> str:
-    """How fast a student is, beside its teacher."""
+    """A student's speed compared with its teacher's; `speedup` is the student's over the teacher's."""
     if abs(speedup - 1) < SAME:
         return "about as fast"
     return f"{times(speedup)} as fast" if speedup > 1 else f"{times(1 / speedup)} slower"
@@ -313,7 +313,7 @@ def speed_in_words(speedup: float) -> str:
 
 
 def _score_columns(results: Row, write: Callable[[Any], str]) -> list[tuple[str, Callable[[Row], str]]]:
-    """The task's scores on every evaluated part; the first part's stand at the top level."""
+    """The task's scores on every evaluated part; those of the first part are at the top level of a row."""
     first = results["models"][0] if results["models"] else {}
     parts = [key for key, value in first.items() if isinstance(value, dict)]
     columns: list[tuple[str, Callable[[Row], str]]] = []
@@ -349,7 +349,7 @@ def _cost_columns(results: Row) -> list[tuple[str, Callable[[Row], str]]]:
 
 
 def _exits(row: Row) -> str:
-    """Shares of the rows of a model with several exits, as `1: 40.00, 4: 60.00`."""
+    """The shares of rows that left a model at each exit, in percent, as `1: 40.00, 4: 60.00`."""
     if "exit_rows" not in row:
         return ""
     total = max(1, sum(row["exit_rows"]))

@@ -1,6 +1,6 @@
-"""The registry of stages: what is known of each before its page is imported.
+"""The registry of stages: what is known of each before its module is imported.
 
-A stage is one module with a function `run(recipe, world, folder, **options)`, its page, and one entry in `_STAGES` below.
+A stage is one module (its page) with a function `run(recipe, world, folder, **options)`, and one entry in `_STAGES` below.
 The command line and its help, `dtrain run`, the recipe's `launch.stages`, `dtrain submit` and the scripts in `launch/`
 follow from the entry. Pages import torch, which takes seconds; this module imports nothing of the package, so that
 `dtrain -h` and the recipe's schema can use it.
@@ -58,18 +58,18 @@ class Stage:
     Attributes:
         name: the word on the command line.
         help: one line for `dtrain -h`.
-        done: whether all that the stage would write is there for exactly these inputs; imports nothing heavy.
-        whole: whether the bytes of what `done` found are those that were written, where later stages refuse others or
-            would be wrong without a word. Asked before the stage is left out: else damage would never be mended.
+        done: whether everything that the stage would write is complete for exactly these inputs; imports nothing heavy.
+        whole: whether the files that `done` found still have the bytes that were written; for stages whose damaged output
+            later stages would refuse or, worse, use. Asked before the stage is skipped, so that damage is repaired.
         job: how a cluster runs it; a stage without one runs only when asked for by name, and writes nothing into
             the run folder.
         ranks: how many processes it takes where the recipe leaves that open and there are no GPUs; see `dtrain.ranks`.
         needs: the stages whose output it reads, complete for this recipe.
-        section: the section of the recipe without which the recipe has no such stage.
-        options: its own on the command line, passed to the page's `run` by name.
-        kept: whether it reads the run folder alone, so that this folder may stand in place of a recipe, and the files that
-            the recipe names may be gone.
-        folders: whether a model folder may stand in place of a recipe: its page has `run_folder(place, world, **options)`.
+        section: the section that a recipe must have to have this stage; None: every recipe has it.
+        options: its own options on the command line, passed to the page's `run` by name.
+        kept: whether it reads only the run folder, so that this folder may be given in place of a recipe, and the files
+            that the recipe names may be gone.
+        folders: whether a model folder may be given in place of a recipe: its page has `run_folder(place, world, **options)`.
         page: the module; by default the one of the stage's name in this package.
     """
 
@@ -88,7 +88,7 @@ class Stage:
 
     @property
     def module(self) -> str:
-        """The name of its page's module."""
+        """The module's full name."""
         return self.page or f"{__name__}.{self.name}"
 
     def load(self) -> Any:
@@ -100,7 +100,7 @@ class Stage:
         return self.section is None or getattr(recipe, self.section) is not None
 
 
-# In the order in which `dtrain run` does them.
+# In the order in which `dtrain run` runs them.
 _STAGES = [
     Stage(
         "pretrain",
@@ -158,7 +158,7 @@ _STAGES = [
         done=lambda plan: plan.all_evaluated(),
         job=Job("report"),
         kept=True,
-        needs=("prepare",),  # and the models, of which it names those that are missing
+        needs=("prepare",),  # and the models; the stage itself names those that are missing
     ),
     Stage(
         "points",
@@ -174,7 +174,7 @@ _STAGES = [
         done=lambda plan: plan.reported(),
         job=Job("report"),
         kept=True,
-        needs=("prepare", "points"),  # and the models, likewise
+        needs=("prepare", "points"),  # and the models, as above
     ),
     Stage(
         "export",
@@ -246,12 +246,12 @@ _STAGES = [
 
 
 def stages() -> tuple[Stage, ...]:
-    """Every stage; those that are part of a run in their order."""
+    """Every stage; those of a run come in the order in which it runs them."""
     return tuple(_STAGES)
 
 
 def run_names() -> tuple[str, ...]:
-    """Names of the stages that `dtrain run` does, in order."""
+    """Names of the stages that `dtrain run` runs, in order."""
     return tuple(stage.name for stage in _STAGES if stage.job is not None)
 
 
@@ -264,21 +264,22 @@ def find_stage(name: str) -> Stage:
 
 
 def register(stage: Stage, *, after: str) -> None:
-    """Add a stage, which a run does after the stage `after`."""
+    """Add a stage that comes after the stage `after` in a run; ValueError if its name is taken."""
     if any(stage.name == known.name for known in _STAGES):
         raise ValueError(f"stage {stage.name!r} is registered twice")
     _STAGES.insert(_STAGES.index(find_stage(after)) + 1, stage)
 
 
 def of_run(recipe: Any) -> list[Stage]:
-    """The stages that `dtrain run` does for this recipe, in order."""
+    """The stages that `dtrain run` runs for this recipe, in order."""
     return [stage for stage in _STAGES if stage.job is not None and stage.wanted(recipe)]
 
 
 def job_lines(recipe: Any) -> list[str]:
     """The SLURM jobs of a recipe in order, as `launch/slurm/pipeline.sh` reads them.
 
-    Each line is `NAME STAGE[,STAGE...] one|all gpus|cpus`, with `array` at the end where groups of students share it out.
+    Each line is `NAME STAGE[,STAGE...] one|all gpus|cpus`, with `array` at the end where it is divided among
+    groups of students.
     """
     found: list[tuple[Job, list[str]]] = []
     for stage in of_run(recipe):

@@ -39,11 +39,14 @@ from dtrain.tasks.corpus import check_sources
 
 
 def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
-    """Files, rows, folders and launch settings that the recipe names; raises InputError with every problem.
+    """Check the files, rows, folders and launch settings that the recipe names.
 
     Returns:
-        The rows of each task, by its name; of an only task the empty one. Empty where they were prepared already, from the
-        same bytes by the same settings: then they are not read again.
+        The rows of each task by its name (empty for an only task). Rows that were prepared already, from the same bytes
+        with the same settings, are not read again, and the mapping is empty.
+
+    Raises:
+        InputError: with every problem.
     """
 
     problems: list[str] = []
@@ -74,7 +77,7 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
             "pretrain", recipe.pretrain.model, max(phase.max_length for phase in recipe.pretrain.phases)
         )
     if any(phase.chooses for student in recipe.students for phase in student.phases or []):
-        problems += find_stage("distill").load().check_phases(recipe)  # imports torch, which other recipes need not
+        problems += find_stage("distill").load().check_phases(recipe)  # imports torch, which other recipes do not need
     problems += _unfit_texts(recipe)
     problems += _unusable_places(recipe)
     for view in views:
@@ -84,10 +87,10 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
     if recipe.knowledge_points is not None and not recipe.several:
         problems += check_foreground(recipe.knowledge_points, recipe.data)
     prepared = False
-    with contextlib.suppress(OSError, InputError):  # a file that is missing is named below, or was above
+    with contextlib.suppress(OSError, InputError):  # a missing file was reported above, or is below
         prepared = Plan(recipe).stage_done("prepare")
     corpora: dict[str, Corpus] = {}
-    types: dict[str, tuple[list[str], list[str]]] = {}  # by task, of entities and of annotations
+    types: dict[str, tuple[list[str], list[str]]] = {}  # types of entities and of annotations by task
     if prepared:
         for view in views:
             rows = read_json(Plan(recipe).folder.of_task(view.task).data / "rows" / "data.json")
@@ -108,10 +111,10 @@ def check_inputs(recipe: Recipe) -> dict[str, Corpus]:
 
 
 def _unfit_annotators(recipe: Recipe, types: Mapping[str, tuple[list[str], list[str]]]) -> list[str]:
-    """Taggers that find other entities than the annotations that they are to stand in for.
+    """Problems of taggers (`annotated_by`) that find types of entities other than those of the annotations they replace.
 
     Args:
-        types: by task, those of entities and those of annotations, as far as its rows could be read.
+        types: by task, the types of its entities and of its annotations, for tasks whose rows could be read.
     """
     members: dict[str, Teacher | Student] = {teacher.name: teacher for teacher in recipe.teachers}
     members |= {student.name: student for student in recipe.students}
@@ -127,7 +130,7 @@ def _unfit_annotators(recipe: Recipe, types: Mapping[str, tuple[list[str], list[
 
 
 def _unread_annotations(recipe: Recipe) -> list[str]:
-    """Annotations that no teacher reads."""
+    """Remarks on annotations that no teacher reads."""
     return [
         f"{view.data.key}.columns.privileged: no teacher reads them; a tagger does with model.privileged: {{size: 32}}"
         for view in recipe.views()
@@ -136,7 +139,7 @@ def _unread_annotations(recipe: Recipe) -> list[str]:
 
 
 def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
-    """The rows of one task; what is wrong with them as a whole is added to the problems."""
+    """The rows of one task; problems of the rows as a whole are added to `problems`. Raises InputError."""
     corpus = check_sources(view.data, view.seed)
     problems += [problem for problem in check_external(view, corpus.labels) if problem not in problems]
     problems += check_class_weights(view, corpus.labels)
@@ -149,11 +152,11 @@ def _checked_rows(view: Recipe, problems: list[str]) -> Corpus:
 
 
 def _unfit_texts(recipe: Recipe) -> list[str]:
-    """Text for phases of students that is not there or not what the recipe says, where it is not prepared yet."""
+    """Problems of the plain text for students' phases, where it is not prepared yet."""
     problems: list[str] = []
     for student in recipe.students:
         text = plain_text_of(recipe, student)
-        if text is None or text.shared:  # pre-training's own is checked with it
+        if text is None or text.shared:  # the text of pre-training is checked with pre-training
             continue
         prepared = functools.partial(_is_read, recipe, student, text.name)
         try:
@@ -170,7 +173,7 @@ def _is_read(recipe: Recipe, student: Student, name: str) -> bool:
 
 
 def _unusable_places(recipe: Recipe) -> list[str]:
-    """Files where the run folder or one of its rooms must be, and a place that cannot be written to."""
+    """Problems of the run folder: a file where it or a subfolder must be, or a place that cannot be written to."""
     root = Plan(recipe).folder.root
     rooms = (
         *("data", "pretrain", "teachers", "knowledge", "students", "phases"),
@@ -190,7 +193,13 @@ def _unusable_places(recipe: Recipe) -> list[str]:
 
 
 def _unfit_model_files(name: str, spec: BaseModel, max_length: int) -> list[str]:
-    """Vectors and pretrained models that are not there, or that training would refuse; `max_length` is in tokens."""
+    """Problems of a model's files: vectors and pretrained models that are missing, or that training would refuse.
+
+    Args:
+        name: of the model, for the messages.
+        spec: its section `model`.
+        max_length: of its rows, in tokens.
+    """
     problems = []
     vectors = getattr(spec, "vectors", None)
     if vectors:
@@ -211,12 +220,12 @@ def _unfit_model_files(name: str, spec: BaseModel, max_length: int) -> list[str]
 
 
 def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, resolved: bool = False) -> int:
-    """Say what the recipe comes to: its files, rows, labels and models, and what is worth a second look.
+    """Print a summary of the recipe (rows, labels, models, launches) with remarks on likely mistakes; returns the exit code.
 
     Args:
-        corpora: the rows by task, where they are not prepared yet.
-        store: verify checksums, coverage and values of every knowledge store instead.
-        resolved: print the recipe with every default instead.
+        corpora: the rows by task, where they are not prepared yet (see `check_inputs`).
+        store: instead, verify checksums, row ids and values of every knowledge store.
+        resolved: instead of the summary, print the recipe with every default.
     """
     plan = Plan(recipe)
     if store:
@@ -261,7 +270,7 @@ def run(recipe: Recipe, corpora: Mapping[str, Corpus], *, store: bool = False, r
 
 
 def _info(view: Recipe, corpora: Mapping[str, Corpus], plan: Plan) -> dict[str, Any]:
-    """What is known of the rows of one task."""
+    """What `data.json` says, or will say, of the rows of one task."""
     if view.task in corpora:
         return info_of(corpora[view.task], view.data.sides)
     info: dict[str, Any] = read_json(plan.folder.of_task(view.task).data / "rows" / "data.json")
@@ -269,19 +278,19 @@ def _info(view: Recipe, corpora: Mapping[str, Corpus], plan: Plan) -> dict[str, 
 
 
 def _describe_rows(view: Recipe, info: Mapping[str, Any], corpus: Corpus | None, plan: Plan) -> None:
-    """Say what the rows of one task are."""
+    """Print a description of the rows of one task."""
     if view.task:
         say(f"{view.data.key}: {view.data.task}")
     for line in rows_in_words(info, view):
         say(line)
-    # Documents of a tagger are read in pieces, and nothing of them is lost.
+    # A tagger's documents are read in pieces, and nothing of them is cut off.
     cut = None if "types" in info else _cut_rows(corpus, view, plan, sum(info["rows"].values()))
     if cut:
         say(cut)
 
 
 def _hub_models(recipe: Recipe) -> list[str]:
-    """Names of pretrained models that are no folder: whether the hub has them is not known here."""
+    """Names of pretrained models that are not folders and so must be models of the hub; the hub itself is not asked."""
     encoders = [encoder_of(member.model) for member in (*recipe.teachers, *recipe.students)]
     if recipe.pretrain:
         encoders.append(encoder_of(recipe.pretrain.model))
@@ -290,7 +299,7 @@ def _hub_models(recipe: Recipe) -> list[str]:
 
 
 def _too_large(recipe: Recipe) -> list[str]:
-    """Teachers that will not fit the GPUs that are here."""
+    """Remarks on teachers that will not fit this machine's GPUs."""
     if not recipe.teachers or not visible_gpus():
         return []
     from dtrain.planning import command
@@ -299,7 +308,7 @@ def _too_large(recipe: Recipe) -> list[str]:
 
 
 def _unsaid_norms(recipe: Recipe) -> list[str]:
-    """Sizes of adversarial training that are meant as shares, perhaps, and read as norms."""
+    """Remarks on `adversarial.epsilon` without `norm`: it is read as an absolute norm, but may be meant as relative."""
     return [
         f"{section}.{member.name}.adversarial: epsilon {spec.epsilon:g} is a norm itself (norm: absolute), since norm is not "
         "given; norm: relative reads it as a share of the norm of a row's embeddings"
@@ -310,7 +319,7 @@ def _unsaid_norms(recipe: Recipe) -> list[str]:
 
 
 def _untrained_heads(recipe: Recipe) -> list[str]:
-    """Students whose losses compare layers alone, so that what answers in the end is left as it was drawn."""
+    """Remarks on students whose losses compare only inner layers, so that the classifier keeps its random weights."""
     return [
         f"students.{student.name}.losses: none reads its classifier, which stays as it was drawn, so its answers mean nothing; "
         "add one that does (cross_entropy, soft_targets), or a phase with one"
@@ -325,7 +334,7 @@ def _untrained_heads(recipe: Recipe) -> list[str]:
 
 
 def _cut_rows(corpus: Corpus | None, view: Recipe, plan: Plan, rows: int) -> str | None:
-    """Rows that are longer than `data.max_length`: of prepared ones as counted, else as estimated."""
+    """A line on the rows longer than `data.max_length`: their number if they are prepared, else an estimate."""
     if corpus:
         return cut_in_words(estimated_cuts(corpus, view), rows, view, about="about ")
     place = plan.folder.of_task(view.task).data / "encoded"

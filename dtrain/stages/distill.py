@@ -34,17 +34,17 @@ from dtrain.training.members import Members
 from dtrain.training.model_job import Trained
 from dtrain.training.monitor import log_hyperparameters
 
-MEETING_SECONDS = 30.0  # from the first rank's failure to the last one's, of the same student for the same reason
+MEETING_SECONDS = 30.0  # between the first and the last rank's failure of a student for the same reason
 
 
 def check(recipe: Recipe, world: World) -> None:
-    """Raise InputError for a precision that the launch or the device does not have, or a phase that cannot be trained."""
+    """Raise InputError for a precision that launch or device do not support, or a phase that cannot be trained."""
     check_precisions(recipe, world.device)
     check_sharding(recipe, world)
 
 
 def check_phases(recipe: Recipe) -> list[str]:
-    """What the phases of students name that their models do not have, a line a problem."""
+    """Parameters that students' phases name and their models do not have, one line for each problem."""
     return unknown_parameters(recipe)
 
 
@@ -52,6 +52,10 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Read `data/` and `knowledge/`, write `students/<name>/` for each student that is not there yet.
 
     A student that fails is reported with its reason in `students/<name>/failed.json`; the others finish.
+
+    Raises:
+        EveryStudentFailed: no student has a model.
+        Stopped: a stop was requested.
     """
     plan = Plan(recipe)
     world.run_on_main(lambda: check_online(plan))
@@ -81,7 +85,10 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def show_plan(recipe: Recipe) -> None:
-    """Print who would train where, with whom, and why not stacked. Writes nothing; needs no earlier stage."""
+    """Print which ranks would train which students, in which groups, and why some are not stacked.
+
+    Writes nothing; needs no earlier stage.
+    """
     ranks = launch_spec(recipe, "distill").processes
     plan = Plan(recipe)
     students = [student for student in recipe.students if student.name in _waiting(plan)]
@@ -116,10 +123,16 @@ def _precision(student: Student, device: torch.device) -> str:
 
 
 def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause: int | None) -> list[str]:
-    """Train all groups over the ranks; the students that failed, the same list on every rank.
+    """Train all groups over the ranks.
+
+    Args:
+        pause: the epoch of the search's next comparison, where training halts; None: train to the end.
+
+    Returns:
+        The names of the students that failed, the same list on every rank.
 
     Raises:
-        Stopped: on request, on every rank.
+        Stopped: a stop was requested; on every rank.
     """
     world = trainer.world
     stopped: Stopped | None = None
@@ -152,10 +165,10 @@ def _train(groups: list[TrainingGroup], trainer: GroupTrainer, plan: Plan, pause
 
 
 def _meet_after_failure(trained: Trained, error: Exception, world: World) -> None:
-    """Return once a student that all ranks train has failed on all of them.
+    """Wait until a student that all ranks train together has failed on all of them.
 
     Raises:
-        DtrainError: others did not come here, as they wait in a collective for this rank's part: only their end helps.
+        DtrainError: it has not failed on others, which wait in a collective for this rank, so that only their end helps.
     """
     if not world.wait_for_all(f"failed {trained.job.spec.name}", MEETING_SECONDS):
         if not isinstance(error, DtrainError):
@@ -165,9 +178,12 @@ def _meet_after_failure(trained: Trained, error: Exception, world: World) -> Non
 
 
 def _stop_the_worst(plan: Plan, folder: RunFolder, failed: list[str], device: torch.device) -> int | None:
-    """Decide where all students have come to the next comparison; the epoch to train them to, None: to the end.
+    """Make each comparison of the search that all students have reached, and stop the worst of them.
 
-    Who is complete already is compared, too, and keeps its model whatever its place: stopping it would save nothing.
+    A complete student is compared, too, and keeps its model whatever its place: stopping it would save nothing.
+
+    Returns:
+        The epoch to train the others to, None: to the end.
     """
     search = Halving(plan, folder.root / "search.json")
     metric = plan.recipe.students[0].metric or "accuracy"
@@ -186,7 +202,7 @@ def _stop_the_worst(plan: Plan, folder: RunFolder, failed: list[str], device: to
 
 
 def _leave_the_stopped(search: Halving, plan: Plan, folder: RunFolder, device: torch.device) -> None:
-    """Their reason as a failure's, their row in TensorBoard's table."""
+    """Record for each stopped student the reason, as for a failure, and its row in TensorBoard's table."""
     students = {student.name: student for student in plan.recipe.students}
     for name, reason in search.stopped.items():
         if plan.failure(name) is None and not _is_done(name, plan):
@@ -202,7 +218,7 @@ def _is_done(name: str, plan: Plan) -> bool:
 
 
 def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int, device: torch.device) -> float | None:
-    """A student's best score up to an epoch; None where it is not there yet."""
+    """A student's best score up to an epoch; None if it has not been trained so far."""
     history = _history_at(name, plan, folder, epoch, device)
     return None if history is None else _score(name, history, metric, epoch)
 
@@ -210,7 +226,7 @@ def _score_at(name: str, plan: Plan, folder: RunFolder, metric: str, epoch: int,
 def _history_at(
     name: str, plan: Plan, folder: RunFolder, epoch: int, device: torch.device
 ) -> list[dict[str, Any]] | None:
-    """From a student's model folder or newest checkpoint of an epoch or later; None where there is none yet."""
+    """The evaluations in a student's model folder, or in a checkpoint of `epoch` or later; None if there is neither."""
     history: list[dict[str, Any]]
     if _is_done(name, plan):
         history = read_json(folder.model("students", name) / "history.json")
@@ -240,7 +256,7 @@ def _score(name: str, history: list[dict[str, Any]], metric: str, epoch: int) ->
 
 
 def _waiting(plan: Plan) -> list[str]:
-    """Students that are to be trained. A peer is again where another one of its peers is not done."""
+    """The students that are to be trained. One that is done is trained again if one of its peers is not done."""
 
     def ended(name: str) -> bool:
         return _is_done(name, plan) or plan.diverged(name)
@@ -256,7 +272,7 @@ def _open_store(teacher: str, recipe: Recipe, tasks: PreparedTasks, folder: RunF
 
 
 def _record_failure(trained: Trained, error: Exception, plan: Plan) -> None:
-    """Leave the reason where the report finds it. What would happen again is final; the rest the next run tries again."""
+    """Write the reason where the report finds it. A failure that would happen again is final, others are tried again."""
     name = trained.job.spec.name
     reason = reason_of(error)
     say_anywhere(f"student {name}: FAILED: {reason}")
@@ -266,7 +282,7 @@ def _record_failure(trained: Trained, error: Exception, plan: Plan) -> None:
 
 
 def _write_failure(plan: Plan, name: str, reason: str, *, final: bool, search: str | None = None) -> None:
-    """`search`: which one stopped it; a recipe with another search, or none, trains it again."""
+    """Write `failed.json`. `search`: the search that stopped it; a recipe with another, or with none, trains it again."""
     with publish_folder(plan.folder.model("students", name)) as aside:
         record = {"reason": reason, "final": final, "fingerprint": plan.model("students", name), "search": search}
         write_json(aside / "failed.json", record)

@@ -34,7 +34,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
     Raises:
         InputError: a model is not trained yet, or no part to be reported has labels.
-        Stopped: asked to, between two models.
+        Stopped: a stop was requested, between two models.
     """
     plan = plan_of(recipe)
     tasks = PreparedTasks.open(recipe, folder)
@@ -68,10 +68,10 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def _records(model: nn.Module, member: Teacher | Student, of: PreparedTask, workers: Workers) -> dict[str, Any]:
-    """What `evaluation.json` holds of a model on one task."""
+    """What `evaluation.json` holds about a model on one task."""
     own = member.parts.get(of.name, member) if isinstance(member, Student) else member
     tokenizer, task = tokenizer_name(own), of.kind
-    # Of rows with several sides, a model is scored on those that have the one it reads.
+    # Where rows have several sides, a model is scored on the rows that have the side it reads.
     counts = of.data.label_counts(tokenizer)
     parts = [part for part in of.recipe.report.splits if part in counts]
     beside: Literal["own"] | None = "own" if member.model.reads_privileged else None
@@ -86,7 +86,7 @@ def _records(model: nn.Module, member: Teacher | Student, of: PreparedTask, work
 def _by_predicted(
     model: nn.Module, teacher: Teacher, of: PreparedTask, parts: list[str], plan: Plan, workers: Workers
 ) -> dict[str, Any]:
-    """The same of a teacher whose annotations a tagger of the recipe finds; nothing where that tagger failed."""
+    """The scores of a teacher with the annotations that a tagger of the recipe finds; empty if that tagger failed."""
     assert teacher.annotated_by is not None
     name = teacher.annotated_by
     if plan.failure(name) is not None:
@@ -110,7 +110,7 @@ def _tell(title: str, of: PreparedTask, records: dict[str, Any]) -> None:
 
 
 def _record(model: nn.Module, rows: EncodedSplit, task: Task, workers: Workers) -> dict[str, Any]:
-    """What `evaluation.json` holds of a model on one part."""
+    """What `evaluation.json` holds about a model on one part."""
     record = task.record(model, rows, workers)
     if isinstance(model, MultiExit) and model.confidence is not None:
         record["exits"] = count_exits(model, rows, workers)
@@ -118,10 +118,11 @@ def _record(model: nn.Module, rows: EncodedSplit, task: Task, workers: Workers) 
 
 
 def count_exits(model: MultiExit, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
-    """Where the labelled rows of a part leave, over all who share them.
+    """Count at which exits the labelled rows of a part leave the model, summed over all ranks.
 
     Returns:
-        `layers` that have an exit, ascending; `rows` that left at each; `mean_layer`, the layers that a row passes.
+        `layers`, those that have an exit, ascending; `rows`, how many left at each; `mean_layer`, the mean number of layers
+        that a row passes.
     """
     counts = torch.zeros(len(model.exits), dtype=torch.int64)
     labelled = np.flatnonzero(part.labels >= 0)
@@ -133,7 +134,7 @@ def count_exits(model: MultiExit, part: EncodedSplit, workers: Workers) -> dict[
 
 
 def exits_in_words(exits: dict[str, Any]) -> str:
-    """As `left after layer 1: 40.0%, 4: 60.0%; 2.80 layers a row`."""
+    """The counts in words, as `left after layer 1: 40.0%, 4: 60.0%; 2.80 layers a row`."""
     total = max(1, sum(exits["rows"]))
     shares = [f"{layer}: {rows / total:.1%}" for layer, rows in zip(exits["layers"], exits["rows"], strict=True)]
     return f"left after layer {', '.join(shares)}; {exits['mean_layer']:.2f} layers a row"

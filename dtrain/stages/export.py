@@ -1,4 +1,4 @@
-"""export: a trained model as a folder that answers without torch and dtrain.
+"""export: a trained model as a folder that answers without dtrain, as ONNX also without torch.
 
 model folder -> graph(s), tokenizer, table of normalisation, predict.py -> compared with the model on validation rows
 """
@@ -32,16 +32,16 @@ from dtrain.runtime.distributed import World
 from dtrain.tasks.registry import task_of
 from dtrain.training.workers import Workers
 
-CHECKED = 2000  # validation rows that answers are compared on; scores are of all
+CHECKED = 2000  # validation rows on which answers are compared, at most; scores are computed on all rows
 KINDS = ("teachers", "students")
 
 
 class Options(TypedDict):
-    """What is asked of a recipe's models, or of a model folder: the options of the command line.
+    """The options of the command line, for a recipe or for a model folder.
 
     Attributes:
-        model: the name of a student or teacher; default: the best student by the metric on valid. Not of a model folder.
-        task: of a model of several tasks, which to export.
+        model: the name of a student or teacher; None: the best student by the metric on valid. Not for a model folder.
+        task: for a model of several tasks, the one to export.
         to: `onnx` or `torch`.
         quantize: `int8`, or None.
         check: compare it with the model on the validation rows.
@@ -64,10 +64,10 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
 
 
 def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
-    """The same of one model folder: of a run into its `export/`, else into `export/<name>/` here.
+    """Export one model folder: into `export/` of its run or, if it is in none, into `./export/<name>/`.
 
     Raises:
-        InputError: as `run`; with `model`; with `check` where the folder is of no run, which has the rows.
+        InputError: as `run`; or `model` is given; or `check` is given for a folder in no run, for which there are no rows.
     """
     if options["model"] is not None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
@@ -119,7 +119,14 @@ def _of_several(plan: Plan, kind: str, name: str) -> bool:
 def _compared(
     wish: Wish, final: Path, model: nn.Module, data: PreparedData, tokenizer: str, metric: str
 ) -> dict[str, Any]:
-    """What the check finds: answers to texts by `Predictor` and by `predict.py`, and scores of both."""
+    """Compare an export with its model: answers to texts (by `Predictor` and by `predict.py`), scores, speed.
+
+    Returns:
+        The entry `check` of the export's `metrics.json`.
+
+    Raises:
+        InputError: no row with a label has the side that the model reads.
+    """
     split = next((name for name in ("valid", "test") if name in data.label_counts(tokenizer)), None)
     if split is None:
         raise InputError(

@@ -1,10 +1,11 @@
-"""Filling a knowledge store: the work of all ranks on the outputs of one teacher.
+"""Fill a knowledge store: all ranks together compute the outputs of one teacher.
 
     shards, from a counter shared by all ranks -> distinct texts -> batches -> teacher -> shard files -> manifest
 
-What a shard holds is a function of the shard alone, so its bytes are the same whichever rank computes it, and
-a restart computes what is missing. A teacher that is spread over the ranks (`knowledge.sharded`) makes its passes on all
-of them at once: then shards are dealt out, and a rank that has finished its own goes on taking part in the passes.
+The contents of a shard depend on the shard alone, so its bytes are the same whichever rank computes it, and a restart
+computes only the missing ones. A teacher that is sharded over the ranks (`knowledge.sharded`) runs every forward pass on
+all of them at once. Its store's shards are therefore assigned to ranks in advance, and a rank that has finished its own
+still takes part in the passes of the others.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ def fill(store: StoreWriter, teacher: nn.Module, part: EncodedSplit, world: Worl
     """Compute the shards that are missing, together with the other ranks, and publish the store.
 
     Args:
-        teacher: whole on every rank, or an `LockstepModel`.
+        teacher: the whole model on every rank, or a `LockstepModel`.
         part: the store's rows, in its order.
 
     Raises:
-        DtrainError: on every rank, when a shard failed on any; the main rank's names the problems.
-        Stopped: asked to stop.
+        DtrainError: on every rank, if a shard failed on any; on the main rank it names the problems.
+        Stopped: a stop was requested.
     """
     layout = store.layout
     kept = world.run_on_main(store.prepare)
@@ -67,7 +68,7 @@ def fill(store: StoreWriter, teacher: nn.Module, part: EncodedSplit, world: Worl
 
 
 def _on_its_own(work: _Work, title: str) -> list[str]:
-    """Compute shards from the ranks' counter until there are no more; returns problems."""
+    """Compute the shards that the ranks' shared counter gives, until none is left; returns problems."""
     store, world = work.store, work.world
     last = store.layout.shard_count
     count = world.counter(f"{title}, {store.layout.fingerprint}")
@@ -82,14 +83,14 @@ def _on_its_own(work: _Work, title: str) -> list[str]:
         for _ in in_threads(work.write, work.answered(missing(), title), threads=1):
             pass
     except (DtrainError, OSError) as error:
-        while count() < last:  # leaves nothing to the other ranks, so that all end soon
+        while count() < last:  # leaves no shard to the other ranks, so that all end soon
             pass
         return _problems(error, store)
     return []
 
 
 def _in_step(work: _Work, teacher: LockstepModel, title: str) -> list[str]:
-    """Compute every so-many-th missing shard, in as many passes as the busiest rank needs; returns problems."""
+    """Compute every `world.size`-th missing shard, in as many passes as the busiest rank needs; returns problems."""
     store, world = work.store, work.world
     missing = world.gather_objects([n for n in range(store.layout.shard_count) if not store.has(n)])[0]
     shards = [work.begin(number) for number in missing[world.rank :: world.size]]
@@ -114,28 +115,28 @@ def _problems(error: DtrainError | OSError, store: StoreWriter) -> list[str]:
 
 
 def _publish(store: StoreWriter) -> None:
-    """Without the manifest as a result: what the main rank returns is sent to all, as JSON."""
+    """Publish the store and return nothing: a result of the main rank would be sent to all ranks, as JSON."""
     store.publish()
 
 
 @dataclass
 class _Shard:
-    """A shard under way: the answers to its distinct texts as they come in."""
+    """A shard that is being computed, with the answers to its distinct texts so far."""
 
     number: int
     rows: range
-    texts: np.ndarray  # rows of the part, one for each distinct text
-    inverse: np.ndarray  # [rows] -> distinct text
-    batches: list[np.ndarray]  # of distinct texts
+    texts: np.ndarray  # int64 [U], rows of the part, one for each distinct text
+    inverse: np.ndarray  # int64 [rows], each row's place in `texts`
+    batches: list[np.ndarray]  # places in `texts`
     answers: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     def by_row(self, place: int) -> Tensor:
-        """[rows, ...] on the device, in id order: the answers' tensor at `place`."""
+        """The answers' tensor at `place`, brought into id order: [rows, ...] on the device."""
         answers = in_order(self.batches, [answer[place] for answer in self.answers])
         return answers[torch.from_numpy(self.inverse).to(answers.device)]
 
     def by_character(self, place: int, lengths: np.ndarray) -> Tensor:
-        """[characters of all rows, T], in id order, from answers [B, N, T]; `lengths` [rows] are in characters."""
+        """The same from answers [B, N, T]: [characters of all rows, T]; `lengths` [rows] are in characters."""
         padded = [answer[place] for answer in self.answers]
         start = np.empty(len(self.texts), dtype=np.int64)  # a text's first character among all padded ones
         base = 0
@@ -149,14 +150,14 @@ class _Shard:
 
 
 class _Work:
-    """This rank's part of the work, and what it amounted to."""
+    """This rank's share of the work, and counts of what was done."""
 
     def __init__(self, teacher: nn.Module, part: EncodedSplit, store: StoreWriter, world: World) -> None:
         self.layout = layout = store.layout
         self.options = model_options(whole_model(teacher), layout.outputs)
         if layout.unpadded:
             teacher, self.options = unpadded(teacher), {}
-        # Lengths differ from batch to batch: one program for all.
+        # Lengths differ from batch to batch: `dynamic` compiles one program for all.
         self.teacher: Any = torch.compile(teacher, dynamic=True) if layout.compiled else teacher
         self.in_step = isinstance(teacher, LockstepModel)
         self.part = part
@@ -165,10 +166,10 @@ class _Work:
         self.rows = self.texts = self.tokens = self.padded = 0
 
     def answered(self, shards: Iterator[_Shard], title: str, passes: int = 0) -> Iterator[_Shard]:
-        """The shards with all their answers. Batches of the next shard follow without a pause.
+        """Give each shard once it has all its answers. Batches of the next shard follow without a pause.
 
         Args:
-            passes: of the model, at least; those that no shard needs have one row.
+            passes: how many times to run the model at least; passes that no shard needs have one row.
         """
         under_way: deque[_Shard] = deque()
         quiet = not (self.world.is_main and sys.stderr.isatty())
@@ -178,7 +179,9 @@ class _Work:
                 made = 0
                 for shard in shards:
                     under_way.append(shard)
-                    bar.update(shard.rows.start - bar.n)  # shards go out in order, so this is all ranks' progress
+                    bar.update(
+                        shard.rows.start - bar.n
+                    )  # shards are handed out in order, so this is the progress of all ranks
                     yield from (shard.texts[batch] for batch in shard.batches)
                     made += len(shard.batches)
                 yield from itertools.repeat(np.arange(1), passes - made)
@@ -218,7 +221,7 @@ class _Work:
         self.store.write(shard.number, columns, lengths)
 
     def summary(self, seconds: float) -> str:
-        """What all ranks did, in words. Every rank must call it."""
+        """What all ranks did, in words; every rank must call this."""
         own = torch.tensor([self.rows, self.texts, self.tokens, self.padded])
         rows, texts, tokens, padded = self.world.sum(own).tolist()
         return (
@@ -228,7 +231,7 @@ class _Work:
         )
 
     def begin(self, number: int) -> _Shard:
-        """Which batches a shard's answers come from."""
+        """Begin a shard: find its distinct texts, and put them into batches."""
         rows = self.layout.shard_range(number)
         texts, inverse = distinct_texts(self.part, np.arange(rows.start, rows.stop))
         lengths = self.part.lengths[texts]
@@ -243,7 +246,7 @@ class _Work:
         return shard
 
     def _characters(self, shard: _Shard) -> np.ndarray:
-        """int [rows], compared with what the model counted (the last of its answers' tensors)."""
+        """The characters of each row, int64 [rows]; DtrainError if the model counted others (its last tensor)."""
         lengths = self.part.vectors[shard.rows.start : shard.rows.stop].astype(np.int64)
         seen = shard.by_row(-1).cpu().numpy()
         wrong = np.flatnonzero(seen != lengths)
@@ -258,19 +261,19 @@ class _Work:
 
 
 def distinct_texts(part: EncodedSplit, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that the model must see: the first of each encoded text among `rows` [N].
+    """The rows that the model must read: the first one of each distinct encoded text among `rows` [N].
 
     Returns:
-        Those rows [U], in order, and for each of the N its place among them.
+        Those rows [U], in order; and for each of the N rows the place of its text among them, int [N].
     """
     seen: dict[tuple[bytes, bytes], int] = {}
     first = np.empty(len(rows), dtype=np.int64)
     for index, row in enumerate(rows.tolist()):
         span = slice(part.offsets[row], part.offsets[row + 1])
         text = part.tokens[span].tobytes(), b"" if part.types is None else part.types[span].tobytes()
-        if part.targets is not None and part.target_offsets is not None:  # on which a teacher's logits depend
+        if part.targets is not None and part.target_offsets is not None:  # a teacher's logits depend on the target
             text = text[0], part.targets[part.target_offsets[row] : part.target_offsets[row + 1]].tobytes()
-        if part.privileged is not None:  # on which they depend, too
+        if part.privileged is not None:  # and on the annotations
             own = slice(part.tag_offsets[row], part.tag_offsets[row + 1])
             text = text[0], part.privileged[own].tobytes()
         first[index] = seen.setdefault(text, index)
@@ -279,5 +282,5 @@ def distinct_texts(part: EncodedSplit, rows: np.ndarray) -> tuple[np.ndarray, np
 
 
 def whole_model(teacher: nn.Module) -> nn.Module:
-    """The model itself, of a teacher that may be spread over ranks."""
+    """The model itself of a teacher that may be sharded over ranks."""
     return teacher.model if isinstance(teacher, LockstepModel) else teacher

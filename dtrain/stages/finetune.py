@@ -1,4 +1,4 @@
-"""finetune: train every teacher in turn, all ranks together; those that are taken as they are come into the run."""
+"""finetune: train every teacher in turn, all ranks together; copy those that are taken as they are into the run."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def _furthest(teachers: list[Teacher], plan: Plan, members: Members) -> ModelJob:
-    """Of teachers that differ in `stop_epoch` alone, the one that is trained longest; it gives the others on its way."""
+    """The job of the longest training of teachers that differ only in `stop_epoch`; it publishes the others on its way."""
     jobs = [members.teacher(teacher, plan.model("teachers", teacher.name)) for teacher in teachers]
-    # A teacher without a stop also comes after one that stops at the last epoch, whatever its score.
+    # A teacher without `stop_epoch` also ends after one that takes the last epoch's weights, whatever their score.
     ends = [teacher.stop_epoch or teacher.epochs + 1 for teacher in teachers]
     last = jobs[ends.index(max(ends))]
     for job, end in zip(jobs, ends, strict=True):

@@ -33,18 +33,18 @@ SHOWN = 5  # texts that the report shows
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
-    """Read the epochs that students have kept, write `points/`: an epoch's entropies as they are found, then the counts.
+    """Read the weights that students kept at each epoch, write `points/`: each epoch's entropies, then the counts.
 
     Raises:
-        InputError: no student keeps its epochs, they are not there, or too few texts have a foreground.
-        Stopped: asked to, between two epochs.
+        InputError: the recipe has no section for it, kept epochs are missing, or too few texts have a foreground.
+        Stopped: a stop was requested, between two epochs.
     """
     spec = recipe.knowledge_points
     if spec is None:
         raise InputError(f"{KEY}: the recipe has no such section, which says what is to be looked at")
     plan = plan_of(recipe)
     (of,) = PreparedTasks.open(recipe, folder).values()
-    pairs = world.run_on_main(lambda: list(choose_texts(spec, of).items()))  # JSON on its way has no numbers as keys
+    pairs = world.run_on_main(lambda: list(choose_texts(spec, of).items()))  # sent as JSON, whose keys are no numbers
     chosen = {int(number): list(words) for number, words in pairs}
     texts: dict[str, Texts] = {}
     counted: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def _count(student: Student, spec: KnowledgePoints, plan: Plan, texts: Texts, world: World) -> dict[str, Any]:
-    """What `points.json` says of a student; measures the epochs that are not measured yet."""
+    """What `points.json` says about a student; measures the epochs that are not measured yet."""
     folder = plan.folder
     epochs = world.run_on_main(lambda: _epochs(student, plan))
     search = NoiseSearch(spec.share, spec.steps, spec.samples)
@@ -98,7 +98,7 @@ def _epochs(student: Student, plan: Plan) -> list[int]:
     """The epochs that a student has kept, from 0.
 
     Raises:
-        InputError: they are not there.
+        InputError: some are missing.
     """
     place = plan.folder.epochs(student.name)
 
@@ -120,7 +120,7 @@ def _epochs(student: Student, plan: Plan) -> list[int]:
 
 
 def _end(model: Path, epochs: list[int]) -> int:
-    """Which of the kept epochs is the nearest to the one that the model's weights are from."""
+    """The place in `epochs` of the kept epoch that is nearest to the one whose weights the model has."""
     best = read_json(model / "metrics.json")["best_epoch"]
     return min(range(len(epochs)), key=lambda number: (abs(epochs[number] - best), number))
 
@@ -134,7 +134,7 @@ def _read(path: Path, identity: str) -> list[list[float]] | None:
 
 
 def _examples(texts: Texts, entropies: list[np.ndarray], points: list[np.ndarray]) -> list[list[dict[str, Any]]]:
-    """Of some texts each token: its text, whether it is foreground and a point, and how far it is under the background."""
+    """For the first texts, each token: whether it is foreground, or a point, and its depth below the background's mean."""
     shown = []
     for row in range(min(SHOWN, len(texts.rows))):
         own = entropies[row].astype(np.float64)
@@ -155,7 +155,7 @@ def _examples(texts: Texts, entropies: list[np.ndarray], points: list[np.ndarray
 
 
 def _write(counted: dict[str, Any], plan: Plan) -> None:
-    """What was counted, and its curves."""
+    """Write `points.json`, and curves for TensorBoard."""
     folder = plan.folder
     (folder.points / DONE).unlink(missing_ok=True)
     write_json(folder.points / "points.json", {"students": counted})

@@ -39,7 +39,7 @@ from dtrain.training.inference import (
 )
 from dtrain.training.lockstep import load_lockstep
 
-# What transformers writes into a config without a meaning for the outputs.
+# Keys that transformers writes into a config and that do not affect the outputs.
 _NO_EFFECT = {"_name_or_path", "transformers_version"}
 
 
@@ -47,7 +47,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Read `data/` and `teachers/`, write `knowledge/<teacher>/` for each teacher that a student learns from.
 
     Raises:
-        DtrainError: NaN or infinity in a teacher's outputs, with the row ids; whole shards stay.
+        DtrainError: NaN or infinity in a teacher's outputs, with the row ids; complete shards are kept.
     """
     plan = Plan(recipe)
     tasks = PreparedTasks.open(recipe, folder)
@@ -68,10 +68,11 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 def expected_identity(teacher: str, recipe: Recipe, data: PreparedData, folder: RunFolder) -> Identity:
-    """What a store of this teacher's outputs must have been made from, by the files that are there now.
+    """The fingerprints that a store of this teacher's outputs must have, computed from the present files.
 
     Args:
-        recipe: whole, or of the teacher's task alone; data: of that task.
+        recipe: the whole recipe, or that of the teacher's task.
+        data: the rows of that task.
     """
     model = folder.model("teachers", teacher)
     config = {key: value for key, value in read_json(model / "config.json").items() if key not in _NO_EFFECT}
@@ -83,7 +84,7 @@ def expected_identity(teacher: str, recipe: Recipe, data: PreparedData, folder: 
 
 
 def check(recipe: Recipe, world: World) -> None:
-    """Raise InputError for what this machine cannot compute in, or with."""
+    """Raise InputError for a precision, `unpadded` or `compile` that does not work on this machine."""
     precision = resolve_precision(recipe.knowledge.precision, world.device, "knowledge.precision")
     if recipe.knowledge.unpadded:
         check_unpadded(world.device, precision, [teacher.model.type for teacher in recipe.teachers])
@@ -92,7 +93,7 @@ def check(recipe: Recipe, world: World) -> None:
 
 
 def check_compile(device: torch.device) -> None:
-    """Raise InputError where torch.compile would find no compiler: of C++ for CPUs, of C for a GPU's launchers."""
+    """Raise InputError if torch.compile would find no compiler: for CPUs one of C++, for GPUs one of C."""
     language, variable, usual = ("C", "CC", "gcc clang") if device.type == "cuda" else ("C++", "CXX", "g++")
     names = os.environ.get(variable, usual).split()
     if not any(shutil.which(name) for name in names):
@@ -103,7 +104,12 @@ def check_compile(device: torch.device) -> None:
 
 
 def check_store(teacher: str, recipe: Recipe, folder: RunFolder) -> None:
-    """Raise StoreError unless the teacher's store is whole, as the recipe asks, of what is there now and its very rows."""
+    """Verify a teacher's store.
+
+    Raises:
+        StoreError: it is damaged, made from another teacher, tokenizer or data than the present ones, made with other
+            settings than the recipe's, or lacks rows.
+    """
     of = PreparedTasks.open(recipe, folder).of(next(t for t in recipe.teachers if t.name == teacher))
     data = of.data
     ids = _rows(teacher, recipe, data).ids
@@ -126,7 +132,7 @@ def _precompute(name: str, of: PreparedTask, world: World, folder: RunFolder) ->
         teacher = load_lockstep(lambda: load(source), precision, world)
     else:
         teacher = cast_products(load(source), precision, world.device)
-        if not settings.compile:  # whose programs do both by themselves
+        if not settings.compile:  # compiled programs do both by themselves
             teacher = pack_products(teacher, world.device)
             teacher = own.without_mask_checks(teacher, world.device)
     assert settings.outputs is not None
@@ -152,7 +158,7 @@ def _precompute(name: str, of: PreparedTask, world: World, folder: RunFolder) ->
 def _widths(
     teacher: nn.Module, part: EncodedSplit, outputs: Sequence[str], precision: str, world: World
 ) -> dict[str, int | tuple[int, int]]:
-    """C, T or H of each output, by the first row's answer; of sequences how many, and their length.
+    """The width of each output (C, T or H), from the teacher's answer to the first row; for sequences (k, L).
 
     Raises:
         InputError: the teacher has no such output.
@@ -174,7 +180,7 @@ def _widths(
 
 
 def _rows(teacher: str, recipe: Recipe, data: PreparedData) -> EncodedSplit:
-    """Training and transfer rows, ordered by id."""
+    """The training and transfer rows that the teacher reads, ordered by id."""
     tokenizer = _tokenizer_of(teacher, recipe)
     reads = next(member for member in recipe.teachers if member.name == teacher).model.reads_privileged
     beside: Literal["own"] | None = "own" if reads else None

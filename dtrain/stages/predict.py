@@ -35,20 +35,20 @@ from dtrain.training.workers import Workers
 
 
 class Options(TypedDict, total=False):
-    """What is asked of a recipe's models, or of a model folder: the options of the command line.
+    """The options of the command line, for a recipe or for a model folder.
 
     Attributes:
-        model: the name of a student or teacher; default: the best student by the metric on valid. Not of a model folder.
-        task: of a recipe or a model of several tasks, which to answer; default: the only one of the model.
-        input: a file, `-` for stdin; default: the test rows. A model folder has none.
+        model: the name of a student or teacher; default: the best student by the metric on valid. Not for a model folder.
+        task: for a recipe or a model of several tasks, the one to answer; default: the only one of the model.
+        input: a file, or `-` for stdin; default: the recipe's test rows. Required for a model folder.
         output: a file; default (or `-`): stdout.
-        privileged: of a teacher that reads annotations, which: `given` by the rows (default), or `predicted` by the tagger
-            that the recipe names (`annotated_by`).
-        form: of classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
-            (id, label, label_desc: a file to hand in); of taggers see `dtrain.tasks.tagging.answers`.
-        beam, length_penalty: of models that write, see `dtrain.models.decoding.Decoding`; default: greedily, and the
-            recipe's own length penalty.
-        format, columns, encoding, delimiter, quoting: of the input: see `dtrain.predict.texts.read_texts`.
+        privileged: for a teacher that reads annotations: those `given` in the rows (default), or those `predicted` by the
+            tagger that the recipe names (`annotated_by`).
+        form: for classifiers `jsonl` (id, line, text, label, score, scores), `tsv` (the same without scores), or `clue`
+            (id, label, label_desc: a file to submit); for taggers see `dtrain.tasks.tagging.answers`.
+        beam, length_penalty: for models that write text, see `dtrain.models.decoding.Decoding`; default: greedy decoding,
+            and the recipe's length penalty.
+        format, columns, encoding, delimiter, quoting: of the input, see `dtrain.predict.texts.read_texts`.
     """
 
     model: str | None
@@ -70,7 +70,8 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
     """Write the answers to each row of the input, in its order.
 
     Raises:
-        InputError: no such model, or it is not trained; no such file, or it is malformed; another task's form.
+        InputError: there is no such model, or it is not trained; there is no such file, or it is malformed; `form` or
+            `format` does not fit the task.
     """
     plan = of_task(plan_of(recipe), options.get("model"), options.get("task"))
     recipe = plan.recipe
@@ -96,16 +97,16 @@ def run(recipe: Recipe, world: World, folder: RunFolder, **options: Unpack[Optio
     tell(f"predict: {kind[:-1]} {name} ({place})")
     if which == "predicted":
         texts = _annotated(texts, member, plan, data.privileged, workers)
-    # Prepared pieces of documents were joined, and are cut again.
+    # `texts` has whole documents where the prepared rows are pieces of them; these are cut and encoded anew.
     encoded = None if part is None or part.documents is not None else part
     asked.answer(texts, encoded, recipe.data.normalize, recipe.data.max_length, workers)
 
 
 def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
-    """The same of a model folder alone, whose files say how texts are prepared.
+    """Answer with a model folder alone, whose files say how texts are prepared.
 
     Raises:
-        InputError: as `run`; without `input`, since a model folder holds no rows; with `model`.
+        InputError: as `run`; or `input` is missing, since a model folder has no rows; or `model` is given.
     """
     if options.get("model") is not None:
         raise InputError(f"--model: chooses among the models of a recipe, and {place} is a model folder")
@@ -139,7 +140,7 @@ class _Asked:
     def answer(
         self, texts: Texts, part: EncodedSplit | None, normalize: Normalization, max_length: int, workers: Workers
     ) -> None:
-        """Write the answers to `texts`; `part`: they are encoded already."""
+        """Write the answers to `texts`; `part` holds them encoded, None: they are encoded here."""
         model = for_task(load(self.place), self.task)
         if part is None:
             read = self.answers.reader(self.place, normalize, max_length)
@@ -147,7 +148,7 @@ class _Asked:
         else:
             found = iter(self.answers.find(model, part, texts, workers))
         if workers.world is not None and not workers.world.is_main:
-            deque(found, maxlen=0)  # its share of every block
+            deque(found, maxlen=0)  # computes its share of every block
             return
         lines = self.answers.lines(texts, found, self.form, self.section, self.data)
         if self.target is None:
@@ -156,12 +157,12 @@ class _Asked:
             with self.target.open("w", encoding="utf-8") as file:
                 _write(lines, file)
         else:
-            with atomic_write(self.target.resolve()) as file:  # of a link, where it leads
+            with atomic_write(self.target.resolve()) as file:  # replaces the target of a symbolic link, not the link
                 _write(lines, file)
 
 
 def _settled(world: World, answers: Answers, task: str, options: Options) -> Path | None:
-    """Where answers are written, None for stdout, after the options that can be judged without a model."""
+    """Check the options that need no model; returns the file for the answers, None for stdout."""
     asked = ("form", options["form"], answers.forms), ("format", options.get("format"), answers.formats)
     for option, value, allowed in asked:
         if value is not None and value not in allowed:
@@ -174,7 +175,7 @@ def _settled(world: World, answers: Answers, task: str, options: Options) -> Pat
 
 
 def _searching(answers: Answers, place: Path, options: Options, penalty: float = 1.0) -> Answers:
-    """How the model of a folder looks for its answers."""
+    """The answers with the decoding settings asked for; `penalty` is the length penalty by default."""
     beam, asked = options.get("beam"), options.get("length_penalty")
     if asked is not None and beam in (None, 1):
         raise InputError("--length-penalty: is of a beam; give --beam, too, of 2 or more")
@@ -184,7 +185,7 @@ def _searching(answers: Answers, place: Path, options: Options, penalty: float =
 
 
 def _check_output(path: Path) -> None:
-    """Raise InputError where no file can be written under `path`: seen before the work, not after it."""
+    """Raise InputError, before any work is done, if no file can be written as `path`."""
     nearest = next(place for place in path.absolute().parents if place.exists())
     if path.is_dir():
         raise InputError(f"--output: {path}: is a folder; name a file in it")
@@ -198,7 +199,7 @@ def _check_output(path: Path) -> None:
 
 
 def _annotations(name: str, reads: bool, options: Options) -> str | None:
-    """Which annotations a model is given; None where it reads none."""
+    """Which annotations a model reads, `given` or `predicted`; None if it reads none."""
     asked = options.get("privileged")
     if not reads:
         if asked is not None:
@@ -208,7 +209,7 @@ def _annotations(name: str, reads: bool, options: Options) -> str | None:
 
 
 def _annotated(texts: Texts, member: Teacher | Student, plan: Plan, types: list[str], workers: Workers) -> Texts:
-    """Texts with the entities of the teacher's `annotated_by`."""
+    """The texts with the annotations that the teacher's tagger (`annotated_by`) finds."""
     tagger = getattr(member, "annotated_by", None)
     if tagger is None:
         raise InputError(f"--privileged: predicted needs teachers.{member.name}.annotated_by, which names a tagger")
@@ -218,7 +219,7 @@ def _annotated(texts: Texts, member: Teacher | Student, plan: Plan, types: list[
 
 
 def _with_ends(section: Data, data: PreparedData) -> Data:
-    """The section with what the ends of spans were found to be in the recipe's files: a few new rows may not tell."""
+    """The data section with the kind of span ends that was found in the recipe's files: a few new rows may not show it."""
     found = data.info.get("span_end")
     if found is None or section.columns.span_end != "auto":
         return section
@@ -226,9 +227,9 @@ def _with_ends(section: Data, data: PreparedData) -> Data:
 
 
 def _read(world: World, section: Data, options: Options, *, privileged: bool) -> Texts | None:
-    """The rows of the input that is named, if one is, on every rank.
+    """The rows of the input file on every rank; None if none is named.
 
-    The main rank reads them: standard input is there alone, and an error is told once.
+    The main rank reads them: it alone has standard input, and an error is reported once.
     """
     name, format, columns = options.get("input"), options.get("format"), options.get("columns") or ()
     as_written = {"encoding": options.get("encoding"), "delimiter": options.get("delimiter")}
@@ -250,7 +251,7 @@ def _read(world: World, section: Data, options: Options, *, privileged: bool) ->
                 "where the recipe names a tagger (annotated_by)"
             )
             column = repr(section.columns.privileged)
-            wrong = "; give --columns text=NAME"  # which is about the text
+            wrong = "; give --columns text=NAME"  # that hint is about the column of the text
             raise InputError(
                 [p.replace(wrong, "") + hint if privileged and column in p else p for p in error.problems]
             ) from None

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 def check(recipe: Recipe, world: World) -> None:
-    """Load the given tokenizers: what is no model of the hub, either, is told before anything is written."""
+    """Load the tokenizers that the recipe names, so that unknown names are refused before anything is written."""
     if not Plan(recipe).stage_done("prepare"):
         world.run_on_main(lambda: _check_given(recipe))
 
@@ -60,14 +60,16 @@ def _check_given(recipe: Recipe) -> None:
     for view in recipe.views():
         with view.data.named():
             specs = tokenizer_specs(view)
-            # What the recipe pre-trains itself may not be there yet.
+            # A model that the recipe itself pre-trains may not be there yet.
             _given_tokenizers(view, [name for name in specs if not getattr(specs[name], "made_here", False)])
 
 
 def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
     """Prepare the recipe's data unless it is there; only what changed is done again.
 
-    Raises InputError for bad sources, before anything is written, and Stopped between two tokenizers, if asked to.
+    Raises:
+        InputError: bad sources; nothing is written then.
+        Stopped: a stop was requested, between two tokenizers.
     """
 
     def work() -> None:
@@ -88,20 +90,21 @@ def prepare(
     identity: Callable[[str], str],
     stop: StopRequest | None = None,
 ) -> None:
-    """The work of one process, for a recipe of one task; see `TaskRows`."""
+    """Prepare a recipe of one task in this process; see `TaskRows`."""
     check_tokenizers(recipe)
     prepare_tasks({recipe.task: TaskRows(recipe, folder, rows_identity, identity)}, stop)
 
 
 def prepare_tasks(tasks: Mapping[str, TaskRows], stop: StopRequest | None = None) -> None:
-    """The work of one process.
+    """Prepare all tasks of a recipe in this process.
 
     Args:
-        stop: heard on this rank alone, since the others wait for it.
+        tasks: by name.
+        stop: asked on this rank alone, since the other ranks wait for it.
     """
     started = time.perf_counter()
     datasets.disable_progress_bars()
-    # The tokenizers' threads and forked workers do not mix; the workers are the parallelism.
+    # The tokenizers' threads and forked workers do not mix; the workers work in parallel instead.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     waiting = [task for task in tasks.values() if task.wanted]
     if not waiting:
@@ -111,7 +114,7 @@ def prepare_tasks(tasks: Mapping[str, TaskRows], stop: StopRequest | None = None
         with task.section.named():
             task.look()
     read = [task for task in waiting if not task.rows_there]
-    for task in read:  # all that may be bad input comes before anything is written
+    for task in read:  # all input is read, and may be refused, before anything is written
         task.read()
     for task in read:
         task.write_rows()
@@ -124,11 +127,11 @@ def prepare_tasks(tasks: Mapping[str, TaskRows], stop: StopRequest | None = None
 
 
 class TaskRows:
-    """The rows of one task on their way from files to tokens.
+    """Prepares the rows of one task: from files to tokens.
 
     Args:
         recipe: of that task alone.
-        rows_identity: fingerprint of the rows that it asks for.
+        rows_identity: the fingerprint of its rows.
         identity: gives the fingerprint of a tokenizer with its encoded rows, by the tokenizer's name.
 
     Attributes:
@@ -149,7 +152,7 @@ class TaskRows:
         self._corpus: Corpus | None = None
 
     def look(self) -> None:
-        """Models and tokenizers that are given; loaded first, since they may be bad input."""
+        """Load the models and tokenizers that are named, first of all, since they may be bad input."""
         _check_external(self.recipe)
         self._given = _given_tokenizers(self.recipe, self.missing)
 
@@ -173,10 +176,10 @@ class TaskRows:
         self._corpus = None
 
     def encode_rows(self, tasks: Mapping[str, TaskRows], stop: StopRequest | None) -> None:
-        """Publish each tokenizer that is missing, with what it makes of the rows.
+        """Publish each tokenizer that is missing, with the rows as it encodes them.
 
         Args:
-            tasks: all of the recipe, their rows being there: a vocabulary may be counted on several.
+            tasks: all tasks of the recipe, with their rows written: a vocabulary may be counted on several.
         """
         data = PreparedData.open(self.folder)
         if self.rows_there:
@@ -202,9 +205,9 @@ class TaskRows:
     def _counted(self, name: str, tasks: Mapping[str, TaskRows]) -> PreTrainedTokenizerFast:
         """A tokenizer whose vocabulary comes from the training and transfer rows of every task that it reads."""
         spec = self.specs[name]
-        assert not isinstance(spec, ExternalSpec)  # which brings its own
+        assert not isinstance(spec, ExternalSpec)  # which brings its own tokenizer
         of = [tasks[task] for task in tasks_reading(self.recipe, name)]
-        # A vocabulary of characters serves taggers alone; where other texts are read too, it is that of their kind.
+        # A vocabulary of characters serves only taggers; if other kinds of task are read, too, it is made for their kind.
         kind = next((task for task in of if not rules_of(task.section.task).tags), of[0])
         sides = [("text", "text_b"), *([("target",)] if rules_of(kind.section.task).writes else [])]
         of_sides = sides_reading(self.recipe, name)
@@ -216,7 +219,7 @@ class TaskRows:
         return PREPARING[kind.section.task].tokenizer(spec, texts, kind.section, *targets)
 
     def texts(self, columns: tuple[str, ...], side: str = "") -> Iterator[list[str]]:
-        """Normalised texts that vocabularies are counted on, of those columns that rows have, and of one side of them."""
+        """The normalised texts that vocabularies are counted on, from those of `columns` that rows have, of one side."""
         texts = _training_texts(PreparedData.open(self.folder), columns, side)
         return PREPARING[self.section.task].normalised(texts, self.section)
 
@@ -230,7 +233,7 @@ def _check_external(recipe: Recipe, labels: list[str] | None = None) -> None:
 
 
 def _check_sides(recipe: Recipe, info: Mapping[str, Any]) -> None:
-    """Raise InputError for members whose side of the rows leaves them nothing to train on; tell what it means for others."""
+    """Raise InputError for members that have no rows to train on with the side they read; print remarks on the others."""
     problems, remarks = check_sides(info, recipe)
     if problems:
         raise InputError(problems)
@@ -242,7 +245,7 @@ def _check_sides(recipe: Recipe, info: Mapping[str, Any]) -> None:
 
 
 def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """Of a recipe of one task: pretrained tokenizers and those of a vocabulary file."""
+    """The pretrained tokenizers, and those of a vocabulary file, among `names`; the recipe is of one task."""
     given = {}
     for name, spec in tokenizer_specs(recipe).items():
         if name in names and spec is not None:
@@ -257,7 +260,7 @@ def _given_tokenizers(recipe: Recipe, names: list[str]) -> dict[str, PreTrainedT
 
 
 def _training_texts(data: PreparedData, columns: tuple[str, ...], side: str = "") -> Iterator[list[str]]:
-    """Texts that vocabularies are counted on. Synthetic rows repeat training words, which `min_count` counts once."""
+    """Texts that vocabularies are counted on, without synthetic rows, whose words `min_count` would count twice."""
     for part in ("train", "transfer"):
         if part in parts_of(data.info, side):
             rows = data.rows(part, side)
@@ -272,10 +275,13 @@ def _training_texts(data: PreparedData, columns: tuple[str, ...], side: str = ""
 def _encode(
     recipe: Recipe, data: PreparedData, name: str, tokenizer: PreTrainedTokenizerFast, identity: str, *, given: bool
 ) -> dict[str, Any]:
-    """Publish a tokenizer, then the parts that it encodes, with a record that vouches for both.
+    """Publish a tokenizer, then the parts that it encodes, with a `done.json` for both.
 
     Args:
-        given: whether it was not made of these rows: then the record has the share of them that it does not know.
+        given: whether it was made elsewhere, not from these rows: then the share of unknown tokens is recorded, too.
+
+    Returns:
+        The contents of `encoded.json`.
     """
     preparing = PREPARING[recipe.data.task]
     more = preparing.record(tokenizer, tokenizer_specs(recipe)[name])

@@ -38,14 +38,14 @@ from dtrain.training.job import Position
 from dtrain.training.model_job import ModelJob, Prepared
 from dtrain.training.phases import train_phases
 
-KIND = "pretrain"  # its folder, also among checkpoints and in TensorBoard
+KIND = "pretrain"  # the name of its folder in the run, under checkpoints/ and under tensorboard/
 
 
 def check(recipe: Recipe, world: World) -> None:
-    """Refuse, before anything is written, phases that the launch and the recipe say different things of.
+    """Check precision, optimizer and sharding of each phase against the device and the launch.
 
     Raises:
-        InputError: naming the key.
+        InputError: naming the key, before anything is written.
     """
     spec = recipe.pretrain
     assert spec is not None
@@ -75,7 +75,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
 
 
 class Phase:
-    """One phase: its rows and masks, its start, and what its folder says."""
+    """One phase of pre-training: its rows and masks, its initial weights, and the folder that it writes."""
 
     def __init__(self, spec: Pretrain, number: int, world: World, folder: RunFolder) -> None:
         self.spec, self.number, self.world, self.folder = spec, number, world, folder
@@ -83,7 +83,7 @@ class Phase:
         self.title = f"pretrain phase {number + 1}"
 
     def job(self, identity: str) -> ModelJob:
-        """What to train and where to publish it; it begins from where the phase before ended."""
+        """The training job, which starts from the weights at the end of the phase before."""
         return ModelJob(
             title=self.title,
             where=f"pretrain.phases.{self.number}",
@@ -114,7 +114,7 @@ class Phase:
         def evaluate(model: torch.nn.Module, precision: str) -> dict[str, float]:
             scores = task.scores(model, held_out, self.world, precision=precision)
             if self.world.is_main:
-                # For a look at it, or a fine-tuning, while pre-training goes on.
+                # A copy to look at, or to fine-tune, while pre-training goes on.
                 with publish_folder(_latest(self.folder)) as latest:
                     self._save(model, latest, f"# {self.title}, under way\n\n{task.headline(scores)}\n")
             return scores
@@ -155,7 +155,7 @@ class Phase:
         return (PairedLM if spec.next_sentence else MaskedLM)(in_own_memory(model))  # type: ignore[arg-type]
 
     def _save(self, model: Any, folder: Path, card: str) -> None:
-        model.lm.tie_weights()  # weights that were gathered from shards come one by one
+        model.lm.tie_weights()  # gathering shards gives each weight separately, tied ones too
         save_model(model.lm, folder, corpus_tokenizer(self.folder), card)
 
     def _card(self, metrics: dict[str, Any], headline: str) -> str:

@@ -48,7 +48,7 @@ def _write(recipe: Recipe, folder: RunFolder) -> None:
         else:
             results = _write_task(plan, folder, aside, written)
             lines = brief(results)
-        # A student that failed by accident is tried again by the next run; its report is written anew then.
+        # A student whose failure is not final is tried again by the next run, which then writes the report anew.
         if all(plan.stage_done(stage) for stage in ("finetune", "distill", "evaluate")):
             mark_done(aside, plan.report)
     for line in lines:
@@ -59,7 +59,7 @@ def _write(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _write_task(plan: Plan, folder: RunFolder, aside: Path, written: str) -> dict[str, Any]:
-    """Write the report on one task into the folder `aside`; what it shows.
+    """Write the report on one task into the folder `aside`; returns what it shows (see `results.collect`).
 
     Args:
         folder: the run's, with the task's data.
@@ -92,13 +92,13 @@ def _check_complete(plan: Plan) -> None:
 
 
 def _history(folder: RunFolder, kind: str, name: str) -> list[dict[str, Any]]:
-    """The evaluations of a model, of several tasks with the scores of this one."""
+    """The evaluations of a model during training; for a model of several tasks, with the scores on this one."""
     entries = read_json(folder.model(kind, name) / "history.json")
     return [entry | scores_of(entry, folder.task) for entry in entries]
 
 
 def _draw(results: dict[str, Any], folder: RunFolder, target: Path) -> dict[str, Path]:
-    """Draw what there is to draw; the plots' files by name."""
+    """Draw the plots for which there are data; returns their files by name."""
     view = VIEWS[results["task"]]
     against_parameters, against_latency = f"{view.lead}_parameters", f"{view.lead}_latency"
     names = [against_parameters, against_latency, "curves", "confusion", "types", "scatter", "phases"]

@@ -1,4 +1,4 @@
-"""Running stages in this process, one rank of however many were launched."""
+"""Run stages in this process, one rank of those that were launched."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _locks: list[IO[str]] = []
 def run_stages(
     recipe: Recipe, names: list[str], *, group: Group | None = None, checked: bool = False, options: dict[str, Any]
 ) -> int:
-    """Run the named stages in order; the exit code.
+    """Run the named stages in order and return the exit code.
 
     Args:
-        group: of the students, only these.
+        group: the students to train, of those that the recipe has; None: all.
         checked: whether the process that started this one has checked the files that the recipe names.
-        options: the stage's own from the command line, where a single one was asked for.
+        options: the stage's own options from the command line, where the command names a single stage.
     """
     world = connect(timeout=recipe.launch.timeout, backend=recipe.launch.backend)
     folder = plan_of(recipe).folder
@@ -69,7 +69,7 @@ def run_stages(
                     world.run_on_main(Plan(recipe).require_a_student)
                 say(f"{stage.name}: complete, nothing to do")
                 continue
-            # When all students of one group failed, those of the other groups may have gone well: the report tells.
+            # If all students of one group failed, those of other groups may have succeeded; the report shows it.
             with contextlib.suppress(EveryStudentFailed) if group else contextlib.nullcontext():
                 pages[stage.name].run(recipe, world, folder, **options)
             say(f"{stage.name}: done in {time.perf_counter() - begin:.1f} s")
@@ -77,7 +77,7 @@ def run_stages(
 
 
 def run_on_folder(stage: Stage, place: Path, options: dict[str, Any]) -> int:
-    """Run a stage on a model folder in place of a recipe; the exit code."""
+    """Run a stage on a model folder in place of a recipe and return the exit code."""
     world = connect()
     with leave_together(world):
         stage.load().run_folder(place, world, **options)
@@ -85,12 +85,12 @@ def run_on_folder(stage: Stage, place: Path, options: dict[str, Any]) -> int:
 
 
 def _check_inputs(recipe: Recipe) -> None:
-    """For what it refuses alone: the rows that it has read stay on the rank that read them."""
+    """Check the inputs only for the errors raised: the rows that were read must not be sent to the other ranks."""
     check_inputs(recipe)
 
 
 def _require_earlier(recipe: Recipe, stages: list[Stage]) -> None:
-    """A stage reads what earlier ones wrote for exactly this recipe and these files, and nothing older."""
+    """Raise InputError unless the earlier stages that these need are complete for exactly this recipe and its files."""
     plan = plan_of(recipe)
     names = [stage.name for stage in stages]
     for stage in stages:
@@ -101,9 +101,9 @@ def _require_earlier(recipe: Recipe, stages: list[Stage]) -> None:
 
 
 def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None:
-    """Lock the run folder for this launch, and write down what it is run with.
+    """Lock the run folder for this launch, and record the recipe and the versions of packages in it.
 
-    Groups of students work beside each other: each locks its own students, and none cleans up or writes what all share.
+    Groups of students run side by side: each takes a lock of its own, and none removes leftovers or writes shared files.
     """
     folder.root.mkdir(parents=True, exist_ok=True)
     _lock(folder, ".lock", fcntl.LOCK_SH if group else fcntl.LOCK_EX)
@@ -111,7 +111,7 @@ def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None
         _lock(folder, f".lock-group-{group.number}-of-{group.count}", fcntl.LOCK_EX)
         return
     if recipe.kept:
-        return  # what it was made with stays as it is written there
+        return  # the recipe and the versions of when it was made stay as they are
     remove_leftovers(folder.root)
     _tell_of_older_formats(folder.root / "versions.json")
     with atomic_write(folder.root / "recipe.yaml") as file:
@@ -120,7 +120,7 @@ def _open_folder(recipe: Recipe, folder: RunFolder, group: Group | None) -> None
 
 
 def _tell_of_older_formats(path: Path) -> None:
-    """What dtrain 0.1 made has other fingerprints: without a word, a finished run would seem to be forgotten."""
+    """Say that a run of dtrain 0.1 is done again: its fingerprints differ, and the reason would not be seen otherwise."""
     try:
         made_by = read_json(path)["dtrain"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -151,7 +151,7 @@ def _lock(folder: RunFolder, name: str, kind: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide results; nothing from the environment."""
+    """The versions of Python and of the packages that decide results; nothing else of the environment."""
     found = {"python": sys.version.split()[0], "dtrain": __version__}
     for package in _VERSIONS_OF:
         with contextlib.suppress(PackageNotFoundError):
