@@ -101,7 +101,7 @@ def test_two_rounds_end_with_a_report(root: Path) -> None:
 
 
 def test_where_no_student_has_a_model_the_command_fails_again(
-    root: Path, world: World, capsys: pytest.CaptureFixture[str]
+    root: Path, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only the first time: what is final is not tried once more, and is no success."""
     model = "model: {type: bilstm, embedding: 8, hidden: 4}, noisy: {confidence: 0.999999}"
@@ -116,6 +116,12 @@ def test_where_no_student_has_a_model_the_command_fails_again(
     (folder.root / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert main(["run", str(folder.root / "recipe.yaml"), "--stages", "distill"]) == 1
     assert "every student failed (s, t)" in capsys.readouterr().err
+
+    # One failed for good in an earlier run, and the other one fails now, as for a full disk.
+    (folder.model("students", "t") / "failed.json").unlink()
+    monkeypatch.setattr(distill, "_train", lambda *arguments, **named: ["t"])
+    with pytest.raises(EveryStudentFailed, match=r"^every student failed \(s, t\)$"):
+        distill.run(recipe, world, folder)
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,11 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         failed += _train(groups, trainer, plan, pause=search)
         if search is None:
             break
-    if failed and len(failed) == len(recipe.students):
-        raise EveryStudentFailed(f"every student failed ({', '.join(sorted(failed))})")
-    world.run_on_main(plan.require_a_student)
+    # Some may have failed for good in an earlier run, or have been stopped by the search.
+    everyone = [student.name for student in recipe.students]
+    without = world.run_on_main(lambda: [name for name in everyone if name in failed or plan.diverged(name)])
+    if everyone and without == everyone:
+        raise EveryStudentFailed(f"every student failed ({', '.join(sorted(without))})")
 
 
 def show_plan(recipe: Recipe) -> None:
