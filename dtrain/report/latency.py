@@ -54,16 +54,16 @@ def measure(
         # if it is only one, this second one is the first repeat.
         for one in passes.values():
             one(1)
-        calls: dict[str, list[float]] = {name: [] for name in models}
-        seconds = {name: [one(1, calls[name])] for name, one in passes.items()}
+        calls: dict[str, list[float]] = {name: [] for name in models if batch == 1}
+        seconds = {name: [one(1, calls.get(name))] for name, one in passes.items()}
         slowest = max(times[0] for times in seconds.values())
         count = max(1, min(len(next(iter(batches.values()))), int(PASS_SECONDS / slowest)))
         if count > 1:
-            calls, seconds = {name: [] for name in models}, {name: [] for name in models}
+            calls, seconds = {name: [] for name in calls}, {name: [] for name in models}
         repeats = max(2, min(REPEATS, math.ceil(REPEATS * PASS_SECONDS / (count * slowest))))
         while len(next(iter(seconds.values()))) < repeats:
             for name, one in passes.items():
-                seconds[name].append(one(count, calls[name]))
+                seconds[name].append(one(count, calls.get(name)))
     timed = min(rows, count * batch)
     return {
         "rows_per_second": {name: timed / statistics.median(values) for name, values in seconds.items()},
@@ -76,7 +76,6 @@ def measure(
                 if share == 50 or len(values) >= CALLS_OF_P99
             }
             for name, values in calls.items()
-            if values
         },
     }
 
@@ -97,7 +96,10 @@ def _batches(part: EncodedSplit, rows: np.ndarray, batch: int, device: torch.dev
 
 
 def _pass(model: nn.Module, batches: list[dict[str, torch.Tensor]], device: torch.device) -> Callable[..., float]:
-    """A function that runs the first `count` batches and gives the seconds that it took; those of each go into `calls`."""
+    """A function that runs the first `count` batches and gives the seconds that it took; those of each go into `calls`.
+
+    With `calls`, each batch is waited for, as whoever asks for one row waits.
+    """
     decode = getattr(model, "decode", None)  # of taggers, whose logits are not yet an answer
 
     def run(count: int, calls: list[float] | None = None) -> float:
@@ -107,9 +109,7 @@ def _pass(model: nn.Module, batches: list[dict[str, torch.Tensor]], device: torc
             answer = model(**inputs)
             if decode is not None:
                 decode(answer.logits, answer.mask)
-            if (
-                calls is not None and len(inputs["input_ids"]) == 1
-            ):  # a row at a time is waited for, as whoever asks waits
+            if calls is not None:
                 _wait(device)
                 now = time.perf_counter()
                 calls.append(now - before)

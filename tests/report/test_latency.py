@@ -98,6 +98,11 @@ def test_one_in_a_hundred_is_told_of_a_hundred_calls():
     assert found["milliseconds"]["fast"] == pytest.approx({"p50": 1, "p99": 1})
 
 
+def test_the_row_that_is_left_for_a_last_batch_is_no_measurement_of_one_row():
+    found = measure({"fast": Sleeper(0.001)}, {"fast": part(9)}, torch.device("cpu"), batch=4)
+    assert found["rows"] == 9 and found["milliseconds"] == {}
+
+
 def test_machine_is_named():
     found = machine()
     assert found["cpu"] and found["cores"] >= 1 and found["torch"] == torch.__version__
