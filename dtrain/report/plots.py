@@ -111,6 +111,7 @@ def training_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], par
         (f"{_capital(view.loss)}, {part}", part, "loss", 1.0),
         ("Training objective (each its own)", "train", "loss", 1.0),
     )
+    histories = _trained(histories)
     drawn = False
     with mpl.rc_context(STYLE):
         figure, axes = _figure(12.0, 3.6, panels=3)
@@ -159,6 +160,7 @@ def phase_curves(histories: list[tuple[str, list[list[dict[str, Any]]]]], path: 
     Returns:
         Whether some student has phases; if not, no file is written.
     """
+    histories = _trained(histories)
     points = [entry for _, members in histories for history in members for entry in history if "phase" in entry]
     names = list(dict.fromkeys(entry["phase"] for entry in points))[:MOST_PHASES]
     if not names:
@@ -320,6 +322,11 @@ def shaded_texts(texts: list[list[dict[str, Any]]], path: Path) -> None:
 
 
 # --- helpers -----------------------------------------------------------------------------------------
+
+
+def _trained(histories: list[tuple[str, list[list[dict[str, Any]]]]]) -> list[tuple[str, list[list[dict[str, Any]]]]]:
+    """The groups that have a history: teachers that are taken as they are have none, and need no colour."""
+    return [(name, members) for name, members in histories if any(members)]
 
 
 def _cells(token: dict[str, Any], family: list[str] | None) -> int:
