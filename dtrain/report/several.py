@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from dtrain.recipe.schema import Recipe
 from dtrain.report.results import spread
@@ -24,12 +25,12 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
     Returns:
         Plain values: `name`; `tasks`, by name, each with its kind `task`, its leading score (`lead`, `title`), the part whose
         scores are shown (`headline`), `rows` and the names of its best `teacher` and `student`; `groups`, models that differ
-        only in their seed, teachers first, each with its `scores` by task (mean and sample standard deviation) and, if it is
-        for every task, `mean`, the mean over the tasks. A teacher that reads annotations has a second entry, with
+        only in their seed, teachers first, each with its `scores` by task (mean and sample standard deviation) and, if it
+        has one on every task, `mean`, the mean over the tasks. A teacher that reads annotations has a second entry, with
         `annotated_by`, for those that a tagger found. Further `failed`, `remarks` and `versions`.
     """
     tasks: dict[str, Row] = {}
-    groups: dict[tuple[str, str], Row] = {}
+    groups: dict[tuple[str, ...], Row] = {}  # by kind and members: groups of two tasks may have the same name
     for name, of in results.items():
         view = VIEWS[of["task"]]
         keys = ("task", "headline", "rows", "teacher", "student")
@@ -37,21 +38,25 @@ def overview(recipe: Recipe, results: Mapping[str, Row]) -> Row:
         for group in of["groups"]:
             known = ("kind", "name", "type", "members", "seeds", "parameters", "bytes")
             row = groups.setdefault(
-                (group["kind"], group["name"]),
+                (group["kind"], *group["members"]),
                 {**{key: group[key] for key in known if key in group}, "teachers": [], "scores": {}},
             )
             row["teachers"] += [teacher for teacher in group["teachers"] if teacher not in row["teachers"]]
             row["scores"][name] = score_of(group, view.lead, of, of["headline"])
             for tagger, scores in _with_annotations_found(group, of, view.lead).items():
-                key = (group["kind"], f"{group['name']}, {tagger}")
-                groups[key] = {**row, "annotated_by": tagger, "scores": {name: spread(scores)}}
+                groups[group["kind"], *group["members"], tagger] = {
+                    **row,
+                    "annotated_by": tagger,
+                    "scores": {name: spread(scores)},
+                }
     for row in groups.values():
         if len(row["scores"]) == len(tasks) > 1:
             each = [
                 [_own_score(of, VIEWS[of["task"]].lead, row["kind"], name) for of in results.values()]
                 for name in row["members"]
             ]
-            row["mean"] = spread([statistics.fmean(scores) for scores in each])
+            if not any(None in scores for scores in each):
+                row["mean"] = spread([statistics.fmean(scores) for scores in each])
     order = {"teachers": 0, "students": 1}
     return {
         "name": recipe.name,
@@ -97,9 +102,9 @@ def brief(results: Row) -> list[str]:
     """One line for each group, for the terminal."""
     lines = []
     for row in results["groups"]:
-        scores = [f"{name} {_score(name, row)} %" for name in results["tasks"] if name in row["scores"]]
+        scores = [f"{name} {text} %" for name in results["tasks"] if (text := _score(name, row))]
         mean = [f"mean {spread_text(row['mean'])} %"] if "mean" in row else []
-        lines.append(f"{row['name']} ({kind(row)}): {', '.join([*scores, *mean])}")
+        lines.append(f"{row['name']} ({kind(row)}): {', '.join([*scores, *mean]) or 'not scored'}")
     return lines + [f"{failure['name']}: no result: {failure['reason']}" for failure in results["failed"]]
 
 
@@ -107,7 +112,7 @@ def _score(task: str, row: Row) -> str:
     return spread_text(row["scores"][task]) if task in row["scores"] else ""
 
 
-def _own_score(of: Row, lead: str, kind: str, name: str) -> float:
-    """One model's score `lead` on the part whose scores are shown."""
+def _own_score(of: Row, lead: str, kind: str, name: str) -> Any:
+    """One model's score `lead` on the part whose scores are shown; None if no row there has the side that it reads."""
     model = next(model for model in of["models"] if (model["kind"], model["name"]) == (kind, name))
-    return float(score_of(model, lead, of, of["headline"]))
+    return score_of(model, lead, of, of["headline"])
