@@ -41,11 +41,12 @@ def measure_run(
     data = PreparedData.open(folder)
     task = task_of(data)
     task.settle(knowledge or Knowledge())
-    # Weights do not change the speed, so one model of each structure is timed. But with exits they decide at which layer a
-    # row leaves, and in writing where a text ends, so each such model is timed by itself.
+    # Weights do not change the speed, so one model of each structure is timed, for each side of the rows that is read. But
+    # with exits they decide at which layer a row leaves, and in writing where a text ends, so each such model is timed.
     structure = {
         f"{kind}/{member.name}": fingerprint(
             member.model.model_dump(mode="json"),
+            member.reads,
             *([kind, member.name] if member.model.early_exits or len(task.ways) > 1 else []),
         )
         for kind, member in members
