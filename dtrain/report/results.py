@@ -196,7 +196,9 @@ def _structure(member: Teacher | Student, place: Path) -> str:
 
 def _evaluation(folder: RunFolder, kind: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = read_json(folder.model(kind, name) / "evaluation.json")
-    return found["tasks"][folder.task] if "tasks" in found else found  # the first form is that of a model of several tasks
+    return (
+        found["tasks"][folder.task] if "tasks" in found else found
+    )  # the first form is that of a model of several tasks
 
 
 def _annotated(members: list[tuple[str, Teacher | Student]], folder: RunFolder) -> list[dict[str, Any]]:
@@ -285,12 +287,12 @@ def _groups(
     members: list[tuple[str, Teacher | Student]], models: list[dict[str, Any]], view: View
 ) -> list[dict[str, Any]]:
     """Models that differ in name and seed alone, with mean and sample standard deviation of their scores."""
-    data_parallel: dict[str, list[dict[str, Any]]] = {}
+    alike: dict[str, list[dict[str, Any]]] = {}
     for (kind, member), model in zip(members, models, strict=True):
         same = member.model_dump(mode="json", exclude=_OWN)
-        data_parallel.setdefault(fingerprint(kind, same), []).append(model)
+        alike.setdefault(fingerprint(kind, same), []).append(model)
     groups = []
-    for own in data_parallel.values():
+    for own in alike.values():
         first = own[0]
         parts = [key for key, value in first.items() if isinstance(value, dict)]
         costs = [key for key in first if key in COSTS or key.startswith(("rows_per_second_", "speedup_"))]
