@@ -1,4 +1,6 @@
-"""What all tests share: one thread, no network, a world of one, the markers that follow from where a test is, the real data."""
+"""Settings and fixtures for all tests: one thread, no network, a world of one process, markers by folder, the real
+data.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before torch or transformers are imported, and inherited by every process that a test starts.
+# Set before torch or transformers are imported; every process that a test starts inherits these variables.
 os.environ["OMP_NUM_THREADS"] = "1"
-# A thread that waits for another sleeps. Spinning, two ranks or tests on one core take each other's time: on two cores
-# with five other processes, a run of seconds took minutes.
+# Threads that wait for others sleep instead of spinning. If they spin, ranks or tests that share a core slow each other
+# down: on two cores with five other processes, a run of seconds took minutes.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Tests start their own launches; what a launcher around pytest says is not for them.
+# Tests start their own launches, so the variables of a launcher around pytest must not reach them.
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(_name, None)
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 BY_FOLDER = {"distributed": "distributed", "slurm": "slurm"}
-# Folders of numbers that a CPU's kernels round, and the files among them that have none.
+# Folders with tests whose results depend on the rounding of a CPU's kernels, and the files in them whose results do
+# not.
 KERNELS = ("models", "losses", "training", "students")
 NO_KERNELS = [
     "test_autoclasses",
@@ -47,7 +50,9 @@ NO_KERNELS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs from all tests but those on GPUs: the others compare bits of a CPU, and start more ranks than GPUs."""
+    """Hide the GPUs from all tests but those on GPUs: the others compare results of a CPU bit for bit, and start more
+    ranks than there are GPUs.
+    """
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -70,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in on_gpu:
             marker = item.get_closest_marker("gpu")
             needed = marker.args[0] if marker is not None and marker.args else 1
-            # tests/gpu can be tried on CPUs: that their own code has no slip is seen there, and no more.
+            # The tests in tests/gpu can be tried on CPUs. This checks the code of the tests, and nothing about GPUs.
             tried = os.environ.get("DTRAIN_TEST_DEVICE") == "cpu" and item.path.parent == ROOT / "tests" / "gpu"
             if gpus < needed and not tried:
                 item.add_marker(pytest.mark.skip(reason=_too_few(needed, gpus)))
@@ -78,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One thread for commands that a test runs in its own process, too: they would take every core of the machine."""
+    """Use one thread also for commands that a test runs in its own process, which would otherwise use all cores."""
     distributed = sys.modules.get("dtrain.runtime.distributed")
     if distributed is not None:
         distributed.World.threads = 1
@@ -92,7 +97,7 @@ def _too_few(needed: int, gpus: int) -> str:
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    """This process alone."""
+    """A world of this process alone."""
     import torch
 
     from dtrain.runtime.distributed import connect
@@ -104,7 +109,7 @@ def world() -> World:
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The real data sets (tnews/, thucnews/, sst2/, ...), beside the checkout; absent for most people."""
+    """The real data sets (tnews/, thucnews/, sst2/, ...), beside the checkout; skip the test where they are missing."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real data is not here (../shared/data from the repository's root)")

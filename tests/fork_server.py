@@ -1,14 +1,14 @@
 """Forks Python commands from a process that has imported what they need: `python -m tests.fork_server FD`.
 
-Most of a short command's time goes into imports (torch, transformers, accelerate, deepspeed: four to six seconds of
-one core). A command that is forked from here does what `python -m MODULE ...` or `python SCRIPT ...` would do, in a
-process of its own, with its own arguments, environment, working directory and files, and begins at once.
+Most of a short command's time goes into imports (torch, transformers, accelerate, deepspeed: four to six seconds of one
+core). A command that is forked from this process does what `python -m MODULE ...` or `python SCRIPT ...` would do, in a
+process of its own, with its own arguments, environment, working directory and files, but without the time for imports.
 
-`accelerate launch` and `dtrain run` start further commands. In a forked process those are forked again: accelerate's
-own code composes their environment, but torch's elastic agent, which would start them, is replaced by `_fork_ranks`.
-Tests of the agent itself (lost and hung ranks, several machines) start real processes.
+`accelerate launch` and `dtrain run` start further commands. In a forked process these are forked, too: accelerate's own
+code prepares their environment, but `_fork_ranks` replaces torch's elastic agent, which would start them. Tests of the
+agent itself (lost and hung ranks, several machines) start real processes.
 
-What a forked command does not show: an import that is missing or slow, hash seeds that differ between ranks, and
+Forked commands do not show imports that are missing or slow, hash seeds that differ between ranks, and the effect of
 variables that a library reads when it is imported. `tests/processes.py` is the other end of the socket.
 """
 
@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Imported by commands late, or by the libraries themselves.
+# Modules that commands import late, or that the libraries import themselves.
 LIBRARIES = (
     "accelerate.commands.launch",
     "datasets",
@@ -51,22 +51,22 @@ LIBRARIES = (
     "torch.utils.tensorboard",
     "transformers",
 )
-TERM_SECONDS = 8  # for the other ranks after one has failed; torch's agent gives them 30, which most would wait in vain
+TERM_SECONDS = 8  # for the other ranks after one has failed; torch's agent waits 30 s, in most cases in vain
 PLAIN_POPEN = subprocess.Popen
 
 
 def import_everything() -> None:
-    """Import the package and its libraries, and do once what every command would do again.
+    """Import the package and its libraries, and run once the initialisation that every command would repeat.
 
     Raises:
-        RuntimeError: when that started a thread: a fork would copy its locks without it.
+        RuntimeError: if this started a thread: a fork copies the locks of a thread, but not the thread.
     """
     import dtrain
 
     for name in LIBRARIES:
         importlib.import_module(name)
     for module in pkgutil.walk_packages(dtrain.__path__, "dtrain."):
-        # What an exported model answers by runs elsewhere, and imports onnxruntime, which starts a thread.
+        # Left out: the code of an exported model runs elsewhere, and imports onnxruntime, which starts a thread.
         if not module.name.endswith((".__main__", ".exported")):
             importlib.import_module(module.name)
     save_time()
@@ -76,13 +76,13 @@ def import_everything() -> None:
 
 
 def save_time() -> None:
-    """What commands on a few rows spend most of their time on, and no test looks at."""
+    """Switch off what takes most of the time of a command on a few rows and what no test examines."""
     from dtrain.data import normalize
     from dtrain.engines import speed
     from dtrain.pretraining import words
     from dtrain.runtime.distributed import World
 
-    # Models of these sizes gain nothing by a second thread, and wait for it where another process has its core.
+    # Models of these sizes gain nothing by a second thread, and have to wait for it if another process uses its core.
     World.threads = 1  # type: ignore[assignment]
     speed.matmul_rate = lambda device, precision: 1e11  # measured for 0.2 s by every rank
     words.own_words()
@@ -104,7 +104,7 @@ def serve(control: socket.socket) -> None:
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: pytest's to act on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent by a terminal: pytest handles it
     running: dict[int, int] = {}  # process id -> descriptor to tell of its end
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
@@ -134,7 +134,7 @@ def serve(control: socket.socket) -> None:
 
 
 def _tell(descriptor: int, code: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for it
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer
         os.write(descriptor, f"{code}\n".encode())
     os.close(descriptor)
 
@@ -154,7 +154,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     signal.set_wakeup_fd(-1)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
-    os.closerange(3, 256)  # the server's; no import left one open
+    os.closerange(3, 256)  # the server's descriptors; the imports have left none open
     os.chdir(request["cwd"])
     torch_run: Any = sys.modules["torch.distributed.run"]
     torch_run.run = _fork_ranks
@@ -163,7 +163,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 def _run(words: list[str], environment: Mapping[str, str]) -> NoReturn:
-    """In a process just forked: what Python would do with `words`, and the process's end."""
+    """Run in a process that was just forked: do what Python would do with `words`, and end the process."""
     code: Any = 1
     try:
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
@@ -171,7 +171,7 @@ def _run(words: list[str], environment: Mapping[str, str]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(environment)
-        # Else what is written before a kill would be lost.
+        # Otherwise output that was written before a kill would be lost.
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         if words[0] == "-m":
             sys.argv = words[1:]
@@ -212,7 +212,7 @@ def _fork(words: list[str], environment: Mapping[str, str], new_session: bool = 
 
 
 class _Popen(PLAIN_POPEN):
-    """`subprocess.Popen`, but that `python -m ...` without files of its own is forked."""
+    """`subprocess.Popen`, except that `python -m ...` without redirected files is forked."""
 
     def __init__(self, args: Any, *others: Any, **options: Any) -> None:
         if list(args)[:2] != [sys.executable, "-m"] or others or options.keys() - {"env", "start_new_session"}:
@@ -226,20 +226,23 @@ class _Popen(PLAIN_POPEN):
 
 
 def _fork_ranks(launched: Namespace) -> None:
-    """What `torch.distributed.run.run` does on one machine, without its agent: start ranks, and wait for all."""
+    """Do what `torch.distributed.run.run` does on one machine, without its agent: start the ranks and wait for all of
+    them.
+    """
     from torch.distributed import TCPStore
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
     size, port = int(launched.nproc_per_node), int(launched.master_port)
     place = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    place["TORCHELASTIC_USE_AGENT_STORE"] = True  # else it would end with rank 0
+    place["TORCHELASTIC_USE_AGENT_STORE"] = True  # otherwise the store would end with rank 0
     words = ["-m", launched.training_script] if launched.module else [launched.training_script]
     words += launched.training_script_args
     ranks = {}
     for rank in range(size):
         own = {name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks[_fork(words, {**os.environ, **own})] = rank
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # has threads: after the forks
+    # Starts threads, so it comes after the forks.
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     failures: dict[int, ProcessFailure] = {}
     kill_at = float("inf")
     while ranks:
@@ -256,7 +259,7 @@ def _fork_ranks(launched: Namespace) -> None:
             if len(failures) == 1:
                 _signal(ranks, signal.SIGTERM)
                 kill_at = time.monotonic() + TERM_SECONDS
-    del store  # with its threads, before another launch forks
+    del store  # and its threads, before another launch forks
     if failures:
         raise ChildFailedError("forked", failures)
 
@@ -270,7 +273,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     import_everything()
     gc.collect()
-    gc.freeze()  # else a collection in a child would copy every page
+    gc.freeze()  # otherwise a garbage collection in a child would copy every page
     serve(control)
 
 

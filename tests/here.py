@@ -1,4 +1,4 @@
-"""Commands in the process of the tests, which has imported everything: no start is waited for."""
+"""Run commands in the process of the tests, which has already imported everything, so that nothing has to start."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dtrain.stages import runner
 
 
 def dtrain_here(*arguments: str | Path, folder: Path | None = None) -> None:
-    """`dtrain ARGUMENTS` in `folder`; it must end well. A run folder that it locked is free again for the next one."""
+    """Run `dtrain ARGUMENTS` in `folder`; it must end with exit code 0. Run folders that it locked are unlocked for the
+    next command.
+    """
     with contextlib.chdir(folder or "."):
         try:
             assert main([str(word) for word in arguments]) == 0
         finally:
-            while runner._locks:  # held until a process ends
+            while runner._locks:  # locks are held until the process ends
                 runner._locks.pop().close()

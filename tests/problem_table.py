@@ -1,8 +1,9 @@
-"""The manual's page of what goes wrong in the user's hands: problem, line, exit code, made by running each case.
+"""Make the manual's page of messages about wrong input (problem, message, exit code) by running each case.
 
     python -m tests.problem_table      # writes it
 
-`tests/test_problem_table.py` compares. A case is a few files beside a small recipe, and a command.
+`tests/test_problem_table.py` compares the page with the output. A case is a few files beside a small recipe, and a
+command.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dtrain.manual.reference import WIDTH, filled
 from dtrain.predict import texts as predict_texts
 
 PAGE = FOLDER / "problems.md"
-SHOWN = 320  # characters of a line
+SHOWN = 320  # of each message, in characters
 
 TEXTS = {"sport": "球赛进攻队员", "money": "股票银行基金"}
 ROWS = [{"text": TEXTS[label] + str(n), "label": label} for n in range(30) for label in TEXTS]
@@ -37,20 +38,22 @@ BIO = "张 B-PER\n三 I-PER\n在 O\n北 B-LOC\n京 I-LOC\n\n" * 40
 
 
 def spans(ends: int, rows: int = 20) -> str:
-    """Rows with an entity at the end of the text and one before it; `ends` is added to the last character's place."""
+    """Rows with an entity at the end of the text and one before it; `ends` is added to the position of the last
+    character.
+    """
     entries = [{"start": 0, "end": 1 + ends, "type": "PER"}, {"start": 3, "end": 4 + ends, "type": "LOC"}]
     return (json.dumps({"text": "张三在北京", "label": entries}, ensure_ascii=False) + "\n") * rows
 
 
 def annotated(last: str) -> str:
-    """Rows with an entity and an annotation; of the last row that is another one."""
+    """Rows with an entity and an annotation; the last row has `last` as its annotations."""
     row = '{"text": "张三在北京", "label": [[0, 2, "PER"]], "more": MORE}\n'
     return row.replace("MORE", '[[3, 5, "GPE"]]') * 20 + row.replace("MORE", last)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is wrong, and how it is met.
+    """A mistake in the input, and the command that finds it.
 
     Attributes:
         data: the recipe's section `data`, as YAML's flow style without braces.
@@ -66,7 +69,7 @@ class Case:
     stdin: str = ""
 
 
-# Rows with two sides, and who reads them.
+# Rows with two sides, and models that read them.
 PARALLEL = "train: {path: train.jsonl, columns: {en: text}}, transfer: {path: {en: p.en, zh: p.zh}}"
 SIDES: dict[str, str | bytes] = {"train.jsonl": JSON, "p.en": "a good book\na bad book\n"}
 SIDED = "check RECIPE teachers.big.reads=en students.cnn.reads=zh"
@@ -161,7 +164,7 @@ CASES = [
 
 
 def run(case: Case, trained: Path) -> tuple[str, int]:
-    """What a case says on stderr, and its exit code. `trained` is the folder of a finished run."""
+    """The output of a case on stderr, and its exit code. `trained` is the folder of a finished run."""
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(trained if case.command.startswith("predict") else folder),

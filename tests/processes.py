@@ -1,5 +1,6 @@
-"""Commands in processes of their own: forked from a server that has imported everything (see `fork_server`), or started
-as a user starts them, for tests of launching itself, of its faults and its exit codes."""
+"""Run commands in other processes: forked from a server that has imported everything (see `fork_server`), or started as
+a user starts them, for tests of launching, of faults and of exit codes.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORT_SECONDS = 900  # of a machine with twenty other processes on two cores; ten of an idle one
+IMPORT_SECONDS = 900  # on a machine with twenty other processes on two cores; on an idle one it takes ten
 
 
 class Forked:
-    """A command, with the methods of `subprocess.Popen` that tests use; what it writes goes through files."""
+    """A forked command with those methods of `subprocess.Popen` that tests use; its input and output are files."""
 
     def __init__(self, words: list[str], cwd: Path | str | None, env: dict[str, str], stdin: str = "") -> None:
         assert words[0] == sys.executable
@@ -63,7 +64,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """stdout and stderr of the process and of those that it started, once it has ended."""
+        """Wait for the end of the process; return the stdout and stderr of it and of its child processes."""
         self.wait(timeout)
         told = []
         for file in self._files[1:]:
@@ -81,13 +82,15 @@ class Forked:
 
 @functools.cache
 def server() -> socket.socket:
-    """The socket of this process's server, which is started now."""
+    """Start the server of this process and return the socket to it."""
     ours, theirs = socket.socketpair()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
-        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator: else a thread from its import on
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting GPUs must not initialise CUDA, which no fork survives
+        # Pyarrow's allocator, which would start a thread when it is imported.
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        # Counting GPUs must not initialise CUDA, which does not work after a fork.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
     words = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
     process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment, cwd=ROOT)
@@ -112,14 +115,14 @@ def python(*words: str | Path) -> list[str]:
 
 
 def start(words: Sequence[str | Path], folder: Path | None = None, **environment: str) -> Forked:
-    """`python WORDS...` in `folder`, forked."""
+    """Fork `python WORDS...` in `folder`."""
     return Forked(python(*words), folder, os.environ | environment)
 
 
 def start_for_real(
     words: Sequence[str | Path], folder: Path | None = None, **environment: str
 ) -> subprocess.Popen[str]:
-    """Any command in `folder`, from nothing; `words` begin with the program."""
+    """Start any command in `folder` as a new program; `words` begin with its name."""
     pipe = subprocess.PIPE
     whole = [str(word) for word in words]
     return subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=os.environ | environment)
@@ -128,7 +131,7 @@ def start_for_real(
 def start_ranks(
     words: Sequence[str | Path], folder: Path | None = None, ranks: int = 2, **environment: str
 ) -> list[Forked]:
-    """Forked, without a launcher, which would show one exit code and pass signals on."""
+    """Fork ranks without a launcher, which would show only one exit code and pass signals on."""
     place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = []
     for rank in range(ranks):
@@ -138,7 +141,7 @@ def start_ranks(
 
 
 def ended(processes: Sequence[Forked | subprocess.Popen[str]], seconds: float = 200) -> tuple[list[int], str]:
-    """Exit codes, and what all wrote to stderr."""
+    """Wait for the end of the processes and return their exit codes, and all that they wrote to stderr."""
     try:
         told = [process.communicate(timeout=seconds)[1] for process in processes]
     finally:
@@ -150,7 +153,7 @@ def ended(processes: Sequence[Forked | subprocess.Popen[str]], seconds: float = 
 def dtrain(
     *arguments: str | Path, code: int = 0, folder: Path | None = None, stdin: str = "", for_real: bool = False
 ) -> str:
-    """What `dtrain ARGUMENTS` writes to stdout and stderr; it must end with `code` and show no traceback."""
+    """Run `dtrain ARGUMENTS` and return its stdout and stderr; it must end with `code` and show no traceback."""
     words = ["-m", "dtrain", *arguments]
     if for_real:
         done = subprocess.run(python(*words), input=stdin, capture_output=True, text=True, timeout=600, cwd=folder)
@@ -197,9 +200,9 @@ print(json.dumps(ends))
 def run_each(
     codes: Sequence[str], first: str, folder: Path, **environment: str
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Each piece of code in a new process, as by `python -c`, one after another; `folder` holds what they write.
+    """Run each piece of code in a new process, as `python -c` does, one after another; `folder` holds their output.
 
-    All are forked from one process that has run `first` and nothing else: what every one of them would import.
+    All are forked from one process that has run only `first`, the imports that they have in common.
     """
     words, own = python("-c", _EACH), os.environ | {"PYTHONPATH": str(ROOT)} | environment
     asked = json.dumps([first, list(codes)])

@@ -1,4 +1,4 @@
-"""What freed memory costs, by the pages that the kernel had to hand out; each in a process of its own."""
+"""The cost of freed memory: the number of pages that the kernel had to provide, each case in its own process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-# Blocks as torch takes them for tensors on a CPU (c10/core/impl/alloc_cpu.cpp), without the seconds of importing it.
+# Allocate blocks as torch does for tensors on a CPU (c10/core/impl/alloc_cpu.cpp), without importing torch, which takes
+# seconds.
 STEPS = """
 import ctypes, resource, sys
 from dtrain.runtime.allocator import keep_freed_memory
@@ -41,14 +42,15 @@ def ran(how: str, code: str = STEPS, **variables: str) -> list[str]:
 
 @pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="the C library is not glibc")
 def test_steps_take_no_new_pages() -> None:
-    # Both counts vary between processes: with the size of the pages that the system hands out (20,000 to 352,000 without
-    # the setting on one machine, in 10 steps of tensors), and with where the heap lies, so that now and then a block or
-    # three are new (0 to 22,529 with it). So the most of three is held against the least of five.
+    # Both counts vary between processes: with the size of the pages that the system provides (20,000 to 352,000 without
+    # the setting on one machine, in 10 steps of tensors), and with the position of the heap, so that occasionally up to
+    # three blocks are new (0 to 22,529 with the setting). So the largest of three is compared with the smallest of
+    # five.
     taken = max(int(ran("freed")[0]) for _ in range(3))
     tries = [ran("kept") for _ in range(5)]
     assert {kept for kept, _ in tries} == {"True"}
     after = min(int(faults) for _, faults in tries)
-    # 262,144 were every one of the 16 times 8 blocks of 2,048 pages new; where pages are huge, 512.
+    # 262,144 if all 16 times 8 blocks of 2,048 pages were new; 512 with huge pages.
     assert taken > 200
     assert after * 10 < taken
 
@@ -84,7 +86,7 @@ print(resident() - at_first < size // 4)
 @pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="the C library is not glibc")
 def test_large_blocks_are_kept_in_a_region_and_given_back_behind_it() -> None:
     taken, *given_back = ran("freed", LARGE)
-    assert int(taken) > 90 and given_back == ["False", "True", "True"]  # 98,304; where pages are huge, 192
+    assert int(taken) > 90 and given_back == ["False", "True", "True"]  # 98,304; with huge pages, 192
     after, *kept = ran("kept", LARGE)
     assert int(after) * 10 < int(taken)
     assert kept == ["True", "True", "True"]
@@ -96,4 +98,4 @@ def test_large_blocks_are_kept_in_a_region_and_given_back_behind_it() -> None:
 def test_the_users_own_settings_stay(variables: dict[str, str]) -> None:
     assert ran("kept", **variables)[0] == "False"
     first, *_ = ran("kept", LARGE.replace("assert keep_freed_memory()", ""), **variables)
-    assert int(first) > 90  # blocks of 48 MiB are new each time
+    assert int(first) > 90  # blocks of 48 MiB are allocated anew each time

@@ -1,4 +1,6 @@
-"""Roll calls and signs of life, over real stores; a rank is a thread, or a process where it has to vanish."""
+"""Ranks that wait for each other at the start, and their heartbeats, over real stores. A rank is a thread, or a process
+if it has to vanish.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from dtrain.runtime import attendance
 from dtrain.runtime.attendance import names, open_store, rendezvous
 from dtrain.runtime.machines import Machines, parse_machines
 
-# Three ranks, forked from one process so that all are there at once; its last line are the exit codes of the first two.
+# Three ranks, forked from one process so that all of them start at the same time. The last line prints the exit codes
+# of the first two.
 RANKS = """\
 import os, sys, time
 from dtrain.runtime.attendance import open_store, start_pulse, stop_pulse
@@ -41,7 +44,7 @@ for rank, end in enumerate(ends):
 print(*ranks, flush=True)
 print(*[os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks[:2]], flush=True)
 """
-SILENCE = 2.5  # seconds: more than a busy machine keeps a process waiting
+SILENCE = 2.5  # seconds, more than a busy machine lets a process wait
 
 
 def free_port() -> int:
@@ -51,14 +54,14 @@ def free_port() -> int:
 
 
 def answer(port: int, index: int, count: int, seconds: float) -> list[str] | None:
-    """None when all came, else the problems told."""
+    """None if all ranks arrived, else the reported problems."""
     store = open_store("127.0.0.1", port, serve=index == 0, seconds=seconds)
     try:
         rendezvous(store, "rank", index, count, seconds)
     except DtrainError as error:
         return error.problems
     finally:
-        time.sleep(0.3)  # the server stays until the others have asked
+        time.sleep(0.3)  # the server stays until the other ranks have sent their requests
     return None
 
 
@@ -128,14 +131,14 @@ def test_a_silent_rank_ends_the_others_and_one_that_left_does_not(tmp_path: Path
         ("failed", False, False, True),
         ("left", False, False, False),
         ("nothing", False, False, False),
-        ("killed", True, False, False),  # gloo's collectives raise, and the main thread has its own way out
+        ("killed", True, False, False),  # gloo's collectives raise an error, which the main thread handles
         ("killed", False, True, False),  # the main thread is at work, as when ranks train students of their own
     ],
 )
 def test_a_lost_rank_ends_those_that_wait_for_a_device(
     monkeypatch: pytest.MonkeyPatch, happens: str, raises: bool, busy: bool, ends: bool
 ) -> None:
-    """NCCL's collectives raise nothing: the main thread stands in a call that never returns."""
+    """NCCL's collectives raise no error: the main thread waits in a call that never returns."""
     monkeypatch.setattr(attendance, "LAST_WORDS", 0.3)
     ended = threading.Event()
     monkeypatch.setattr(attendance.Heartbeat, "_exit", lambda self, line: (ended.set(), self._over.set()))
@@ -143,7 +146,8 @@ def test_a_lost_rank_ends_those_that_wait_for_a_device(
     store = HashStore()
     pulse = attendance.Heartbeat(store, 0, 2, 60, raises=raises)
     pulse.every = 0.02
-    process = 1 if happens == "nothing" else gone.pid  # a child that has ended and was not waited for is gone, too
+    # A child that has ended without being waited for counts as gone, too.
+    process = 1 if happens == "nothing" else gone.pid
     store.set("dtrain/process/1", f"{attendance._machine()} {process}")
     if happens in ("failed", "left"):
         store.set(f"dtrain/{happens}/1", "")
@@ -151,7 +155,7 @@ def test_a_lost_rank_ends_those_that_wait_for_a_device(
     pulse.start()
     deadline = time.monotonic() + (10 if ends else 0.8)
     while busy and time.monotonic() < deadline:
-        for _ in range(3):  # at work in many places
+        for _ in range(3):  # the main thread computes, in many places of the code
             time.sleep(0.003)
             sum(range(1000))
             time.sleep(0.005)

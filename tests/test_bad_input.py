@@ -264,7 +264,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("override", ["seed=-1", "data.labels=[a, c]"])
 def test_told_once_under_two_processes(recipe: Path, override: str) -> None:
-    """The launcher adds its own report and turns every exit code into 1; the problem itself is told once."""
+    """The launcher adds its own report and turns every exit code into 1; the problem itself is reported once."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launch, "--main_process_port", "0", "-m", "dtrain", "prepare", str(recipe), override]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=os.environ)
@@ -279,7 +279,7 @@ def test_told_once_under_two_processes(recipe: Path, override: str) -> None:
 def test_run_under_two_processes_ends_with_two(recipe: Path) -> None:
     """`dtrain run` starts the launcher itself and keeps the workers' exit code, without a traceback."""
     command = [sys.executable, "-m", "dtrain", "run", str(recipe), "launch.processes=2"]
-    # fp16 on a CPU is found out by the workers.
+    # fp16 on a CPU is detected by the workers.
     done = subprocess.run([*command, "teachers.0.precision=fp16"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("fp16 needs a GPU") == 1

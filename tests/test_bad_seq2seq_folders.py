@@ -1,4 +1,6 @@
-"""Folders of pretrained encoder-decoders that do not fit: `check` tells it of the files alone, before anything is loaded."""
+"""Unsuitable folders of pretrained encoder-decoders: `check` finds the problems from the files alone, before weights
+are loaded.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def test_slow_tokenizers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     code = checked(folder)
     check_refused(capsys.readouterr().err, code, tmp_path, told, "names no other class than MarianTokenizer")
     (folder / "tokenizer.json").unlink()
-    (folder / "vocab.json").write_text("{}")  # beside source.spm and target.spm, as Marian's own tokenizer has it
+    (folder / "vocab.json").write_text("{}")  # beside source.spm and target.spm, the files of Marian's own tokenizer
     code = checked(folder)
     check_refused(capsys.readouterr().err, code, tmp_path, told, "holds no tokenizer.json")
 
@@ -81,7 +83,7 @@ def test_two_vocabularies_of_a_folder_are_for_models_that_have_two(
 
 
 def test_whoever_reads_two_vocabularies_has_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Teachers, and students that read with another student's tokenizer."""
+    """Also for teachers, and for students that have another student's tokenizer."""
     recipe, of_big = str(written(tmp_path)), "{type: %s, hidden: 8, layers: 1, heads: 2, tokenizer: %s}"
     two = MODEL.replace("}", ", vocabularies: two}")
     teachers = f"teachers=[{{name: big, model: {two}}}, {{name: other, model: {of_big % ('bart', 'big')}}}]"

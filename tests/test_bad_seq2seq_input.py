@@ -156,7 +156,8 @@ def test_sides_may_lie_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     before = Plan(load_recipe(str(recipe), [data])).data
     parallel(tmp_path, sides[0], [*sides[1][:-1], "another"])
-    assert Plan(load_recipe(str(recipe), [data])).data != before  # the targets' bytes are part of what the rows are
+    # The fingerprint of the data includes the bytes of the targets.
+    assert Plan(load_recipe(str(recipe), [data])).data != before
 
 
 @pytest.mark.parametrize(

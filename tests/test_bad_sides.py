@@ -27,7 +27,7 @@ launch: {{processes: 1}}
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A good one; files that overrides name are looked for in its folder."""
+    """A valid recipe; the files that overrides name are relative to its folder."""
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "train.jsonl", [{"en": text, "label": "ab"[n % 2]} for n, text in enumerate(PAIRS["en"])])
     write_rows(tmp_path / "test.jsonl", [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(PAIRS["zh"])])
@@ -58,7 +58,7 @@ def test_the_recipe_itself_is_good(recipe: str, tmp_path: Path, capsys: pytest.C
     assert main(["check", recipe, "data.transfer=[{path: {en: p.en, zh: p.zh}}]"]) == 0
     assert main(["check", recipe, "data.columns={text: {en: en}}", "data.train=[train.jsonl]"]) == 0
     capsys.readouterr()
-    more = "{path: one.txt, columns: {zh: 0}}"  # then there are two kinds of rows to tell apart
+    more = "{path: one.txt, columns: {zh: 0}}"  # then there are two kinds of rows to distinguish
     pairs = "{path: pairs.tsv, columns: {en: 0, zh: 1}}"
     alone = "students.0.losses=[{type: domain_adversary}]"
     assert main(["check", recipe, f"data.transfer=[{pairs}, {more}]", alone]) == 0

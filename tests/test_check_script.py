@@ -1,4 +1,4 @@
-"""launch/test.sh, with a stand-in for Python: it ends with 0 only if every check did."""
+"""launch/test.sh with a fake Python: it ends with 0 only if every check does."""
 
 import os
 import shutil
@@ -9,14 +9,15 @@ import pytest
 
 from tests.processes import ROOT
 
-# What launch/install.sh gives: the folder and the interpreter.
+# Replaces launch/install.sh, which sets the folder and the interpreter.
 INSTALLED = 'root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)\npython=$root/python\ninstall_dtrain() { :; }\n'
-# A check whose arguments hold the text in FAILING fails; SLURM's tests take a moment, as they run beside others.
+# A check whose arguments contain the text in FAILING fails. SLURM's tests take a moment, because they run at the same
+# time as others.
 PYTHON = '#!/bin/sh\ncase "$*" in *slurm\\ and*) sleep 0.2;; esac\ncase "$*" in *"$FAILING"*) exit 3;; esac\nexit 0\n'
 
 
 def run_with(folder: Path, failing: str) -> subprocess.CompletedProcess[str]:
-    """launch/test.sh in a folder of its own, one of whose checks fails."""
+    """Run launch/test.sh in a folder of its own; one of its checks fails."""
     (folder / "launch").mkdir()
     shutil.copy(ROOT / "launch/test.sh", folder / "launch")
     (folder / "launch/install.sh").write_text(INSTALLED)

@@ -1,4 +1,6 @@
-"""Teachers that differ in `stop_epoch` alone are one training: each is what it would have been by itself."""
+"""Teachers that differ only in `stop_epoch` come from one training: each has the weights that a training of its own
+would have given.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ students: []
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the teachers whose training was begun."""
+    """Collects the names of the teachers whose training was started."""
     names: list[str] = []
     train = finetune.train_model
 
@@ -77,7 +79,7 @@ def test_each_is_what_it_is_by_itself(root: Path, world: World, trained: list[st
     together = run(root, world, "together")
     names = [teacher.name for teacher in together.recipe.teachers]
     assert len(names) == 5
-    assert trained == ["full", "other"]  # three teachers came on the way of the first
+    assert trained == ["full", "other"]  # the training of `full` also gave its variants with `stop_epoch`
     seen = []
     for number, name in enumerate(names):
         alone = run(root, world, f"alone{number}", f"teachers=[{json.dumps(_section(together, name))}]")
@@ -106,7 +108,7 @@ def test_one_that_is_missing_afterwards_is_trained_alone(root: Path, world: Worl
 
 
 def _section(plan: Plan, name: str) -> dict[str, Any]:
-    """As it stands in the resolved recipe."""
+    """The section of a teacher in the resolved recipe."""
     (teacher,) = (teacher for teacher in plan.recipe.teachers if teacher.name == name)
     section: dict[str, Any] = teacher.model_dump(mode="json", exclude={"grid", "sample"})
     return section

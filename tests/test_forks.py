@@ -1,6 +1,6 @@
-"""Processes that the launcher forks: as new interpreters to whoever waits for them, signals them or reads what they say.
+"""Processes that the launcher forks: waiting for them, signals to them and their output work as with new interpreters.
 
-Forks of real launches, their faults and their launcher's end are in `distributed/test_faults.py`.
+Forks in real launches, their faults and the end of their launcher are tested in `distributed/test_faults.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_what_a_fork_says_and_its_exit_code(capfd: pytest.CaptureFixture[str], t
 
 
 def test_a_fork_has_its_own_variables_session_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen from a command that takes long."""
+    """Observed on a command that runs for a long time."""
     monkeypatch.setattr(dtrain.__main__, "entry", lambda: time.sleep(60))
     forked = forks.Forked(["recipes"], {"RANK": "3", "PATH": os.environ["PATH"]})
     try:
@@ -40,9 +40,9 @@ def test_a_fork_has_its_own_variables_session_and_name(monkeypatch: pytest.Monke
         with pytest.raises(subprocess.TimeoutExpired):
             forked.wait(0.05)
         assert forked.poll() is None
-        forked.send_signal(signal.SIGTERM)  # the default action: handlers of this process are not its own
+        forked.send_signal(signal.SIGTERM)  # the default action: the fork does not have the handlers of this process
         assert forked.wait(60) == -signal.SIGTERM
-        forked.send_signal(signal.SIGTERM)  # to nobody
+        forked.send_signal(signal.SIGTERM)  # the process has ended: nothing happens
     finally:
         if forked.returncode is None:
             os.kill(forked.pid, signal.SIGKILL)

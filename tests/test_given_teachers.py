@@ -1,4 +1,4 @@
-"""Teachers that are taken as they are from a model folder: noisy students in two rounds, and what is refused."""
+"""Teachers that are taken from a model folder without training: noisy students in two rounds, and what is refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ students:
   - {{name: cnn, model: {{type: textcnn, embedding: 8, filters: 4}}, noisy: {{confidence: 0.1}}, epochs: 1}}
 report: {{latency: false, splits: [valid]}}
 """
-# Another vocabulary (of fewer characters), other structures, and two students of round 1 as teachers.
+# Round 2: another vocabulary (of fewer characters), other architectures, and two students of round 1 as teachers.
 ROUND2 = [
     "name=round2",
     "data.vocabulary.min_count=60",
@@ -56,7 +56,7 @@ ROUND2 = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
-    """Both rounds, all stages."""
+    """Run all stages of both rounds."""
     root = tmp_path_factory.mktemp("rounds")
     made = random.Random(5)
 
@@ -95,7 +95,7 @@ def test_two_rounds_end_with_a_report(root: Path) -> None:
     taught = {model["name"]: model["teachers"] for model in results["models"] if model["kind"] == "students"}
     assert taught == {name: ["big", "small", "first"] for name in ("noisy", "cnn")}
     assert "s / epoch" in (plan.folder.report / "report.md").read_text(encoding="utf-8")
-    # round 1 had masks in its synthetic rows, and went on with them through a BERT and a store
+    # round 1 had masks in its synthetic rows, which were read by a BERT and stored
     texts = PreparedData.open(Plan(round1(root)).folder).rows("transfer")["text"]
     assert any(MASK in text for text in texts)
 
@@ -103,7 +103,7 @@ def test_two_rounds_end_with_a_report(root: Path) -> None:
 def test_where_no_student_has_a_model_the_command_fails_again(
     root: Path, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only the first time: what is final is not tried once more, and is no success."""
+    """Not only the first time: a final failure is not tried again, but is no success, either."""
     model = "model: {type: bilstm, embedding: 8, hidden: 4}, noisy: {confidence: 0.999999}"
     recipe = round2(root, "name=hopeless", f"students=[{{name: s, {model}}}, {{name: t, {model}, seed: 3}}]")
     folder = Plan(recipe).folder
@@ -128,7 +128,7 @@ def test_where_no_student_has_a_model_the_command_fails_again(
     ("name", "source"), [("big", "students/noisy"), ("small", "students/cnn"), ("first", "teachers/bert")]
 )
 def test_a_given_teacher_answers_as_its_folder_does(name: str, source: str, root: Path) -> None:
-    """The folder alone (which shares no code path with the store) labels the same texts with the same probabilities."""
+    """A Predictor of the folder (which shares no code with the store) gives the same texts the same probabilities."""
     recipe = round2(root)
     folder = Plan(recipe).folder
     data, origin = PreparedData.open(folder), root / "runs/round1" / source

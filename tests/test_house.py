@@ -1,7 +1,7 @@
-"""The house: sizes of files, and which may import which.
+"""Rules for the code: sizes of files, and which modules may import which.
 
-A module imports at its top and in one direction. Inside a function an import is allowed at two kinds of doors only: the
-command line's, which imports nothing heavy before it knows what to do, and an optional dependency's.
+Modules import at their top and in one direction. Imports inside functions are allowed in two cases only: in the command
+line, which imports nothing heavy before it knows what to do, and for optional or slow dependencies.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "dtrain"
 LONGEST = 500  # lines of a file
 
-# The doors, with the imports inside functions that each has.
+# Modules that may import inside functions, with the number of such imports.
 DOORS = {
-    "dtrain.data.records": 1,  # `datasets`, where a file needs it: `check` takes no second for it
-    "dtrain.hub": 2,  # huggingface_hub, where a recipe names something of the hub
-    "dtrain.stages.check": 1,  # the plan for GPUs, with torch, where there are any
+    "dtrain.data.records": 1,  # `datasets`, only if a file needs it: it would add a second to `check`
+    "dtrain.hub": 2,  # huggingface_hub, only if a recipe names something on the hub
+    "dtrain.stages.check": 1,  # the plan for GPUs, with torch, only if there are GPUs
     "dtrain.__main__": 13,  # the command line
-    "dtrain.launch": 1,  # the launcher, with torch, which a run of one process does without
-    "dtrain.engines.choose": 4,  # FSDP2, half a second that other engines do without; deepspeed
+    "dtrain.launch": 1,  # the launcher, with torch, which a run of one process does not need
+    "dtrain.engines.choose": 4,  # FSDP2, which takes half a second and other engines do not need; deepspeed
     "dtrain.recipe.drawing": 1,  # optuna
     "dtrain.augment.words": 3,  # jieba, nltk
     "dtrain.pretraining.words": 1,  # jieba
     "dtrain.metrics.translation": 2,  # sacrebleu
     "dtrain.models.nezha.convert": 1,  # tensorflow
-    "dtrain.models.unpadded": 1,  # torch's attention over texts of any length, which not every version has
+    "dtrain.models.unpadded": 1,  # torch's variable-length attention, which not every version has
     "dtrain.recipes.samples.make": 1,  # opencc
 }
 
@@ -42,9 +42,10 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> list[tuple[str, bool]]:
-    """Modules of the package that `module` imports, but for type checking; with each whether inside a function.
+    """Modules of the package that `module` imports, except for type checking; with each whether the import is inside a
+    function.
 
-    What is not of the package is the empty name.
+    A module from outside the package is given as the empty name.
     """
 
     def visit(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
@@ -67,7 +68,7 @@ def imports(module: str) -> list[tuple[str, bool]]:
 
 
 def circles(arrows: Mapping[str, Iterable[str]]) -> list[set[str]]:
-    """Sets of nodes each of which reaches all others of its set."""
+    """The strongly connected components with more than one node: sets of nodes each of which reaches all others."""
 
     def reached(start: str) -> set[str]:
         found: set[str] = set()
@@ -89,7 +90,7 @@ def circles(arrows: Mapping[str, Iterable[str]]) -> list[set[str]]:
 
 
 def folder(module: str) -> str:
-    """A module's folder, or itself where it lies at the top of the package."""
+    """A module's folder, or the module itself if it is at the top of the package."""
     return ".".join(module.split(".")[:2])
 
 
@@ -104,7 +105,7 @@ def test_imports_make_no_circle() -> None:
 
 
 def test_folders_import_one_way() -> None:
-    """What imports nothing of the package, as the registry of stages, may be imported from anywhere."""
+    """A module that imports nothing from the package, such as the registry of stages, may be imported from anywhere."""
     arrows: dict[str, set[str]] = defaultdict(set)
     leaves = {name for name in modules() if not any(target for target, _ in imports(name))}
     for name in modules():

@@ -1,4 +1,4 @@
-"""What `import dtrain` promises, and what it costs."""
+"""The public interface of `import dtrain`, and its import time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMISED = {
 
 
 def test_the_promise() -> None:
-    """A name or an argument that goes away breaks somebody's program: this list only grows."""
+    """Removing a name or an argument breaks users' programs: this list may only grow."""
     assert set(dtrain.__all__) == set(PROMISED) <= set(dir(dtrain))
     for name, arguments in PROMISED.items():
         found = getattr(dtrain, name)
@@ -35,7 +35,8 @@ def test_the_promise() -> None:
             assert list(inspect.signature(found).parameters)[: len(arguments)] == arguments
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         dtrain.absent  # noqa: B018
-    assert (Path(dtrain.__file__).parent / "py.typed").is_file()  # that it is in the wheel is tested with the wheel
+    # The test of the wheel checks that the wheel contains it.
+    assert (Path(dtrain.__file__).parent / "py.typed").is_file()
 
 
 def test_importing_it_is_light() -> None:
@@ -53,7 +54,7 @@ def test_check_gives_the_resolved_recipe() -> None:
 
 
 def test_run_says_how_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The launch itself is run by the manual's page about prediction."""
+    """A real launch is run by the test of the manual's page about prediction."""
     ends, asked = [EXIT_DONE, EXIT_STOPPED, EXIT_BAD_INPUT, EXIT_FAILED], []
 
     def started(recipe: object, stages: list[str], words: list[str]) -> int:

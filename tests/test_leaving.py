@@ -1,4 +1,4 @@
-"""A problem that every rank meets: who tells it, and with which exit code each leaves."""
+"""A problem that every rank meets: which rank reports it, and with which exit code each rank ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtrain.runtime.distributed import World, leave, leave_together
 
 
 class Store:
-    """Counts as a process group's store does, or fails as one whose rank is gone."""
+    """A store that counts as that of a process group does, or fails as if a rank were gone."""
 
     def __init__(self, gone: bool) -> None:
         self.gone, self.count = gone, 0
@@ -52,7 +52,7 @@ def test_the_first_tells_it_and_all_keep_their_code() -> None:
 def test_a_rank_that_fails_does_not_wait_for_kernels_that_wait_for_others(
     monkeypatch: pytest.MonkeyPatch, backend: str, code: int
 ) -> None:
-    """NCCL ends a process group when what was queued is done, which without the failed rank is never."""
+    """NCCL ends a process group when all queued kernels are done, which without the failed rank never happens."""
 
     class Ended(BaseException):
         pass
@@ -72,7 +72,7 @@ def test_a_rank_that_fails_does_not_wait_for_kernels_that_wait_for_others(
         leave(code)
     fails = code in (EXIT_FAILED, EXIT_BAD_INPUT)
     assert bool(destroyed) == (backend == "gloo" or not fails)
-    assert told == [fails]  # the others' heartbeats end them, too
+    assert told == [fails]  # the heartbeats of the other ranks end these, too
 
 
 def test_a_rank_that_finds_rank_0_gone_still_leaves_as_asked() -> None:

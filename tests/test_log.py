@@ -1,4 +1,4 @@
-"""Lines for the person watching, where progress bars stand on the same terminal."""
+"""Log lines on a terminal that also shows progress bars."""
 
 import io
 import re
@@ -10,13 +10,13 @@ from dtrain.log import say_anywhere, warn
 
 
 class Terminal(io.StringIO):
-    """Both streams of a process on one screen of 80 columns."""
+    """A terminal of 80 columns that shows both streams of a process."""
 
     def isatty(self) -> bool:
         return True
 
     def lines(self) -> list[str]:
-        """What stands on it: carriage returns, line feeds, cursor up, and the rest of a line emptied."""
+        """The lines on the screen, after carriage returns, line feeds, cursor-up and erase-line sequences."""
         screen, row, column = [""], 0, 0
         for part in re.findall(r"\x1b\[[AK]|.", self.getvalue(), re.DOTALL):
             if part == "\n":
@@ -46,7 +46,7 @@ def test_lines_take_the_place_of_bars_of_this_process_and_of_others(monkeypatch:
         bar.update(1)
         shown = terminal.lines()
         assert shown[:2] == ["epoch 1", "warning: slow"] and shown[2].startswith("student bilstm:  50%")
-    terminal.write("teacher bert:  10%|# |")  # another rank's, of which this process knows nothing
+    terminal.write("teacher bert:  10%|# |")  # a bar of another rank, which this process does not know
     say_anywhere("short")
     assert terminal.lines()[2:] == ["short", ""]
 

@@ -1,4 +1,4 @@
-"""How many cores a launch takes."""
+"""How many cores a launch uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manual's page of problems is what the cases say."""
+"""The manual's page of problems equals the output of the cases."""
 
 from tests import problem_table
 

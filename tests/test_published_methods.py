@@ -1,4 +1,4 @@
-"""The published methods through all stages of a recipe, on rows made up here; what each leaves behind."""
+"""The published methods through all stages of a recipe on synthetic rows, and the files that each writes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ students:
 
 
 def run(folder: Path, members: str, world: World, *, pairs: bool) -> Recipe:
-    """Every stage in turn; for pairs without the report, whose plots take seconds."""
+    """Run every stage in turn; for pairs without the report, whose plots take seconds."""
     made = random.Random(5)
     for part, count in (("train", 48), ("valid", 24)):
         lines = []
@@ -91,7 +91,8 @@ def test_classes_end_with_a_report_of_every_model(classes: Plan) -> None:
 
 def test_a_teacher_that_stops_early_is_that_of_its_epoch(classes: Plan) -> None:
     metrics = read_json(classes.folder.model("teachers", "early") / "metrics.json")
-    assert (metrics["steps"], metrics["best_step"], metrics["best_epoch"]) == (8, 8, 2.0)  # of 12 that the schedule has
+    # Of the 12 steps of the schedule.
+    assert (metrics["steps"], metrics["best_step"], metrics["best_epoch"]) == (8, 8, 2.0)
 
 
 def test_made_up_rows_go_to_students_and_store(classes: Plan) -> None:
@@ -105,7 +106,7 @@ def test_made_up_rows_go_to_students_and_store(classes: Plan) -> None:
 
 
 def leave_by_hand(model: torch.nn.Module, part: EncodedSplit, confidence: float) -> list[int]:
-    """Rows that leave at each exit: a row at a time through all exits, and the first that is sure."""
+    """Number of rows that leave at each exit, computed a row at a time: the first exit that is confident enough."""
     model.confidence = None
     rows = [0, 0, 0]
     for index in range(len(part)):
@@ -132,7 +133,7 @@ def test_where_rows_leave_is_told(classes: Plan, world: World) -> None:
     shares = ", ".join(f"{n}: {100 * count / len(part):.2f}" for n, count in zip((1, 2, 3), rows, strict=True))
     assert "left after layer, valid (%)" in page and "layers a row, valid" in page and shares in page
 
-    # A confidence between those of the first exit, so that some rows go on.
+    # A confidence between those of the first exit, so that some rows continue to the next exit.
     with torch.no_grad():
         sure = model(**part.collate(np.arange(len(part)))).exits.softmax(-1).amax(-1)[0].sort().values
     widest = int((sure[1:] - sure[:-1]).argmax())
@@ -148,7 +149,7 @@ def test_where_rows_leave_is_told(classes: Plan, world: World) -> None:
 
 
 def test_each_model_with_exits_is_timed(classes: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one structure, one is timed, but where weights decide how many layers a row passes."""
+    """Of models with one architecture only one is timed, unless weights decide how many layers a row passes."""
     timed: list[int] = []
 
     def measure(models: dict[str, Any], *_: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many processes a stage takes where the recipe leaves it open."""
+"""How many processes a stage has if the recipe does not say."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe_of(folder: Path, count: int, **sections: Any) -> Recipe:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with so many cores, and so many GPUs."""
+    """Pretend that the machine has this many cores and GPUs."""
 
     def of(cores: int, gpus: int = 0) -> None:
         monkeypatch.setattr(launch, "usable_cores", lambda: cores)
@@ -67,7 +67,7 @@ def test_what_the_recipe_says_counts(tmp_path: Path, machine: Any) -> None:
     of_all = recipe_of(tmp_path, 2, launch={"processes": 3})
     assert started(of_all) == [(3, "prepare finetune precompute distill evaluate report")]
     of_one = recipe_of(tmp_path, 1, launch={"stages": {"finetune": {"processes": 2}}})
-    # `prepare` may have any number and does not cause a launch of its own.
+    # `prepare` may have any number of processes, so it does not cause a separate launch.
     assert started(of_one) == [(2, "prepare finetune"), (1, "precompute distill evaluate report")]
     spread = recipe_of(tmp_path, 1, launch={"accelerate_config": "zero2"})
     assert started(spread) == [(2, "prepare finetune precompute distill evaluate report")]
@@ -82,7 +82,7 @@ def test_teachers_that_are_given_do_not_ask_for_a_launch(tmp_path: Path, machine
     machine(2)
     given = recipe_of(tmp_path, 2, teachers=[{"name": "cnn", "from": str(tmp_path)}])
     assert started(given)[0] == (1, "prepare finetune precompute")
-    stages = ["prepare", "finetune", "distill"]  # without a store to fill
+    stages = ["prepare", "finetune", "distill"]  # there is no store to fill
     assert [way.processes for way, _ in launch.groups(given, stages)] == [2]
 
 
@@ -106,4 +106,4 @@ def test_small_memory_holds_few_ranks(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ranks.psutil, "virtual_memory", lambda: type("M", (), {"total": 3 * 2**30})())
     assert (
         ranks.for_students(recipe_of(tmp_path, 8), 8) == 2
-    )  # of 3 at most, whose slowest takes as long with fewer cores
+    )  # at most 3 processes, since the slowest student takes as long with fewer cores

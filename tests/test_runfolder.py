@@ -1,4 +1,4 @@
-"""Final names hold complete files; fingerprints are stable; completeness is checked, not believed."""
+"""Files under final names are complete, fingerprints are stable, and completeness is checked from the files."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ while True:
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:
-    """After SIGKILL at any moment the folder is absent or whole: both files of the same writing."""
+    """After SIGKILL at any moment the folder is absent or whole: both files are from the same write."""
     final = tmp_path / "out"
     for milliseconds in (0, 3, 7, 11, 18):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(final)], stdout=subprocess.PIPE, env=os.environ)

@@ -1,4 +1,4 @@
-"""What a run may read and leave behind: no code from files, the user's umask, no secrets of the environment."""
+"""Security of a run: no code is run from files, the user's umask is kept, no secrets of the environment are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import dtrain
 from dtrain.errors import InputError
 
 PACKAGE = Path(dtrain.__file__).parent
-# What bandit rates medium or high, and why it stays.
+# Calls that bandit rates medium or high, and why they are kept.
 EXPLAINED = {
     ("data/records.py", "B615"): "a data set's revision is the user's to name; rows are data, no code is run",
     ("data/vocabularies.py", "B615"): "a hub model's revision is the user's to name; trust_remote_code is off",
@@ -91,7 +91,7 @@ def test_code_in_a_model_folder_is_not_run(load: Callable[[Path], Any], name: st
         load(tmp_path)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "pickle.pt", weights_only=False)
-    assert (tmp_path / "ran").exists()  # so this would have shown it
+    assert (tmp_path / "ran").exists()  # which proves that the test would notice it
 
 
 def test_a_run_keeps_to_the_umask_and_copies_no_secret(tmp_path: Path) -> None:

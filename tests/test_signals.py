@@ -1,4 +1,4 @@
-"""Requests to stop: what counts as one, what ends the process, and limits of time."""
+"""Requests to stop: what counts as one, what ends the process, and time limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ for line in sys.stdin:
 
 
 def test_one_request_may_arrive_twice_and_the_third_one_ends_the_process() -> None:
-    """A scheduler signals every process, and the launcher passes its own on."""
+    """A request may arrive twice because a scheduler signals every process and the launcher passes its signal on."""
     process = subprocess.Popen(
         [sys.executable, "-c", LISTENER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
@@ -47,7 +47,7 @@ def test_one_request_may_arrive_twice_and_the_third_one_ends_the_process() -> No
 
 
 def test_signals_that_were_blocked_by_the_launcher_are_kept() -> None:
-    """A worker that is still starting hears them as soon as it listens."""
+    """A worker that is still starting receives them as soon as it has installed its handlers."""
     code = "import time; time.sleep(1)\n" + LISTENER.replace(
         "for line", "print(*signals.received, flush=True)\nfor line"
     )
@@ -64,7 +64,7 @@ def test_signals_that_were_blocked_by_the_launcher_are_kept() -> None:
 
 @pytest.fixture
 def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(signals.STOP_AT, "")  # so that it is restored
+    monkeypatch.setenv(signals.STOP_AT, "")  # so that it is restored afterwards
     for name in (signals.STOP_AT, signals.JOB_ENDS_AT):
         monkeypatch.delenv(name, raising=False)
 
@@ -75,7 +75,7 @@ def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, None, None),
         (300.0, None, 300),
         (None, 3600, 3600 - 120),
-        (None, 100, 90),  # a short job keeps a tenth
+        (None, 100, 90),  # for a short job, a tenth of its time is reserved
         (60.0, 3600, 60),
         (9999.0, 3600, 3600 - 120),
     ],
@@ -93,7 +93,7 @@ def test_the_earlier_limit_counts(
         assert signals.STOP_AT not in os.environ
     else:
         assert float(os.environ[signals.STOP_AT]) - now == pytest.approx(left, abs=2)
-        # What is started later goes by the same moment.
+        # Processes that are started later stop at the same moment.
         signals.limit_time(5.0)
         assert float(os.environ[signals.STOP_AT]) - now == pytest.approx(left, abs=2)
 

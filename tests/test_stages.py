@@ -1,4 +1,4 @@
-"""The registry of stages, and the scripts that follow from it."""
+"""The registry of stages, and the scripts that are based on it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_stages_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("text", "first"), [(RECIPE, "prepare"), (RECIPE + PRETRAIN, "pretrain")])
 def test_the_local_script_starts_each_stage_of_the_recipe(tmp_path: Path, text: str, first: str) -> None:
-    """`launch/local.sh` in a folder of its own, with an accelerate that writes down what it is asked for."""
+    """Run `launch/local.sh` in a folder of its own, with a fake `accelerate` that records its arguments."""
     recipe, started = write_recipe(tmp_path, text), tmp_path / "started"
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "local.sh", tmp_path / "launch")
@@ -79,7 +79,9 @@ def test_every_stage_has_a_page_that_runs_it() -> None:
 def test_a_stage_from_outside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One module and one entry: then the command line, the recipe, `dtrain run` and the cluster's jobs know it."""
+    """It takes one module and one entry; the command line, the recipe, `dtrain run` and the cluster's jobs then include
+    it.
+    """
     monkeypatch.setattr(dtrain.stages, "_STAGES", list(stages()))
     page = types.ModuleType("counting_stage")
 
@@ -111,7 +113,7 @@ def test_a_stage_from_outside_the_package(
     with pytest.raises(SystemExit):
         main(["count", "-h"])
     assert "--times" in capsys.readouterr().out
-    assert main(["count", str(file), "--times", "4"]) == 2  # before `prepare`
+    assert main(["count", str(file), "--times", "4"]) == 2  # `prepare` has not been run
     assert "`prepare` is not complete" in capsys.readouterr().err
     dtrain_here("prepare", file)
     assert main(["count", str(file), "--times", "4"]) == 0

@@ -1,4 +1,4 @@
-"""What a rank imports before it works: each of many short-lived processes pays for it."""
+"""Imports of a rank before it begins to work; each of many short-lived processes pays for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAGES = ("finetune", "precompute", "distill", "evaluate", "report", "predict")
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each stage imports of these; the libraries that it may import are there already."""
+    """Which of these modules each stage imports; the libraries that it may import have been imported before."""
     codes = [
         f"import sys, dtrain.stages.{stage}; print([name for name in {SLOW} if name in sys.modules])"
         for stage in STAGES

@@ -1,4 +1,4 @@
-"""`dtrain submit` short of a cluster: what it would submit, what it refuses, the same plan on this machine."""
+"""`dtrain submit` without a cluster: what it would submit, what it refuses, and the same plan on this machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_search_is_one_group_of_all_students(recipe_file: Path, capfd: pytest.
     recipe = load_recipe(str(recipe_file), [])
     assert submit(recipe, Cluster(**ASKED | {"groups": 1}), dry_run=True, local=False) == 0
     assert "--array=0-0 " in capfd.readouterr().out
-    assert Group(0, 1).own(recipe) == recipe  # as that job asks for it
+    assert Group(0, 1).own(recipe) == recipe  # as the job requests it
     with pytest.raises(InputError, match=r"--groups: 2, but the recipe's `search` compares all students"):
         submit(recipe, Cluster(**ASKED), dry_run=True, local=False)
 
@@ -92,7 +92,7 @@ def test_without_slurm(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_nothing_is_queued_for_a_bad_recipe(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, change: str, code: int
 ) -> None:
-    """Both the script by itself and the command, which has checked before it writes it."""
+    """Neither by the script itself nor by the command, which checks before it writes the script."""
     folder = recipe_file.parent
     queued = folder / "queued"
     (folder / "sbatch").write_text(f"#!/usr/bin/env bash\necho 7\necho $1 >>{shlex.quote(str(queued))}\n")

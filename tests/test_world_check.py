@@ -1,4 +1,4 @@
-"""The world that was asked for against the one that formed, as launchers and SLURM leave the environment."""
+"""The requested number of ranks against the number that met, in the environments that launchers and SLURM create."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_it_is_told_once_a_step() -> None:
 
 
 def test_more_ranks_than_gpus_are_refused() -> None:
-    """By one line of the first rank; a machine without GPUs, and ranks that each see their own, are right."""
+    """The first rank prints one line. A machine without GPUs is accepted, and so are ranks that each see a GPU of their
+    own.
+    """
     launched = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     with pytest.raises(
         InputError, match="2 processes were started on a machine with 1 GPU: NCCL needs one each"
@@ -98,7 +100,7 @@ def test_more_ranks_than_gpus_are_refused() -> None:
         (launched, 8),
         (launched, 0),
         ({}, 1),
-        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),  # srun gave each task a GPU
+        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),  # srun gave each task a GPU of its own
     ):
         check_devices(environment, gpus)
 
@@ -124,7 +126,7 @@ def test_of_several_ranks_without_gpus_one_speaks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_gloo_on_a_machine_with_fewer_gpus_than_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check is asked with the GPUs only where NCCL is meant."""
+    """The number of GPUs matters only if NCCL is used."""
     asked: list[int] = []
 
     def check(environment: object, gpus: int) -> None:

@@ -81,8 +81,8 @@ class Search(Closed):
 class Knowledge(Closed):
     """Which outputs of the teachers are stored, and how they are computed."""
 
-    # what to store: logits, features, for tagging emissions, marginals, for seq2seq token_logits, sequences; default: what
-    # the students' losses and rows read
+    # what to store: logits, features, for tagging emissions, marginals, token_features, for seq2seq token_logits,
+    # sequences; default: what the students' losses and rows read
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None
     # format of the stored numbers; a value that does not fit is refused with its row ids
     dtype: Literal["float16", "float32"] = "float16"

@@ -1,6 +1,8 @@
-"""One rank of an adversarial step: WAY METHOD... OUT; the gradients go to OUT/<way>-<method>.pt on rank 0.
+"""One rank of an adversarial step: `adversarial_worker.py WAY METHOD... OUT`; rank 0 writes the gradients to
+OUT/<way>-<method>.pt.
 
-A step is four rows in micro-batches of one row, dealt out to the ranks; the last micro-batch synchronises.
+A step has four rows in micro-batches of one row, divided among the ranks; the last micro-batch synchronises the
+gradients.
 """
 
 from __future__ import annotations
@@ -39,14 +41,14 @@ def make() -> nn.Module:
 
 
 def step(way: str, method: str, rank: int, world: int) -> tuple[dict[str, Tensor], int]:
-    """The gradients, whole, and how often gradients crossed ranks (counted under DDP)."""
+    """The complete gradients, and the number of gradient reductions over ranks (counted under DDP)."""
     bare = make()
     model: Any = bare
     reductions = []
     if way == "ddp":
         model = DistributedDataParallel(bare)
 
-        def count(state, bucket):  # DDP refuses annotations that are strings
+        def count(state, bucket):  # no annotations: DDP refuses those that are strings
             reductions.append(bucket.is_last())
             return allreduce_hook(state, bucket)
 
@@ -100,7 +102,7 @@ def main() -> None:
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads abort an ordinary exit now and then
+    os._exit(0)  # an ordinary exit is sometimes aborted by gloo's threads
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ A setting is a chain of engines that train one small model, each going on from t
 
     {"chain": ["ddp", "zero2"], "optimizer": "lamb", "steps": 5, "load": path or null, "save": path or null, ...}
 
-The result is the loss of every global batch before its step, and how far the weights end from those of one
-plain optimizer on whole batches. Sizes are odd on purpose: no cut falls between tensors.
+The result is the loss of every global batch before its step, and the distance of the final weights from those of one
+plain optimizer on whole batches. Sizes are odd on purpose, so that no shard ends between two tensors.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ def sharding(way: str, setting: dict[str, Any]) -> Sharding:
     read = read_deepspeed(f"ds_configs/{way}.json")
     zero = read.deepspeed["zero_optimization"]
     if zero["stage"] == 3:
-        # Else every parameter of so small a model stays whole.
+        # Otherwise no parameter of so small a model would be sharded.
         zero |= {"stage3_param_persistence_threshold": 20, "sub_group_size": 60}
     zero |= setting.get("zero", {})
     return read
 
 
 def start(world: World, way: str, setting: dict[str, Any]) -> Engine:
-    world.sharding = sharding(way, setting)  # what the launch would have said
+    world.sharding = sharding(way, setting)  # what the launch would have set
     model = build_model(world, Tiny, data_parallel=True)
     assert all(p.is_meta == (way == "fsdp2" and world.rank > 0) for p in model.parameters())
     engine = build_engine(world, model, spec(setting), data_parallel=True, precision=setting.get("precision", "fp32"))
@@ -103,7 +103,7 @@ def start(world: World, way: str, setting: dict[str, Any]) -> Engine:
 
 
 def train_step(engine: Engine, setting: dict[str, Any], step: int) -> tuple[float, bool]:
-    """One step on this rank's share of the global batch: its mean loss, and whether it was applied."""
+    """Make one step on this rank's share of the global batch; the mean loss, and whether the step was applied."""
     rows, labels = (tensor.to(engine.world.device) for tensor in batch(step))
     parts = setting.get("accumulation", 1)
     total = 0.0
@@ -147,13 +147,13 @@ def run(world: World, setting: dict[str, Any]) -> dict[str, Any]:
         with engine.full_model() as model:
             evaluated = world.gather_objects(weights_fingerprint(model))
         if world.is_main:
-            # Every rank evaluates what is published.
+            # Every rank evaluates the model that is published.
             whole = whole and {*evaluated, weights_fingerprint(engine.with_weights(weights))} == {
                 weights_fingerprint(weights)
             }
         wrapper = weakref.ref(engine.model)
         engine.close()
-        assert way != "ddp" or world.size == 1 or wrapper() is None  # its buckets are as large as the model
+        assert way != "ddp" or world.size == 1 or wrapper() is None  # DDP's buckets are as large as the model
         if world.size > 1:
             dist.barrier()
     return {
@@ -203,7 +203,8 @@ def main() -> None:
     if any(s.get("precision") == "fp16" for s in settings.values()):
         from deepspeed.accelerator import get_accelerator
 
-        get_accelerator().is_fp16_supported = lambda: True  # DeepSpeed refuses fp16 on CPUs, where it works, slowly
+        # DeepSpeed refuses fp16 on CPUs, although it works there, slowly.
+        get_accelerator().is_fp16_supported = lambda: True
     results = {name: run(world, {"name": name, **setting}) for name, setting in settings.items()}
     everyone = world.gather_objects({name: (r["applied"], r["scales"]) for name, r in results.items()})
     if world.is_main:

@@ -10,7 +10,7 @@ ROWS = '{"text": "abc", "label": "x"}\n{"text": "bcd", "label": "y"}\n' * 20
 
 
 def write(folder: Path, recipe: dict[str, Any], name: str = "recipe.yaml") -> Path:
-    """The folder, with the recipe and its `train.jsonl`; commands are to be started there."""
+    """Write the recipe and its `train.jsonl` into the folder; commands must be started there."""
     folder.mkdir(exist_ok=True)
     (folder / "train.jsonl").write_text(ROWS)
     (folder / name).write_text(json.dumps(recipe))

@@ -1,7 +1,8 @@
-"""One rank of a loss over all pairs of rows: OUT; rank 0 writes the gradients of both layers and the loss there.
+"""One rank of a loss over all pairs of rows: `gather_worker.py OUT`; rank 0 writes the gradients of both layers and the
+loss to OUT.
 
-Five rows are dealt out, so that ranks have different numbers of them; of four ranks or more one has none, and takes part
-with a foreign row.
+Five rows are divided among the ranks, which have different numbers of them; with four ranks or more one has none, and
+takes part with a row of another rank.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads abort an ordinary exit now and then
+    os._exit(0)  # an ordinary exit is sometimes aborted by gloo's threads
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One rank of `dtrain precompute`, which kills itself: PLACE TIMES RECIPE.
+"""One rank of `dtrain precompute` that kills itself: `killed_precompute.py PLACE TIMES RECIPE`.
 
-PLACE is where, and TIMES which time that it comes there:
+PLACE is the place in the code, and TIMES the how-many-th time that the rank comes there:
 
     search     a batch of sources is about to be written by the beam
     rename     a shard is written whole under another name

@@ -1,8 +1,8 @@
 """One rank of the LAMB parity runs: `lamb_worker.py SETTINGS.json RESULTS.json`.
 
-Every setting trains the same small model on the same rows, once in this launch (sharded) and once alone in
-this process, and reports how far apart the weights end (their float32 masters, in 16 bits). Sizes are odd on
-purpose: no cut falls between tensors.
+Every setting trains the same small model on the same rows, once in this launch (sharded) and once alone in this
+process, and reports the distance of the final weights (in 16 bits, of their float32 masters). Sizes are odd on purpose,
+so that no shard ends between two tensors.
 """
 
 import json
@@ -76,7 +76,9 @@ def last_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def alone(setting: dict[str, Any], dtype: torch.dtype) -> tuple[list[Tensor], Outcome]:
-    """Weights at the start, and the outcome, of the undivided run, stepped in float32 and used in `dtype`."""
+    """The initial weights and the outcome of the run in one process, with optimizer steps in float32 and weights used
+    in `dtype`.
+    """
     model, masters = Tiny(dtype), Tiny(dtype).float()
     start = [p.detach().clone() for p in masters.parameters()]
     optimizer = build(setting.get("optimizer", "lamb"), groups(masters, setting.get("groups", 3)))
@@ -99,7 +101,7 @@ def micro_batches(step: int, accumulate: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def run_torch(setting: dict[str, Any], dtype: torch.dtype) -> Outcome:
-    """DDP and FSDP2."""
+    """Train under DDP or FSDP2."""
     model: nn.Module = Tiny(dtype)
     if setting["way"] == "ddp":
         model = DistributedDataParallel(model)
@@ -123,7 +125,7 @@ def run_torch(setting: dict[str, Any], dtype: torch.dtype) -> Outcome:
 
 
 def whole_buffer(layout: Layout) -> Layout:
-    """What an optimizer that knows no layout does: the partition is one tensor."""
+    """Treat the whole partition as one tensor, as an optimizer does that does not know the layout."""
     end = max(part.start + part.length for part in layout.parts)
     return Layout((Part(torch.Size((end, 1)), 0, end),), (), None)
 
@@ -133,7 +135,7 @@ def this_rank_only(layout: Layout) -> Layout:
 
 
 def shifted(layout: Layout) -> Layout:
-    """Every boundary between two parts is one third of a tensor late."""
+    """Move every boundary between two parts by one third of a tensor."""
     parts = list(layout.parts)
     for i in range(len(parts) - 1):
         a, b = parts[i], parts[i + 1]
@@ -170,12 +172,12 @@ def deepspeed_config(setting: dict[str, Any], dtype: torch.dtype) -> dict[str, A
 
 
 def tamper(zero: Any) -> None:
-    """What a version of DeepSpeed with another layout might look like."""
-    if hasattr(zero, "grad_position"):  # stage 3: one slice is elsewhere
+    """Imitate a version of DeepSpeed with another layout."""
+    if hasattr(zero, "grad_position"):  # stage 3: a slice is at another place
         next(iter(zero.grad_position.values()))[1] += 1
-    elif zero.partition_gradients:  # stage 2: a parameter has left its buffer
+    elif zero.partition_gradients:  # stage 2: a parameter is not in its buffer
         zero.bit16_groups[0][0].data = zero.bit16_groups[0][0].data.clone()
-    else:  # stage 1: an attribute is gone
+    else:  # stage 1: an attribute is missing
         del zero.real_dp_process_group
 
 
@@ -194,7 +196,7 @@ def start_engine(setting: dict[str, Any], dtype: torch.dtype) -> Any:
 
 
 def run_zero(setting: dict[str, Any], dtype: torch.dtype) -> Outcome:
-    """ZeRO, with one optional interruption half-way."""
+    """Train under ZeRO, with an optional interruption half-way."""
     engine = start_engine(setting, dtype)
     accumulate = setting.get("accumulate", 1)
     for step in range(STEPS):
@@ -218,10 +220,10 @@ def run_zero(setting: dict[str, Any], dtype: torch.dtype) -> Outcome:
 
 
 def measure(setting: dict[str, Any]) -> dict[str, Any]:
-    """How far the run ends from the undivided one.
+    """Compare the end of a run with that of the run in one process.
 
-    `error` is ‖w − w_ref‖ / ‖w_ref − w_start‖, `ratio_error` the largest relative one of the last trust ratios;
-    `refused` is the message where LAMB would not step.
+    `error` is ‖w − w_ref‖ / ‖w_ref − w_start‖, `ratio_error` the largest relative error of the last trust ratios;
+    `refused` is the message if LAMB refused to step.
     """
     dtype = getattr(torch, setting.get("dtype", "float32"))
     start, (expected, expected_ratios) = alone(setting, dtype)
@@ -244,7 +246,7 @@ def main() -> None:
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     deepspeed.utils.logger.setLevel("ERROR")
     accelerator = deepspeed.accelerator.get_accelerator()
-    accelerator.is_fp16_supported = lambda: True  # DeepSpeed refuses fp16 on CPUs, where it works, slowly
+    accelerator.is_fp16_supported = lambda: True  # DeepSpeed refuses fp16 on CPUs, although it works there, slowly
     results = {name: measure(setting) for name, setting in settings.items()}
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
@@ -252,7 +254,7 @@ def main() -> None:
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # gloo's threads abort about one interpreter shutdown in eight
+    os._exit(0)  # about one interpreter shutdown in eight is aborted by gloo's threads
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One rank of students beside their online teacher: `layers_worker.py SETTINGS.json RESULTS.json`.
+"""One rank that trains students with an online teacher: `layers_worker.py SETTINGS.json RESULTS.json`.
 
-A setting is a chain of engines that train one student and its losses' weights, each going on from what the one before
-left; the result is how far weights end from those of one process that sees whole batches. Seven rows are dealt out in
-three micro-batches a rank, so that some are empty.
+A setting is a chain of engines that train one student and its losses' weights, each continuing from the checkpoint of
+the one before; the result is the distance of the final weights from those of one process with whole batches. Seven rows
+are divided into three micro-batches for each rank, so that some are empty.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
         {"type": "soft_targets"},
         {"type": "cross_entropy", "weight": 0.5},
     ],
-    # Nothing behind the queries of the last layer has a part in the loss.
+    # The loss does not depend on anything after the queries of the last layer.
     "behind": [{"type": "hidden_mse", "layers": [[1, 1]]}, {"type": "attention_mse", "layers": "last"}],
 }
 
@@ -154,7 +154,7 @@ def run(world: World, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared(weights: dict[str, Tensor], setting: dict[str, Any], steps: int) -> dict[str, Any]:
-    """`error` is ‖w − w_ref‖ / ‖w_ref − w_start‖ of the model and of the losses' weights apart."""
+    """`error` is ‖w − w_ref‖ / ‖w_ref − w_start‖ of the model and, separately, of the losses' weights."""
     source = OnlineTeacher(model_of(TEACHER, 1).eval(), torch.device("cpu"), "fp32")
     whole = objective_of(setting, model_of(STUDENT, 2), source, together=False)
     feed = feed_of(whole.losses, source)

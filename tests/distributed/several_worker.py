@@ -1,7 +1,7 @@
 """One rank of a student of several tasks under every engine: `several_worker.py RECIPE.yaml RESULTS.json`.
 
-Each engine trains the same student over all ranks; the result is how far its weights end from those of one process,
-‖w − w_ref‖ / ‖w_ref − w_start‖.
+Each engine trains the same student over all ranks; the result is the distance of its final weights from those of one
+process, ‖w − w_ref‖ / ‖w_ref − w_start‖.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
         return load_file(root / "model" / "model.safetensors"), read_json(root / "model" / "history.json")
 
     def in_phases(way: str, *, together: bool) -> dict[str, Tensor]:
-        """On all tasks, then on one: heads of the others are frozen."""
+        """Train on all tasks, then on one, with the heads of the others frozen."""
         world.sharding = sharding(way, {}) if together else Sharding("ddp")
         own = Plan(recipe.model_copy(update={"name": f"phases-{way if together else world.rank}"}))
         jobs = phase_jobs(tuned, own, make_job, None)
@@ -69,7 +69,7 @@ def main() -> None:
         return members.student(training, identity, {}, order=order, pause=pause), lambda prepared: prepared
 
     def distance(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-        names = [name for name in reference if "key.bias" not in name]  # their gradient is round-off
+        names = [name for name in reference if "key.bias" not in name]  # their gradient consists of rounding errors
         apart = sum(float((found[n].double() - reference[n].double()).square().sum()) for n in names)
         moved = sum(float((start[n].double() - reference[n].double()).square().sum()) for n in names)
         return math.sqrt(apart / moved)

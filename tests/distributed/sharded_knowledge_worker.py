@@ -1,6 +1,7 @@
-"""One rank of stores filled by a teacher that is cut up over all of them, or whole on one: `... FOLDER`.
+"""One rank that fills stores with a teacher that is sharded over all ranks, or whole on one:
+`sharded_knowledge_worker.py FOLDER`.
 
-Writes FOLDER/<case>, a store, and FOLDER/facts-<rank>.json, what happened on this rank.
+Writes a store to FOLDER/<case>, and what happened on this rank to FOLDER/facts-<rank>.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dtrain.training.lockstep import EVERY, LockstepModel, load_lockstep
 sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from conftest import FEATURES, VOCABULARY, Job, StoreWriter
 
-# Five classes and a layer of 65: slices are uneven and padded.
+# With five classes and a layer of 65, slices are uneven and padded.
 SHAPE = {"type": "bert", "layers": 3, "hidden": FEATURES, "heads": 2, "intermediate": 65, "dropout": 0.0}
 CASES: dict[str, dict[str, Any]] = {
     "logits": {"outputs": ("logits", "features"), "dtype": "float32", "shard_rows": 60, "batch_tokens": 50},
@@ -52,7 +53,7 @@ def tagger() -> nn.Module:
 
 
 class Calls:
-    """Counts the calls of a model, and may do something at one of them."""
+    """Counts the calls of a model, and may run a function at one of them."""
 
     def __init__(self, model: nn.Module, at: int = -1, act: Callable[[], None] = lambda: None) -> None:
         self.made, self.at, self.act = 0, at, act
@@ -112,7 +113,7 @@ def one_rank(folder: Path) -> None:
 
 
 def troubles(folder: Path, world: World, teacher_of: Callable[[Job], nn.Module]) -> dict[str, Any]:
-    """A restart, a request to stop, and NaN, each known to one rank alone."""
+    """A restart, a request to stop, and NaN, each on one rank only."""
     facts: dict[str, Any] = {}
     job = Job(**CASES["logits"])
 
@@ -139,7 +140,7 @@ def troubles(folder: Path, world: World, teacher_of: Callable[[Job], nn.Module])
 
     poison = VOCABULARY - 1
     job.part.tokens[job.part.tokens == poison] = 1
-    job.part.tokens[job.part.offsets[63]] = poison  # of the second shard, the second rank's first
+    job.part.tokens[job.part.offsets[63]] = poison  # in the second shard, which is the first one of the second rank
 
     def broken() -> nn.Module:
         model = bert()

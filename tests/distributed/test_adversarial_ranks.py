@@ -1,4 +1,4 @@
-"""An adversarial step on two ranks has the gradients of one rank, and crosses ranks once."""
+"""An adversarial step on two ranks has the gradients of one rank, with a single reduction over ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CASES = [f"{way}-{method}" for way in ("ddp", "fsdp2") for method in METHODS]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """By number of ranks, where the gradients of each case are."""
+    """The folder with the gradients of each case, by number of ranks."""
     found = {}
     for world, cases in ((1, [f"alone-{method}" for method in METHODS]), (2, CASES)):
         found[world] = tmp_path_factory.mktemp(f"ranks{world}")

@@ -1,5 +1,7 @@
-"""Files of accelerate_configs/ start two ranks that train a teacher, by plain `accelerate launch`: from one launcher, or
-from two by the command in the file's own head. (test_sharded_teachers starts the two left out here.)"""
+"""Plain `accelerate launch` with the files of accelerate_configs/ starts two ranks that train a teacher: from one
+launcher, or from two by the command in the head of the file. (test_sharded_teachers tests the two files that are left
+out here.)
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,12 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands work as they are written: the configs, `my.yaml` with its data prepared, and a `scontrol`."""
+    """A folder in which the commands work as they are written, with the configs, `my.yaml` with its data prepared, and
+    a `scontrol`.
+    """
     folder = tmp_path_factory.mktemp("configs")
     (folder / "accelerate_configs").symlink_to(FOLDER)
-    # Written before any node starts: a script that is rewritten while another node reads it gives no address.
+    # It is written before any node starts: a script that is rewritten while another node reads it prints no address.
     scontrol = folder / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
@@ -56,26 +60,28 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path) -> Path:
-    """A copy of it for one launch to write to."""
+    """A copy of that folder, for one launch."""
     shutil.copytree(prepared, tmp_path / "copy", symlinks=True)
     return tmp_path / "copy"
 
 
 def documented(name: str) -> str:
-    """The command for several nodes in a config's head."""
+    """The command for several nodes in the head of a config."""
     head = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     return re.search(r"^#   (accelerate launch(?:.*\\\n)*.*)", head, re.MULTILINE)[1].replace("\n#", "\n")  # type: ignore[index]
 
 
 def a_node(rank: int, folder: Path, job: int) -> dict[str, str]:
-    """What SLURM sets on one of two nodes of one process each; `bin/scontrol` says that this machine is the first."""
+    """The variables that SLURM sets on one of two nodes with one process each; `bin/scontrol` says that this machine is
+    the first.
+    """
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     both = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     return os.environ | NO_GPU | both | {"SLURM_NODEID": str(rank), "PATH": path}
 
 
 def free_job() -> int:
-    """The id of a job whose port is free."""
+    """A job id whose port is free."""
     for job in range(os.getpid(), os.getpid() + 1000):
         with socket.socket() as one:
             if one.connect_ex(("127.0.0.1", 20000 + job % 10000)):
@@ -116,14 +122,14 @@ def test_its_command_for_several_nodes_starts_one_world(folder: Path, name: str)
     try:
         ends = []
         for node in nodes:
-            # Checked before the next is waited for, which would wait for ever for a node that has failed.
+            # Checked before waiting for the next node, which would wait for ever for one that has failed.
             ends.append(node.communicate(timeout=300))
             assert node.returncode == 0, ends
     finally:
         for node in nodes:
             node.kill()
     check_trained(folder, ends[1][0], "fp32")
-    assert "teacher cnn" not in ends[0][0]  # told once
+    assert "teacher cnn" not in ends[0][0]  # reported once
 
 
 def test_no_command_for_several_nodes_names_another_file_or_launcher() -> None:
@@ -131,5 +137,5 @@ def test_no_command_for_several_nodes_names_another_file_or_launcher() -> None:
         assert documented(name).replace(f"/{name}.yaml", "/ddp.yaml") == documented("ddp")
         config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
         if "deepspeed_config" in config:
-            # Accelerate's own choice, pdsh, would start the other machines' processes from the first by ssh.
+            # Accelerate's default, pdsh, would start the processes of the other machines by ssh from the first one.
             assert config["deepspeed_config"]["deepspeed_multinode_launcher"] == "standard"

@@ -1,4 +1,6 @@
-"""Every engine trains like one plain optimizer, and goes on from every other's checkpoint on any number of ranks."""
+"""Every engine trains like one plain optimizer, and continues from the checkpoint of every other one on any number of
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "zero2-round-robin": {"chain": ["zero2", "zero1"], "steps": 5, "zero": {"round_robin_gradients": True}},
     "every-way-sgd": {"chain": ["zero3", "fsdp2", "zero2", "ddp"], "steps": 3, "optimizer": "sgd"},
 }
-# Ended, and begun again by a new engine from what the first left: on two ranks, where sums have one order.
+# Stopped, and continued by a new engine from the checkpoint of the first: on two ranks, where sums have only one order.
 AGAIN = {f"{way}-again": {**ALIKE[f"{way}-lamb"], "chain": [way, way], "steps": 5} for way in WAYS[:5]}
 LONG = {f"{way}-long": {"chain": [way], "steps": 100, "optimizer": "lamb-slow"} for way in WAYS[:5]}
 HALF = {
@@ -39,7 +41,7 @@ AGAIN |= {f"{way}-overflow-again": {**OVERFLOW[f"{way}-overflow"], "chain": [way
 BROKEN = {f"{way}-broken": {"chain": [way, "ddp"], "steps": 3, "mutation": True} for way in ("zero1", "zero3")}
 BROKEN |= {name: {**s, "chain": s["chain"][:1] * 2} for name, s in BROKEN.items()}
 
-# One training that changes its engine every three steps and its number of ranks twice: 2, 3, 1.
+# A training that changes its engine every three steps and its number of ranks twice: 2, 3, 1.
 MOVED = {
     2: {"chain": ["ddp", "zero2", "fsdp2"], "first": 0},
     3: {"chain": ["zero3", "ddp"], "first": 9},
@@ -125,11 +127,11 @@ def test_a_wrong_map_of_the_buffers_shows(of_ranks: dict[str, Any], name: str) -
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_rounds_alike_where_the_method_is_the_same(of_ranks: dict[str, Any], precision: str) -> None:
-    """DDP and FSDP2 round in autocast; ZeRO's stages round the weights themselves."""
+    """DDP and FSDP2 round by autocast; the stages of ZeRO round the weights themselves."""
     ways = {way: of_ranks[f"{way}-{precision}"]["weights"] for way in WAYS[:5]}
     for one, other in (("ddp", "fsdp2"), ("zero1", "zero2")):  # stage 3 adds up ranks in another order
         assert ways[other] == pytest.approx(ways[one], abs=1e-5), (one, other)
-    # Rounding is all that sets them apart from float32.
+    # They differ from float32 only by rounding.
     for way in WAYS[:5]:
         assert of_ranks[f"{way}-{precision}"]["error"] < (0.1 if precision == "bf16" else 0.02)
 
@@ -140,7 +142,7 @@ def test_overflow_on_one_rank_skips_the_step_on_all(of_ranks: dict[str, Any], wa
     assert result["agreed"]
     assert result["applied"] == [True, True, False, True]
     assert result["scales"] == [65536.0, 65536.0, 32768.0, 32768.0]
-    assert result["error"] < 0.02  # of the run without that step
+    assert result["error"] < 0.02  # compared with the run without that step
 
 
 @pytest.mark.parametrize("way", WAYS[:5])

@@ -1,6 +1,7 @@
-"""What goes wrong while a run is under way: each fault ends it within a set time, with one clear message, and the
-same command continues once the cause is gone. `pytest -s` shows the times that the manual's page `failures` holds: those of real
-launches, but for faults in what a command reads, and for the commands before and after a fault, which are forked."""
+"""Faults during a run: each ends it within a set time, with one clear message, and the same command continues once the
+cause is gone. `pytest -s` prints the times that are on the manual's page `failures`. They are times of real launches,
+except for faults in files that a command reads, and for the commands before and after a fault, which are forked.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ report: {latency: false, splits: [valid]}
 """
 LONG = ["teachers.cnn.epochs=500", "teachers.cnn.checkpoint_every=5", "teachers.cnn.evaluate_every=400"]
 ROWS = '{"text": "球队比赛进球冠军", "label": "sport"}\n{"text": "好吃的餐厅", "label": "food"}\n'
-# No process waits longer than this for a launcher that gives a stopped worker its 30 s.
+# Longest wait for a launcher, which itself waits 30 s for a worker that was stopped.
 LAUNCHER_SECONDS = 40
 
 
@@ -67,13 +68,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path) -> Path:
-    """A copy of it, for one test to break."""
+    """A copy of that folder, for one test."""
     shutil.copytree(prepared, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def command(stages: str, *changes: str) -> list[str]:
-    """To be started in the folder: its paths are relative, so that a copy is prepared, too."""
+    """The words of a command to start in the folder: its paths are relative, so that a copy of the folder is prepared,
+    too.
+    """
     return [sys.executable, "-m", "dtrain", "run", "recipe.yaml", *changes, "--stages", stages]
 
 
@@ -92,7 +95,9 @@ def finish(process: subprocess.Popen[str]) -> Ended:
 
 @contextlib.contextmanager
 def started(folder: Path, *changes: str) -> Iterator[Callable[[], Ended]]:
-    """A long finetune that has written a checkpoint; call what is yielded after the fault, to wait for the end."""
+    """A long `finetune` that has written a checkpoint. Yields a function that waits for its end, to be called after the
+    fault.
+    """
     process = start_for_real(command("finetune", *LONG, *changes), folder)
     deadline = time.monotonic() + 300
     while not list((folder / "runs/tiny/checkpoints").rglob("step-*")):
@@ -109,11 +114,12 @@ def started(folder: Path, *changes: str) -> Iterator[Callable[[], Ended]]:
 
 
 def worker(rank: int, folder: Path) -> psutil.Process:
-    """A rank of the launch that was started in the folder."""
+    """The process of a rank of the launch that was started in the folder."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            forked = child.name() == f"dtrain rank {rank}"  # its command line and variables are its launcher's
+            # A fork has the command line and the variables of its launcher.
+            forked = child.name() == f"dtrain rank {rank}"
             begun = child.environ().get("RANK") == str(rank) and "--here" in child.cmdline()
             if child.cwd() == str(folder) and (forked or begun):
                 found.append(child)
@@ -123,9 +129,9 @@ def worker(rank: int, folder: Path) -> psutil.Process:
 @pytest.mark.parametrize("moment", ["as it starts", "in training"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_launcher_takes_its_ranks_along(folder: Path, processes: int, moment: str) -> None:
-    """Else they would wait for each other, or go on and hold the run folder."""
+    """Otherwise they would wait for each other, or continue and lock the run folder."""
     words = command("finetune", *LONG, f"launch.processes={processes}")
-    starting = moment == "as it starts"  # by itself, where the tests' server would have imported everything
+    starting = moment == "as it starts"  # not forked: the tests' server has already imported everything
     process = start_for_real(words, folder) if starting else start(words[1:], folder)
     deadline = time.monotonic() + 200
     ranks: list[psutil.Process] = []
@@ -141,7 +147,7 @@ def test_killed_launcher_takes_its_ranks_along(folder: Path, processes: int, mom
 
 
 def check_end(fault: str, ended: Ended, within: float = 60) -> None:
-    """One message, no traceback, in time."""
+    """The run ended in time, with one message and no traceback."""
     told = [line for line in ended.told.splitlines() if line.startswith(("dtrain: ", "rank "))]
     print(f"\n| {fault} | {ended.seconds:.0f} s | {ended.code} | {re.sub(r'/[^ ]*/runs', 'runs', ' '.join(told))} |")
     assert len(told) == 1, ended.told
@@ -150,7 +156,7 @@ def check_end(fault: str, ended: Ended, within: float = 60) -> None:
 
 
 def assert_continues(folder: Path) -> None:
-    """Nothing half-written under a final name; the next run ends well."""
+    """Nothing is half-written under a final name, and the next run succeeds."""
     ended = run(folder, "finetune")
     assert ended.code == 0, ended.told
     assert not list((folder / "runs").rglob(".tmp-*"))
@@ -182,7 +188,7 @@ entry()
 
 
 class Waits:
-    """Launches that end only when a time-out has passed: started one after another, they wait beside each other."""
+    """Launches that end only after a time-out: they are started one after another and wait at the same time."""
 
     def __init__(self, prepared: Path, root: Path) -> None:
         self._prepared, self._root = prepared, root
@@ -232,7 +238,7 @@ def test_a_hung_rank(waits: Waits, rank: int) -> None:
 
 def test_a_collective_that_a_rank_does_not_join(waits: Waits) -> None:
     _, ended = waits.end("absent")
-    told = ended.told.partition("Traceback")[0]  # the bare launcher ends with one of its own
+    told = ended.told.partition("Traceback")[0]  # `accelerate launch` prints a traceback of its own at the end
     check_end("a collective times out (launch.timeout: 6)", ended._replace(told=told), 6 + 30 + LAUNCHER_SECONDS)
     assert ended.code == 1
     assert "dtrain: rank 0 waited in a collective longer than launch.timeout for another rank" in ended.told
@@ -299,7 +305,7 @@ def test_a_corrupt_row(folder: Path) -> None:
 
 
 def test_a_vanished_prepared_file(folder: Path) -> None:
-    """Removed under a finished stage: the next one says so, and `prepare` makes it again."""
+    """A file of a finished stage is removed: the next stage reports it, and `prepare` makes it again."""
     encoded = folder / "runs/tiny/data/encoded"
     victim = next(path for path in sorted(encoded.rglob("*.arrow")))
     victim.unlink()

@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name("gather_worker.py")
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_ranks_have_the_gradient_of_one_process(tmp_path: Path, ranks: int) -> None:
-    """Of five rows: 3 and 2; 2, 2 and 1; one each and a rank without any."""
+    """Five rows are divided into 3 and 2; 2, 2 and 1; and one each with a rank without rows."""
     codes, told = ended(start_ranks([WORKER, tmp_path], ranks=ranks))
     assert codes == [0] * ranks, told
     found, expected = load_file(tmp_path / "gradients.safetensors"), gradients(0, 1)

@@ -1,6 +1,7 @@
-"""A teacher with annotations and students that imitate it, in turn or by reversal: the same on one rank, two and three, and cut up.
+"""A teacher with annotations and students that imitate it, by alternating training or by gradient reversal: the same
+result on one, two and three ranks, and sharded.
 
-Of 40 rows in batches of 9 the last batch has four. Dropout is off: it is drawn on each rank.
+With 40 rows in batches of 9, the last batch has four. Dropout is off because each rank draws its own.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ WHOLE = ["students.0.accumulation=1", "students.1.accumulation=1"]
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one rank makes, without micro-batches."""
+    """The results of one rank, without micro-batches."""
     folder = tmp_path_factory.mktemp("ranks") / "one"
     write(folder)
     words = ["-m", "dtrain", "run", "recipe.yaml", "launch.processes=1", *WHOLE, "--stages", STAGES]
@@ -76,7 +77,7 @@ def test_ranks_make_what_one_makes(one: Path, ranks: int) -> None:
 
 
 def test_scores_with_given_and_with_predicted_annotations_are_the_same_bytes(one: Path, tmp_path: Path) -> None:
-    """Of the very same models, asked by three ranks."""
+    """The same models are scored again by three ranks."""
     folder = one.parent.parent
     again = shutil.copytree(one, tmp_path / one.name)
     expected = {file.relative_to(one): file.read_bytes() for file in one.rglob("evaluation.json")}

@@ -1,4 +1,5 @@
-"""Whole runs killed at random moments, in every way to train: each continues to the bytes of an undisturbed one.
+"""Whole runs that are killed at random moments, under every way of sharding: each continues to the bytes of an
+undisturbed run.
 
 KILLS=200 python -m pytest -m slow tests/distributed/test_kills.py     200 in all, spread over the ways
 """
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 WAYS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 KILLS = int(os.environ.get("KILLS", "50")) // len(WAYS)
-# What a stage makes first; the last one that is there tells how far a run had come.
+# The first output of each stage; the last one that exists shows how far a run had come.
 BEGUN = {
     "prepare": "data",
     "finetune": "teachers",
@@ -47,14 +48,14 @@ def start(recipe: Path, way: str) -> subprocess.Popen[str]:
 
 
 def bytes_of(run: Path) -> dict[str, str]:
-    """Of everything that says what was computed."""
+    """The bytes of all files with results."""
     kinds = ("model.safetensors", "*.arrow", "evaluation.json")
     files = [path for kind in kinds for path in run.rglob(kind) if "data" not in path.relative_to(run).parts]
     return {str(path.relative_to(run)): file_fingerprint(path) for path in sorted(files)}
 
 
 def check_final_names(run: Path) -> None:
-    """What stands under a final name is whole."""
+    """Files under final names are complete."""
     for path in [p for p in run.rglob("*") if p.is_file() and ".tmp-" not in str(p)]:
         if path.name == DONE:
             assert is_done(path.parent, read_json(path)["fingerprint"]), path
@@ -65,7 +66,7 @@ def check_final_names(run: Path) -> None:
                 assert list(file.keys()), path
         elif path.suffix == ".arrow":
             with pa.memory_map(str(path)) as source:
-                stored = "knowledge" in path.parts  # what `datasets` writes is a stream
+                stored = "knowledge" in path.parts  # files of `datasets` are in the stream format
                 (pa.ipc.open_file(source) if stored else pa.ipc.open_stream(source)).read_all()
 
 

@@ -92,9 +92,10 @@ def test_equals_one_process(results, name):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_half_precision_differs_no_more_than_adamw_does(results, name):
-    """The engine rounds gradients to 16 bits in another order than one process does: 1e-3 to 1e-2 for AdamW.
+    """The engine rounds gradients to 16 bits in another order than one process does, which makes an error of 1e-3 to
+    1e-2 for AdamW.
 
-    Here LAMB was 0.4 to 1.8 times as far; with a wrong map it is at 0.3 to 0.8.
+    LAMB's error was 0.4 to 1.8 times as large; with a wrong layout it is 0.3 to 0.8.
     """
     lamb, adamw = results[f"{name}-lamb"]["error"], results[f"{name}-adamw"]["error"]
     assert lamb < 3 * adamw, (lamb, adamw)

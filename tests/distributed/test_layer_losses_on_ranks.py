@@ -1,6 +1,7 @@
-"""Losses between layers give the same student on one rank, two and three, whatever cuts it up.
+"""Losses between layers give the same student on one, two and three ranks, under every way of sharding.
 
-Of 42 rows in batches of 8 the last batch has two, so that one of three ranks has none. Dropout is off: it is drawn on each rank.
+With 42 rows in batches of 8, the last batch has two, so that one of three ranks has none. Dropout is off because each
+rank draws its own.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def write(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one rank makes, without micro-batches."""
+    """The results of one rank, without micro-batches."""
     folder = tmp_path_factory.mktemp("ranks") / "one"
     write(folder)
     changes = ["launch.processes=1", "students.cut.accumulation=1"]

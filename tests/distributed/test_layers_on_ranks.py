@@ -1,4 +1,6 @@
-"""Losses between the layers of a student and its online teacher: as in one process, under every engine and from one to the next."""
+"""Losses between the layers of a student and its online teacher: the same result as in one process, under every engine
+and across changes of the engine.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One launch of three ranks, beside one process that sees whole batches."""
+    """Results of one launch of three ranks, compared with one process with whole batches."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("layers")
     asked, found = folder / "settings.json", folder / "results.json"

@@ -1,4 +1,4 @@
-"""Twelve students over two ranks: what becomes of each does not depend on the others, nor on kills and restarts."""
+"""Twelve students on two ranks: the result of each does not depend on the others, nor on kills and restarts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ report: {{latency: false}}
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data and knowledge, and no student yet."""
+    """A run folder with data and knowledge store, but without students."""
     folder = tmp_path_factory.mktemp("many")
     write_data(folder)
     for fuse in ("always", "never"):
@@ -115,7 +115,7 @@ def finished(run: Path) -> dict[str, Path]:
 
 
 def distill(recipe: Path, *changes: str) -> str:
-    """stdout. An accident's traceback is shown on stderr, for whoever has to find its cause."""
+    """Run `distill` and return its stdout. The traceback of an unexpected error is on stderr."""
     process = start(["-m", "dtrain", "run", recipe, *changes, "--stages", "distill"])
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
@@ -132,7 +132,9 @@ def test_the_plan_is_told_and_nothing_is_written(taught: Path) -> None:
 
 
 def test_search_stops_the_worst(taught: Path, tmp_path: Path) -> None:
-    """Nine of the eleven that do not diverge are stopped on the way, of those all ranks train, too; and once only."""
+    """Nine of the eleven that do not diverge are stopped early, including those that all ranks train; each decision is
+    made only once.
+    """
     run = tmp_path / "many"
     shutil.copytree(taught / "runs" / "many", run)
     changes = [f"output_dir={tmp_path}", "search={epochs: [1, 3], keep: 0.4}", "students.cnn.parallel=data"]
@@ -147,7 +149,7 @@ def test_search_stops_the_worst(taught: Path, tmp_path: Path) -> None:
         lowest = min(rung["scores"][name] for name in rung["kept"])
         assert all(rung["scores"][name] <= lowest for name in rung["stopped"])
     assert not list((run / "checkpoints").rglob("step-*"))
-    for name in search["rungs"][0]["scores"]:  # stopped or not, a row of TensorBoard's table
+    for name in search["rungs"][0]["scores"]:  # stopped or not, each is a row of TensorBoard's table
         found = EventAccumulator(str(run / "tensorboard" / "students" / name)).Reload()
         assert "_hparams_/session_end_info" in found.PluginTagToContent("hparams"), name
         assert 0 < found.Scalars("valid_best/accuracy")[-1].value <= 1, name

@@ -1,4 +1,6 @@
-"""Numbers and sets of labels through every stage: two ranks store and score what one does; folders answer by themselves."""
+"""Tasks `regression` and `multi_label` through every stage: two ranks store and score the same as one; model folders
+can be used alone.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ launch: {{timeout: 60}}
 report: {{latency: false}}
 knowledge: {{dtype: float32}}
 """
-# Pairs with a number, some without; and texts with any number of labels, some of them none.
+# Pairs with a number, some of them without one; and texts with any number of labels, some of them with none.
 RECIPES = {
     "numbers": f"""name: numbers
 data: {{task: regression, standardize: true, train: n.tsv, transfer: more.tsv, split: {{valid: 0.2, test: 0.2}},
@@ -114,7 +116,7 @@ def test_two_ranks_make_what_one_makes(runs: tuple[Path, Path], name: str) -> No
 
 
 def test_stores_and_scores_are_the_same_bytes_on_one_rank_and_two(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """The models of two ranks, computed with and scored again by one."""
+    """One rank computes the stores and the scores of the models of two ranks again."""
 
     def outputs(folder: Path) -> dict[str, bytes]:
         files = [*folder.rglob("knowledge/*/shard-*"), *folder.rglob("evaluation.json")]
@@ -122,7 +124,8 @@ def test_stores_and_scores_are_the_same_bytes_on_one_rank_and_two(runs: tuple[Pa
 
     shutil.copytree(runs[1], tmp_path, dirs_exist_ok=True)
     expected = outputs(tmp_path)
-    assert len(expected) == 2 * (2 * 2 + 4)  # of each recipe two teachers in two shards, and four models' scores
+    # For each recipe two teachers with two shards, and the scores of four models.
+    assert len(expected) == 2 * (2 * 2 + 4)
     for place in [*tmp_path.glob("runs/*/knowledge"), *tmp_path.rglob("evaluation.json")]:
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     again = ["launch.processes=1", "--stages", "precompute,evaluate"]
@@ -165,7 +168,7 @@ def test_folders_answer_by_themselves(
 
 
 def test_transformers_reads_the_folders_and_what_they_say(runs: tuple[Path, Path]) -> None:
-    """`problem_type` is transformers' own word; what a logit stands for is in config.json, too."""
+    """`problem_type` is a key of transformers; config.json also says what each logit stands for."""
     numbers, sets = (runs[0] / "runs" / name / "teachers/big" for name in RECIPES)
     for folder, problem in ((numbers, "regression"), (sets, "multi_label_classification")):
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -194,7 +197,7 @@ def test_transformers_reads_the_folders_and_what_they_say(runs: tuple[Path, Path
 def test_teachers_that_are_given(
     runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder of another run may teach; not one whose numbers are of another unit."""
+    """A model folder of another run can be a teacher, unless its numbers have another unit."""
     monkeypatch.chdir(runs[0])
     for name, changes, code in (("sets", [], 0), ("numbers", [], 2), ("numbers", ["data.standardize=false"], 2)):
         given = f"teachers=[{{name: big, from: runs/{name}/students/annealed}}]"

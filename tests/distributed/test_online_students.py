@@ -1,4 +1,4 @@
-"""Students beside an online teacher, as a user runs them: on two ranks what they are on one."""
+"""Students with an online teacher, run as a user runs them: two ranks give the same result as one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
         for gone in ("students", "checkpoints", "tensorboard"):
             shutil.rmtree(folder / "runs/tiny" / gone, ignore_errors=True)
         changes = []
-        if name == "sharded":  # then all of its students are trained by all ranks
+        if name == "sharded":  # then all ranks train all of its students together
             recipe = {**RECIPE, "students": RECIPE["students"][2:]}
             (folder / "recipe.yaml").write_text(json.dumps(recipe))
             changes = ["knowledge.sharded=true"]

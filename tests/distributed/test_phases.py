@@ -1,4 +1,4 @@
-"""Students with phases on two ranks, killed in the second phase, and continued there under every way to train together."""
+"""Students with phases on two ranks, killed in the second phase and continued there, under every way of sharding."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def killed(undisturbed: Path, name: str) -> Path:
     for part in ("students", "phases", "tensorboard"):
         shutil.rmtree(folder / "runs/tiny" / part)
     (folder / "killed.py").write_text(KILLED.replace("NAME", name), encoding="utf-8")
-    codes, told = ended(start_ranks(["killed.py", *RUN, "launch.timeout=20"], folder))  # the other rank waits so long
+    codes, told = ended(start_ranks(["killed.py", *RUN, "launch.timeout=20"], folder))  # so long the other rank waits
     assert -signal.SIGKILL in codes, told
     assert (folder / f"runs/tiny/phases/{name}/1-states/done.json").exists()
     assert (folder / f"runs/tiny/checkpoints/students/{name}/2-answers/step-00000005").exists()
@@ -118,7 +118,9 @@ def test_one_rank_s_student_killed_in_the_second_phase(undisturbed: Path) -> Non
 
 
 def test_on_two_ranks_it_is_what_it_is_on_one(undisturbed: Path) -> None:
-    """Trained by all ranks or by one: to rounding the same, and what a phase does not reach is the same to the bit."""
+    """Students that all ranks train equal those that one rank trains, up to rounding; parameters that a phase does not
+    train are the same bit for bit.
+    """
     found, other = (
         [
             load_file(undisturbed / f"runs/tiny/{place}/model.safetensors")

@@ -1,4 +1,6 @@
-"""The whole pipeline in processes: `dtrain run` from nothing, which starts `accelerate launch`; then forked, on 1, 2 and 3 ranks."""
+"""The whole pipeline in real processes: first `dtrain run` as a user starts it, with `accelerate launch`; then forked,
+on 1, 2 and 3 ranks.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,7 @@ def read(path: Path) -> Any:
 
 
 def outputs(run: Path) -> dict[str, str]:
-    """Bytes of everything that says what was computed."""
+    """The bytes of all files with results."""
     shards = {str(p.relative_to(run)): file_fingerprint(p) for p in sorted((run / "knowledge").rglob("*.arrow"))}
     scores = {str(p.relative_to(run)): p.read_text() for p in sorted(run.rglob("evaluation.json"))}
     assert shards
@@ -185,7 +187,7 @@ def test_training_does_not_depend_on_the_world_size(finished: Path, tmp_path: Pa
         for one, other in zip(weights[0], others, strict=True):
             for name in one:
                 difference = (one[name] - other[name]).norm() / (one[name].norm() + 1e-6)
-                # Adam turns the round-off of a gradient that is zero (the keys' bias) into steps.
+                # Adam turns the rounding errors of a gradient that should be zero (that of the keys' bias) into steps.
                 assert difference < 1e-4 or "key.bias" in name, (name, difference)
 
 
@@ -202,7 +204,8 @@ def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
     begin = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "nothing to do" in dtrain("run", finished / "recipe.yaml", for_real=True)
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 10  # of a core; others may be at work, too
+    # Of CPU time, since other processes may be running, too.
+    assert end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 10
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
 
 
@@ -302,7 +305,7 @@ LONGER = ["teachers.0.epochs=40", "students.scratch.epochs=40"]
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `LONGER` that nobody stopped."""
+    """A run of `LONGER` that was not stopped."""
     root = tmp_path_factory.mktemp("undisturbed")
     dtrain("run", finished / "recipe.yaml", *LONGER, f"output_dir={root}")
     return root / "tiny"
@@ -312,7 +315,9 @@ def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_stopped_by_signal_and_continued_equals_undisturbed(
     finished: Path, undisturbed: Path, tmp_path: Path, kind: str
 ) -> None:
-    """SIGTERM to the launcher: 75, a whole checkpoint; the next run ends with the same weights, bit for bit."""
+    """After SIGTERM to the launcher the exit code is 75 and a checkpoint is complete; the next run ends with the same
+    weights, bit for bit.
+    """
     command = ["run", finished / "recipe.yaml", f"output_dir={tmp_path}/runs", *LONGER]
     process = start(["-m", "dtrain", *command])
     run = tmp_path / "runs" / "tiny"
@@ -331,7 +336,9 @@ def test_stopped_by_signal_and_continued_equals_undisturbed(
 
 @pytest.mark.slow
 def test_stopped_on_four_ranks_and_continued_equals_undisturbed(finished: Path, tmp_path: Path) -> None:
-    """Four numbers have more than one sum in floating point: gradients must be added in one order, restart or not."""
+    """In floating point the sum of four numbers depends on the order: gradients must be added in the same order after a
+    restart.
+    """
     weights = []
     for name in ("stopped", "undisturbed"):
         root = tmp_path / name

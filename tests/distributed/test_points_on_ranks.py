@@ -1,4 +1,6 @@
-"""Knowledge points on one, two and three ranks: the same bytes, of students that one rank and that all ranks have trained."""
+"""Knowledge points on one, two and three ranks: the same bytes, for students that one rank has trained and for those
+that all ranks have trained.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def test_any_number_of_ranks_finds_the_same_points(tmp_path: Path) -> None:
     run(two, 2, "prepare,distill,points")
     root = two / "runs/tiny"
     found = (root / "points/points.json").read_bytes()
-    # 128 draws leave room for 16 tokens a batch, so that each rank has several.
+    # With 128 draws a batch has room for 16 tokens, so that each rank has several batches.
     assert len(json.loads(found)["students"]["whole"]["epochs"]) == 3
     for ranks in (1, 3):
         folder = tmp_path / str(ranks)

@@ -1,5 +1,6 @@
-"""Pre-training through the command line: any way to spread it gives one model, stopping changes nothing, a teacher
-starts from it."""
+"""Pre-training through the command line: every way of sharding gives the same model, stopping changes nothing, and a
+teacher starts from the model.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ WORDS = ["球队", "比赛", "进球", "冠军", "好吃", "餐厅", "美味", "
 
 
 def write_recipe(folder: Path, model: str, separate: bool, pairs: bool = False) -> Path:
-    """Documents of one line, or for pairs of four."""
+    """Documents have one line, or four with next-sentence prediction."""
     draw = random.Random(0)
     lines = ["".join(draw.choices(WORDS, k=draw.randint(3, 9))) + "。\n" for _ in range(400 if pairs else 150)]
     if pairs:
@@ -69,7 +70,9 @@ def weights(folder: Path) -> dict:
 
 
 def distance(one: Path, other: Path) -> float:
-    """The largest relative distance of two models' weights, keys' biases left out: their gradient is round-off."""
+    """The largest relative distance of two models' weights, except the keys' biases, whose gradient consists of
+    rounding errors.
+    """
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     return max(float((a[n] - b[n]).norm() / (a[n].norm() + 1e-6)) for n in a if "key.bias" not in n)
@@ -77,7 +80,7 @@ def distance(one: Path, other: Path) -> float:
 
 @pytest.fixture(scope="module")
 def alone(recipe: Path) -> Path:
-    """The models of one process."""
+    """The models that one process trains."""
     out = recipe.parent / "alone"
     dtrain("pretrain", recipe, f"output_dir={out}")
     return out / "pre" / "pretrain"
@@ -133,7 +136,7 @@ def test_nor_with_next_sentences(pairs_alone: Path, tmp_path: Path, way: str, ra
 
 @pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(tmp_path: Path, pairs: bool) -> None:
-    """In the second phase, with two ranks; what was stopped has a model folder of its latest evaluation."""
+    """Stopped in the second phase, with two ranks; then the stopped run has a model folder of its latest evaluation."""
     recipe = write_recipe(tmp_path, "bert" if pairs else "nezha", separate=False, pairs=pairs)
     longer = [
         "pretrain.phases.0.epochs=1",
@@ -167,12 +170,12 @@ def test_stopped_and_continued_ends_bit_for_bit_where_it_would_have(tmp_path: Pa
 
 
 def test_from_text_to_a_teacher_bert_with_documents_kept_apart(tmp_path: Path) -> None:
-    """`dtrain run` does it all; the folder is transformers' own, tokenizer included, and the teacher begins with it."""
+    """`dtrain run` runs everything; transformers loads the folder and its tokenizer, and the teacher starts from it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
     recipe = write_recipe(tmp_path, "bert", separate=True)
-    slow = "teachers.teacher.optimizer.lr=1e-9"  # the teacher's encoder then is still what it began with
+    slow = "teachers.teacher.optimizer.lr=1e-9"  # so that the teacher's encoder hardly changes
     dtrain("run", recipe, slow, "--stages", "pretrain,prepare,finetune")
     root = tmp_path / "runs" / "pre"
     result = root / "pretrain" / "phase-2"
@@ -193,8 +196,9 @@ def test_from_text_to_a_teacher_bert_with_documents_kept_apart(tmp_path: Path) -
 
 
 def test_the_offline_recipe_from_real_text_to_students(data_folder: Path, tmp_path: Path) -> None:
-    """`tnews_offline` as it is, on the first lines of every file and with smaller models; and no row of a dev or test
-    file is in the corpus, though one of each was put among the titles."""
+    """The recipe `tnews_offline`, on the first lines of every file and with smaller models. No row of a dev or test
+    file is in the corpus, although one of each was added to the titles.
+    """
     import datasets
     from transformers import AutoTokenizer
 
@@ -230,7 +234,8 @@ def test_the_offline_recipe_from_real_text_to_students(data_folder: Path, tmp_pa
     tokenizer = AutoTokenizer.from_pretrained(root / "data" / "corpus" / "tokenizer")
     texts = {tuple(row) for row in tokens}
     for name, titles in held.items():
-        # As the recipe normalises them; those with characters that it changes are covered by the run's own assertion.
+        # As the recipe normalises them; rows with characters that normalisation changes are covered by the assertion in
+        # the run itself.
         encoded = {tuple(tokenizer(title, add_special_tokens=False)["input_ids"]) for title in titles}
         assert encoded.isdisjoint(texts), name
     corpus = json.loads((root / "data" / "corpus" / "corpus.json").read_text(encoding="utf-8"))

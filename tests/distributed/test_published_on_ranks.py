@@ -1,6 +1,7 @@
-"""Published ways to teach give the same models on one rank and on two: losses, weightings, teachers, students.
+"""Published distillation methods give the same models on one rank and on two: losses, weightings, teachers, students.
 
-Dropout and token noise are drawn on each rank by itself, and are off. Teachers' outputs are made from their slices.
+Dropout and token noise are off, because each rank draws its own. The teachers' outputs are computed while the teachers
+are sharded.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ RUN = ["-m", "dtrain", "run", "recipe.yaml", "--stages", "prepare,finetune,preco
 
 
 def write(folder: Path) -> None:
-    """A third of the rows have one character: whole batches of them have no n-grams."""
+    """A third of the rows have a single character, so that some batches have no n-grams at all."""
     draw = random.Random(0)
 
     def text(topic: str) -> str:

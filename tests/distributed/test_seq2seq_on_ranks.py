@@ -1,4 +1,6 @@
-"""A text for each text through every stage: two ranks train, score and write what one does; a folder answers by itself."""
+"""Task `seq2seq` through every stage: two ranks train, score and generate the same as one; a model folder can be used
+alone.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ RUN = ["-m", "dtrain", "run", "toy.yaml"]
 
 
 def write(folder: Path, recipe: str = RECIPE) -> None:
-    """Pairs whose targets are their words, one by one, in the other script."""
+    """Pairs whose targets are the source's words, one by one, in another script."""
     draw = random.Random(0)
     sources = [" ".join(draw.choices(list(WORDS), k=draw.randint(1, 5))) for _ in range(160)]
     pairs = [(source, "".join(WORDS[word] for word in source.split())) for source in sources]
@@ -66,7 +68,7 @@ def write(folder: Path, recipe: str = RECIPE) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The run of one rank and that of two."""
+    """The runs of one rank and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for folder in (one, two):
         write(folder)
@@ -76,7 +78,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def distance(one: Path, other: Path) -> float:
-    """The largest relative distance of two models' weights, keys' biases left out: their gradient is round-off."""
+    """The largest relative distance of two models' weights, except the keys' biases, whose gradient consists of
+    rounding errors.
+    """
     a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert a.keys() == b.keys()
     return max(float((a[n] - b[n]).norm() / (a[n].norm() + 1e-6)) for n in a if "k_proj.bias" not in n)
@@ -95,7 +99,7 @@ def test_two_ranks_make_what_one_makes(runs: tuple[Path, Path]) -> None:
 
 
 def test_stores_and_scores_are_the_same_bytes_on_any_number_of_ranks(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """The models of one rank, whose outputs and scores are computed again by two and by three."""
+    """Two and three ranks compute the outputs and the scores of the models of one rank again."""
     place = runs[0].parent.parent
 
     def outputs(folder: Path) -> dict[str, bytes]:
@@ -116,14 +120,14 @@ def test_stores_and_scores_are_the_same_bytes_on_any_number_of_ranks(runs: tuple
         assert outputs(again) == expected
 
 
-# Ranks, and where the first of them is killed; the others are killed then.
+# The number of ranks, and the place where the first of them is killed; then the others are killed, too.
 KILLS = [(1, "search", 3), (2, "rename", 1), (3, "shard", 1), (2, "search", 1), (3, "publish", 1), (1, "manifest", 1)]
 
 
 def test_a_store_of_beams_killed_six_times_has_the_bytes_of_an_undisturbed_one(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Another number of ranks goes on each time, from the whole shards that are there."""
+    """Each time another number of ranks continues, from the complete shards that exist."""
     place, again = runs[0].parent.parent, tmp_path / "again"
     shutil.copytree(place, again)
     store = again / "runs/toy/knowledge/big"

@@ -33,7 +33,7 @@ students:
     parallel: data
   - {{<<: *one, name: tuned, epochs: 1, phases: [{{name: all}}, {{name: one, tasks: [names]}}]}}
 """
-# A regression beside the three others, and its data are pairs.
+# A fourth task, a regression on pairs.
 NUMBERS = """\
   like:
     task: regression
@@ -85,7 +85,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_engine_trains_it_as_one_process_does(engines: dict[str, Any], way: str) -> None:
     found = engines[way]
     assert found["error"] < 1e-5
-    assert found["tuned"] < 1e-5  # after a phase on one task, in which other heads are frozen
+    assert found["tuned"] < 1e-5  # after a phase on one task, in which the other heads are frozen
     assert found["heads"] == ["names", "same", "topic"]
     own, expected = found["losses"]
     assert len(own) == 4 and own == pytest.approx(expected, abs=1e-5)
@@ -132,7 +132,7 @@ def test_a_whole_run_on_two_ranks(finished: Path) -> None:
 
 
 def test_its_scores_are_those_of_one_rank(finished: Path, tmp_path: Path) -> None:
-    """Every row is scored once, whichever rank did it."""
+    """Every row is scored exactly once, by whichever rank."""
     root = finished / "runs" / "several"
     record = root / "students" / "one" / "evaluation.json"
     before = record.read_text(encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Stores of teachers cut up over 2 and 3 ranks: the bytes of the whole teacher's; one rank's trouble ends all."""
+"""Stores of teachers that are sharded over 2 and 3 ranks have the bytes of the unsharded teacher's; an error on one
+rank ends all.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def test_restart_computes_what_is_missing(whole: Run, cut: Run) -> None:
     assert cut.hashes("restarted") == whole.hashes("logits")
     for facts in cut.facts:
         assert facts["restarted"]["outcome"] == "done"
-        # One pass tells the widths; of 5 shards 2 are missing.
+        # One pass determines the widths of the outputs; 2 of 5 shards are missing.
         assert facts["restarted"]["passes"] - 1 <= 0.5 * (facts["logits"]["passes"] - 1)
 
 

@@ -1,4 +1,6 @@
-"""Teachers through the command line under FSDP2 and ZeRO: the same models as DDP, and training moves between them."""
+"""Teachers through the command line under FSDP2 and ZeRO: the same models as under DDP, and training can change between
+the engines.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distance(one: Path, other: Path) -> float:
-    """The largest relative distance of two models' weights, keys' biases left out: their gradient is round-off."""
+    """The largest relative distance of two models' weights, except the keys' biases, whose gradient consists of
+    rounding errors.
+    """
     from safetensors.torch import load_file
 
     a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
@@ -80,7 +84,7 @@ def reference(recipe: Path) -> Path:
 
 @pytest.mark.parametrize(
     "way",
-    [  # ZeRO's stages 1 and 2 are told from the others in test_engines.py
+    [  # ZeRO's stages 1 and 2 are tested in test_engines.py
         "fsdp2",
         pytest.param("zero1", marks=pytest.mark.slow),
         pytest.param("zero2", marks=pytest.mark.slow),
@@ -98,7 +102,8 @@ def test_teachers_do_not_depend_on_the_engine(recipe: Path, reference: Path, tmp
         assert distance(tmp_path / "sharded" / "teachers" / name, reference / name) < 1e-4, name
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "sharded" / "teachers" / "bert")
     assert "teacher early: best accuracy at epoch 1:" in told
-    assert "teacher bert: bert," in told and "teacher early: bert," not in told  # it came on the other's way
+    # It was taken from the training of the other.
+    assert "teacher bert: bert," in told and "teacher early: bert," not in told
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -158,7 +163,7 @@ def test_stopped_under_one_engine_and_continued_under_another(recipe: Path, tmp_
 def test_what_cannot_be_exact_is_refused_before_anything_is_written(
     recipe: Path, tmp_path: Path, config: dict[str, object], told: str
 ) -> None:
-    """By `accelerate launch` itself, which knows nothing of it."""
+    """Also when it is started by `accelerate launch`, which does not know what is refused."""
     (tmp_path / "ds.json").write_text(json.dumps(config), encoding="utf-8")
     yaml = {"distributed_type": "DEEPSPEED", "use_cpu": False, "num_machines": 1, "mixed_precision": "no"}
     yaml |= {

@@ -1,4 +1,6 @@
-"""Asked to stop by any signal, on one rank alone, or by a limit of time: every rank ends with 75, told once."""
+"""Requests to stop by any signal, on a single rank, or by a time limit: every rank ends with 75, and the reason is
+printed once.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ LONG = ["teachers.cnn.epochs=5000", "teachers.cnn.checkpoint_every=5", "teachers
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A recipe and its data; commands are to be started here."""
+    """A folder with a recipe and its data; commands must be started there."""
     return write(tmp_path, RECIPE)
 
 
@@ -45,7 +47,7 @@ def check_whole(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     "name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow), "SIGUSR2"]
-)  # SIGUSR1: below, in `evaluate`
+)  # SIGUSR1 is tested below, in `evaluate`
 def test_a_signal_to_one_rank_stops_both(folder: Path, name: str) -> None:
     ranks = start_ranks(["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"], folder)
     deadline = time.monotonic() + 200
@@ -59,8 +61,8 @@ def test_a_signal_to_one_rank_stops_both(folder: Path, name: str) -> None:
 
 
 def test_a_limit_of_time_stops_with_a_checkpoint(tmp_path: Path) -> None:
-    """The recipe's, and that of a SLURM job."""
-    for seconds in (16, 60):  # the longer one where the machine is too slow to get to a step in the first
+    """The time limit of the recipe, and that of a SLURM job."""
+    for seconds in (16, 60):  # the longer one if the machine is too slow to reach a step within the first
         folders = [write(tmp_path / f"{limit}-{seconds}", RECIPE) for limit in ("recipe", "job")]
         words = ["-m", "dtrain", "run", "recipe.yaml", *LONG, "--stages", "prepare,finetune"]
         own = start([*words, f"launch.time_limit={seconds}"], folders[0])
@@ -112,7 +114,7 @@ def test_prepare_stops_between_two_tokenizers(folder: Path) -> None:
     recipe, run = load_recipe(str(folder / "recipe.yaml"), changes), RunFolder(folder / "run")
 
     class Asked:
-        """After the first look."""
+        """A request to stop that is visible after the first check."""
 
         reason, looks = "SIGTERM", 0
 

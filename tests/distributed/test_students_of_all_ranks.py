@@ -1,4 +1,4 @@
-"""A student that all ranks train fails on one of them, or on all; and searches that are stopped in the middle."""
+"""A student that all ranks train together fails on one of them, or on all; and searches that are interrupted."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def reason(folder: Path) -> str:
 
 @pytest.mark.parametrize("when", ["on the way", "at the end"])
 def test_a_checkpoint_that_cannot_be_written_is_that_students_failure(tmp_path: Path, when: str) -> None:
-    """Rank 0 alone writes: the other one learns of it with the next step, or where none follows."""
+    """Only rank 0 writes; the other rank learns of the failure in the next step, or at the end if there is none."""
     students = [{**RECIPE["students"][0], "epochs": 3 if when == "on the way" else 2}, RECIPE["students"][1]]
-    search = {"search": {"epochs": [1]}} if when == "at the end" else {}  # all wait there
+    search = {"search": {"epochs": [1]}} if when == "at the end" else {}  # all ranks wait there for the comparison
     students[1]["epochs"] = 2
     folder = write(tmp_path, {**RECIPE, "students": students, **search})
     (folder / "runs/tiny/checkpoints/students").mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_an_error_on_all_ranks_is_that_students_failure(
 def test_an_error_in_one_ranks_step_ends_the_run_with_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The other rank waits for its gradients, and cannot be told."""
+    """The other rank waits for the gradients of the failed one, and cannot be informed."""
     codes, told, folder = failing(tmp_path, monkeypatch, WHAT=what, WHERE="1")
     assert codes == [1, 1], told
     assert "student whole: failed on rank 1 alone, and the others wait for its part of a step: " in told
@@ -88,7 +88,7 @@ def test_an_error_in_one_ranks_step_ends_the_run_with_a_line(
 
 
 def failing(folder: Path, monkeypatch: pytest.MonkeyPatch, **how: str) -> tuple[list[int], str, Path]:
-    """Exit codes, what was told, and the folder."""
+    """The exit codes, the output on stderr, and the folder."""
     for name, value in how.items():
         monkeypatch.setenv(name, value)
     (folder / "failing.py").write_text(FAILING, encoding="utf-8")
@@ -129,7 +129,7 @@ launch: {processes: 2, timeout: 60}
 
 
 def test_a_search_stopped_on_two_ranks_and_continued_on_one(tmp_path: Path) -> None:
-    """In the middle of its fused students; on one rank they are stacked with others, and of fewer others."""
+    """Stopped while stacked students are trained; on one rank the stacks have other members."""
     for name in ("undisturbed", "stopped"):
         (tmp_path / name).mkdir()
         write_data(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Tagging in real processes: prepare to report on two ranks, and the same answers on one and three."""
+"""Tagging in real processes: from `prepare` to `report` on two ranks, with the same answers on one and three."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher of one language and a student of another through every stage: two ranks make what one makes."""
+"""A teacher of one language and a student of another through every stage: two ranks give the same results as one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The run of one rank and that of two."""
+    """The runs of one rank and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for folder in (one, two):
         write(folder)
@@ -85,7 +85,7 @@ def test_two_ranks_make_what_one_makes(runs: tuple[Path, Path]) -> None:
     for model in ("teachers/english", "students/alone", "students/adverse"):
         assert distance(runs[0] / model, runs[1] / model) < 1e-4, model
         first, second = (read_json(run / model / "evaluation.json")["parts"] for run in runs)
-        (part,) = first  # a model is scored where rows with a label have its side
+        (part,) = first  # a model is scored on the parts whose labelled rows have its side
         assert part == ("valid" if model.startswith("teachers") else "test")
         assert first[part]["scores"]["loss"] == pytest.approx(second[part]["scores"]["loss"], rel=1e-3)
     scores = read_json(runs[0] / "students/alone/evaluation.json")["parts"]["test"]["scores"]
@@ -115,9 +115,9 @@ def test_what_is_left_knows_its_side(runs: tuple[Path, Path]) -> None:
     one = runs[0]
     store = StoreReader.open(one / "knowledge/english")
     assert len(store) == 54 + 90
-    first = 54 + 6 + 40  # id of the first transfer row, behind those of the other parts
+    first = 54 + 6 + 40  # id of the first transfer row, after those of the other parts
     assert store.holds(np.arange(first, first + 90)).all()
-    assert not store.holds(np.arange(first + 90, first + 90 + 20)).any()  # those of Chinese alone
+    assert not store.holds(np.arange(first + 90, first + 90 + 20)).any()  # rows with only the Chinese side
     found = read_json(one / "students/adverse/metrics.json")
     assert found["training_rows"] == 90 + 20 and read_json(one / "students/alone/metrics.json")["training_rows"] == 90
     assert read_json(one / "teachers/english/metrics.json")["training_rows"] == 2 * 54

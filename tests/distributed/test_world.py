@@ -1,4 +1,4 @@
-"""The world of ranks that was asked for, over real launchers: formed, not formed, and with some missing."""
+"""The requested ranks with real launchers: all meet, fewer meet, or some never arrive."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def test_accelerate_on_the_cpu_of_two_machines_is_refused(folder: Path) -> None:
-    """It starts a process a machine that never connects to the others, and would end with 0 after training."""
+    """It would start one process on each machine, which never connects to the others, and end with 0 after training."""
     machine = ["--cpu", "--num_machines", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1"]
     words = [*ACCELERATE, *machine, "--main_process_port", "29533", "-m", "dtrain", "finetune", "recipe.yaml"]
     code, _, err = ended(start(words, folder))
@@ -55,7 +55,7 @@ def test_two_machines_form_one_world(folder: Path) -> None:
     ends = [ended(machine) for machine in machines]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert "2 ranks" in ends[1][1]
-    assert ends[0][1] == ""  # told once
+    assert ends[0][1] == ""  # reported once
     assert (folder / "runs/tiny/teachers/cnn/model.safetensors").exists()
 
 
@@ -77,7 +77,7 @@ def test_a_rank_that_does_not_come_is_named(folder: Path) -> None:
 
 
 def test_the_plan_of_a_cluster_on_this_machine(folder: Path) -> None:
-    """`dtrain submit --local`: the pipeline script that SLURM would get, stage by stage, here."""
+    """`dtrain submit --local` runs the pipeline script that SLURM would get, stage by stage, on this machine."""
     code, out, err = ended(start([*DTRAIN, "submit", "recipe.yaml", "--local", "--groups", "2"], folder))
     assert code == 0, err
     run = folder / "runs/tiny"

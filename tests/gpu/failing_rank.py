@@ -1,4 +1,6 @@
-"""`dtrain` with a rank 1 that raises in its tenth step: `python failing_rank.py run RECIPE ...`, as `dtrain` otherwise."""
+"""`dtrain` whose rank 1 raises an error in its tenth step: `python failing_rank.py run RECIPE ...`, with the arguments
+of `dtrain`.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Figures of one GPU, each a line of JSON: `python -m tests.gpu.figures step|nezha|lstm [--quick]`.
+"""Measurements on one GPU, each printed as a line of JSON: `python -m tests.gpu.figures step|nezha|lstm [--quick]`.
 
     step    a BERT-large's whole training step: tokens/s, share of the listed and of the measured rate of matrix products,
             peak memory against what `dtrain plan` says
     nezha   a NEZHA-base's forward and backward pass against a BERT-base's, 128 and 512 tokens
     lstm    a BiLSTM's forward and backward pass in float32, bf16 and float16
 
-`--quick` takes tiny models: whether it runs, not how fast.
+`--quick` uses tiny models, to check that it runs and not how fast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WORDS = 21128
 
 
 def seconds(work: Callable[[], object], rounds: int, warm: int = 3) -> float:
-    """Of one call."""
+    """The seconds of one call."""
     for _ in range(warm):
         work()
     if ON_GPU:
@@ -51,7 +51,7 @@ def seconds(work: Callable[[], object], rounds: int, warm: int = 3) -> float:
 
 
 def pass_of(model: nn.Module, ids: Tensor, precision: str) -> Callable[[], None]:
-    """A forward and a backward pass."""
+    """Returns a function that runs a forward and a backward pass."""
     mask = torch.ones_like(ids)
     labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
 

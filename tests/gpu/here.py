@@ -1,6 +1,6 @@
-"""Where the tests on GPUs run: on GPUs.
+"""The device on which the tests of this folder run: normally a GPU.
 
-To see that the tests themselves have no slip, on CPUs with DTRAIN_TEST_DEVICE=cpu, or on a device that is pretended
+To check the code of the tests, they can also run on CPUs with DTRAIN_TEST_DEVICE=cpu, or on a simulated device
 (`pretended/start.py`).
 """
 
@@ -21,19 +21,19 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def environment() -> dict[str, str]:
-    """Of a command: this checkout, and no GPU where the tests are tried on CPUs."""
+    """The environment of a command: this checkout on the path, and no GPU if the tests are tried on CPUs."""
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     return own if ON_GPU else own | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(words: Sequence[str | Path], folder: Path, seconds: float = 400) -> subprocess.CompletedProcess[str]:
-    """A command of Python in a process of its own: CUDA cannot be used in one that was forked after it was looked at."""
+    """Run a Python command in a process of its own: after CUDA has been initialised, forked processes cannot use it."""
     whole = [sys.executable, *(str(word) for word in words)]
     return subprocess.run(whole, cwd=folder, env=environment(), capture_output=True, text=True, timeout=seconds)
 
 
 def run_ranks(words: Sequence[str | Path], folder: Path, ranks: int, seconds: float = 400) -> tuple[list[int], str]:
-    """The same command as ranks of one machine; their exit codes and what they said."""
+    """Run the same command as ranks of one machine; returns their exit codes and their output."""
     place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     whole = [sys.executable, *(str(word) for word in words)]
     started = []

@@ -1,7 +1,8 @@
-"""Where the host waits for the device inside of a step, and why: by file, function and kind. Nothing else may.
+"""The places where the host waits for the device within a step, by file, function and kind, with the reasons. There may
+be no others.
 
-A wait lets the device run dry while the host prepares what comes next. The tests on the pretended device find every one
-(`test_pretended.py`), and fail where one is missing here, or is here and no longer happens.
+After a wait the device is idle until the host has prepared the next kernels. The tests on the simulated device
+(`test_pretended.py`) find every wait, and fail if one is not listed here, or is listed and no longer happens.
 """
 
 from __future__ import annotations

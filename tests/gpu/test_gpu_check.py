@@ -1,4 +1,6 @@
-"""`launch/gpu_check.sh`: its parts have limits that add up, what dies loses nothing, and wheels are written anew whole."""
+"""`launch/gpu_check.sh`: the time limits of its parts add up to the promised total, results survive a part that dies,
+and wheels are rewritten completely.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def test_a_run_that_dies_has_the_parts_before(tmp_path: Path, monkeypatch: pytes
     assert json.loads((tmp_path / "first.json").read_text())["code"] == 0
     page = (tmp_path / "page.md").read_text()
     assert "words" in page and "| second | prints | | not begun |" in page
-    # One part is run again, and what the others found stays.
+    # One part is run again, and the results of the others are kept.
     monkeypatch.setattr(parts, "run", run)
     monkeypatch.setattr(sys, "argv", ["gpu_parts.py", str(tmp_path), "third"])
     assert parts.main() == 0

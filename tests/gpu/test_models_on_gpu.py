@@ -93,7 +93,9 @@ def test_half_precision_is_near(kind: str, precision: str) -> None:
 @pytest.mark.parametrize("length", [1, 17, 65, 66, 130, 300])
 @pytest.mark.parametrize("masked", [False, True])
 def test_nezhas_attention_by_doubled_heads_and_by_bands(length: int, masked: bool) -> None:
-    """Distances are clipped at 64: up to 65 tokens heads are doubled, beyond that keys are taken in bands."""
+    """Relative distances are clipped at 64: up to 65 tokens NEZHA's attention doubles the heads, beyond that it takes
+    the keys in bands.
+    """
     draw = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 4, length, 16, generator=draw) for _ in range(3))
     keep = torch.ones(2, 1, 1, length, dtype=torch.bool)
@@ -121,7 +123,7 @@ def test_stacked_students_answer_as_each_alone(kind: str, forward: Any) -> None:
         for parameter in made.parameters():
             nn.init.normal_(parameter, std=0.1)
         with torch.no_grad():
-            embedding_of(made).weight[0] = 0.0  # of padding
+            embedding_of(made).weight[0] = 0.0  # the embedding of padding
         members.append(made.to(DEVICE))
     weights = {
         name: torch.stack([dict(m.named_parameters())[name] for m in members])

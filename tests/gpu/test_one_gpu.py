@@ -1,4 +1,4 @@
-"""Whole runs on one GPU: each kind of task, two ranks that share it over gloo, ZeRO over a world of one."""
+"""Whole runs on one GPU: each kind of task, two ranks that share the GPU over gloo, and ZeRO with a single rank."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_whole_run(files: dict[str, Path], task: str) -> None:
     recipe = load_recipe(str(files[task]), [])
     if recipe.pretrain is not None:
         pytest.importorskip("jieba")
-    stages = ",".join(stage.name for stage in of_run(recipe) if stage.name != "report")  # which needs no GPU
+    stages = ",".join(stage.name for stage in of_run(recipe) if stage.name != "report")  # the report needs no GPU
     done = run(["-m", "dtrain", "run", files[task], "--stages", stages], files[task].parent)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
@@ -43,7 +43,9 @@ def stores(folder: Path) -> dict[str, str]:
 
 
 def test_two_ranks_share_a_gpu_over_gloo_and_store_the_same_bytes(files: dict[str, Path]) -> None:
-    """Batches of the store do not depend on who computes them: the same batch, kernel and device give the same bytes."""
+    """The batches of a store do not depend on the number of ranks: the same batch, kernel and device give the same
+    bytes.
+    """
     path = files["pairs"]
     folder = path.parent / "shared"
     words = ["-m", "dtrain", "run", path, f"output_dir={folder}", "launch.backend=gloo", "launch.processes=2"]

@@ -1,8 +1,8 @@
-"""One recipe a kind of task, from raw data to the report, on a CUDA device that is pretended: no operation mixes it with the
-CPU, and the host waits inside of steps only where `host_waits.py` says so.
+"""A recipe for each kind of task, from raw data to the report, on a simulated CUDA device: no operation mixes tensors
+of the device and the CPU, and the host waits within steps only where `host_waits.py` says so.
 
-What is not seen here: cuDNN, NCCL, kernels, streams, races, memory. A world is of one process here, and of
-two in `test_pretended_ranks.py`.
+This does not test cuDNN, NCCL, kernels, streams, races and memory. There is one process here, and two in
+`test_pretended_ranks.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dtrain.recipe import load_recipe
 from tests.gpu.host_waits import HOST_WAITS
 from tests.gpu.pretended import recipes
 
-pytestmark = pytest.mark.distributed  # a process of its own, for over a minute
+pytestmark = pytest.mark.distributed  # starts a process of its own, which takes over a minute
 
 ROOT = Path(__file__).parent.parent.parent
-SCALE = 2.0**21  # the first loss scale of float16: so large that steps overflow before it has fallen
+SCALE = 2.0**21  # the initial loss scale of float16, so large that the first steps overflow
 Results = dict[str, dict[str, Any]]
 
 
@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def results(files: dict[str, Path]) -> Results:
-    """Of one process that runs all recipes: the device is put in place before torch is imported."""
+    """The results of one process that runs all recipes; the simulated device is installed before torch is imported."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++, to build a CUDA backend that does nothing")
     if "+cpu" not in importlib.metadata.version("torch"):
@@ -71,7 +71,8 @@ def test_the_table_of_waits_is_current(results: Results) -> None:
     assert HOST_WAITS.keys() - found == set()
 
 
-# The models of `informed` are LSTMs and discriminators, which compute in float32 under autocast, too: nothing overflows there.
+# The models of `informed` are LSTMs and discriminators, which compute in float32 even under autocast, so nothing
+# overflows.
 @pytest.mark.parametrize("task", sorted(recipes.RECIPES.keys() - {"informed"}))
 def test_float16_overflows_and_goes_on(results: Results, task: str) -> None:
     assert 0 < results[task]["skipped"] < results[task]["steps"]

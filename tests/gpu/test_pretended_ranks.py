@@ -1,6 +1,8 @@
-"""Two ranks on the pretended CUDA device, over gloo: DDP and FSDP2 train a recipe's teachers and go on from each other.
+"""Two ranks on the simulated CUDA device, over gloo: DDP and FSDP2 train a recipe's teachers and continue from each
+other's checkpoints.
 
-ZeRO is not among them: DeepSpeed's engines copy by addresses, which tensors of the pretended device have not.
+ZeRO cannot be tested like this: DeepSpeed copies by memory addresses, which tensors of the simulated device do not
+have.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one launch, which has run everything."""
+    """The folder of one launch, which has run everything."""
     if shutil.which("g++") is None or "+cpu" not in importlib.metadata.version("torch"):
         pytest.skip("needs g++, and a torch without CUDA")
     place = tmp_path_factory.mktemp("ranks")
@@ -51,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_teachers_train_on_two_ranks_without_a_mix(folder: Path, way: str, rank: int) -> None:
     result = json.loads((folder / f"results.json-jobs-{rank}.json").read_text())[way]
     assert result["code"] == 0, result["told"]
-    assert 0 < result["skipped"] < result["steps"]  # float16 overflowed, and went on
+    assert 0 < result["skipped"] < result["steps"]  # float16 overflowed, and training continued
     assert {(file, function, kind) for file, function, kind, _ in result["waits"]} - HOST_WAITS.keys() == set()
 
 

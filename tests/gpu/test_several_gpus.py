@@ -1,5 +1,6 @@
-"""Two to eight ranks on as many GPUs, over NCCL: engines against one plain optimizer, overflow on one rank, the bytes of
-stores, and faults with their seconds and exit codes against the manual's page `failures`."""
+"""Two to eight ranks on as many GPUs, over NCCL: engines compared with one plain optimizer, overflow on one rank, the
+bytes of stores, and faults with their times and exit codes, compared with the manual's page `failures`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
 @pytest.mark.parametrize("way", ENGINES)
 def test_engines_train_like_one_plain_optimizer(engines: dict[str, Any], way: str, optimizer: str) -> None:
-    """The reference is one process on a CPU: kernels round otherwise, by far less than an error in the method would."""
+    """The reference is one process on a CPU. Its kernels round differently, but by far less than an error in the method
+    would cause.
+    """
     result = engines[f"{way}-{optimizer}"]
     assert result["losses"] == pytest.approx(result["undisturbed"], abs=1e-4)
     assert result["error"] < 1e-2
@@ -92,7 +95,7 @@ def stores(folder: Path) -> dict[str, str]:
 
 
 def test_the_store_has_the_same_bytes_on_one_rank_and_on_all(recipe: Path) -> None:
-    """On GPUs of one kind: the batch is the same whoever computes it, and so are the kernels."""
+    """On GPUs of one kind, batches and kernels do not depend on the number of ranks."""
     folder = recipe.parent / "stores"
     words = ["-m", "dtrain", "run", recipe, f"output_dir={folder}", f"launch.processes={RANKS}"]
     done = run([*words, "--stages", "prepare,finetune,precompute"], recipe.parent)
@@ -112,7 +115,7 @@ LONG = ["teachers.bert.epochs=2000", "teachers.bert.checkpoint_every=5", "teache
 
 @contextlib.contextmanager
 def training(recipe: Path, folder: Path, program: list[str | Path], *changes: str) -> Iterator[subprocess.Popen[str]]:
-    """A launch that has written a checkpoint."""
+    """A running launch that has written a checkpoint."""
     words = [*program, recipe, f"output_dir={folder}", f"launch.processes={RANKS}", *LONG, *changes]
     whole = [sys.executable, *map(str, words), "--stages", "prepare,finetune"]
     log = (folder / "told.txt").open("w+")
@@ -143,7 +146,7 @@ def rank(number: int, process: subprocess.Popen[str]) -> psutil.Process:
     ("how", "within", "told"),
     [
         (signal.SIGKILL, 45, "rank 1 was killed by SIGKILL"),
-        (signal.SIGSTOP, 8 + 5 + 45, "rank 1 of"),  # launch.timeout, a pulse, the launcher's patience
+        (signal.SIGSTOP, 8 + 5 + 45, "rank 1 of"),  # launch.timeout, a heartbeat, the time that the launcher waits
     ],
 )
 def test_a_lost_rank_ends_the_run_in_time(recipe: Path, tmp_path: Path, how: int, within: float, told: str) -> None:
@@ -161,7 +164,7 @@ def test_a_lost_rank_ends_the_run_in_time(recipe: Path, tmp_path: Path, how: int
 
 
 def test_a_rank_that_fails_ends_the_others_in_time(recipe: Path, tmp_path: Path) -> None:
-    """Under NCCL the others wait for its part of a collective, which never comes, and hear nothing."""
+    """Under NCCL the other ranks wait for ever for the failed rank's part of a collective, and get no error."""
     done = run(["-m", "dtrain", "run", recipe, f"output_dir={tmp_path}", "--stages", "prepare"], recipe.parent)
     assert done.returncode == 0, done.stderr[-4000:]
     program = Path(__file__).with_name("failing_rank.py")
@@ -172,4 +175,4 @@ def test_a_rank_that_fails_ends_the_others_in_time(recipe: Path, tmp_path: Path)
     print(f"\n| raises | {seconds:.0f} s with the start | {done.returncode} |")
     assert done.returncode == 1
     assert "this rank was made to fail" in done.stderr + done.stdout
-    assert seconds < 120  # not launch.timeout
+    assert seconds < 120  # much sooner than after launch.timeout

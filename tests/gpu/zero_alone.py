@@ -1,4 +1,4 @@
-"""ZeRO over a world of one process against a plain AdamW: `python zero_alone.py RESULT.json`, as rank 0 of 1."""
+"""ZeRO with a single process compared with a plain AdamW: `python zero_alone.py RESULT.json`, as rank 0 of 1."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ VOCABULARY = 60
 CLASSES = 5
 FEATURES = 48
 
-# Every way of storing a row, as settings of a Job.
+# All layouts of stored outputs, as settings of a Job.
 KINDS: dict[str, dict[str, Any]] = {
     "logits": {},
     "top-k and features": {"outputs": ("features", "logits"), "top_k": 2},
@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
 class MadeUpTeacher(nn.Module):
     """Attention over a few tokens: products whose shapes depend on batch and length, and no padding effect.
 
-    With `tell_shape` its answers also depend on the batch's shape, far beyond rounding.
+    With `tell_shape` its answers also depend on the shape of the batch, by much more than rounding.
     """
 
     def __init__(self, seed: int = 0, tell_shape: bool = False) -> None:
@@ -76,7 +76,7 @@ class TaggerOutput(NamedTuple):
 
 
 class MadeUpTagger(MadeUpTeacher):
-    """Tags all tokens but the first and the last, as a model with [CLS] and [SEP] does."""
+    """Tags all tokens except the first and the last, like a model with [CLS] and [SEP]."""
 
     def forward(  # type: ignore[override]
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, marginals: bool = False
@@ -86,14 +86,14 @@ class MadeUpTagger(MadeUpTeacher):
         states = self.encoder(self.embedding(input_ids), src_key_padding_mask=attention_mask == 0)
         emissions = self.classifier(states[:, 1:-1])
         mask = torch.arange(emissions.shape[1]) < attention_mask.sum(1)[:, None] - 2
-        emissions = emissions + 100 * ~mask[..., None]  # what stands in padding must not matter
+        emissions = emissions + 100 * ~mask[..., None]  # values at padded positions must not matter
         if self.tell_shape:
             emissions = emissions + input_ids.shape[0] + input_ids.shape[1] / 32
         return TaggerOutput(emissions, mask, emissions.log_softmax(-1) if marginals else None)
 
 
 class MadeUpWriter(MadeUpTeacher):
-    """Scores the tokens of targets, and writes two of its own."""
+    """Scores the tokens of targets, and generates two sequences."""
 
     def forward(  # type: ignore[override]
         self,
@@ -113,7 +113,7 @@ class MadeUpWriter(MadeUpTeacher):
 
 
 def with_targets(part: EncodedSplit) -> EncodedSplit:
-    """The same rows with targets of 0 to 6 tokens, none in a quarter of them."""
+    """The same rows with targets of 0 to 6 tokens; a quarter of them have no target."""
     random = np.random.default_rng(1)
     lengths = random.integers(1, 7, len(part)) * (random.random(len(part)) < 0.75)
     tokens = random.integers(1, CLASSES, lengths.sum()).astype(np.int32)
@@ -121,7 +121,9 @@ def with_targets(part: EncodedSplit) -> EncodedSplit:
 
 
 def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: bool = False) -> EncodedSplit:
-    """Rows of 1 to 20 tokens (3 to 22, of which 2 are no characters), a quarter of them repeating another; ids jump by 1000 at `gap_at`."""
+    """Rows of 1 to 20 tokens (for taggers 3 to 22, of which 2 are no characters). A quarter of them repeat another row;
+    ids jump by 1000 at `gap_at`.
+    """
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 21, rows) + 2 * tagging
     texts = [random.integers(1, VOCABULARY, length).astype(np.int32) for length in lengths]
@@ -148,7 +150,7 @@ def made_up_part(rows: int, seed: int = 0, gap_at: int | None = None, tagging: b
 
 
 class _Shared:
-    """What ranks of one world have in common."""
+    """What the ranks of one world share."""
 
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size)
@@ -158,7 +160,9 @@ class _Shared:
 
 
 class ThreadWorld:
-    """A rank that is a thread; the interface of `dtrain.runtime.distributed.World` as far as the store needs it."""
+    """A rank that is a thread, with the part of the interface of `dtrain.runtime.distributed.World` that the store
+    needs.
+    """
 
     device = torch.device("cpu")
 
@@ -195,7 +199,7 @@ class ThreadWorld:
         if self.is_main:
             try:
                 outcome = work()
-                json.dumps(outcome)  # as the real world sends it
+                json.dumps(outcome)  # must be serialisable, as in the real world
             except Exception as error:
                 outcome = error
         outcome = self.gather_objects(outcome)[0]
@@ -224,7 +228,7 @@ def run_ranks(ranks: int, work: Callable[[Any], None], threads: int = 1) -> list
 
 @dataclass
 class Job:
-    """A store to be made: its rows, teacher and settings."""
+    """A store to be made, with its rows, teacher and settings."""
 
     rows: int = 300
     seed: int = 0  # of the teacher
@@ -244,7 +248,8 @@ class Job:
         kind = MadeUpTagger if self.tagging else MadeUpTeacher
         if "sequences" in self.outputs:
             self.part, kind = with_targets(self.part), MadeUpWriter
-        self.teacher = kind(self.seed, self.tell_shape).eval()  # shared by rank threads, so nobody may switch it
+        # Shared by the threads of all ranks, none of which may change its mode.
+        self.teacher = kind(self.seed, self.tell_shape).eval()
 
     @property
     def tagging(self) -> bool:
@@ -270,7 +275,7 @@ class Job:
         fill(StoreWriter(path, self.layout, self.part.ids), self.teacher, self.part, world, title="made-up")
 
     def make(self, path: Path, ranks: int = 1, threads: int = 1) -> Path:
-        """Fill the store with so many ranks; raises the main rank's error."""
+        """Fill the store with this many ranks; raises the main rank's error."""
         errors = run_ranks(ranks, lambda world: self.fill(path, world), threads)
         assert len({type(error) for error in errors}) == 1, errors
         if errors[0]:

@@ -1,8 +1,9 @@
-"""Fill a store again and again, each time killed with SIGKILL at a random moment; the last time it may finish.
+"""Fill a store again and again; each time the process is killed with SIGKILL at a random moment, and the last time it
+may finish.
 
     python killed_fills.py STORE KILLS KIND     prints the number of whole shards at each kill
 
-Children are forked before torch has any thread, so that the imports are paid once.
+Children are forked before torch has started a thread, so that imports are needed only once.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from pathlib import Path
 
 from conftest import KINDS, Job, run_ranks
 
-PAUSE = 0.01  # seconds a batch, so that writing falls into every part of the work
-BATCHES = 30  # at most before a kill; a whole fill takes about 50, so several lives share the work
+PAUSE = 0.01  # seconds per batch, so that kills are spread over all parts of the work
+BATCHES = 30  # at most before a kill; a whole fill takes about 50, so several processes share the work
 
 
 def fill(store: Path, kind: str, told: int) -> None:
     job = Job(**KINDS[kind])
 
     def tell(*_: object) -> None:
-        """Writes a byte for every batch, so that a kill hits the work and not the start of a busy machine."""
+        """Writes a byte for every batch, so that the kill comes during the work and not during the start, which takes
+        long on a busy machine.
+        """
         os.write(told, b".")
         time.sleep(PAUSE)
 
@@ -58,7 +61,7 @@ def main() -> None:
             shards.append(len(list(store.glob("shard-*"))))
         else:
             for path in store.glob("shard-*"):
-                path.unlink()  # done: gives the next kills something to hit
+                path.unlink()  # complete: leave work for the next kills
     fill(store, kind, os.open(os.devnull, os.O_WRONLY))
     print(*shards)
 

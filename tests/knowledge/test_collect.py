@@ -1,4 +1,6 @@
-"""What is kept of a model's output: top-k against brute force, features and tags of each kind of model."""
+"""The parts of a model's output that are stored: top-k compared with brute force, features and tags of each kind of
+model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from dtrain.knowledge.top_k import largest, spread
 
 def test_top_k_by_hand():
     values, classes = largest(torch.tensor([[0.5, 2.0, 1.0, 2.0]]).log(), 2)
-    assert classes.tolist() == [[1, 3]]  # equal ones by number
+    assert classes.tolist() == [[1, 3]]  # ties are broken by the class number
     torch.testing.assert_close(values.exp(), torch.tensor([[2.0, 2.0, 1.5]]))
     found = spread(values, classes, 4).exp()
     torch.testing.assert_close(found, torch.tensor([[0.75, 2.0, 0.75, 2.0]]))

@@ -1,4 +1,4 @@
-"""Teachers under torch.compile: the same answers but for rounding; without a compiler the reason is told."""
+"""Teachers under torch.compile give the same answers up to rounding; without a compiler the reason is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a store on disk, opening it says what and where, and nothing is read from it."""
+"""However a store on disk was damaged, opening it reports what is wrong and where, and nothing is read from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARDS = 8
 
 @pytest.fixture(scope="module")
 def stores(job, kind, tmp_path_factory):
-    """A whole store, and twins that differ in the teacher, and in the settings."""
+    """A complete store, and stores that differ from it only in the teacher or in the settings."""
     folder = tmp_path_factory.mktemp("stores")
     job(**kind).make(folder / "whole")
     job(seed=1, **kind).make(folder / "other-teacher")
@@ -34,7 +34,7 @@ def stores(job, kind, tmp_path_factory):
 
 
 def edit(path, change, *, sign):
-    """Change the manifest's values; `sign` puts a fitting checksum under them, as a careful forger would."""
+    """Change values of the manifest; `sign` updates its checksum, as a careful forger would."""
     values = json.loads(path.read_text())
     values.pop("checksum") if sign else None
     change(values)
@@ -50,7 +50,7 @@ def flip_bit(path, random, upto=None):
     path.write_bytes(content)
 
 
-# Each damages a copy of the whole store and returns the file to blame and the reason expected (a pattern).
+# Each function damages a copy of the complete store and returns the damaged file and a pattern of the expected reason.
 
 
 def bit_in_shard(store, random, others):
@@ -250,7 +250,7 @@ def test_500_damages_are_refused_with_their_reason(stores, tmp_path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_mended_by_filling_again(damage, stores, job, kind, tmp_path, hashes_of):
-    """The same bytes as before, and only what was damaged is computed."""
+    """The bytes are the same as before, and only the damaged shards are computed."""
     copy = tmp_path / "copy"
     for seed in range(3):
         refused(damage, stores, copy, seed, keep=True)
@@ -264,7 +264,7 @@ def test_damage_is_mended_by_filling_again(damage, stores, job, kind, tmp_path, 
 
 
 def test_the_whole_store_is_accepted(stores):
-    """Else every refusal above would mean nothing."""
+    """Otherwise the refusals above would prove nothing."""
     for name in ("whole", "other-teacher", "other-settings"):
         assert verify(stores / name).rows == 300
 
@@ -301,7 +301,7 @@ def test_a_store_of_other_rows_than_the_data_does_not_pass_verification(stores, 
 
 @pytest.mark.parametrize("column", ["emissions", "marginals", "logits", "features"])
 def test_values_that_are_no_numbers_do_not_pass_verification(tmp_path, job, column):
-    """Only other code than ours writes such a store; its checksums fit."""
+    """Only other software could write such a store; its checksums are right."""
     made = job(outputs=("logits", "features") if column in ("logits", "features") else ("emissions", "marginals"))
     made.make(tmp_path / "store")
     rows = read_shard(tmp_path / "store", 0, made.layout, contents=True)

@@ -1,4 +1,4 @@
-"""Filling a store: the same bytes whoever computes what, in however many attempts; failures on one rank."""
+"""Filling a store gives the same bytes on any number of ranks and in any number of attempts; failures on one rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dtrain.stages.filling import distinct_texts, fill
 
 
 def naive_output(job, row, **options):
-    """One row alone, unpadded, in the plainest way."""
+    """The output for a single row without padding, computed in the simplest way."""
     tokens = job.part.tokens[job.part.offsets[row] : job.part.offsets[row + 1]].astype(np.int64)
     ids = torch.from_numpy(tokens)[None]
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_shards_of_another_layout_are_not_kept(job, tmp_path, hashes_of):
     assert other.teacher.seen > 0
     assert hashes_of(store) == hashes_of(job(seed=1).make(tmp_path / "fresh"))
     assert all(hashes_of(store)[name] != old[name] for name in old)
-    # The same shards, but no word on what they were begun for.
+    # The same shards, but without the record of the inputs for which they were made.
     (store / "identity.json").unlink()
     other.teacher.seen = 0
     other.make(store)
@@ -138,7 +138,7 @@ def test_padding_and_repeats_are_told(job, tmp_path, capsys):
 
 
 def test_a_slow_rank_delays_nobody(job, tmp_path, on_ranks):
-    """One rank's first batch lasts until the others have done all that it has not taken yet."""
+    """The first batch of one rank lasts until the other ranks have computed everything else."""
     made, slow = job(), job().teacher
     store = tmp_path / "store"
 
@@ -206,8 +206,8 @@ def test_a_bad_character_names_its_row(job, tmp_path, value, reason):
     begin = np.cumsum(lengths) - lengths
     assert lengths[2] > 1 and lengths[15] > 1
     emissions = torch.zeros(int(lengths.sum()), made.layout.outputs["emissions"].width)
-    emissions[begin[2] + lengths[2] - 1, 3] = value  # its last character
-    emissions[begin[15] : begin[15] + 2, 0] = value  # two of one row: named once
+    emissions[begin[2] + lengths[2] - 1, 3] = value  # the last character of the row
+    emissions[begin[15] : begin[15] + 2, 0] = value  # two characters of one row, which is named once
     with pytest.raises(DtrainError, match=rf"{reason}.*rows with id 242, 1255\b") as refused:
         store.write(6, {"emissions": emissions}, lengths)
     assert "emissions" in str(refused.value)
@@ -291,7 +291,7 @@ def test_fifty_kills_give_the_same_bytes(job, kinds, tmp_path, hashes_of):
     for run, kind in zip(range(10), itertools.cycle(kinds), strict=False):
         seen += _killed_and_continued(tmp_path / f"killed{run}", 5, kind)
         assert hashes_of(tmp_path / f"killed{run}") == expected[kind]
-    assert len(seen) == 50 and len(set(seen)) > 3  # killed at many different places
+    assert len(seen) == 50 and len(set(seen)) > 3  # it was killed at many different places
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_the_rows_of_a_shard_follow_from_the_number_of_rows_alone(rows: int, exp
     [(100, 2, 0.1), (1000, 2, 0.05), (10_000, 2, 0.05), (100_000, 2, 0.05), (4000, 8, 0.05), (53_360, 8, 0.05)],
 )
 def test_ranks_that_take_shards_from_the_counter_end_together(rows: int, ranks: int, limit: float) -> None:
-    """By the padded tokens of each shard's batches, of rows as long as news titles; every rank equally fast."""
+    """Simulated with the padded tokens of each shard's batches, for rows as long as titles and equally fast ranks."""
     lengths = np.clip(np.random.default_rng(0).normal(25, 7, rows), 6, 44).astype(np.int64)
     size = rows_of_shards("auto", rows)
     load = np.zeros(ranks)

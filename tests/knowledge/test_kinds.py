@@ -1,4 +1,6 @@
-"""The registry of output kinds: one from outside the package is a line, and a recipe stores it and learns from it."""
+"""The registry of output kinds: a kind from outside the package takes one line; a recipe can store it and learn from
+it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ launch: {{processes: 1}}
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A recipe, and the registries as they were afterwards."""
+    """A recipe; the registries are restored afterwards."""
     monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
     monkeypatch.setattr(losses, "_LOSSES", dict(losses._LOSSES))
     rows = [{"text": f"{'good' if n % 2 else 'bad'} text {n}", "label": "ab"[n % 2]} for n in range(40)]

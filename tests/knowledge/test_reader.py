@@ -1,4 +1,4 @@
-"""Reading: every row by its id, in any order, against a plain dictionary."""
+"""Reading every row by its id, in any order, compared with a plain dictionary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDENTITY = Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32)
 def write(
     path, ids, columns, *, dtype="float16", shard_rows=7, identity=IDENTITY, characters=None, top_k=None, width=None
 ):
-    """A store of the given values: an array is logits; a dictionary has outputs by name."""
+    """Write a store of the given values: an array of logits, or a dictionary of outputs by name."""
     columns = columns if isinstance(columns, dict) else {"logits": columns}
     layout = new_layout(
         identity,

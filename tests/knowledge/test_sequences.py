@@ -1,4 +1,4 @@
-"""Stores of what teachers write, and of the distributions of the tokens of targets."""
+"""Stores of the sequences that teachers generate, and of their distributions for the tokens of targets."""
 
 from __future__ import annotations
 

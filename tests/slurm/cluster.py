@@ -1,9 +1,9 @@
 """A real SLURM cluster on this one machine: munged, slurmctld, and a slurmd for every "node", over loopback.
 
-Each node lives in PID, mount and UTS namespaces of its own: `hostname` says n1 there, and killing the process
-that holds them is a power cut, with nothing left running. Needs root (namespaces) and Debian's or Ubuntu's
-packages slurmctld, slurmd, slurm-client and munge. Nothing outside the cluster's folder is touched, ports are
-free ones, and `stop` leaves no process behind.
+Each node has its own PID, mount and UTS namespaces: `hostname` prints n1 there, and killing the process that holds the
+namespaces acts like a power cut, after which nothing is left running. Needs root (namespaces) and Debian's or Ubuntu's
+packages slurmctld, slurmd, slurm-client and munge. Nothing outside the cluster's folder is changed, free ports are
+used, and `stop` leaves no process behind.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MessageTimeout=5
 UnkillableStepTimeout=20
 MinJobAge=3600
 """
-# The node's init: slurmd restarted never, the namespaces kept until they are killed from outside.
+# The init process of a node: it never restarts slurmd, and keeps the namespaces until it is killed from outside.
 NODE = """\
 hostname {name}; mount --bind {folder}/hosts /etc/hosts
 slurmd -D -N {name} -f {folder}/slurm.conf & wait $!
@@ -69,7 +69,7 @@ while :; do sleep 1; done
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here, or None."""
+    """The reason why no cluster can be started here, or None."""
     absent = [program for program in PROGRAMS if not find_program(program)]
     if absent:
         return f"needs {', '.join(absent)} (apt-get install slurmctld slurmd slurm-client munge)"
@@ -86,7 +86,7 @@ class Cluster:
     def __init__(self, nodes: int = 2, cpus: int = 4, gpus: int = 0) -> None:
         self.names = [f"n{number}" for number in range(1, nodes + 1)]
         self.cpus, self.gpus = cpus, gpus
-        # Unix sockets live in it: the name must be short.
+        # It contains Unix sockets, so its name must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
@@ -110,7 +110,7 @@ class Cluster:
         self.stop()
 
     def stop(self) -> None:
-        """End every process; nodes first, with all that runs on them."""
+        """End every process, beginning with the nodes and all that runs on them."""
         for name in [*self.names, "slurmctld", "munged"]:
             process = self.processes.pop(name, None)
             if process is not None and process.poll() is None:
@@ -142,23 +142,23 @@ class Cluster:
     # --- jobs ----------------------------------------------------------------------------------------
 
     def run(self, *command: str | Path, check: bool = True, cwd: Path | None = None) -> str:
-        """stdout of a command on the login node."""
+        """Run a command on the login node and return its stdout."""
         words = [str(word) for word in command]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=self.environment, cwd=cwd)
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def submit(self, *command: str | Path) -> str:
-        """`sbatch --parsable ...`; the job's id."""
+        """Run `sbatch --parsable ...` and return the job's id."""
         return self.run("sbatch", "--parsable", *command).strip()
 
     def show(self, job: str) -> dict[str, str]:
-        """Fields of `scontrol show job`, of the first task for an array."""
+        """The fields of `scontrol show job`; for an array, those of its first task."""
         text = self.run("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", text))
 
     def nodes_of(self, job: str) -> list[str]:
-        """Where a job runs or ran; its script is on the first."""
+        """The nodes on which a job runs or ran; its script is on the first one."""
         return self.run("scontrol", "show", "hostnames", self.show(job)["NodeList"]).split()
 
     def states(self, job: str) -> list[str]:
@@ -166,7 +166,9 @@ class Cluster:
         return re.findall(r"JobState=(\w+)", self.run("scontrol", "--oneliner", "show", "job", job))
 
     def wait(self, *jobs: str, seconds: float = 120) -> None:
-        """Until all jobs are over. What SLURM holds back for two minutes after a requeue is started at once."""
+        """Wait until all jobs have ended. Jobs that SLURM would hold for two minutes after a requeue are started at
+        once.
+        """
 
         def over() -> bool:
             states = {job: self.states(job) for job in jobs}
@@ -184,7 +186,7 @@ class Cluster:
                 self.run("scontrol", "update", f"jobid={one}", "StartTime=now", check=False)
 
     def suspend(self, job: str, node: str) -> int:
-        """Stop the job's ranks on `node` where they are; how many there are."""
+        """Suspend the job's ranks on `node` and return their number."""
         ranks = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -200,7 +202,7 @@ class Cluster:
     def _start(self, name: str, program: str, *arguments: str) -> None:
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                # Whatever ends this process ends them: no daemon stays behind.
+                # However this process ends, the daemons end, too.
                 ["setpriv", "--pdeathsig=KILL", find_program(program) or program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -51,17 +51,17 @@ TOPICS = {"sport": "球队比赛进球冠军", "food": "好吃餐厅美味火锅
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[slurm.Cluster]:
-    """Three nodes of four CPUs; they have two GPUs each, which are /dev/null."""
+    """Three nodes with four CPUs and two GPUs each; the GPUs are copies of /dev/null."""
     reason = slurm.missing()
     if reason:
         pytest.skip(f"no SLURM cluster here: {reason}")
     with slurm.Cluster(nodes=3, cpus=4, gpus=2) as booted:
-        booted.environment["PYTHONPATH"] = str(ROOT)  # jobs run what is tested
+        booted.environment["PYTHONPATH"] = str(ROOT)  # jobs run this checkout
         yield booted
 
 
 def write_inputs(folder: Path) -> Path:
-    """Rows and the recipe; the recipe's path."""
+    """Write the rows and the recipe; returns the path of the recipe."""
     draw = random.Random(0)
 
     def text(topic: str) -> str:
@@ -90,7 +90,7 @@ class Pipeline:
         self.jobs = dict(job.split() for job in line.removeprefix("jobs: ").split(","))
 
     def log(self) -> str:
-        """What all jobs wrote, for a failed test to show."""
+        """The output of all jobs, to be shown by a failed test."""
         files = sorted((self.run / "slurm").glob("*.out"))
         return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')}" for file in files)
 
@@ -104,7 +104,7 @@ class Pipeline:
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Bytes of everything that says what was computed."""
+    """The bytes of all files with results."""
     files = [*run.rglob("model.safetensors"), *(run / "knowledge").rglob("*.arrow"), *run.rglob("evaluation.json")]
     found = {str(file.relative_to(run)): file.read_bytes() for file in sorted(files)}
     assert len([name for name in found if name.endswith("model.safetensors")]) == 3, list(found)
@@ -113,7 +113,7 @@ def results(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The recipe as dependent jobs over 2 nodes, its students as an array of 2 groups."""
+    """An undisturbed run of the recipe as dependent jobs over 2 nodes, with its students as an array of 2 groups."""
     folder = tmp_path_factory.mktemp("slurm")
     os.chmod(folder, 0o755)
     pipeline = Pipeline(cluster, write_inputs(folder), folder, "--nodes=2", "--groups=2", "--cpus=1", "--time=20")

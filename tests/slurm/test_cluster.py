@@ -26,7 +26,7 @@ leave(0)
 
 
 def batch(cluster: Cluster, folder: Path, line: str, *options: str, seconds: float = 120) -> tuple[str, str]:
-    """Run one line as a 2-node batch script; its exit code and what it wrote."""
+    """Run one line as a batch script on 2 nodes; returns its exit code and its output."""
     script = folder / "job.sh"
     script.write_text(f"#!/usr/bin/env bash\n{line}\n")
     output = folder / "job.out"
@@ -36,7 +36,9 @@ def batch(cluster: Cluster, folder: Path, line: str, *options: str, seconds: flo
 
 
 def test_hello_from_a_world_of_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    """`accelerate launch` as it is, a launcher a node: the world that SLURM and the launcher were asked for."""
+    """Plain `accelerate launch` with a launcher on each node forms the world that was requested from SLURM and the
+    launcher.
+    """
     (tmp_path / "hello.py").write_text(HELLO)
     code, told = batch(
         cluster,
@@ -51,7 +53,9 @@ def test_hello_from_a_world_of_two_nodes(cluster: Cluster, tmp_path: Path) -> No
 
 
 def test_unconnected_tasks_are_refused(undisturbed: Pipeline, tmp_path: Path) -> None:
-    """Without a launcher each task would train alone, over the other's files; so would one launch on the first node."""
+    """Without a launcher each task would train alone and overwrite the other's files; the same holds for a single
+    launch on the first node.
+    """
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
     words = f"{sys.executable} -m dtrain finetune {recipe} output_dir={tmp_path}/runs"
     code, told = batch(undisturbed.cluster, tmp_path, f"srun {words}; a=$?; {words}; echo codes $a $?")
@@ -68,7 +72,7 @@ def test_a_recipe_as_dependent_jobs(undisturbed: Pipeline) -> None:
     nodes = {name: cluster.show(job)["NumNodes"] for name, job in jobs.items()}
     assert nodes == {"prepare": "1", "finetune": "2", "precompute": "2", "distill": "1", "report": "1"}
     assert "textcnn" in undisturbed.log()
-    assert "2 ranks" in undisturbed.log()  # one a node; the quickstart has two
+    assert "2 ranks" in undisturbed.log()  # one on each node; the quickstart has two
     assert len(cluster.states(jobs["distill"])) == 2  # an array
     for group, seed in enumerate((1, 2)):
         (log,) = (run / "slurm").glob(f"distill-*-{group}.out")
@@ -82,7 +86,7 @@ def test_a_recipe_as_dependent_jobs(undisturbed: Pipeline) -> None:
 
 
 def test_the_quickstart_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    """The shipped recipe, an epoch each: from text to the report, as jobs."""
+    """The shipped recipe with one epoch for each model, from text to the report, as jobs."""
     tmp_path.chmod(0o755)
     members = [f"teachers.{number}" for number in range(2)] + [f"students.{number}" for number in range(4)]
     shorter = [f"{member}.{change}" for member in members for change in ("epochs=1", "batch_size=256")]
@@ -103,8 +107,8 @@ def steps(run: Path, kind: str, name: str = "*") -> Callable[[], object]:
 
 
 def ask_to_stop(cluster: Cluster, stage: str, job: str) -> None:
-    """In each of the ways in which a job is told that its time is over."""
-    if stage == "finetune":  # pre-empted, by a job that leaves it too few nodes
+    """Ask a job to stop, in each of the ways in which SLURM does so."""
+    if stage == "finetune":  # pre-empted by a job that leaves it too few nodes
         urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
         cluster.submit(*urgent)
     elif stage == "distill":  # what most sites send: SIGTERM to the steps, not to the script
@@ -114,7 +118,9 @@ def ask_to_stop(cluster: Cluster, stage: str, job: str) -> None:
 
 
 def test_stopped_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Path) -> None:
-    """Every job goes on where it was, of an array only the task that was asked, and ends with the same bytes."""
+    """Every job continues where it was stopped (of an array only the task that was asked), and ends with the same
+    bytes.
+    """
     cluster = undisturbed.cluster
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
     pipeline = Pipeline(cluster, recipe, tmp_path, "--nodes=2", "--groups=2", "--cpus=1", "--time=20")
@@ -124,18 +130,18 @@ def test_stopped_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Pa
         "distill": steps(pipeline.run, "students", "lstm-seed2"),
     }
 
-    def script_runs(name: str) -> bool:  # a signal before it is there would be lost
+    def script_runs(name: str) -> bool:  # a signal that is sent before the script runs would be lost
         return bool(list((pipeline.run / "slurm").glob(f"{name}-*.out"))) and not time.sleep(0.3)
 
     for name, job in pipeline.jobs.items():
         began = at_work.get(name, lambda name=name: script_runs(name))
         wait_for(lambda job=job: "RUNNING" in cluster.states(job), 60)
-        one = f"{job}_1" if name == "distill" else job  # which has the array's own id
+        one = f"{job}_1" if name == "distill" else job  # task 1 has the id of the array itself
         wait_for(lambda one=one, began=began: cluster.states(one) == ["RUNNING"] and began(), 200)
         ask_to_stop(cluster, name, one)
         wait_for(lambda one=one: "PENDING" in cluster.states(one) or cluster.show(one)["Restarts"] != "0", 120)
         cluster.wait(job, seconds=200)
-        # Once: the script was faster than the end of the grace that a pre-empted job has.
+        # Only once: the script was faster than the grace period of a pre-empted job.
         assert cluster.show(one)["Restarts"] == "1", f"{name}\n{pipeline.log()}"
     assert cluster.show(f"{pipeline.jobs['distill']}_0")["Restarts"] == "0"
     pipeline.finish()
@@ -144,7 +150,7 @@ def test_stopped_in_every_stage_and_requeued(undisturbed: Pipeline, tmp_path: Pa
 
 
 def copy_of(undisturbed: Pipeline, folder: Path, *without: str) -> Path:
-    """The undisturbed run in a folder of its own; the new run folder."""
+    """Copy the undisturbed run to a folder of its own; returns the new run folder."""
     run = folder / "runs" / "tiny"
     shutil.copytree(undisturbed.run, run, ignore=shutil.ignore_patterns("slurm", "checkpoints"))
     for name in without:
@@ -153,7 +159,7 @@ def copy_of(undisturbed: Pipeline, folder: Path, *without: str) -> Path:
 
 
 def submit_stage(undisturbed: Pipeline, folder: Path, stage: str, *words: str) -> str:
-    """A job of one stage as someone would submit it by hand; it writes to `job.out`."""
+    """Submit a job of one stage as a user would by hand; its output is in `job.out`."""
     cluster = undisturbed.cluster
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
     cluster.environment["DTRAIN_PYTHON"] = sys.executable
@@ -165,7 +171,9 @@ def submit_stage(undisturbed: Pipeline, folder: Path, stage: str, *words: str) -
 
 
 def test_what_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path) -> None:
-    """With 75, saying why, and with nothing queued behind it; beside each other, since each mostly waits for SLURM."""
+    """The job ends with 75 and the reason, and nothing is queued after it. The cases run at the same time, since each
+    mostly waits for SLURM.
+    """
     cluster = undisturbed.cluster
     recipe = undisturbed.run / "slurm" / "recipe.yaml"
     endless = ("launch.processes=1", "teachers.0.epochs=1000000")
@@ -175,7 +183,7 @@ def test_what_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path) -> Non
         "stop": Pipeline(cluster, recipe, tmp_path / "stop", *endless, "--cpus=1"),
     }
     jobs = {name: pipeline.jobs["finetune"] for name, pipeline in pipelines.items()}
-    # These scripts were not told the run folder: it follows from the recipe.
+    # These scripts were not given the run folder; they find it from the recipe.
     by_hand = ("cancel", "by-hand")
     jobs |= {name: submit_stage(undisturbed, tmp_path / name, "finetune", *endless) for name in by_hand}
     every = [*jobs.values(), *(job for pipeline in pipelines.values() for job in pipeline.jobs.values())]
@@ -188,7 +196,7 @@ def test_what_is_not_requeued_ends(undisturbed: Pipeline, tmp_path: Path) -> Non
         (runs["by-hand"] / "STOP").touch()
         wait_for(lambda: all(state in OVER for job in every for state in cluster.states(job)), 120)
     finally:
-        cluster.run("scancel", *every, check=False)  # what would run for ever, in the way of other tests
+        cluster.run("scancel", *every, check=False)  # jobs that would run for ever and block other tests
     told = {name: pipeline.log() for name, pipeline in pipelines.items()}
     told |= {name: (tmp_path / name / "job.out").read_text() for name in by_hand}
     for name, job in jobs.items():
@@ -213,8 +221,8 @@ def scores_of(kind: str, name: str) -> bool:
 def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path) -> None:
     """A power cut in the middle: SLURM requeues both jobs, which continue from checkpoints on the nodes they get.
 
-    One loses its other node; one its first, where its script and the meeting of its ranks are, so that nobody is left
-    who could requeue it but SLURM itself.
+    One job loses its second node, the other its first, on which its script runs and its ranks meet, so that only SLURM
+    itself can requeue it.
     """
     cluster = undisturbed.cluster
     first, lost, third = cluster.names
@@ -223,13 +231,14 @@ def test_a_lost_node(undisturbed: Pipeline, tmp_path: Path) -> None:
     runs = {stage: copy_of(undisturbed, tmp_path / stage, kind) for stage, kind in stages.items()}
     jobs = {"finetune": submit_stage(undisturbed, tmp_path / "finetune", "finetune", "--nodes=2")}
     wait_for(lambda: cluster.states(jobs["finetune"]) == ["RUNNING"], 60)
-    # Fills the first node up, so that the second job begins on the next.
+    # Occupies the first node, so that the second job starts on the next one.
     filler = cluster.submit(f"--nodelist={first}", "--cpus-per-task=3", "--output=/dev/null", "--wrap=sleep 600")
     wait_for(lambda: cluster.states(filler) == ["RUNNING"], 60)
     jobs["distill"] = submit_stage(undisturbed, tmp_path / "distill", "distill", "--nodes=2")
     try:
         wait_for(steps(runs["finetune"], "teachers"), 120)
-        assert cluster.suspend(jobs["finetune"], lost) == 1  # it would be done before the other is in the middle
+        # Otherwise it would end before the other job has started training.
+        assert cluster.suspend(jobs["finetune"], lost) == 1
         wait_for(steps(runs["distill"], "students"), 120)
         assert [cluster.nodes_of(job) for job in jobs.values()] == [[first, lost], [lost, third]]
         cluster.kill_node(lost)

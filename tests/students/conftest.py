@@ -46,12 +46,12 @@ def rows() -> EncodedSplit:
 
 
 class Opinions:
-    """Stands for a knowledge store: what a teacher thinks of a row, by its id."""
+    """A fake knowledge store: a teacher's outputs by row id."""
 
     def __init__(self, seed: int) -> None:
         random = torch.Generator().manual_seed(seed)
         self.table = torch.randn(1000, len(LABELS), generator=random)
-        self.vectors = torch.randn(1000, 16, generator=random)  # as wide as the students' of `SHAPES`
+        self.vectors = torch.randn(1000, 16, generator=random)  # as wide as the features of the students in `SHAPES`
 
     def read(self, kind: str, ids: np.ndarray) -> torch.Tensor:
         return {"logits": self.table, "features": self.vectors}[kind][ids]
@@ -103,7 +103,7 @@ def job(world: World, rows: EncodedSplit, tmp_path: Path) -> Callable[..., Train
 
 @pytest.fixture
 def train(job: Callable[..., TrainJob]) -> Train:
-    """Train students side by side; how each ended, by name. `jobs`: made already, in place of students."""
+    """Train students side by side; return how each ended, by name. `jobs` are existing jobs, in place of students."""
 
     def run(students: list[Student], way: MakeSteps = in_turn, jobs: list[TrainJob] | None = None, **how: Any) -> Any:
         ended = {}
@@ -131,7 +131,7 @@ def student(name: str, shape: str = "textcnn", dropout: float = 0.0, **changes: 
 
 
 def weights_of(ended: Ended) -> dict[str, torch.Tensor]:
-    """The final ones, not the best."""
+    """The final weights, not the best ones."""
     return {name: tensor.clone() for name, tensor in ended.job.engine.inner.state_dict().items()}
 
 

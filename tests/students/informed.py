@@ -1,4 +1,6 @@
-"""A recipe of two tasks on synthetic sentences: one tagger finds arguments, another reads them and finds triggers."""
+"""A recipe with two tasks on synthetic sentences: one tagger predicts arguments, another reads them and predicts
+triggers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ ARGUMENTS = {"name": "arguments", "task": "arguments", "model": TAGGER, **SMALL}
 
 
 def write_rows(root: Path) -> None:
-    """Sentences in which the place of the arguments tells which of two equal verbs is the trigger."""
+    """Write sentences in which the position of the arguments decides which of two equal verbs is the trigger."""
     made = random.Random(5)
     for part, count in (("train", 40), ("valid", 12), ("test", 12)):
         with (root / f"{part}.jsonl").open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A teacher and students with phases on synthetic rows: whole stages in this process."""
+"""A teacher and students with phases on synthetic rows; whole stages are run in this process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plan_of(root: Path, name: str, *students: dict[str, Any], **sections: Any) -
 
 
 def run(world: World, root: Path, name: str, *students: dict[str, Any], **sections: Any) -> Plan:
-    """Everything up to `distill`; a run's earlier folders are read again."""
+    """Run everything up to `distill`; folders of an earlier run are used again."""
     plan = plan_of(root, name, *students, **sections)
     for stage in (prepare, finetune, precompute, distill):
         stage.run(plan.recipe, world, plan.folder)

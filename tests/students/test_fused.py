@@ -1,4 +1,4 @@
-"""Students of one structure trained as one stacked model: each is what it would have become alone."""
+"""Students of one shape that are trained as one stacked model: each ends with the weights that it would have alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def assert_close(fused: dict[str, Ended], alone: dict[str, Ended], limit: float 
 
 
 def classification_losses() -> list[str]:
-    """All but those of exits, of what is inside a transformer, and those with weights, whose students are not stacked."""
+    """All losses except those of exits, those between the layers of transformers, and those with weights: students with
+    these are not stacked.
+    """
     losses = map(find_loss, loss_names("classification"))
     return [loss.name for loss in losses if "exits" not in loss.needs and not loss.inside and not loss.stateful]
 
@@ -71,7 +73,9 @@ def test_fused_is_alone_in_two_layers(train: Train, shape: str) -> None:
 @pytest.mark.parametrize("loss", classification_losses())
 @pytest.mark.parametrize("shape", ["textcnn", "bilstm"])
 def test_every_loss(train: Train, shape: str, loss: str) -> None:
-    """Beside other members with other losses, weights, temperatures and teachers; an epoch, whose last batch is short."""
+    """Together with members that have other losses, weights, temperatures and teachers; one epoch, whose last batch is
+    short.
+    """
     taught = {"teachers": ["a", "b"]} if find_loss(loss).teacher_output else {}
     beside = [] if "logits" in find_loss(loss).needs else [{"type": "cross_entropy", "weight": 0.1}]
     less = [{"type": loss, "weight": 0.4}, *beside]
@@ -119,7 +123,7 @@ def test_dropout_is_the_very_same_on_a_cpu(train: Train) -> None:
 
 
 def test_scores_are_those_of_the_stack(train: Train, job: Any) -> None:
-    """Also where scoring moves the model: a rank's device is `cpu:0`, and moving there makes a copy."""
+    """Also if scoring moves the model: the device of a rank is `cpu:0`, and moving a model there makes a copy."""
     jobs = [job(student("a", "bilstm")), job(student("b", "bilstm", seed=4))]
     for one in jobs:
         own = one.evaluate
@@ -139,7 +143,7 @@ def test_micro_batches(train: Train) -> None:
 
 
 class Spoiled:
-    """A loss that is no number, or raises, from its n-th batch on."""
+    """A loss that is NaN, or raises an error, from its n-th batch on."""
 
     def __init__(self, at: int, error: Exception | None) -> None:
         self.at, self.error, self.calls = at, error, 0
@@ -160,7 +164,7 @@ class Spoiled:
 @pytest.mark.parametrize("error", [None, ValueError("too hot")])
 @pytest.mark.parametrize(("shape", "fused"), [("textcnn", True), ("bilstm-2-max", True), ("textcnn", False)])
 def test_a_failure_is_its_own(train: Train, job: Any, shape: str, error: Exception | None, fused: bool) -> None:
-    """The rest go on bit for bit as without it, dropout on."""
+    """The other members continue bit for bit as without the failing one, with dropout."""
     students = [student(n, shape, seed=i, dropout=0.2, epochs=2) for i, n in enumerate("abc")]
     bad = student("bad", shape, seed=9, dropout=0.2, epochs=2)
     jobs = [job(s, folder="with") for s in students[:2]]
@@ -182,14 +186,16 @@ def test_who_ends_early_leaves_and_the_rest_go_on_bit_for_bit(train: Train) -> N
 
 
 def held(jobs: list[Any]) -> int:
-    """Bytes behind the weights, gradients and moments of all, those that a view keeps included."""
+    """Bytes of the storages of all weights, gradients and moments, including memory that only a view keeps alive."""
     found = [p for job in jobs for p in job.engine.module.parameters()]
     found += [t for job in jobs for state in job.engine.optimizer.state.values() for t in state.values()]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
 
 
 def test_who_left_holds_no_memory(job: Any) -> None:
-    """One ends, one fails, one waits for a comparison; a view into the stack that they left would keep all of it."""
+    """One member ends, one fails, one waits for a comparison of the search; a view into the old stack would keep all of
+    its memory.
+    """
     jobs = [job(student("ends", epochs=1)), job(student("bad", seed=4), loss=Spoiled(17, ValueError("too hot")))]
     jobs += [job(student("waits", seed=5), pause=2), job(student("last", seed=6))]
     own = 3 * sum(p.numel() * p.element_size() for p in jobs[0].engine.module.parameters())
@@ -199,15 +205,17 @@ def test_who_left_holds_no_memory(job: Any) -> None:
         if one.monitor is not None:
             one.monitor.close()
         if one.error is None and not one.paused:
-            one.job.engine.close()  # as who publishes it does
-        # The stack is the last one, of which this member was still a part.
+            one.job.engine.close()  # as publishing does
+        # The stack is the last one that still contained this member.
         assert held(jobs) <= 1.1 * own * (len(jobs) - number + 1) * (number < len(jobs))
     assert names == ["ends", "bad", "waits", "last"]
 
 
 @pytest.mark.parametrize("way", [Fused, None])
 def test_time_is_shared_and_only_training_counts(job: Any, monkeypatch: pytest.MonkeyPatch, way: Any) -> None:
-    """A step takes each member a second, an evaluation a thousand, and who takes what has ended takes its time."""
+    """With a fake clock, a step takes one second for each member and an evaluation a thousand, and so does the
+    processing of a member that has ended.
+    """
     now = 0.0
 
     def spend(seconds: float) -> None:
@@ -230,7 +238,7 @@ def test_time_is_shared_and_only_training_counts(job: Any, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("ways", [(Fused, Fused), (Fused, None), (None, Fused)])
 def test_stopped_and_continued(train: Train, ways: tuple[Any, Any]) -> None:
-    """Checkpoints are each member's own: what was fused goes on alone, and the other way round."""
+    """Each member has its own checkpoints: a member of a stack can continue alone, and the other way round."""
     from dtrain.errors import Stopped
 
     class StopAt:
@@ -253,7 +261,7 @@ def test_stopped_and_continued(train: Train, ways: tuple[Any, Any]) -> None:
 
 
 def test_members_behind_catch_up(train: Train) -> None:
-    """As after a kill between two members' checkpoints."""
+    """As after a kill between the checkpoints of two members."""
     from dtrain.errors import Stopped
 
     class StopAt:
@@ -269,13 +277,13 @@ def test_members_behind_catch_up(train: Train) -> None:
 
 
 def test_float32_is_float32_in_convolutions_too(world: World) -> None:
-    """A GPU would else round what they take in, and a stack's products would not."""
+    """Otherwise a GPU would round the inputs of convolutions, but not those of a stack's matrix products."""
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
 class Casts(TorchDispatchMode):
-    """Counts the tensors of a shape that are cast."""
+    """Counts how many tensors of a given shape are cast."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -288,7 +296,7 @@ class Casts(TorchDispatchMode):
 
 
 def test_in_bf16_a_weight_is_rounded_once_and_its_gradients_are_added_in_float32() -> None:
-    """As for one cast a time step, of which autograd adds the gradients after they were cast back."""
+    """As with one cast in each time step, where autograd adds the gradients after they were cast back."""
     torch.manual_seed(0)
     spec = student("a", "bilstm").model
     models: Any = [build(spec, vocabulary=30, labels=["x", "y"], pad_id=0) for _ in range(2)]
@@ -317,7 +325,9 @@ def test_in_bf16_a_weight_is_rounded_once_and_its_gradients_are_added_in_float32
     ],
 )
 def test_bits_do_not_depend_on_who_is_left(train: Train, shape: dict[str, Any]) -> None:
-    """One alone, of two and of three, in odd sizes for which products of one and of more round otherwise."""
+    """A member alone, one of two and one of three, in odd sizes for which products of a single matrix and of several
+    round differently.
+    """
     three = [student(name, model={**shape, "dropout": 0.2}, seed=n, epochs=1) for n, name in enumerate("abc")]
     expected = train(three, Fused(), folder="three")
     for count in (2, 1):
@@ -327,7 +337,9 @@ def test_bits_do_not_depend_on_who_is_left(train: Train, shape: dict[str, Any]) 
 
 @pytest.mark.parametrize(("hidden", "rows"), [(9, 13), (5, 5), (9, 27), (16, 3)])
 def test_products_begin_alike_for_every_member(hidden: int, rows: int) -> None:
-    """Of rows whose matrices would begin anywhere in memory, by which kernels of some CPUs round otherwise."""
+    """For rows whose matrices would begin at different alignments in memory, with which the kernels of some CPUs round
+    differently.
+    """
     spec = student("a", model={"type": "bilstm", "embedding": 11, "hidden": hidden}).model
     models: Any = []
     for seed in range(3):

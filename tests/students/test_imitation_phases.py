@@ -45,7 +45,7 @@ def reversal(student: dict[str, Any]) -> dict[str, Any]:
 
 
 def still(student: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    """Without dropout, which each micro-batch would draw anew."""
+    """Switch off dropout, which each micro-batch would draw anew."""
     return {**student, "model": {**student["model"], "dropout": 0.0}, **keys}
 
 
@@ -58,7 +58,9 @@ STUDENTS = [
 
 
 class Watched:
-    """What a run does: the state at the end of each phase, who moved in each step, with which losses phases began."""
+    """Records a run: the state at the end of each phase, whose weights changed in each step, and the losses' weights at
+    the beginning of phases.
+    """
 
     def __init__(self) -> None:
         self.ended: dict[str, State] = {}
@@ -147,7 +149,9 @@ def test_the_discriminator_goes_on_and_stays_out_of_the_model(done: tuple[Any, W
 
 
 def difference(watched: Watched, one: str, other: str) -> float:
-    """The largest between two students' final weights, those of their losses too, relative to how far these have come."""
+    """The largest difference between the final weights of two students, including those of their losses, relative to
+    the distance that these have moved.
+    """
     a, b = (watched.ended[f"student {name}, phase 3 (adversarial)"] for name in (one, other))
     begin = watched.ended[f"student {one}, phase 1 (classifier)"]
     names = [name for name in a if name.startswith("weight/") and a[name].is_floating_point()]
@@ -168,7 +172,7 @@ def test_stopped_in_each_stage_and_continued_bit_for_bit(done: tuple[Any, Watche
     for made, name, number, phase, at in (
         (one, "s", 1, "classifier", 4),
         (one, "s", 2, "discriminator", 7),
-        (one, "s", 3, "adversarial", 5),  # it goes on from step 3, in which the student learns
+        (one, "s", 3, "adversarial", 5),  # it continues from step 3, in which the student is trained
         (other, "turned", 3, "adversarial", 7),
     ):
         watched.fails_at = (f"student {name}, phase {number} ({phase})", at)

@@ -1,4 +1,6 @@
-"""A teacher that reads annotations, from rows to report: asked with those that are given and with those that a tagger finds."""
+"""A teacher that reads annotations, from rows to report, with the given annotations and with those that a tagger
+predicts.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ NOBODY: dict[str, Any] = {"model": None, "input": None, "form": "jsonl"}
 
 @pytest.fixture(scope="module")
 def plan(world: World, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Teachers, trained, precomputed and scored; a student would add nothing here."""
+    """Run everything up to the scores of the teachers; students are not needed here."""
     root = tmp_path_factory.mktemp("informed")
     write_rows(root)
     made = plan_of(root, "run", {"name": "raw", "losses": [{"type": "marginal_matching"}]})
@@ -55,13 +57,13 @@ def test_two_rows_in_the_report_and_their_scores_by_hand(plan: Plan, world: Worl
     data, model = PreparedData.open(plan.folder.of_task("events")), load(place)
     part, task, workers = data.part("test", "students", "own"), task_of(data), Workers.of(world, "fp32")
     assert task.scores(model, part, workers) == record["parts"]["test"]["scores"]
-    # What the tagger of arguments finds, by its own Predictor, in place of what the rows say.
+    # The predictions of the tagger of arguments, by its own Predictor, in place of the annotations of the rows.
     found = Predictor(plan.folder.model("teachers", "arguments"))(list(part.rows()["text"]))
     numbers = {name: 4 * n for n, name in enumerate(data.privileged)}
     assert part.privileged is not None
     tags = np.zeros(len(part.privileged), dtype=np.int16)
     for entities, begin in zip(found, part.tag_offsets.tolist(), strict=False):
-        for entity in entities:  # of one character each, or more
+        for entity in entities:  # each of one character or more
             first, end = begin + entity["start"], begin + entity["end"]
             tags[first:end] = numbers[entity["type"]] + 2
             tags[first], tags[end - 1] = numbers[entity["type"]] + 1, numbers[entity["type"]] + 3
@@ -98,7 +100,7 @@ def test_predict_with_given_and_with_predicted_annotations(plan: Plan, world: Wo
     rows = [json.loads(line) for line in Path(test).read_text(encoding="utf-8").splitlines()]
     place = plan.folder.model("teachers", "informed")
     given = answers(plan, world, tmp_path / "a", input=test)
-    assert answers(plan, world, tmp_path / "b") == given  # its own test rows
+    assert answers(plan, world, tmp_path / "b") == given  # the recipe's own test rows
     assert any(line["spans"] for line in given)
     ask = Predictor(place)
     assert [line["spans"] for line in given] == ask(
@@ -107,7 +109,7 @@ def test_predict_with_given_and_with_predicted_annotations(plan: Plan, world: Wo
     found = Predictor(plan.folder.model("teachers", "arguments"))([r["text"] for r in rows])
     predicted = answers(plan, world, tmp_path / "c", input=test, privileged="predicted")
     assert [line["spans"] for line in predicted] == ask([r["text"] for r in rows], privileged=found)
-    # The folder alone, whose files say which column it was.
+    # The model folder alone, whose files name the column of the annotations.
     predict.run_folder(place, world, **{**NOBODY, "input": test, "output": str(tmp_path / "d")})
     assert [json.loads(line) for line in (tmp_path / "d").read_text("utf-8").splitlines()] == given
 
@@ -150,7 +152,9 @@ def test_predict_without_annotations_says_so(plan: Plan, world: World, tmp_path:
 
 
 def test_a_moved_folder_reads_spans_as_its_recipes_files_had_them(plan: Plan, world: World, tmp_path: Path) -> None:
-    """Of a recipe that left `span_end` to the files, whose spans told that ends are exclusive; the new row's tell nothing."""
+    """The recipe leaves `span_end` open; its files show that ends are exclusive, while the new row alone does not show
+    it.
+    """
     place = shutil.copytree(plan.folder.model("teachers", "informed"), tmp_path / "moved")
     path = place / "preprocessing.json"
     said = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +169,7 @@ def test_a_moved_folder_reads_spans_as_its_recipes_files_had_them(plan: Plan, wo
     ask = Predictor(place)
     expected, others = ask([row["text"]] * 2, privileged=[row["arguments"], [[2, 5, "who"], [5, 7, "where"]]])
     assert json.loads((tmp_path / "out").read_text(encoding="utf-8"))["spans"] == expected != others
-    # Of annotations inside one another the outer one is read, as in files.
+    # Of nested annotations the outer one is used, as in files.
     nested = [*row["arguments"], [2, 3, "where"], [5, 6, "where"]]
     assert ask([row["text"]], privileged=[nested]) == [expected]
 
@@ -177,7 +181,7 @@ def test_export_and_card_say_what_it_reads(plan: Plan, world: World) -> None:
     card = (place / "README.md").read_text(encoding="utf-8")
     assert "reads annotations beside the text, which it cannot answer without: where, who (column 'arguments'" in card
     code = card.split("```python\n")[1].split("```")[0]
-    exec(code, {})  # what the card says can be done
+    exec(code, {})  # the code on the model card
 
 
 def test_equal_texts_with_other_annotations_have_answers_of_their_own(plan: Plan) -> None:

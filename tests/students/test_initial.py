@@ -1,4 +1,4 @@
-"""Students that begin with their teacher's weights."""
+"""Students that are initialised with their teacher's weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_is_copied(type: str, pooler: bool) -> None:
     teacher, student = (
         model_of(type, vocabulary=40),
         model_of(type, layers=2),
-    )  # of a pretrained one, rows beyond the tokens
+    )  # as in pretrained models, embeddings beyond the number of tokens
     classifier = student.classifier.weight.clone()  # type: ignore[union-attr, operator]
     copy_layers(student, teacher, init(layers=[3, 1], pooler=pooler), "model")
     own, theirs = trunk_of(student), trunk_of(teacher)
@@ -127,7 +127,7 @@ def test_teachers_begin_with_no_teacher(tmp_path: Path) -> None:
 
 
 def test_shapes_of_folders_are_known_to_check(tmp_path: Path) -> None:
-    """A pretrained teacher's config.json says which layers there are, for losses, too."""
+    """The number of layers is read from the config.json of a pretrained teacher, for losses, too."""
     folder = tmp_path / "bert"
     folder.mkdir()
     config = model_of("bert").config.to_json_string()  # type: ignore[union-attr, operator]

@@ -1,4 +1,4 @@
-"""The recipe's keys for many students: what is refused, and what changes which fingerprint."""
+"""The recipe's keys for many students: what is refused, and which keys change which fingerprint."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_what_makes_a_student_another(tmp_path: Path) -> None:
     assert of(more="placement: {fuse: always}") == plain
     assert of("parallel: data") == plain
     assert of(more="search: {epochs: [1]}") == plain
-    assert of(more="placement: {share_order: false}") == plain  # both have the recipe's seed
+    assert of(more="placement: {share_order: false}") == plain  # both use the recipe's seed
     assert of("seed: 4")[0] != of("seed: 4", more="placement: {share_order: false}")[0]
     peers = of("peers: x", "peers: x")
     assert peers[0] != plain[0] and peers[1] != plain[1]
     assert of("peers: x", "peers: x\n    optimizer: {lr: 0.5}")[0] != peers[0]
-    apart = "placement: {share_order: false}"  # not for peers: a batch is all of theirs
+    apart = "placement: {share_order: false}"  # cannot be used with peers, which share each batch
     assert of("peers: x\n    seed: 4", "peers: x\n    seed: 5", apart) == of(
         "peers: x\n    seed: 4", "peers: x\n    seed: 5"
     )

@@ -43,7 +43,9 @@ def plan_of(root: Path, name: str) -> Plan:
 def run(
     plan: Plan, world: World, ended: list[dict[str, torch.Tensor]], fails_at: tuple[str, int] | None = None
 ) -> None:
-    """Weights and optimizer at the end of each phase go into `ended`; it fails at this step of a phase."""
+    """Run `distill`; stores the weights and the optimizer state at the end of each phase in `ended`, and fails at the
+    given step of a phase.
+    """
     finish, step = model_job._finish, loop.train_step
 
     def finished(built: Any, of: Any, world: World) -> Any:

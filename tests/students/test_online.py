@@ -1,4 +1,6 @@
-"""Teachers that answer beside their students: from a run folder, in one process."""
+"""Online teachers, which compute their outputs during the training of their students: from a run folder, in one
+process.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ launch: {{processes: 1}}
 
 @pytest.fixture
 def recipe(tmp_path: Path, world: World) -> Callable[..., Recipe]:
-    """Loaded with overrides, its teachers trained and their outputs stored."""
+    """Load the recipe with overrides, train its teachers and store their outputs."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(words, random.integers(1, 9))) for _ in range(37)]
@@ -72,7 +74,7 @@ def recipe(tmp_path: Path, world: World) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[OnlineTeacher]:
-    """The sources that are made."""
+    """Collects the teacher sources that are created."""
     made: list[OnlineTeacher] = []
     of_group = OnlineTeachers.of_group
 
@@ -91,7 +93,7 @@ def test_one_pass_a_micro_batch_for_all_students(
     loaded = recipe()
     distill.run(loaded, world, Plan(loaded).folder)
     (source,) = passes
-    assert source.passes == 10  # 37 rows in 5 batches of 2 micro-batches, whatever each of the three asks for
+    assert source.passes == 10  # 37 rows in 5 batches of 2 micro-batches, whatever outputs the three students read
     for name in ("states", "first", "logits"):
         folder = Plan(loaded).folder.model("students", name)
         assert not any("losses" in weight for weight in load_file(folder / "model.safetensors"))
@@ -126,7 +128,7 @@ def test_online_and_stored_answers_agree_to_the_stores_type(recipe: Callable[...
     source.expect(["logits"])
     store = StoreReader.open(folder.knowledge("t"))
     task = task_of(data)
-    for index in (np.arange(5), np.array([30, 7, 11])):  # padded otherwise than when they were stored
+    for index in (np.arange(5), np.array([30, 7, 11])):  # with other padding than when they were stored
         batch = task.collate(rows, index, {"labels"})
         online = source.outputs(batch, ["logits"])["logits"]
         assert not online.requires_grad and not online.is_inference()
@@ -135,7 +137,9 @@ def test_online_and_stored_answers_agree_to_the_stores_type(recipe: Callable[...
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_gradient_of_a_teacher(recipe: Callable[..., Recipe], world: World, precision: str) -> None:
-    """By its embeddings, of each row by itself; the other answers of the same pass are as ever."""
+    """The gradient with respect to the embeddings, for each row by itself; the other outputs of the same pass do not
+    change.
+    """
     loaded = recipe(
         f"knowledge.precision={precision}",
         "students.logits.losses=[{type: gradient_transfer}, {type: cross_entropy}, {type: hidden_mse}]",
@@ -180,7 +184,7 @@ def test_without_stored_outputs_there_is_no_store(recipe: Callable[..., Recipe],
 def test_stopped_and_continued_bit_for_bit(
     recipe: Callable[..., Recipe], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, an online teacher, and maps of widths that are trained with the student."""
+    """With dropout, an online teacher, and width maps that are trained with the student."""
     found = []
     for name, stops in (("whole", False), ("stopped", True)):
         loaded = recipe("output_dir=" + str(tmp_path / name))
@@ -221,7 +225,7 @@ def test_students_of_one_teacher_are_shared_out_over_ranks(recipe: Callable[...,
 
 
 def test_check_and_plan_say_who_answers_beside_whom_and_what_it_costs(recipe: Callable[..., Recipe]) -> None:
-    """Of the last student: 3 layers of 16 beside one of 16, of whose step a forward pass is a third."""
+    """For the last student: the teacher has 3 layers of 16 and the student one; a forward pass is a third of a step."""
     loaded = recipe()
     lines = answers_in_words(loaded)
     assert lines[0].startswith("answers: states: hidden_states of t computed beside it, logits read from its store (")

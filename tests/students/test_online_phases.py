@@ -1,4 +1,6 @@
-"""Students with phases beside one teacher: it answers once for all of them, and each is what it is alone."""
+"""Students with phases and one online teacher: it computes its outputs once for all of them, and each student ends as
+it would alone.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ STUDENTS = [
 
 @pytest.fixture
 def plan(tmp_path: Path, world: World) -> Callable[..., Plan]:
-    """With everything before `distill` done."""
+    """Run everything before `distill`."""
     rows = [{"text": f"{'ab'[n % 2]} one two {n % 5}", "label": "ab"[n % 2]} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -73,8 +75,8 @@ def test_one_pass_for_all_and_each_as_alone(
     monkeypatch.setattr(OnlineTeachers, "of_group", noted)
     together = plan("together", STUDENTS)
     distill.run(together.recipe, world, together.folder)
-    # 20 rows are 3 batches of 2 micro-batches: twice in the first phase, once in the second; and once in each a row by
-    # which it is seen which parameters the losses reach.
+    # 20 rows are 3 batches of 2 micro-batches, read twice in the first phase and once in the second. In each phase one
+    # more row is computed, to find the parameters on which the losses depend.
     assert [source.passes for source in made] == [13, 7]
     assert "once for all that read the same rows" in answers_in_words(together.recipe)[0]
     for student in STUDENTS:
@@ -105,7 +107,7 @@ def test_one_that_fails_leaves_the_other_alone(
     first = [step for step in steps if step[0].startswith("student")][:2]
     assert sorted(first) == [("student narrow, phase 1 (layers)", 0), ("student nezha, phase 1 (layers)", 0)]
     monkeypatch.undo()
-    distill.run(made.recipe, world, made.folder)  # from its checkpoint of the first epoch
+    distill.run(made.recipe, world, made.folder)  # continues from its checkpoint of the first epoch
     assert weights(made, "narrow")
     assert all(torch.equal(tensor, whole[key]) for key, tensor in weights(made, "nezha").items())
 
@@ -124,7 +126,9 @@ def test_students_of_other_phases_are_no_group(plan: Callable[..., Plan]) -> Non
 
 
 def test_what_no_loss_of_a_phase_depends_on_stays_as_it_is(plan: Callable[..., Plan], world: World) -> None:
-    """The classifier, and the layer behind the one that is compared, to the bit; AdamW would let them decay."""
+    """The classifier, and the layer after the one that is compared, stay the same bit for bit; AdamW would let them
+    decay.
+    """
     first = {"name": "first", "losses": [{"type": "hidden_mse", "layers": [[1, 1]]}], "epochs": 1}
     decay = {"optimizer": {"weight_decay": 0.5, "lr": 0.1}}
     frozen = {"name": "frozen", "losses": [{"type": "hidden_mse"}], "freeze": ["bert"]}

@@ -1,4 +1,6 @@
-"""Deep mutual learning: the divergence against numbers worked out otherwise, and a step against autograd by hand."""
+"""Deep mutual learning: the divergence compared with numbers that were computed in another way, and a step compared
+with autograd by hand.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def test_divergence_by_scipy() -> None:
 
 
 def test_one_step_of_sgd_by_hand(job: Any, rows: EncodedSplit) -> None:
-    """W <- W - lr (grad CE_k + 1/(K-1) sum_l grad KL(p_l || p_k)) / B, others taken as given."""
+    """W <- W - lr (grad CE_k + 1/(K-1) sum_l grad KL(p_l || p_k)) / B, the others taken as constant."""
     from dtrain.training.state import TrainState
 
     changes = {"optimizer": {"type": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}, "clip": None}
@@ -96,7 +98,9 @@ def damage(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("harm", [lose, damage])
 def test_stopped_and_continued_from_a_step_that_all_have(train: Train, job: Any, harm: Callable[[Path], None]) -> None:
-    """A kill between two peers' checkpoints leaves them at different steps; both go on from the last common one."""
+    """A kill between the checkpoints of two peers leaves them at different steps; both continue from the last common
+    one.
+    """
     from dtrain.errors import Stopped
 
     def jobs(folder: str, **how: Any) -> list[Any]:

@@ -1,4 +1,6 @@
-"""Phases of a student: each starts from what the one before kept, is stopped and continued by itself, and is seen."""
+"""Phases of a student: each starts from the weights that the one before kept, can be stopped and continued, and appears
+in the report.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ def the_student(plan: Plan) -> Student:
 
 
 def weights(plan: Plan) -> list[dict[str, torch.Tensor]]:
-    """At the end of each phase."""
+    """The weights at the end of each phase."""
     return [load_file(place.model / "model.safetensors") for place in places(plan.folder, the_student(plan))]
 
 
@@ -107,7 +109,9 @@ def test_one_phase_is_a_student_without_phases(root: Path, world: World) -> None
 
 
 def test_phases_are_trainings_one_after_another(root: Path, world: World) -> None:
-    """The second one by hand: a plain loop of torch's AdamW from the weights of a student that was trained by itself."""
+    """The second phase is computed by hand: a plain loop of torch's AdamW from the weights of a student that was
+    trained separately.
+    """
     model = {**STUDENT["model"], "dropout": 0.0}
     schedule = {"type": "constant", "warmup": 0}
     student = {"name": "s", "model": model, "batch_size": 8, "optimizer": {"lr": 0.02}, "schedule": schedule}
@@ -130,7 +134,7 @@ def test_phases_are_trainings_one_after_another(root: Path, world: World) -> Non
     found = load(start).train()
     matrices, vectors = ([p for p in found.parameters() if (p.ndim > 1) == whether] for whether in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    # The kernel that is trained with: another one rounds otherwise, and AdamW divides by roots of tiny moments.
+    # The same kernel as in training: others round differently, and AdamW divides by the roots of tiny moments.
     optimizer = torch.optim.AdamW(groups, lr=0.02, fused=True)
     for epoch in range(2):
         for batch in training_batches(rows.lengths, 1, epoch, batch_size=8):  # the recipe's seed 0 + 1
@@ -149,7 +153,7 @@ def test_phases_are_trainings_one_after_another(root: Path, world: World) -> Non
 def test_stopped_in_a_phase_and_continued(
     root: Path, world: World, plan: Plan, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
 ) -> None:
-    """By an accident in the middle of an epoch and at its end; the next run goes on from the last checkpoint."""
+    """Stopped by an error in the middle of an epoch and at its end; the next run continues from the last checkpoint."""
     name = f"stopped-{phase}-{step}"
     train_step, made = loop.train_step, []
 
@@ -176,14 +180,14 @@ def test_stopped_in_a_phase_and_continued(
 
 
 def counts(value: Any) -> Any:
-    """Metrics without what was measured by a clock."""
+    """The metrics without measured times."""
     if isinstance(value, dict):
         return {key: counts(inner) for key, inner in value.items() if "second" not in key}
     return [counts(inner) for inner in value] if isinstance(value, list) else value
 
 
 def test_killed_between_two_phases(root: Path, world: World, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    """After a phase was published, before its checkpoints were removed."""
+    """Killed after a phase was published and before its checkpoints were removed."""
     stopped = run(world, root, "between", STUDENT)
     first, second, last = places(stopped.folder, the_student(stopped))
     for place in (second, last):
@@ -231,7 +235,7 @@ def test_epochs_and_steps_are_counted_over_all_phases(plan: Plan) -> None:
 
 
 def test_the_last_weights_or_the_best(root: Path, world: World) -> None:
-    """A rate that makes the loss rise: the best by it are the first."""
+    """With a learning rate that makes the loss rise, the best weights are the first ones."""
     phase = {**GOLD, "optimizer": {"lr": 3.0}, "clip": None, "metric": "loss", "schedule": {"type": "constant"}}
     kept = {}
     for keep in ("best", "last"):
@@ -259,11 +263,13 @@ def test_tensorboard_sees_every_phase(root: Path, world: World, plan: Plan) -> N
     run(world, root, "renamed", {key: value for key, value in STUDENT.items() if key != "phases"})
     found = run(world, root, "renamed", {**STUDENT, "phases": [GOLD]})
     scalars = EventAccumulator(str(found.folder.tensorboard("students", "s"))).Reload().Tags()["scalars"]
-    assert {scalar.split("/")[0] for scalar in scalars} == {"valid_best"}  # the curves from before are gone
+    assert {scalar.split("/")[0] for scalar in scalars} == {"valid_best"}  # the earlier curves have been removed
 
 
 def test_a_search_compares_students_in_their_phases(root: Path, world: World, plan: Plan) -> None:
-    """After epochs in the middle of the first phase and at the end of the second; who goes on is what it would be alone."""
+    """The search compares after epochs in the middle of the first phase and at the end of the second; a student that
+    continues ends as it would alone.
+    """
     phases = [{**GOLD, "name": "zero", "epochs": 2}, SOFT, GOLD]
     grid = {"phases.0.optimizer.lr": [0.001, 0.05, 0.1]}
     student = {**STUDENT, "metric": "loss", "phases": phases, "grid": grid}

@@ -1,4 +1,4 @@
-"""What a student costs: something for every structure, and more where there is more to compute."""
+"""The estimated cost of a student: defined for every architecture, and larger if there is more to compute."""
 
 from __future__ import annotations
 

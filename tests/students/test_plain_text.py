@@ -1,4 +1,6 @@
-"""Phases of students on plain text: whose words they read and mask, who answers beside them, what is kept of them."""
+"""Phases of students on plain text: which text they read and mask, which teacher they are compared with, and what is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ def run(world: World, root: Path, name: str, **sections: Any) -> Plan:
 
 @pytest.fixture(scope="module")
 def asked() -> list[tuple[Any, Batch, ByName]]:
-    """What teachers were asked: their model, the batch, and their answers."""
+    """Records the calls of teachers: the model, the batch, and the outputs."""
     return []
 
 
@@ -138,7 +140,7 @@ def test_teacher_and_student_read_the_same_masked_rows(plan: Plan, asked: list[t
 
 
 def test_the_head_is_trained_and_not_published(plan: Plan) -> None:
-    """In a phase that trains the embeddings alone, the head is trained, too; and the scores of held-out text are kept."""
+    """In a phase that trains only the embeddings, the head is trained, too; the scores on held-out text are kept."""
     masked, whole, task = weights(plan)
     assert not [name for name in {*masked, *whole, *task} if "head" in name or "predictions" in name]
     fixed = [name for name in masked if ".layer." in name]
@@ -179,7 +181,9 @@ def test_stopped_and_continued(
 
 
 def test_text_of_its_own_for_a_teacher_from_scratch(root: Path, world: World) -> None:
-    """Read by the teacher's tokenizer; a teacher without a pretrained model answers itself, but not over the vocabulary."""
+    """The text is read with the teacher's tokenizer; a teacher without a pretrained model takes part itself, but has no
+    scores over the vocabulary.
+    """
     no_scores = {**MASKED, "losses": [{"type": "mlm"}, {"type": "hidden_cosine"}]}
     student = {**STUDENT, "phases": [no_scores, TASK]}
     plan = plan_of(root, "own", student, teachers=[SCRATCH], corpus=text(root))

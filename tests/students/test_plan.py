@@ -1,4 +1,4 @@
-"""Which students are trained together: every rule by a case that it decides."""
+"""Which students are trained together: a case for every rule."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_what_keeps_students_apart(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_who_has_mates_is_stacked_whoever_is_left(device: str) -> None:
-    """Otherwise its last bits would tell whether a mate had ended, failed, or gone to another rank."""
+    """Otherwise the last bits of its weights would depend on whether another member had ended, failed, or moved to
+    another rank.
+    """
     students = [student("a"), student("b", seed=4), student("c", "bilstm")]
     for left, ways in (
         ("abc", {"a": "fused", "b": "fused", "c": "alone"}),

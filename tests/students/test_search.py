@@ -1,4 +1,6 @@
-"""Successive halving: who goes on, that a decision is made once, and by the scores of this very training."""
+"""Successive halving: which students continue, that a decision is made only once, and that it uses only scores of this
+training.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from tests.students.conftest import student
 
 
 class FakePlan:
-    """What a search asks of a plan."""
+    """The part of a plan that a search uses."""
 
     def __init__(self, names: str, **section: Any) -> None:
         self.recipe = SimpleNamespace(search=Search(**{"epochs": [1, 2], **section}))
@@ -85,7 +87,7 @@ students:
 
 
 class Compared:
-    """Two students of a recipe, and what an earlier run left of them."""
+    """Two students of a recipe, and the files that an earlier run has left."""
 
     def __init__(self, folder: Path, lr: float = 0.1, more: str = "search: {epochs: [1], keep: 0.5}") -> None:
         path = folder / "r.yaml"
@@ -138,11 +140,11 @@ def test_who_is_on_the_way_is_stopped_by_a_complete_one(tmp_path: Path) -> None:
 
 
 def test_another_recipe_s_scores_decide_nothing(tmp_path: Path) -> None:
-    """An interrupted run leaves checkpoints; then a rate is changed."""
+    """An interrupted run leaves checkpoints; then a learning rate is changed."""
     before = Compared(tmp_path, lr=0.1)
     states = [before.on_the_way("a", 0.1), before.on_the_way("b", 0.9)]
     after = Compared(tmp_path, lr=0.2)
-    assert after.decide() == 1  # `a` has not come there yet
+    assert after.decide() == 1  # `a` has not reached that epoch yet
     assert not (after.folder.root / "search.json").exists()
     assert all(state.exists() for state in states)
     assert before.decide() is None

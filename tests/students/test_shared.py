@@ -1,4 +1,4 @@
-"""What students of a group have in common is read once; streams; and a group that does not fit is cut in two."""
+"""Students of a group read common batches once; CUDA streams; and a group that does not fit into memory is divided."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.students.conftest import LABELS, Opinions, Train, assert_same, studen
 
 
 def test_a_batch_is_read_once(rows: EncodedSplit, job: Callable[..., Any]) -> None:
-    """By two students of a group with the same rows; a teacher's outputs are read once, too."""
+    """Two students of a group with the same rows read each batch once, and also a teacher's outputs."""
     reading = Reading(torch.device("cpu"), batches=2)
     terms = [{"type": "cross_entropy"}, {"type": "soft_targets"}]
     feeds = [job(student(name, teachers=["t"], losses=terms), reading=reading).feed for name in "ab"]
@@ -40,7 +40,7 @@ def test_a_batch_is_read_once(rows: EncodedSplit, job: Callable[..., Any]) -> No
     assert reading.reads == 4  # two batches, each its rows and its teacher's outputs
     for index in (np.array([7]), np.array([8]), np.array([3, 4])):
         feeds[0].batch(index)
-    assert reading.reads == 10  # the first was forgotten, and is read again
+    assert reading.reads == 10  # the first batch is no longer kept, and is read again
     reading.close()
 
 
@@ -54,7 +54,7 @@ def test_what_is_read_ahead_is_not_read_again(rows: EncodedSplit, job: Callable[
 
 
 class Beside(TeacherSource):
-    """Stands for a teacher that runs beside the student: answers from the batch itself, and counts its passes."""
+    """A fake online teacher: it computes its outputs from the batch itself, and counts its passes."""
 
     def __init__(self) -> None:
         self.passes = 0
@@ -76,7 +76,7 @@ def test_a_teacher_beside_the_student_sees_the_very_batch(rows: EncodedSplit, wo
     )
     index = np.array([4, 5, 6])
     feed.read_ahead([index])
-    assert source.passes == 0  # only what follows from row ids is read ahead
+    assert source.passes == 0  # only outputs that depend on row ids alone are read ahead
     batch = feed.batch(index)
     assert source.passes == 1 and list(batch.teachers) == ["online", "stored"]
     assert (batch.teachers["online"]["logits"] == float(rows.lengths[index].sum())).all()
@@ -101,7 +101,7 @@ def test_streams_compute_the_same(train: Train) -> None:
 
 
 class Cramped(GroupTrainer):
-    """Has memory for two students at a time, and ends one of them before it notices."""
+    """Has memory for two students at a time, and ends one of them before it runs out of memory."""
 
     def __init__(self) -> None:
         self.tried: list[list[str]] = []
@@ -198,7 +198,9 @@ class OnJobs(GroupTrainer):
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_what_fails_a_stack_is_traced_to_one_student(train: Train, job: Any, memory: bool) -> None:
-    """A kernel out of memory, or an error in the common backward pass; the parts go on from their checkpoints."""
+    """A kernel runs out of memory, or the common backward pass fails; the parts of the stack continue from their
+    checkpoints.
+    """
     students = [student(n, seed=i, dropout=0.3) for i, n in enumerate(("a", "b", "bad", "c"))]
     trainer = OnJobs(job, memory)
     errors = {t.job.spec.name: t.error for t in trainer.train(TrainingGroup(tuple(students), "fused", "", 1.0))}

@@ -1,4 +1,4 @@
-"""Transformers that read the same tokens: a student its teacher's, and peers each other's."""
+"""Transformers that share a tokenizer: a student with its teacher, and peers with each other."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dtrain.data import EncodedSplit
 
 @pytest.fixture
 def rows() -> EncodedSplit:
-    """90 rows of 1 to 9 tokens; the label is the first token's parity, so that it can be learnt."""
+    """90 rows of 1 to 9 tokens; the label is the parity of the first token, so that it can be learnt."""
     random = np.random.default_rng(0)
     texts = [random.integers(2, 30, random.integers(1, 10)) for _ in range(90)]
     return EncodedSplit(

@@ -1,9 +1,9 @@
-"""Makes the golden file of LAMB: where timm 1.0.31's own Lamb ends after 50 steps.
+"""Make the reference file of LAMB: the parameters after 50 steps of timm 1.0.31's own Lamb.
 
     python tests/training/make_timm_golden.py [WHEEL]
 
-WHEEL is timm's (downloaded by pip if left out). Nothing is installed: its optimizer needs torch alone, and is
-imported out of the unpacked wheel. The file `golden/timm_lamb.safetensors` beside this script holds, in float32 and
+WHEEL is timm's (downloaded by pip if left out). Nothing is installed: timm's optimizer needs only torch, and is
+imported from the unpacked wheel. The file `golden/timm_lamb.safetensors` beside this script holds, in float32 and
 float64 (DTYPE):
 
     start/P         parameter P before the first step, float32
@@ -85,7 +85,7 @@ def write_golden() -> None:
 
 
 def gradient(p: Tensor, noise: Tensor) -> Tensor:
-    """It depends on the weights, so that an early error grows."""
+    """The gradient depends on the weights, so that an early error grows."""
     return 0.3 * p + noise.to(p.dtype)
 
 

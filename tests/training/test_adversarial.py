@@ -1,4 +1,4 @@
-"""Adversarial training against the two-pass formulas written out by hand, with the perturbation as an explicit input."""
+"""Adversarial training compared with the two-pass formulas by hand, with the perturbation as an explicit input."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def by_hand(model: nn.Module, spec: AdversarialSpec) -> tuple[dict[str, Tensor], Tensor]:
-    """The formulas row by row and token by token; the gradients of the weights, and the last perturbation."""
+    """The formulas computed row by row and token by token; returns the gradients of the weights and the last
+    perturbation.
+    """
     seen: dict[str, Tensor] = {}
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def by_hand(model: nn.Module, spec: AdversarialSpec) -> tuple[dict[str, Tensor],
 
 
 def size_of(x: Tensor, spec: AdversarialSpec) -> float:
-    """What epsilon is counted in, for a row's real tokens: their norm, or for signs the mean size of an entry."""
+    """The unit of epsilon for the real tokens of a row: their norm or, for signs, the mean absolute entry."""
     if spec.norm == "absolute":
         return 1.0
     return float(x.square().mean().sqrt() if spec.type == "fgsm" else torch.linalg.vector_norm(x))
@@ -148,7 +150,7 @@ def test_weights_are_never_touched(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_size_of_a_rows_perturbation(method: str) -> None:
-    """Over real tokens, a row at a time."""
+    """The size is over the real tokens of each row."""
     model, spec = make("bert"), METHODS[method]
     seen: list[Tensor] = []
     adversary = Adversary(spec, model)
@@ -172,7 +174,7 @@ def test_size_of_a_rows_perturbation(method: str) -> None:
 
 @pytest.mark.parametrize("type_", ["fgm", "fgsm", "pgd"])
 def test_a_relative_epsilon_does_not_see_the_scale_of_the_embeddings(type_: str) -> None:
-    """A model that multiplies its embeddings by what theirs were divided by is the same model."""
+    """A model whose embeddings are divided by a factor and then multiplied by it is the same model."""
     torch.manual_seed(0)
     embedding, layer = nn.Embedding(20, 4), nn.Linear(4, 1, bias=False)
     shares = []
@@ -194,7 +196,7 @@ def test_a_relative_epsilon_does_not_see_the_scale_of_the_embeddings(type_: str)
 
 
 def test_sizes_without_a_norm_are_absolute() -> None:
-    """As they were meant before there was a choice; a resolved section means the same when it is read again."""
+    """As before `norm` was introduced; a resolved section means the same when it is read again."""
 
     def sizes(**section: Any) -> tuple[str, float, float]:
         spec = AdversarialSpec.model_validate({"type": "pgd", **section})
@@ -221,7 +223,7 @@ def test_loss_scaling_changes_the_scale_alone(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scaling_keeps_the_gradients_between_in_range(method: str) -> None:
-    """Weights of float16: without the scale, gradients of a small loss would be zero."""
+    """With float16 weights the gradients of a small loss would be zero without the scale."""
     embedding, layer = nn.Embedding(20, 4).half(), nn.Linear(4, 1).half()
     model = _Pooled(embedding, layer)
 
@@ -250,7 +252,7 @@ class _Pooled(nn.Module):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulation_adds_up(method: str) -> None:
-    """Norms are a row's own, so two micro-batches give what one batch of both gives."""
+    """Norms are computed for each row, so two micro-batches give the same as one batch of both."""
     model, spec = make("nezha-tagger"), METHODS[method]
     whole = adversarial_gradients(model, spec)
     adversary = Adversary(spec, model)
@@ -305,7 +307,7 @@ def test_nothing_is_perturbed_in_evaluation_or_after_close() -> None:
     adversary = Adversary(METHODS["fgm"], model)
     adversary.micro_step(lambda: loss_of(model), Tensor.backward, nowhere)
     model.zero_grad()
-    assert torch.equal(loss_of(model), before)  # between steps
+    assert torch.equal(loss_of(model), before)  # the embeddings are restored between steps
 
     calls: list[bool] = []
 

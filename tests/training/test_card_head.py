@@ -1,4 +1,4 @@
-"""What hubs read at the top of a model card."""
+"""The metadata at the top of a model card, which model hubs read."""
 
 import pytest
 import yaml

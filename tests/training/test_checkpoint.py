@@ -1,4 +1,4 @@
-"""Checkpoints on their own: complete or absent, whole or skipped, and which of them are kept."""
+"""Checkpoints: they are complete or absent, damaged ones are skipped, and only the latest are kept."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_steps_go_on_while_one_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     gate = threading.Event()
     monkeypatch.setattr("dtrain.training.checkpoint.save_file", lambda *a: gate.wait(30) and save_file(*a))
     written = Checkpoints(tmp_path, "x")
-    written.save(2, {}, {"x": torch.ones(1)}, {})  # would wait for the gate for ever if it wrote here
+    written.save(2, {}, {"x": torch.ones(1)}, {})  # would wait for ever for the gate if it wrote in this thread
     written.check()
     assert newest_step(tmp_path) is None
     gate.set()
@@ -69,7 +69,7 @@ def test_a_damaged_one_is_skipped(tmp_path: Path, name: str, capsys: pytest.Capt
     file = tmp_path / "step-00000200" / name
     flip(file, file.read_bytes().index(b"0.1") + 2 if name == "state.json" else file.stat().st_size - 1)
     if name == "state.json":
-        assert json.loads(file.read_text())["position"]["score"] == 0.0  # still good JSON
+        assert json.loads(file.read_text())["position"]["score"] == 0.0  # still valid JSON
     assert newest_step(tmp_path) == 100
     assert f"step-00000200: checkpoint skipped: {name} is damaged" in capsys.readouterr().err
 
@@ -124,4 +124,4 @@ def test_all_of_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monke
         (aside / "inner").mkdir()
         (aside / "inner" / "file").write_text("x")
     assert {*flushed[:-1]} == {aside, aside / "inner", aside / "inner" / "file"}
-    assert flushed[-1] == tmp_path  # the rename
+    assert flushed[-1] == tmp_path  # flushed after the rename

@@ -1,4 +1,4 @@
-"""The share of a step spent in collectives: intervals by hand, and gloo's own records."""
+"""The share of a step that is spent in collectives: intervals computed by hand, and records of gloo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine does with weights, on the device and off it."""
+"""How an engine handles weights, on the device and on the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_to_publish_takes_no_memory_on_the_device(world: World, kind: str) -> None:
-    """The meta device stands for a GPU that is full: nothing of the model can be copied from it."""
+    """The meta device stands for a full GPU: no part of the model can be copied from it."""
     spec: Any = TypeAdapter(ModelSpec).validate_python(MODELS[kind])
     model = build(spec, vocabulary=20, labels=["a", "b"], pad_id=0, max_length=16)
     engine = Engine(world, model, build_optimizer(model, OptimizerSpec()), data_parallel=False, precision="fp32")
@@ -41,7 +41,7 @@ def test_a_model_to_publish_takes_no_memory_on_the_device(world: World, kind: st
 @pytest.mark.parametrize("clip", [None, 1e3, 0.5])
 @pytest.mark.parametrize("scale", [1.0, float("nan"), float("inf")])
 def test_gradients_are_clipped_as_torch_does_to_the_bit(world: World, clip: float | None, scale: float) -> None:
-    """Also those below the limit, which are not multiplied, and those that are no numbers."""
+    """Also gradients below the limit, which are not multiplied, and gradients that are NaN."""
     torch.manual_seed(0)
     found = []
     for ours in (True, False):

@@ -1,4 +1,6 @@
-"""FSDP2 over a recurrent model whose weights are moved into one piece of memory when it is called, as torch does on GPUs."""
+"""FSDP2 with a recurrent model whose weights are moved into one block of memory when it is called, as torch does on
+GPUs.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ class Model(nn.Module):
 
 
 def losses(model: Model, device: str = "cpu") -> list[float]:
-    """Of five steps of gradient descent."""
+    """The losses of five steps of gradient descent."""
     inputs = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(1)).to(device)
     wanted, lengths = torch.linspace(-1, 1, 6, device=device), torch.full((6,), 7, device=device)
     optimizer, found = torch.optim.SGD(model.parameters(), lr=0.002), []

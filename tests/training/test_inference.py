@@ -1,4 +1,6 @@
-"""Batched answers: in order, in one thread a product, and smaller where memory is short."""
+"""Batched inference: results are in order, each product uses one thread, and batches are made smaller if memory is
+short.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,7 @@ def test_bits_do_not_depend_on_threads(build, precision):
         return list(forward_batches(model, part, batches, device=CPU, precision=precision, threads=threads))
 
     first = answers(1)
-    assert model.training  # as it was, and dropout did not run:
+    assert model.training  # the mode is as before, and dropout did not run:
     assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(first, answers(1), strict=True))
     for threads in (2, 3):
         assert all(torch.equal(a, b) for a, b in zip(first, answers(threads), strict=True))
@@ -141,7 +143,7 @@ def test_weights_cast_ahead_give_the_same_bits(build):
 
     before = answers()
     cast_products(model, "bf16", CPU)
-    if build is not tagger:  # which without an encoder has no product in half precision
+    if build is not tagger:  # a tagger without an encoder has no product in half precision
         assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(answers(), before, strict=True))
     plain = sum(type(module) is torch.nn.Linear for module in model.modules())
@@ -186,14 +188,14 @@ def test_out_of_memory_goes_on_with_smaller_batches(error, capsys):
 
 
 def test_halves_of_different_length_are_padded_alike():
-    """Outputs [B, N, ...] of a batch that did not fit are those of one that did."""
+    """The outputs [B, N, ...] of a batch that did not fit equal those of one that did."""
     part = made_up_part()
     batches = inference_batches(part.lengths, 400)
 
     class Tagging(Picky):
         def forward(self, input_ids, attention_mask, scale):
             super().forward(input_ids, attention_mask)
-            longest = int(attention_mask.sum(1).max())  # as a model does that looks at its batch
+            longest = int(attention_mask.sum(1).max())  # as in a model that depends on the padding of its batch
             return input_ids[:, :longest], attention_mask[:, :longest].bool(), scale
 
     def outputs(found):

@@ -1,4 +1,4 @@
-"""LAMB in one process: against the paper in float64, against timm, and one path against the other."""
+"""LAMB in one process, compared with the paper's algorithm in float64, with timm, and between its own code paths."""
 
 import copy
 import io
@@ -130,7 +130,8 @@ def test_ratio_is_one_where_a_norm_is_zero():
     assert torch.equal(zero_update.detach(), torch.ones(2, 2))
 
 
-# What timm's options of each case in make_timm_golden.py are called here; those of `vectors` are for the 1-D parameters.
+# For each case in make_timm_golden.py, the options that correspond to timm's; those of `vectors` are for the 1-D
+# parameters.
 ADAPTED = {"lr": 0.01, "weight_decay": 0.02, "adapt_1d": True, "max_trust_ratio": None}
 TIMM: dict[str, dict] = {
     "all adapted": ADAPTED,
@@ -267,7 +268,7 @@ def test_a_loaded_state_shares_no_memory_and_makes_up_missing_masters():
 
 
 def test_gradients_in_another_memory_order():
-    """The fused kernel walks memory: a transposed gradient must not be read as it lies."""
+    """The fused kernel reads memory linearly: a transposed gradient must not be read in memory order."""
     params, others = parameters(), parameters()
     fast, slow = Lamb(params, lr=0.01), Lamb(others, lr=0.01, foreach=False)
     gradients(params, 0)

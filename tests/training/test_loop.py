@@ -1,4 +1,4 @@
-"""The training loop: what is computed does not depend on how it is cut, nor on being stopped."""
+"""The training loop: results do not depend on micro-batches, nor on being stopped and continued."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from dtrain.training.workers import Workers
 
 
 class StopAt(StopRequest):
-    """Asks to stop at the n-th question."""
+    """A request to stop that is visible at the n-th check."""
 
     def __init__(self, questions: int | None) -> None:
         self.questions = questions
@@ -64,7 +64,7 @@ def spec(**changes: Any) -> Student:
 
 
 class AskedAt(StopRequest):
-    """Is asked on this rank while the n-th step is made."""
+    """A request to stop that reaches this rank during the n-th step."""
 
     def __init__(self, world: World, step: int) -> None:
         self.world, self.step, self.questions = world, step, 0
@@ -93,7 +93,7 @@ def train(
     engine = Engine(
         world, objective, build_optimizer(objective, student.optimizer), data_parallel=False, precision="fp32"
     )
-    engine.data_parallel = data_parallel is not None  # as a rank of several goes, alone
+    engine.data_parallel = data_parallel is not None  # like one of several ranks, but alone
     adversary = Adversary(student.adversarial, model) if student.adversarial else None
     calls = 0
     whole = objective.parts
@@ -136,7 +136,7 @@ def without_times(position: Position) -> dict[str, Any]:
 def test_stopped_and_continued_is_bit_for_bit_undisturbed(
     world: World, rows: EncodedSplit, tmp_path: Path, stops: list[int], changes: dict[str, Any]
 ) -> None:
-    """Dropout on; stopped in the middle of epochs and at their ends (every fifth step is asked)."""
+    """With dropout; stopped in the middle of epochs and at their ends (every fifth step is tried)."""
     expected, position = train(world, rows, tmp_path / "undisturbed", spec(**changes))
     for stop in stops:
         with pytest.raises(Stopped):
@@ -149,13 +149,13 @@ def test_stopped_and_continued_is_bit_for_bit_undisturbed(
 def test_ranks_that_train_together_stop_one_step_after_they_are_asked(
     world: World, rows: EncodedSplit, tmp_path: Path
 ) -> None:
-    """Steps are 52, 13 an epoch."""
+    """There are 52 steps, 13 in an epoch."""
     expected, position = train(world, rows, tmp_path / "undisturbed", spec(), data_parallel=AskedAt(world, 99))
     for begin, step in ((0, 1), (2, 12), (13, 50)):
         stop = AskedAt(world, step - begin)
         with pytest.raises(Stopped, match=rf"\(test\) at step {step + 1} of 52"):
             train(world, rows, tmp_path / "stopped", spec(), data_parallel=stop)
-        assert stop.questions == step + 1 - begin  # one a step
+        assert stop.questions == step + 1 - begin  # one check in each step
     again, continued = train(world, rows, tmp_path / "stopped", spec(), data_parallel=AskedAt(world, 99))
     assert_same(again, expected)
     assert without_times(continued) == without_times(position)
@@ -211,7 +211,7 @@ def test_it_learns(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
 
 
 def test_micro_batches_change_nothing_but_rounding(world: World, rows: EncodedSplit, tmp_path: Path) -> None:
-    """Including micro-batches without rows: the last batch has 6 rows, and 8 are cut."""
+    """Including micro-batches without rows: the last batch has 6 rows and is cut into 8."""
     plain = {"model": {"type": "bilstm", "embedding": 6, "hidden": 5}, "optimizer": {"type": "sgd", "lr": 0.1}}
     whole, _ = train(world, rows, tmp_path / "1", spec(**plain))
     cut, _ = train(world, rows, tmp_path / "8", spec(**plain, accumulation=8))
@@ -222,7 +222,7 @@ def test_micro_batches_change_nothing_but_rounding(world: World, rows: EncodedSp
 def test_rows_are_ordered_for_the_epochs_that_are_begun_alone(
     world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run of many epochs takes its first step as soon as one of few."""
+    """A run of many epochs makes its first step as early as a run of few."""
     ordered, order = [], feed.training_batches
 
     def counted(lengths: np.ndarray, seed: int, epoch: int, **size: Any) -> list[np.ndarray]:
@@ -255,7 +255,7 @@ def test_patience_ends_it_and_the_best_is_kept(world: World, rows: EncodedSplit,
 @pytest.mark.parametrize(
     ("scores", "best", "evaluations"),
     [
-        ([(0.0, 0.9), (0.0, 0.7), (0.0, 0.5), (0.0, 0.6)], 3, 3),  # nothing found yet, and the loss falls
+        ([(0.0, 0.9), (0.0, 0.7), (0.0, 0.5), (0.0, 0.6)], 3, 3),  # no entity has been found yet, and the loss falls
         ([(0.5, 0.9), (1.0, 0.4), (1.0, 0.3), (1.0, 0.5)], 3, 4),
         ([(0.5, 0.2), (0.6, 0.9), (0.6, 0.9), (0.5, 0.1)], 2, 4),  # the score comes first; the earliest of equals
     ],
@@ -269,7 +269,9 @@ def test_of_equal_scores_the_one_with_the_lower_loss_is_kept(
     best: int,
     evaluations: int,
 ) -> None:
-    """One evaluation an epoch of 13 steps. Patience asks for a better score, whatever the loss does."""
+    """One evaluation in each epoch of 13 steps. Patience counts evaluations without a better score, whatever the loss
+    is.
+    """
     seen: list[dict[str, torch.Tensor]] = []
 
     def evaluate(model: torch.nn.Module, *_: Any, **__: Any) -> dict[str, float]:
@@ -313,7 +315,7 @@ def test_weights_without_bounds_are_no_checkpoint(world: World, rows: EncodedSpl
 def test_weights_that_are_no_numbers_are_no_checkpoint_whatever_the_loss(
     world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float
 ) -> None:
-    """The row of padding takes no part in any loss."""
+    """The loss does not depend on the embedding of padding."""
     plain, steps = Engine.step, 0
 
     def step(engine: Engine, clip: float | None = None, only: Turn | None = None) -> tuple[torch.Tensor, bool]:
@@ -389,7 +391,8 @@ def test_a_damaged_checkpoint_is_skipped(
 def event_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Event files on a slow disk, named in the order of their making.
 
-    TensorBoard reads a folder's files by name, the second and the number of the file, of which 10 comes before 9.
+    TensorBoard reads the files of a folder in the order of their names, which contain the time in seconds and the
+    number of the file; there, 10 comes before 9.
     """
     write = event_file_writer.RecordWriter.write
 
@@ -402,7 +405,7 @@ def event_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: by tag, steps and values (0 for the speed, which no two runs share)."""
+    """The curves that TensorBoard shows: steps and values by tag (0 for the speed, which differs between runs)."""
     shown = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0}).Reload()
     return {
         tag: [(point.step, 0.0 if tag.startswith("speed/") else point.value) for point in shown.Scalars(tag)]
@@ -434,7 +437,9 @@ def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
     folder = tmp_path / "killed"
 
     def kill_at(step: int) -> None:
-        """SIGKILL leaves what is on disk at that moment: neither what waits to be written, nor what `close` writes."""
+        """After SIGKILL only the data that were on disk at that moment exist: neither pending writes nor what `close`
+        would write.
+        """
 
         def after_checkpoint(run: TrainState) -> None:
             checkpoint(run)
@@ -461,7 +466,8 @@ def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
 
     kill_at(20)
     kill_at(27)
-    with pytest.raises(Stopped):  # in the middle of an epoch, and of what a point of the curves is the mean of
+    # In the middle of an epoch, and of the steps over which a point of the curves is averaged.
+    with pytest.raises(Stopped):
         train(world, rows, folder, spec(**changes), stop_at=1)
     kill_at(39)
     kill_at(46)

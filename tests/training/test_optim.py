@@ -1,4 +1,4 @@
-"""Parameter groups and schedules against values worked out by hand and torch's own."""
+"""Parameter groups and schedules compared with values computed by hand and by torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_longest_prefix_wins() -> None:
 
 def test_names_are_those_of_the_model_that_is_pre_trained() -> None:
     wrapped = nn.Module()
-    wrapped.wrapped_as, wrapped.lm = "lm.", Model()  # as models.masked_lm says it
+    wrapped.wrapped_as, wrapped.lm = "lm.", Model()  # as in models.masked_lm
     groups = parameter_groups(wrapped, OptimizerSpec(modules={"encoder": 5e-5}))
     assert sum(len(g["params"]) for g in groups if g["lr"] == 5e-5) == 2  # type: ignore[misc, arg-type]
     with pytest.raises(InputError, match=r"the model has encoder, encoder_norm, head\)"):
@@ -75,7 +75,9 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bilstm", "bert"])
 def test_fused_adamw_is_the_plain_one(kind: str) -> None:
-    """Twenty steps with decay, a rate of their own for some and a rate that changes; to 1e-5 of the way gone."""
+    """Twenty steps with weight decay, a separate learning rate for some parameters and a schedule; equal to 1e-5 of the
+    distance moved.
+    """
     sections = {
         "bilstm": {"type": "bilstm", "embedding": 16, "hidden": 12, "dropout": 0.0},
         "bert": {"type": "bert", "hidden": 16, "layers": 2, "heads": 2, "dropout": 0.0},
@@ -106,7 +108,9 @@ def test_fused_adamw_is_the_plain_one(kind: str) -> None:
 
 
 def test_a_step_count_goes_where_its_optimizer_reads_it() -> None:
-    """The fused kernel reads it beside the parameter, wherever a checkpoint was loaded to; LAMB on the CPU."""
+    """The fused kernel needs it on the parameter's device, wherever the checkpoint was loaded; LAMB needs it on the
+    CPU.
+    """
     parameter, count = torch.zeros(2, device="meta"), torch.tensor(7.0)
     places = {}
     for name in ("adamw", "lamb"):
@@ -118,7 +122,9 @@ def test_a_step_count_goes_where_its_optimizer_reads_it() -> None:
 
 
 def test_linear_is_transformers_schedule_one_step_on() -> None:
-    """transformers starts its warm-up at rate 0 and ends above 0; ours starts above 0: no step is wasted."""
+    """transformers starts its warm-up at a learning rate of 0 and ends above 0; dtrain starts above 0, so that no step
+    is wasted.
+    """
     from transformers import get_linear_schedule_with_warmup
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

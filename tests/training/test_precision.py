@@ -21,4 +21,5 @@ def test_auto_is_bf16_where_the_gpu_computes_in_it(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert resolve_precision("auto", torch.device("cuda"), "teachers.t.precision") == expected
     assert resolve_precision("auto", torch.device("cpu"), "teachers.t.precision") == "fp32"
-    assert resolve_precision("bf16", torch.device("cuda"), "teachers.t.precision") == "bf16"  # who asks for it gets it
+    # An explicit choice is respected.
+    assert resolve_precision("bf16", torch.device("cuda"), "teachers.t.precision") == "bf16"

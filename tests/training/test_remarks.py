@@ -1,4 +1,4 @@
-"""Remarks on models that have learnt nothing: right where they are true, and silent otherwise."""
+"""Warnings about models that have learnt nothing: given if they are true, and not otherwise."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def test_one_class_for_every_row() -> None:
     assert of([0, 0, 1, 1, 1, 2], [1] * 6) == [
         "it gives every validation row the class 'money' (50.0 % of them): nothing about a row can be learnt from it"
     ]
-    assert "'film' (60.0 %" in of([2, 2, 2, 0, 0], [2] * 5)[0]  # of classes of which one is not there
+    assert "'film' (60.0 %" in of([2, 2, 2, 0, 0], [2] * 5)[0]  # one of the classes does not occur
 
 
 def test_no_row_right_in_any_evaluation() -> None:
     assert of([0, 0, 1], [2, 2, 2]) == [
         "f1 was 0.0 in the evaluation: it has not learnt the task, and nothing can be learnt from it"
     ]
-    nothing, something = {"f1": 0.0, "accuracy": 0.9}, {"f1": 0.1, "accuracy": 0.9}  # of a tagger
+    nothing, something = {"f1": 0.0, "accuracy": 0.9}, {"f1": 0.1, "accuracy": 0.9}  # scores of a tagger
     gold = np.zeros(4, dtype=np.int64)
     assert remarks([nothing] * 8, nothing, gold, [])[0].startswith("f1 was 0.0 in all 8 evaluations")
     assert remarks([nothing, something], something, gold, []) == []
 
 
 def test_silent_about_every_other_answer() -> None:
-    """All answers to five rows: a remark for those that give one class, and for those with no row right."""
+    """All possible answers to five rows: a warning if they contain only one class or if no row is right."""
     gold = [0, 0, 1, 1, 2]
     for predicted in itertools.product(range(3), repeat=len(gold)):
         wrong = all(a != b for a, b in zip(gold, predicted, strict=True))
@@ -53,7 +53,7 @@ def test_silent_about_every_other_answer() -> None:
 
 
 def test_told_and_written_beside_the_scores(tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """A teacher that learns the share of its classes alone, and then the same taken from its folder."""
+    """A teacher that learns only the frequencies of its classes, and the same teacher taken from its folder."""
     for part, shift in (("train", 0), ("valid", 5)):
         rows = [{"text": f"{part[0]}{n}", "label": "y" if n % 12 == shift else "x"} for n in range(24)]
         (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""What a launch asks for: read from its variables, filled from the recipe, refused where it cannot be exact."""
+"""The sharding of a launch: read from its variables, completed from the recipe, and refused if the result could not be
+exact.
+"""
 
 from __future__ import annotations
 
@@ -134,5 +136,5 @@ def test_pgd_is_refused_under_zero(name: str) -> None:
     with pytest.raises(InputError, match=r"teachers\.t\.adversarial\.type: pgd .*\(use fsdp2 or ddp\)"):
         check_engine(world, spec(adversarial={"type": "pgd"}))
     check_engine(world, spec(adversarial={"type": "fgm"}))
-    world.size = 1  # nothing is spread
+    world.size = 1  # nothing is sharded
     check_engine(world, spec(adversarial={"type": "pgd"}))

@@ -1,4 +1,4 @@
-"""Model FLOPs against torch's own counter of what is computed, and means between two looks."""
+"""Model FLOPs compared with torch's own FLOP counter, and means between two readings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ CPU = torch.device("cpu")
 
 
 def test_model_flops_are_those_that_torch_counts() -> None:
-    """Of a BERT's forward and backward; pooler and classifier multiply one token a row, which the formula does not see."""
+    """For the forward and backward pass of a BERT; pooler and classifier compute one token per row, which the formula
+    leaves out.
+    """
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -40,7 +42,7 @@ def test_looks_are_means_of_what_came_between() -> None:
     assert found["rows_per_second"] == 1.5
     assert found["tokens_per_second"] == 5.0
     assert found["model_tflops"] == pytest.approx(5.0 + (9 + 25 + 4) / 100 / 2)
-    # No data sheet says what this CPU can do: of what it was measured to.
+    # No data sheet gives the peak of this CPU, so utilisation is relative to the measured rate.
     assert found["utilisation"] == pytest.approx(found["model_tflops"] * 1e12 / (2 * matmul_rate(CPU, "fp32")))
     speed.add(np.array([7]))
     assert speed.look(13.0)["rows_per_second"] == 1.0
@@ -63,7 +65,7 @@ def test_looks_are_means_of_what_came_between() -> None:
         ("NVIDIA A10", 125),
         ("Tesla V100-SXM2-16GB", 125),
         ("Tesla V100-PCIE-32GB", 112),
-        # Names that hold another's, and devices that are measured.
+        # Names that contain other names, and devices whose rate is measured.
         ("NVIDIA A10G", None),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA RTX A4000", None),
@@ -78,7 +80,7 @@ def test_a_device_has_the_peak_of_its_own_data_sheet(name: str, tflops: int | No
 
 
 def test_the_rate_of_a_device_without_a_data_sheet_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that ticks once in 10 ms, between whose looks a product is made."""
+    """With a clock that advances by 10 ms, with a matrix product between two readings."""
     ticks = itertools.count()
     monkeypatch.setattr("dtrain.engines.speed.time.perf_counter", lambda: next(ticks) * 0.01)
     matmul_rate.cache_clear()

@@ -1,4 +1,6 @@
-"""A model and the discriminator of its loss that learn in turn, step by step against two optimizers of their own."""
+"""A model and the discriminator of its loss that are trained alternately, compared step by step with two separate
+optimizers.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,9 @@ def batch() -> Batch:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_each_learns_in_its_own_steps_alone(world: World, precision: str) -> None:
-    """SGD with momentum, so that a step of the other would show in what is remembered, and a norm that is clipped.
+    """SGD with momentum, so that a step of the other would be visible in the momentum, and with clipping of the norm.
 
-    Nothing of this model is computed in half precision; what fp16 adds is a scale, taken off before the norm is clipped.
+    No part of this model is computed in half precision; fp16 only adds a loss scale, which is removed before clipping.
     """
     torch.manual_seed(1)
     spec = TaggerSpec.model_validate({"type": "tagger", "embedding": 5, "lstm": 3, "dropout": 0.0})
