@@ -1,8 +1,8 @@
-"""What adversarial losses share: a discriminator, and a gradient that is turned round on its way back.
+"""What adversarial losses share: a discriminator, and the reversal of gradients.
 
-A discriminator learns to tell two kinds of features apart, and what computes the features learns to make that hard. One
-optimizer does both where the gradient of the discriminator's loss is reversed between the two (Ganin and Lempitsky 2015,
-1409.7495, section 3.1):
+A discriminator learns to tell two kinds of features apart, and the model that computes the features learns to make that
+hard. One optimizer does both if the gradient of the discriminator's loss is reversed between the two (Ganin and
+Lempitsky 2015, 1409.7495):
 
     features ── reverse_gradient ──▶ discriminator ──▶ loss
        ◀── -factor x dloss/dfeatures ──┘    ◀── +dloss/dweights
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 
 def reverse_gradient(values: Tensor, factor: float = 1.0) -> Tensor:
-    """`values`, bit for bit; a gradient that comes back is multiplied by -`factor`."""
+    """`values` unchanged; their gradient is multiplied by -`factor` in the backward pass."""
     turned: Tensor = _Reversed.apply(values, factor)
     return turned
 
@@ -26,12 +26,12 @@ def reverse_gradient(values: Tensor, factor: float = 1.0) -> Tensor:
 class Discriminator(nn.Module):
     """h = W_h tanh(W_x f + b_x) + b_h, of which sigmoid(h) is the probability of one of two kinds, for a feature f.
 
-    It computes in float32 (float64 stays), under autocast too and where an engine keeps weights in 16 bits: a sigmoid
-    near 0 or 1 has its gradient in digits that half precision does not have.
+    It computes in float32 (float64 stays), also under autocast and where an engine keeps weights in 16 bits: near 0 and
+    1, the gradient of a sigmoid is too small for half precision.
 
     Args:
         width: length of a feature.
-        hidden: of what the tanh is taken of.
+        hidden: number of hidden units.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -45,10 +45,10 @@ class Discriminator(nn.Module):
 
 
 class Balanced(Discriminator):
-    """One that counts rows of two kinds by weights of their own.
+    """A discriminator with a weight for the rows of each of the two kinds.
 
     Args:
-        balance: the weight of a row of the kind whose h is to be below 0, and of the other.
+        balance: the weight of a row of the kind whose h should be negative, and of a row of the other kind.
     """
 
     def __init__(self, width: int, hidden: int, balance: tuple[float, float]) -> None:
@@ -61,7 +61,7 @@ class _InFull(nn.Linear):
 
     def forward(self, input: Tensor, fixed: bool = False) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
-        # Taken off the graph here, where engines that cut parameters up have put them together.
+        # Detached inside this call, for which engines that shard parameters gather them.
         weight, bias = (self.weight.detach(), self.bias.detach()) if fixed else (self.weight, self.bias)
         with torch.autocast(input.device.type, enabled=False):
             return functional.linear(input.to(dtype), weight.to(dtype), bias.to(dtype))

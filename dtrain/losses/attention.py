@@ -1,7 +1,7 @@
 """Losses on attention and on relations between the tokens of a row, of two transformers that read the same tokens.
 
-Each gets lists, one tensor for each pair of layers (losses/layers.py), and gives values a row [B]. None needs equal widths.
-Recipes are checked against their signatures, for which torch is not imported.
+Each takes lists, one tensor for each pair of layers (losses/layers.py), and returns one value per row, [B]. None needs
+equal widths. Recipes are checked against the signatures without importing torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def attention_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], token_ma
 def attention_kl(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
     """mean_(l, g(l)) mean_a mean_i KL(softmax_j(e_t) || softmax_j(e_s)) over heads a and a row's tokens i (MiniLM, 2002.10957, sec. 3.1).
 
-    The softmax is over the row's own tokens j. MiniLM is this and `value_relations`, each of the last layers alone.
+    The softmax is over the row's own tokens j. MiniLM is the sum of this and `value_relations`,
+    each on the last layers alone.
 
     Args:
         student: for each pair, float [B, A, N, N] of the student's layer, scores before the softmax.
@@ -61,11 +62,11 @@ def attention_kl(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mas
 def value_relations(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
     """mean_(l, g(l)) mean_a mean_i KL(R_t || R_s), R = softmax_j(v_i v_j / sqrt(d)) of head a (MiniLM, 2002.10957, sec. 3.2).
 
-    d is the width of a head of either model. i and j are the row's own tokens.
+    d is the width of a head, which may differ between the models. i and j are the row's own tokens.
 
     Args:
         student: for each pair, float [B, A, N, d] of the student's layer.
-        teacher: for each pair, float [B, A, N, d] of the teacher's layer, of another d maybe.
+        teacher: for each pair, float [B, A, N, d] of the teacher's layer, with the teacher's d.
         token_mask: bool [B, N].
 
     Returns:
@@ -111,9 +112,9 @@ def qkv_relations(
 ) -> Tensor:
     """The *sum* over X of queries, keys and values of mean_(l, g(l)) mean_a mean_i KL(R_t || R_s), R = softmax_j(x_i x_j / sqrt(d)) (MiniLMv2, 2012.15828, sec. 3).
 
-    The heads of a layer side by side are cut anew into `relation_heads` of width d, so that student and teacher may
-    differ in width and in attention heads. The paper takes the last layer of the student and, of a large teacher, one
-    a little above the middle: `layers: [[6, 19]]`.
+    The concatenated heads of a layer are split again into `relation_heads` heads of width d, so that student and
+    teacher may differ in width and in attention heads. The paper takes the student's last layer and, for a large
+    teacher, one of its upper middle layers: `layers: [[6, 19]]`.
 
     Args:
         student_queries: for each pair, float [B, A, N, d] of the student's layer.
@@ -123,7 +124,7 @@ def qkv_relations(
         teacher_keys: as `teacher_queries`.
         teacher_values: as `teacher_queries`.
         token_mask: bool [B, N].
-        relation_heads: how many heads are made; must divide the widths of both models.
+        relation_heads: the number of heads to split into; must divide the widths of both models.
 
     Returns:
         float [B].
@@ -139,5 +140,5 @@ def qkv_relations(
 
 
 def _joined(heads: Tensor) -> Tensor:
-    """Heads side by side: [B, A, N, d] -> [B, N, A d]."""
+    """Concatenates heads: [B, A, N, d] -> [B, N, A d]."""
     return heads.transpose(1, 2).flatten(2)

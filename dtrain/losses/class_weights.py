@@ -1,6 +1,6 @@
-"""Weights of classes: `class_weights` of a cross-entropy, as a recipe gives them and as a batch needs them.
+"""Weights of classes in a cross-entropy: `class_weights` is checked as a recipe has it and applied to batches.
 
-Recipes are checked with it, for which torch is not imported (see torch_later.py).
+Recipes are checked by this module without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BALANCED = "balanced"
 
 
 def _checked(value: Any) -> Any:
-    """Labels as texts (YAML reads 1 as a number), each with a number over 0."""
+    """The mapping with labels as text (YAML reads 1 as a number) and weights over 0."""
     if value is None or value == BALANCED:
         return value
     if not isinstance(value, Mapping) or not value:
@@ -39,15 +39,15 @@ ClassWeights = Annotated[dict[str, float] | Literal["balanced"] | None, BeforeVa
 
 
 def weights_in_order(given: Mapping[str, float] | str, counts: Mapping[str, int]) -> tuple[float, ...]:
-    """The weight of each label: as given, 1 where it is not named; or balanced, n / (C n_c), 1 for one without a row.
+    """The weight of each label: as given, or 1 if not named; `balanced`: n / (C n_c), or 1 for a label without rows.
 
     Args:
-        given: by label, or `balanced`.
+        given: weights by label, or `balanced`.
         counts: labelled training rows of each label (n_c, in all n), in the order of the labels' numbers; C is the number
             of labels that have some. Over these rows balanced weights have the mean 1.
 
     Raises:
-        InputError: a label that there is not.
+        InputError: `given` names an unknown label.
     """
     if not isinstance(given, str):
         for label in given:
@@ -59,7 +59,7 @@ def weights_in_order(given: Mapping[str, float] | str, counts: Mapping[str, int]
 
 
 def of_rows(class_weights: ClassWeights, labels: Tensor, values: Tensor) -> Tensor:
-    """Values [B] of rows times the weights of their labels, int64 [B]; as they are where there are no weights.
+    """Values of rows [B] times the weights of their labels, int64 [B]; unchanged if there are no weights.
 
     Args:
         class_weights: numbers in the order of the labels, which `weights_in_order` made of what the recipe says.
@@ -72,5 +72,5 @@ def of_rows(class_weights: ClassWeights, labels: Tensor, values: Tensor) -> Tens
 
 @functools.cache
 def _on_device(weights: tuple[float, ...], device: Any, dtype: Any) -> Tensor:
-    """Once copied, nothing waits for them at a later step."""
+    """The weights as a tensor; it is kept, so that later steps wait for no copy."""
     return torch.tensor(weights, dtype=dtype).to(device, non_blocking=True)

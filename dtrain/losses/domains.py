@@ -1,6 +1,6 @@
-"""Features that do not tell from which of two kinds of text they are: a discriminator against what it looks at.
+"""Adversarial feature adaptation: a discriminator tells two kinds of text apart, and features learn to prevent that.
 
-Recipes are checked against its signature, for which torch is not imported (see torch_later.py).
+Recipes are checked against the signature without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Units = Annotated[int, Field(gt=0, le=65536)]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Between = Literal["pairs", "labels"]
-FIRST = {"pairs": "paired_rows", "labels": "labelled_rows"}  # how many rows are of the kind whose number is 1
+FIRST = {"pairs": "paired_rows", "labels": "labelled_rows"}  # the count in `widths` of rows with d = 1
 
 
 def _discriminator(
     widths: Mapping[str, int], *, hidden: int, strength: float, between: Between, balanced: bool
 ) -> nn.Module:
-    """Its weights, of the features' width, and of how many training rows there are of each kind.
+    """The discriminator for features of this width and for the numbers of training rows of each kind.
 
     Raises:
         InputError: all rows are of one kind, or the model has no features.
@@ -58,24 +58,25 @@ def domain_adversary(
     between: Between = "pairs",
     balanced: bool = True,
 ) -> Tensor:
-    """w_d log(1 + exp(-(2 d - 1) D(R(f)))), D(f) = W_h tanh(W_x f + b_x) + b_h, d 1 or 0: of which kind of text a row is.
+    """w_d log(1 + exp(-(2 d - 1) D(R(f)))), D(f) = W_h tanh(W_x f + b_x) + b_h, d 1 or 0 for a row's kind of text.
 
     Adversarial feature adaptation (Xu and Yang 1705.02073, section 3.2). The discriminator D learns to tell labelled text
-    from parallel text, while R reverses its gradient, so that features learn not to tell: R(f) = f, and its gradient is
-    -strength times that of f (Ganin and Lempitsky 1409.7495, equations 8 and 9). One optimizer trains both. Where the
-    logged value stays near log 2 = 0.69, the features do not tell. Computed in float32.
+    from parallel text, while R reverses its gradient, so that features learn to hide the difference: R(f) = f, and its
+    gradient is -strength times that of f (Ganin and Lempitsky 1409.7495). One optimizer trains both. While the logged
+    value stays near log 2 = 0.69, D cannot tell the kinds apart. Computed in float32.
 
     Args:
         discriminator: D.
         features: float [B, F].
-        parallel: bool [B], whether a row has further sides.
+        parallel: bool [B], whether a row is parallel text.
         labelled: bool [B].
         hidden: units of D.
-        strength: how much of D's gradient reaches the features, beside the weight of the term, which D's own gradient has
-            too.
-        between: which kinds are told apart: rows of parallel text and rows of one side (`pairs`), or rows with a label and
-            rows without one (`labels`).
-        balanced: w_d: n / (2 n_d) of n training rows, n_d of kind d, so that both kinds count the same; else 1.
+        strength: factor on the gradient that reaches the features; the weight of the term multiplies this gradient and
+            that of D's own weights alike.
+        between: which kinds are told apart: rows with and without parallel text (`pairs`), or rows with and without a label
+            (`labels`).
+        balanced: whether w_d is n / (2 n_d) for n training rows, n_d of kind d, so that both kinds count the
+            same; else 1.
 
     Returns:
         float [B].

@@ -1,6 +1,6 @@
-"""Losses on the exits of a model with several classifiers, [E, B, C], the last exit last: values a row [B].
+"""Losses on the exits of a model with several classifiers, [E, B, C], the last exit last: one value per row, [B].
 
-Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
+Recipes are checked against the signatures without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def exits_distillation(
 
     Args:
         exits: float [E, B, C].
-        source: whether p is of the last exit or of all of them.
+        source: whether p is that of the last exit or the mean over all exits.
         temperature: T, which logits are divided by.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Losses on features, the pooled vector [B, F] that reaches a classifier: values a row [B].
+"""Losses on features, the pooled vector [B, F] that reaches a classifier: one value per row, [B].
 
-Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
+Recipes are checked against the signatures without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def feature_hint(student_features: Tensor, teacher_features: Tensor, *, beta: Width = 1.0) -> Tensor:
     """The *mean* over features of smoothL1(f_t - f_s): d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
 
-    The hint of distillation between like structures (a BERT-CNN teaches a TextCNN), features before the classifier.
-    Of several teachers, the mean of the values.
+    It is for models of like structure (a BERT-CNN teaches a TextCNN), on the features before the classifier. With
+    several teachers, it is the mean of the values.
 
     Args:
         student_features: float [B, F].
         teacher_features: float [B, F], or [K, B, F] of K teachers.
-        beta: where the square becomes a line.
+        beta: the difference at which the loss turns from quadratic to linear.
 
     Returns:
         float [B].
@@ -45,7 +45,7 @@ def feature_hint(student_features: Tensor, teacher_features: Tensor, *, beta: Wi
 
 @register("features", "teachers.features")
 def feature_cosine(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """1 - cos(f_t, f_s). Of several teachers, the mean of the values.
+    """1 - cos(f_t, f_s). With several teachers, it is the mean of the values.
 
     Args:
         student_features: float [B, F].

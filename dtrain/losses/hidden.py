@@ -1,7 +1,7 @@
-"""Losses on the states inside two transformers that read the same tokens: values a row [B], means over its tokens.
+"""Losses on the states inside two transformers that read the same tokens: one value per row, [B], mean over its tokens.
 
-Each gets lists, one tensor for each pair of layers (losses/layers.py), the student's already of its teacher's width
-where `mapped` says so. Recipes are checked against their signatures, for which torch is not imported.
+Each takes lists, one tensor for each pair of layers (losses/layers.py); with `mapped`, the student's states already
+have the teacher's width. Recipes are checked against the signatures without importing torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def hidden_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask:
 def hidden_cosine(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
     """mean_(l, g(l)) mean_i (1 - cos(h_s W, h_t)) over pairs of layers and a row's tokens i (DistilBERT, 1910.01108, sec. 2).
 
-    The direction of the states and not their size; DistilBERT takes the last layers alone.
+    It compares the direction of states and not their size; DistilBERT does so for the last layers alone.
 
     Args:
         student: for each pair, float [B, N, H] of the student's layer, H its teacher's width.
@@ -58,7 +58,7 @@ def hidden_cosine(student: Sequence[Tensor], teacher: Sequence[Tensor], token_ma
 
 @register("embeddings", "teachers.embeddings", "token_mask", mapped=True)
 def embedding_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
-    """mean_i ||e_s W - e_t||^2 / H over a row's tokens i, e what goes into the first layer (TinyBERT, 1909.10351, eq. 9).
+    """mean_i ||e_s W - e_t||^2 / H over a row's tokens i, e the input of the first layer (TinyBERT, 1909.10351, eq. 9).
 
     Args:
         student: one tensor, float [B, N, H], H the teacher's width.
@@ -75,8 +75,8 @@ def embedding_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], token_ma
 def hidden_hint(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
     """mean_(l, g(l)) mean_i 1/2 ||h_t - r(h_s)||^2, the *sum* over channels, over a row's tokens i (FitNets, 1412.6550, eq. 3).
 
-    r is a linear map, which is trained. The paper compares one layer in the middle of either model, and trains in a
-    first stage only what lies below the student's: `layers: [[2, 6]]`.
+    r is a trained linear map. The paper compares a middle layer of either model, and in a first stage trains the
+    student only up to that layer: `layers: [[2, 6]]`.
 
     Args:
         student: for each pair, float [B, N, H] of the student's layer, H its teacher's width.
@@ -107,16 +107,17 @@ def vid(
 ) -> Tensor:
     """mean_(l, g(l)) mean_i sum_c [log s_c + (h_t - mu(h_s))_c^2 / (2 s_c^2)] over a row's tokens i (1904.05835, eq. 4 to 6).
 
-    Variational information distillation: -log q(h_t | h_s) but for a constant, q normal with a variance a channel,
-    s_c^2 = softplus(alpha_c) + floor. mu, two layers with a ReLU between, and alpha are trained for each pair of layers;
-    channels that the student need not know get a large variance. It sums over channels: weights are small.
+    Variational information distillation: -log q(h_t | h_s) up to a constant, q a normal distribution with one variance
+    per channel, s_c^2 = softplus(alpha_c) + floor. mu, two layers with a ReLU between, and alpha are trained for each
+    pair of layers; channels that the student cannot predict get a large variance. It is a sum over channels, so its
+    weight should be small.
 
     Args:
         regressors: gives mu and alpha.
         student: for each pair, float [B, N, Hs] of the student's layer.
         teacher: for each pair, float [B, N, Ht] of the teacher's layer.
         token_mask: bool [B, N].
-        variance: s_c^2 at the beginning.
+        variance: the initial s_c^2.
         floor: the least s_c^2.
 
     Returns:

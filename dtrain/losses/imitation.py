@@ -1,8 +1,8 @@
-"""Adversarial imitation of a teacher's features of tokens: values a row [B], each a sum over the row's characters.
+"""Adversarial imitation of a teacher's features of tokens: one value per row, [B], a sum over the row's characters.
 
 The caller divides by the number of characters of the global batch, so the loss is a mean over unpadded characters.
-Computed in float32 (float64 stays), under autocast too. Recipes are checked against the signature, for which torch is not
-imported (see torch_later.py).
+Computed in float32 (float64 stays), also under autocast. Recipes are checked against the signature without importing
+torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -58,23 +58,24 @@ def imitation(
     discriminator_steps: Size = 1,
     hidden: Size = 128,
 ) -> Tensor:
-    """sum_i [-log D(f_t,i) - log(1 - D(f_s,i))], D(f) = sigmoid(W_h tanh(W_x f + b_x) + b_h) (Liu et al. AAAI 2019).
+    """sum_i [-log D(f_t,i) - log(1 - D(f_s,i))] over a row's characters i (Liu et al. AAAI 2019).
 
-    D learns to tell the teacher's features of a character i from the student's, and the student to be taken for its
-    teacher, whose features know more than the text says. Features are what the classifier is a linear map of: both must
-    have as many. The value is D's loss, 2 log 2 = 1.386 a character where it cannot tell the two apart. Of several
-    teachers, the mean of the first term.
+    D(f) = sigmoid(W_h tanh(W_x f + b_x) + b_h) learns to tell the teacher's features of a character i from the
+    student's, and the student learns to imitate its teacher, which reads more than the text. Features are the input of
+    the linear classifier: both models must have the same number. The value is D's loss, which is 2 log 2 = 1.386 per
+    character if it cannot tell the two apart. With several teachers, the first term is the mean over them.
 
     Args:
         discriminator: D, which gives the logarithm of the odds.
         student_features: float [B, N, F].
         mask: bool [B, N].
         teacher_features: float [B, N, F], or [K, B, N, F] of K teachers.
-        mode: alternating: in turn D learns alone, by this value, and the student alone, by -log D(f_s,i) and its other
-            losses; reversal: both learn in each step, the student by the gradient of this value with its sign turned round.
-        strength: the factor on what reaches the student, beside the loss's weight.
+        mode: alternating: steps that train D alone, by this value, alternate with steps that train the student alone,
+            by -log D(f_s,i) and its other losses; reversal: each step trains both, the student by the reversed gradient
+            of this value.
+        strength: factor on the gradient that reaches the student, beside the loss's weight.
         discriminator_steps: alternating: the steps of D before each step of the student.
-        hidden: numbers that D takes the tanh of.
+        hidden: hidden units of D.
 
     Returns:
         float [B].
@@ -85,7 +86,7 @@ def imitation(
         real = real.mean(0)
     if mode == ALTERNATING:
         false = functional.softplus(discriminator(own.detach()))
-        # Added with its value taken off: the gradient alone, for the student, as the discriminator is held fixed here.
+        # Its value is subtracted again: it adds only a gradient, and only for the student, as D is fixed here.
         fooled = strength * functional.softplus(-discriminator(own, fixed=True))
         values = real + false + (fooled - fooled.detach())
     else:

@@ -1,7 +1,7 @@
-"""Losses on the logits of labels of which a row may have any number, each with a sigmoid of its own: values a row [B].
+"""Losses for rows with any number of labels, each label with a sigmoid of its own: one value per row, [B].
 
-Each is the *mean* over labels, so that its size does not depend on how many there are. Half-precision logits are computed
-with in float32. Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
+Each is the *mean* over labels, so that its size does not depend on their number. Half-precision logits are converted to
+float32. Recipes are checked against the signatures without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("logits", "label_sets")
 def binary_cross_entropy(student_logits: Tensor, label_sets: Tensor) -> Tensor:
-    """The *mean* over labels of -(y log s + (1 - y) log(1 - s)), s = sigmoid(z_s): the mean that torch takes, too.
+    """The *mean* over labels of -(y log s + (1 - y) log(1 - s)), s = sigmoid(z_s), as torch computes it.
 
     Args:
         student_logits: float [B, C].
@@ -35,10 +35,10 @@ def binary_cross_entropy(student_logits: Tensor, label_sets: Tensor) -> Tensor:
 
 @register("logits", "teachers.logits", logits=("labels",))
 def soft_label_sets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 1.0) -> Tensor:
-    """T^2 times the *mean* over labels of KL(p || q) of two coins, p = sigmoid(z_t / T) and q = sigmoid(z_s / T).
+    """T^2 times the *mean* over labels of KL(p || q), Bernoulli with p = sigmoid(z_t / T) and q = sigmoid(z_s / T).
 
-    Soft targets (Hinton et al. 1503.02531) of each label by itself; T^2 keeps the size of the gradient comparable over
-    temperatures. Of several teachers, the mean of their p is the target.
+    Soft targets (Hinton et al. 1503.02531) for each label by itself; T^2 keeps the size of the gradient comparable over
+    temperatures. With several teachers, the mean of their p is the target.
 
     Args:
         student_logits: float [B, C].
@@ -70,8 +70,8 @@ def label_set_annealing(
 ) -> Tensor:
     """`binary_cross_entropy` with l y + (1 - l) sigmoid(z_t) for y, l = min(1, progress / until) (BAM, 1907.04829).
 
-    A row without labels has (1 - l) times that with sigmoid(z_t). Of several teachers, the mean of their probabilities
-    is the target.
+    For a row without labels, it is (1 - l) times the cross-entropy with sigmoid(z_t). With several teachers, the mean
+    of their probabilities is the target.
 
     Args:
         student_logits: float [B, C].
@@ -79,8 +79,8 @@ def label_set_annealing(
         labelled: bool [B].
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
         progress: the share of training that is done.
-        until: the share at which the row's own labels alone are left.
-        shape: of l on its way from 0 to 1; BAM's is linear, a step goes there at `until`.
+        until: the share of training after which only the row's own labels count.
+        shape: how l goes from 0 to 1: linear (as in BAM), cosine, or a step at `until`.
 
     Returns:
         float [B].
@@ -89,7 +89,7 @@ def label_set_annealing(
     student, teacher = full_precision(student_logits), torch.sigmoid(full_precision(teacher_logits))
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
-    # The cross-entropy is linear in its target, so that a row without labels may have 1 - l as a factor.
+    # The cross-entropy is linear in its target, so 1 - l is a factor in rows without labels.
     target = torch.where(labelled[:, None], gold * label_sets.to(student.dtype) + (1 - gold) * teacher, teacher)
     values = functional.binary_cross_entropy_with_logits(student, target, reduction="none").mean(-1)
     return torch.where(labelled, values, (1 - gold) * values)

@@ -1,4 +1,4 @@
-"""Weights of losses that go on from one phase of a student to the next."""
+"""Weights of losses that are kept from one phase of a student to the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dtrain.losses.objective import LossSum
 
 
 def lasting_losses(losses: nn.Module) -> dict[str, nn.Module]:
-    """By name within `losses`, of one task or of several, the modules whose weights go on from phase to phase."""
+    """The modules whose weights are kept from phase to phase, by their names in `losses` (of one task or several)."""
     return {
         f"{place}.stateful.{name}".lstrip("."): module.stateful[name]
         for place, module in losses.named_modules()

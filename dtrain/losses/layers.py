@@ -1,8 +1,8 @@
-"""Which layers of a student are compared with which of its teacher. Recipes are checked by this, so without torch.
+"""Which layers of a student are compared with which of its teacher; recipes are checked by this without torch.
 
-Layers are counted from 1; layer 0 is the output of the embeddings. With n_s layers of a student and n_t of its teacher:
+Layers are counted from 1; layer 0 is the output of the embeddings. For a student of n_s layers and a teacher of n_t:
 
-    uniform   (l, l n_t / n_s) for l = 1 .. n_s, rounded to the nearest layer, from 1
+    uniform   (l, l n_t / n_s) for l = 1 .. n_s, rounded to the nearest layer, at least 1
     skip      (l, k l) for l = 1 .. n_s, every k-th layer of the teacher, k = floor(n_t / n_s)
     last      (n_s, n_t) alone
 """
@@ -54,7 +54,7 @@ def layer_pairs(layers: str | Sequence[tuple[int, int]], student: int, teacher: 
         layers: the recipe's key.
         student: number of layers of the student.
         teacher: number of layers of its teacher.
-        first: the first layer that has what is compared: 0 for states, 1 for what only attention has.
+        first: the first layer that may be compared: 0 for states, 1 for queries, keys, values and scores of attention.
 
     Raises:
         ValueError: a layer that does not exist, or a `skip` over a teacher with fewer layers than the student.

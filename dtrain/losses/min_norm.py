@@ -1,19 +1,17 @@
-"""The point of least norm in a convex hull with bounded coefficients: a small quadratic programme a row, exact."""
+"""The point of least norm in a convex hull with bounded coefficients: an exact quadratic programme for each row."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-RIDGE = 1e-10  # of the mean squared norm: decides between equal gradients, in favour of equal weights
+RIDGE = 1e-10  # times the mean squared norm; among equal gradients it favours equal weights
 TOLERANCE = 1e-9  # of multipliers, on the same scale
-APART = (
-    1e-9  # upper bounds differ by so much, so that no corner has more bounds than it needs, where rounds could circle
-)
+APART = 1e-9  # upper bounds differ by multiples of it, so that no vertex is degenerate, where rounds could cycle
 
 
 def min_norm_weights(gram: Tensor, limit: float = 1.0) -> Tensor:
-    """argmin_w 1/2 w' G w with sum w = 1 and 0 <= w <= limit, for each row; nothing waits for the device.
+    """argmin_w 1/2 w' G w with sum w = 1 and 0 <= w <= limit, for each row, without waiting for the device.
 
     Two vectors have a closed form (Desideri 2012, MGDA); more go through a primal active-set method on all rows at
     once (Nocedal and Wright 2006, algorithm 16.3), started from equal weights. Where several w are best, as
@@ -49,7 +47,7 @@ def _active_set(gram: Tensor, limit: float) -> Tensor:
     rows, count, _ = gram.shape
     weights = gram.new_full((rows, count), 1 / count)
     bounds = torch.inf if limit >= 1 else limit + APART * torch.arange(1, count + 1, device=gram.device).double()
-    upper = gram.new_zeros(count) + bounds  # of 1, the sum and the lower bounds take care
+    upper = gram.new_zeros(count) + bounds  # a bound of 1 follows from the sum and the lower bounds
     low = torch.zeros(rows, count, dtype=torch.bool, device=gram.device)  # held at 0
     high = torch.zeros_like(low)  # held at the limit
     # Each round fixes or frees one weight of a row; 3 K rounds were enough in 200,000 random rows, K from 3 to 8.

@@ -1,7 +1,7 @@
-"""Losses on a model's number, the one column of its logits: values a row [B].
+"""Losses for regression, on the single column of a model's logits: one value per row, [B].
 
-A teacher's number is learnt by `logit_regression`, which for one column is the square of the difference. Half-precision
-numbers are computed with in float32. Recipes are checked against their signatures, for which torch is not imported (see
+A teacher's number is learnt by `logit_regression`, which for one column is the squared difference. Half-precision
+numbers are converted to float32. Recipes are checked against the signatures without importing torch (see
 torch_later.py).
 """
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @register("logits", "numbers")
 def squared_error(student_logits: Tensor, numbers: Tensor) -> Tensor:
-    """(z_s - y)^2, z_s the model's number (as GLUE's STS-B is learnt in MT-DNN, Liu et al. 1901.11504, equation 8).
+    """(z_s - y)^2, z_s the model's number (as MT-DNN learns GLUE's STS-B, Liu et al. 1901.11504, equation 7).
 
     Args:
         student_logits: float [B, 1].
-        numbers: float [B], y; anything where there is none.
+        numbers: float [B], y; any finite number where there is none.
 
     Returns:
         float [B].
@@ -46,16 +46,16 @@ def number_annealing(
 ) -> Tensor:
     """(z_s - (l y + (1 - l) z_t))^2, l = min(1, progress / until): teacher annealing of numbers (BAM, 1907.04829).
 
-    A row without a number has (1 - l) (z_s - z_t)^2. Of several teachers, the mean of their numbers is the target.
+    For a row without a number, it is (1 - l) (z_s - z_t)^2. With several teachers, z_t is the mean of their numbers.
 
     Args:
         student_logits: float [B, 1].
-        numbers: float [B], y; anything where there is none.
+        numbers: float [B], y; any finite number where there is none.
         labelled: bool [B].
         teacher_logits: float [B, 1], or [K, B, 1] of K teachers.
         progress: the share of training that is done.
-        until: the share at which the row's own number alone is left.
-        shape: of l on its way from 0 to 1; BAM's is linear, a step goes there at `until`.
+        until: the share of training after which only the row's own number counts.
+        shape: how l goes from 0 to 1: linear (as in BAM), cosine, or a step at `until`.
 
     Returns:
         float [B].

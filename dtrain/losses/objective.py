@@ -1,6 +1,6 @@
 """What is trained: a model together with its losses, as one module.
 
-    batch ── outputs() ──▶ what the losses ask of the model ── parts() ──▶ weighted total, and each term's sum and count
+    batch ── outputs() ──▶ what the losses need of it ── parts() ──▶ weighted total, and each term's sum and count
 
 An engine wraps, shards, checkpoints and steps the objective as a whole, so a loss that has weights of its own (a
 regressor, a variance, a discriminator) is trained and resumed like any other weight. Publishing takes `.model` alone.
@@ -47,7 +47,7 @@ class Term:
         teachers: names of the teachers that it compares with; None: all that a batch has outputs of.
         weighting: how several teachers are weighed; the value is then sum_k w_k loss(student, teacher k). Without it
             the loss gets all teachers at once, and combines them as its own documentation says.
-        pairs: the layers of the student and of its teacher that it compares, of a loss on what is inside them.
+        pairs: the layers of the student and of its teacher that it compares, for a loss on hidden states or attention.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Term:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The parameters that its function is called with; the others say what it is called for."""
+        """The parameters that its function takes; the others choose its inputs."""
         return {key: value for key, value in self.parameters.items() if key not in EXTRA_KEYS}
 
     def asked(self, need: str) -> list[str]:
-        """The names by which a need is asked for, of the student or of teachers: one for each layer, in order."""
+        """The names of the outputs that a need stands for: one for each compared layer, in order, or its kind alone."""
         kind = need.removeprefix(OF_TEACHERS)
         if not is_inside(kind):
             return [kind]
@@ -81,7 +81,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The transformers of a student and, by name, of its teachers; None, or absent, where there is none."""
+    """Shapes of the transformers of a student and, by name, of its teachers; None, or absent, where there is none."""
 
     student: EncoderShape | None = None
     teachers: Mapping[str, EncoderShape] = field(default_factory=dict)
@@ -98,13 +98,13 @@ class LossSum(nn.Module):
         terms: the losses.
         widths: last dimensions by need, as `{"features": 512, "teachers.features": 768}`; what losses with weights
             of their own are built from.
-        shapes: of the transformers, for losses on what is inside them.
+        shapes: of the transformers, for losses on hidden states or attention.
 
     Raises:
-        InputError: a loss compares layers that are not there, or what one of both has not.
+        InputError: a loss compares layers that do not exist or do not fit, or a model without a transformer.
 
     Attributes:
-        whole: where layers are compared, what no term depends on takes part with a gradient of 0.
+        whole: whether, where layers are compared, outputs that no term depends on take part with a gradient of 0.
     """
 
     whole = True
@@ -123,7 +123,7 @@ class LossSum(nn.Module):
 
     @property
     def lasting(self) -> list[str]:
-        """Names of the modules in `stateful` whose weights go on from phase to phase."""
+        """Names of the modules in `stateful` whose weights are kept from phase to phase."""
         names = [_module_name(term) for term in self.terms if term.loss.lasting]
         return [name for name in names if name in self.stateful]
 
@@ -138,7 +138,7 @@ class LossSum(nn.Module):
 
     @property
     def needs(self) -> set[str]:
-        """All inputs that some term needs, by the names they are asked for; teachers' and peers' outputs left out."""
+        """The names of all inputs that some term needs, without the outputs of teachers and peers."""
         return {
             name
             for term in self.terms
@@ -149,7 +149,7 @@ class LossSum(nn.Module):
 
     @property
     def teacher_outputs(self) -> dict[str, set[str] | None]:
-        """The teacher outputs that are read, each with the teachers it is read of (None: all)."""
+        """The teacher outputs that are read, each with the names of the teachers concerned (None: all)."""
         found: dict[str, set[str] | None] = {}
         for term in self.terms:
             read = term.loss.outputs_read(term.weighting)
@@ -159,7 +159,7 @@ class LossSum(nn.Module):
         return found
 
     def outputs_of(self, teacher: str) -> list[str]:
-        """The outputs that are read of one teacher."""
+        """The outputs of one teacher that are read."""
         return [output for output, names in self.teacher_outputs.items() if names is None or teacher in names]
 
     def forward(
@@ -178,7 +178,7 @@ class LossSum(nn.Module):
             inputs: the model's outputs and what is known of the rows, by need.
             teachers: the outputs of each teacher, by its name and the output's.
             labelled: bool [B]; rows without a label are left out by terms that need one.
-            units: what a row counts in the means that are logged, [B]: 1 (None), or its characters.
+            units: what a row counts in means, int64 [B]: 1 (None), or its characters.
             progress: the share of all steps that are done, in [0, 1).
             peers: the outputs of students that train beside this one, as `teachers`.
 
@@ -190,8 +190,9 @@ class LossSum(nn.Module):
         known = {**inputs, "labelled": labelled, "progress": progress}
         total = torch.zeros((), device=labelled.device)
         if self.whole and any(term.loss.inside for term in self.terms):
-            # Layers behind those that are compared, and the classifier, take part with a gradient of 0: DDP waits for each
-            # parameter's, and FSDP2 gathers a block for its backward pass when a gradient comes to what it gave.
+            # Layers after those that are compared, and the classifier, take part with a gradient of 0: DDP waits for
+            # the gradient of each parameter, and FSDP2 gathers a block for backward only when a gradient reaches its
+            # output.
             plain = [value for name, value in inputs.items() if layer_of(name) is None and isinstance(value, Tensor)]
             answers = [value for value in plain if value.requires_grad]
             total = total + sum(
@@ -201,9 +202,9 @@ class LossSum(nn.Module):
         counts: dict[str, Tensor] = {}
         for term in self.terms:
             if term.loss is PEERS and not peers:
-                continue  # the last one that is left has nobody to learn from
+                continue  # the last student that still trains has no peers
             values = self._values(term, known, teachers, peers or {})
-            if term.loss.inside:  # means over a row's tokens, as much of the global mean as the row is
+            if term.loss.inside:  # means over a row's tokens; the row counts its units in the global mean
                 values = values * units
             valid = labelled if term.loss.hard else torch.ones_like(labelled)
             for known_rows in self._known(term, teachers):
@@ -221,7 +222,10 @@ class LossSum(nn.Module):
 
     @staticmethod
     def _known(term: Term, teachers: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:
-        """Of each of a term's teachers that has not seen all rows, those that it has, bool [B]: it may read another side."""
+        """The rows that a teacher has seen, bool [B], for each of a term's teachers that has not seen all rows.
+
+        A teacher that reads another language has not seen rows without text in it.
+        """
         if term.loss.teacher_output is None:
             return []
         read = (teachers.get(name, {}) for name in term.teachers_among(teachers))
@@ -262,7 +266,7 @@ class LossSum(nn.Module):
 
 
 class ModelOutputs(Protocol):
-    """How a kind of task asks a model for what its losses need; see `Task.outputs`."""
+    """A function that calls a model for a batch and returns what the losses need by name; see `Task.outputs`."""
 
     def __call__(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]: ...
 
@@ -273,7 +277,7 @@ class Objective(nn.Module):
     Args:
         model: what is published in the end.
         losses: called with (outputs and targets by name, teachers, labelled, units, progress=, peers=).
-        ask: calls the model for a batch, and names what came out of it.
+        ask: calls the model for a batch, and returns its outputs by name.
         together: whether all ranks train it, each on its share of a batch.
     """
 
@@ -285,7 +289,7 @@ class Objective(nn.Module):
         self._together = together
 
     def forward(self, batch: Batch, progress: float = 0.0) -> Losses:
-        """The losses of a batch; an engine calls this, so that sharded and replicated models see one call a pass."""
+        """The losses of a batch; engines call this, so that sharded and replicated models see one call per pass."""
         return self.parts(self.outputs(batch), batch, progress)
 
     def outputs(self, batch: Batch) -> dict[str, Tensor]:
@@ -293,11 +297,11 @@ class Objective(nn.Module):
         return self._ask(self.model, batch, self.losses_of(batch).needs)
 
     def losses_of(self, batch: Batch) -> LossSum:
-        """The losses of the batch's task; there is one as a rule."""
-        return self.losses  # type: ignore[return-value]  # pre-training's are no LossSum, and are called as one
+        """The losses of the batch's task; most objectives have one task only."""
+        return self.losses  # type: ignore[return-value]  # pre-training's are no LossSum, but called like one
 
     def parts(self, outputs: Mapping[str, Tensor], batch: Batch, progress: float = 0.0) -> Losses:
-        """Each term's sum and count, and their weighted total, of outputs that are already there."""
+        """The weighted total and each term's sum and count, from outputs that are already computed."""
         known: dict[str, Any] = {**batch.targets, **outputs}
         losses = self.losses_of(batch)
         if "all_rows" in losses.needs:
@@ -324,7 +328,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def folder_names(module: nn.Module) -> dict[str, str]:
-        """By a parameter's name in `module`, its name in the model folder; those of losses keep theirs."""
+        """The name of each parameter in the model folder, by its name in `module`; those of losses keep theirs."""
         wrapped = ("model." if isinstance(module, Objective) else "") + getattr(
             Objective.inner(module), "wrapped_as", ""
         )
@@ -340,7 +344,7 @@ def build_losses(
     """The losses of a recipe; a type that comes again is named `type.2`, `type.3`, ...
 
     Args:
-        label_counts: labelled training rows of each label, in the order of the labels; what weights of classes need.
+        label_counts: labelled training rows of each label, in the order of the labels; `class_weights` need them.
 
     Raises:
         ValueError: an unknown loss, a bad parameter, or no loss at all.
@@ -360,7 +364,7 @@ def build_losses(
 
 
 def with_peers(losses: LossSum) -> LossSum:
-    """The same losses and, last, that of deep mutual learning (Zhang et al. 2018, 1706.00384, equations 3 to 5)."""
+    """Append the term of deep mutual learning to `losses`; returns them (Zhang et al. 2018, 1706.00384, eq. 3 to 5)."""
     losses.terms = [*losses.terms, Term(PEERS.name, PEERS, 1.0, {})]
     return losses
 
@@ -445,7 +449,7 @@ def _of_layers(
 
 
 def _of_teachers(term: Term, output: str, teachers: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-    """An output of a term's teachers side by side, [K, B, ...]."""
+    """An output of all teachers of a term, stacked: [K, B, ...]."""
     names = term.teachers_among(teachers)
     missing = [name for name in names if output not in teachers.get(name, {})]
     if missing:
@@ -467,7 +471,7 @@ def _teacher_weights(
     against: Callable[..., Tensor],
     count: int,
 ) -> Tensor:
-    """[K, B], see `weighting.py`; `against(k, logits=...)` are the term's values for teacher k."""
+    """The teachers' weights [K, B] (`weighting.py`); `against(k, logits=...)` gives the term's values for teacher k."""
     spec, labelled = term.weighting, known["labelled"]
     assert spec is not None
     if spec.type == "average":

@@ -1,7 +1,7 @@
-"""Losses on a classifier's outputs: per-row values [B], so that sums over global row counts stay exact.
+"""Losses on a classifier's outputs: one value per row, [B], so that sums over global row counts stay exact.
 
-Half-precision logits are computed with in float32, under autocast too; float32 and float64 stay as they are.
-Recipes are checked against their signatures, for which torch is not imported (see torch_later.py).
+Half-precision logits are converted to float32, also under autocast; float32 and float64 stay as they are.
+Recipes are checked against the signatures without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def cross_entropy(
         student_logits: float [B, C].
         labels: int64 [B], each in [0, C).
         label_smoothing: e, the share of the label that is spread over all classes.
-        class_weights: w by label, 1 for labels that are not named; or `balanced`: n / (C n_c) of n labelled training rows,
-            n_c of label c and C labels that have some, which is 1 on average; left out: 1.
+        class_weights: w by label, 1 for labels that are not named; or `balanced`: n / (C n_c) for n labelled training
+            rows, n_c of them with label c, and C labels that occur, which is 1 on average over rows; left out: 1.
 
     Returns:
         float [B].
@@ -54,7 +54,7 @@ def cross_entropy(
 def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 2.0) -> Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes (Hinton et al. 1503.02531, sec. 2).
 
-    T^2 keeps the size of the gradient comparable over temperatures. Of several teachers, the mean of their
+    T^2 keeps the size of the gradient comparable over temperatures. With several teachers, the mean of their
     softened distributions is the target.
 
     Args:
@@ -76,8 +76,8 @@ def soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature:
 def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """||z_t - z_s||_2^2, the *sum* over classes (Tang et al. 1903.12136, equation 4).
 
-    A mean squared error over rows and classes, as many programs have it, is this with weight 1 / C. For regression C is 1
-    and z a number. Of several teachers, the mean of their logits is the target.
+    A mean squared error over rows and classes, as many programs compute it, is this loss with weight 1 / C. For
+    regression, C is 1 and z a number. With several teachers, the mean of their logits is the target.
 
     Args:
         student_logits: float [B, C].
@@ -94,9 +94,9 @@ def logit_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @register("logits", "teachers.logits", logits=("classes",))
 def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Temperature = 2.0) -> Tensor:
-    """T^2 KL(softmax(z_s / T) || softmax(z_t / T)), summed over classes: the student keeps to its teacher's modes.
+    """T^2 KL(softmax(z_s / T) || softmax(z_t / T)), summed over classes: the student learns its teacher's modes.
 
-    Of several teachers, the mean of their softened distributions is the target.
+    With several teachers, the mean of their softened distributions is the target.
 
     Args:
         student_logits: float [B, C].
@@ -115,7 +115,9 @@ def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temp
 
 @register("logits", "teachers.logits", logits=("classes",))
 def cosine(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """1 - cos(z_t, z_s): the direction of the logits and not their size. Of several teachers, that of their mean.
+    """1 - cos(z_t, z_s): it compares the direction of the logits and not their size.
+
+    With several teachers, z_t is the mean of their logits.
 
     Args:
         student_logits: float [B, C].
@@ -143,8 +145,8 @@ def teacher_annealing(
 ) -> Tensor:
     """-sum_c (l onehot(y) + (1 - l) softmax(z_t))_c log softmax(z_s)_c, l = min(1, progress / until) (BAM, 1907.04829).
 
-    A row without a label lacks the part of its gold label, and keeps (1 - l) times that of its teachers. Of several
-    teachers, the mean of their distributions is the target.
+    For a row without a label, the part of the gold label is left out, and (1 - l) times that of the teachers remains.
+    With several teachers, the mean of their distributions is the target.
 
     Args:
         student_logits: float [B, C].
@@ -152,8 +154,8 @@ def teacher_annealing(
         labelled: bool [B].
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
         progress: the share of training that is done.
-        until: the share at which the gold label alone is left.
-        shape: of l on its way from 0 to 1; BAM's is linear, a step goes there at `until`.
+        until: the share of training after which only the gold label counts.
+        shape: how l goes from 0 to 1: linear (as in BAM), cosine, or a step at `until`.
 
     Returns:
         float [B].
@@ -170,13 +172,14 @@ def teacher_annealing(
 
 @register("logits", logits=("classes",))
 def top_gap(student_logits: Tensor, *, k: Rank = 5) -> Tensor:
-    """z_(1) - mean(z_(2), ..., z_(k)), the largest logit less the next ones (tolerant teacher, Yang et al. AAAI 2019).
+    """z_(1) - mean(z_(2), ..., z_(k)), the gap after the largest logit (tolerant teacher, Yang et al. AAAI 2019).
 
-    Beside the cross-entropy it keeps a model from putting all of its belief into one class. Of fewer than k classes, all.
+    Added to the cross-entropy, it keeps a model from giving all probability to one class. With fewer than k classes,
+    all are used.
 
     Args:
         student_logits: float [B, C].
-        k: classes that are looked at, the largest included.
+        k: the number of largest logits that are used, the first included.
 
     Returns:
         float [B].
@@ -196,7 +199,7 @@ def mutual_divergence(student_logits: Tensor, peer_logits: Tensor) -> Tensor:
 
     Args:
         student_logits: float [B, C].
-        peer_logits: float [K - 1, B, C], taken as given.
+        peer_logits: float [K - 1, B, C], constants.
 
     Returns:
         float [B].

@@ -1,4 +1,4 @@
-"""The formula of a loss over pairs of rows of the global batch: values a row [B]."""
+"""The formula of a loss over pairs of rows of the global batch: one value per row, [B]."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AllRows:
-    """The rows of the global batch, of which this rank has some.
+    """Access to the rows of the global batch, some of which are on this rank.
 
     Attributes:
-        counted: bool [B]: whether a row belongs to the batch; a rank without a row takes part with a foreign one.
-        gather: rows [B, F] of this rank -> those of all ranks that train together, [S, F] in some order, zeros among
-            them maybe, with the gradient of what every rank does with them (a collective).
+        counted: bool [B]: whether a row belongs to the batch; a rank without rows takes part with another rank's row.
+        gather: a collective: rows [B, F] of this rank -> those of all ranks that train together, [S, F], in some order
+            and possibly with rows of zeros; the gradient of a row is the sum over all ranks.
     """
 
     counted: Tensor
@@ -40,8 +40,8 @@ def similarity_difference(student: Tensor, teacher: Tensor, all_rows: AllRows) -
     Summed over all rows i and divided by their number this is ||G_t - G_s||_F^2 / S^2.
 
     Args:
-        student, teacher: float [B, F] and [B, F'], A of each: a vector a row.
-        all_rows: of the global batch.
+        student, teacher: float [B, F] and [B, F'], the matrix A of either model, one vector per row.
+        all_rows: gathers the rows of the global batch.
     """
     # A row of zeros is similar to no row, and changes no other row's norm.
     kept = all_rows.counted.to(student.dtype)[:, None]

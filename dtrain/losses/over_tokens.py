@@ -1,7 +1,7 @@
-"""Means over what is not padding, and full precision: what losses on hidden states, attention and relations share.
+"""What losses on hidden states, attention and relations share: means over unpadded tokens, and full precision.
 
-A loss gives one value a row: the mean over its unpadded tokens, or over its pairs of unpadded tokens. So the values of a
-batch sum over ranks and micro-batches, and a row's value is the same however far it is padded.
+A loss gives one value per row: the mean over its unpadded tokens, or over its pairs of unpadded tokens. So the values
+of a batch sum over ranks and micro-batches, and a row's value is the same however far it is padded.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ P = ParamSpec("P")
 
 
 def computed_in_full(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """A function of tensors that computes in float32 at least, under autocast too.
+    """Make a function of tensors compute in float32 at least, also under autocast.
 
-    Autocast would take the products of hidden states in half precision, whose 8 to 11 bits a softmax of relations or
-    a square of differences does not survive.
+    Autocast would compute products of hidden states in half precision, whose 8 to 11 bits are too few for a softmax of
+    relations or a square of differences.
     """
 
     @functools.wraps(function)
@@ -37,14 +37,14 @@ def computed_in_full(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def mean_over_layers(values: Iterable[Tensor]) -> Tensor:
-    """The mean over pairs of layers of their values a row, [B] each."""
+    """The mean over pairs of layers of their values per row, [B] each."""
     return torch.stack(list(values)).mean(0)
 
 
 def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of a row's values at its unpadded tokens, 0 for a row without any: [B, N] and bool [B, N] -> [B].
 
-    Whatever finite numbers stand at padding change nothing.
+    Finite numbers at padding change nothing.
     """
     counts = mask.sum(1).clamp(min=1)
     return values.masked_fill(~mask, 0.0).sum(1) / counts

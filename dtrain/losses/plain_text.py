@@ -1,6 +1,6 @@
-"""Losses on rows of plain text in a phase of a student: at masked positions, summed over those of each row.
+"""Losses on rows of plain text in a phase of a student: one value per row, [B], a sum over its masked positions.
 
-A row counts as many units as it has masked positions, so that sums over the global batch are means over them.
+A row counts as many units as it has masked positions, so that the loss of the global batch is a mean over them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def vocabulary_kl(
 ) -> Tensor:
     """T^2 sum_m KL(softmax(z_t / T) || softmax(z_s / T)) over a row's masked positions m (DistilBERT, 1910.01108, sec. 2).
 
-    The teacher scores the same masked rows. Of several teachers, the mean of their softened distributions is the target.
+    The teacher scores the same masked rows. With several teachers, the mean of their softened
+    distributions is the target.
 
     Args:
         scores: float [M, V], the student's at the masked positions.

@@ -1,4 +1,4 @@
-"""How a weight moves over training; used by recipes, so without torch."""
+"""How a weight changes over training; recipes are checked with it, so it does not import torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 
 def part_of_way(progress: float, until: float, shape: str) -> float:
-    """How much, from 0 to 1, of a change is done at `progress` when it ends at `until`.
+    """The share of a change, from 0 to 1, that is done at `progress` when the change ends at `until`.
 
-    `shape` is linear, cosine, or step (all of it at the end).
+    `shape` is linear, cosine, or step (the whole change at the end).
     """
     way = min(1.0, progress / until)
     if shape == "cosine":

@@ -9,15 +9,15 @@ A loss is a pure function, or a class of modules for a loss with weights of its 
         def forward(self, <one tensor for each need>) -> values [B]
 
 registered by `@register(*needs)`. Each kind of task says in `tasks/rules.py` what its losses may ask for; a loss is for
-every task that has all of its needs. A function may have weights of its own as well, which `weights=` makes: then it is
-called with that module first. The keyword-only arguments of the function, or of the class's constructor, are its
-keys in a recipe; their annotations (a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are
-allowed. Recipes are checked by this file, which knows nothing of recipes and does not import torch (1.3 s).
+every task that has all of its needs. A function may have weights of its own, too: `weights=` builds their module, which
+is then its first argument. The keyword-only arguments of the function, or of the class's constructor, are its keys in a
+recipe; their annotations (a type, or `Annotated[type, pydantic.Field(gt=0)]` for a range) say which values are allowed.
+This module checks them without importing torch (1.3 s).
 
 A loss on what is inside a transformer needs kinds with `inside=True` (knowledge/kinds.py), of the student and of one
-teacher. It gets *lists*: one tensor for each pair of layers, the student's and the teacher's in the same order. Which
-pairs those are says its key `layers`, which every such loss has; for `embeddings` it is one pair, and no such key.
-Its values are means over the tokens of a row, `token_mask`.
+teacher. It gets *lists*: one tensor for each pair of layers, the student's and the teacher's in the same order. Its key
+`layers` chooses the pairs; a loss on `embeddings` alone compares one pair and has no such key. Its values are means
+over the tokens of a row, which `token_mask` tells.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from dtrain.losses.layers import EncoderShape, Layers, Pairs, layer_pairs
 from dtrain.tasks.rules import COMMON_NEEDS, loss_tasks
 
 OF_TEACHERS = "teachers."
-TWICE = "twice"  # beside the needs of losses that differentiate the student: its model is called so that one can
+TWICE = "twice"  # added to the needs where a loss differentiates the student, so that its model is called accordingly
 COMMON_KEYS = ("type", "weight", "teachers", "weighting")  # keys of every loss of a recipe
-# keys that come with what a loss is registered with
+# keys that a loss has because of how it was registered
 EXTRA_KEYS = {
     "layers": "the pairs of layers that are compared: `uniform` (l, l n_t / n_s), `skip` (l, k l with k = "
     "floor(n_t / n_s)), `last` (the last of each), or pairs [student's, teacher's]; layer 0 is the embeddings.",
@@ -47,7 +47,7 @@ EXTRA_KEYS = {
     "widths differ (`auto`), or also where they do not (`always`).",
 }
 
-# (student's shape, teacher's, pairs of layers, parameters) -> why they do not fit, with the key and a remedy; or nothing
+# (student's shape, teacher's, pairs of layers, parameters) -> why they do not fit, with key and remedy; else empty
 Fits = Callable[[EncoderShape, EncoderShape, Pairs, Mapping[str, Any]], str]
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
@@ -65,17 +65,17 @@ class Loss:
     Attributes:
         function: the function, or the class of modules.
         needs: the tensors that it is called with, in order.
-        logits: what it takes logits for, by the words of `TaskRules.logits`; none: it is for logits of any kind.
+        logits: the kinds of logits that it is for, in the words of `TaskRules.logits`; empty: any kind.
         parameters: the schema of its keys in a recipe.
-        stateful: whether it has weights, or may have, that are trained with the student.
-        weights: makes the module of its weights, of (widths, **parameters), which it is then called with first.
-        mapped: its first input goes through a trained linear map where student and teacher differ in width.
-        equal_heads: student and teacher must have the same number of attention heads.
-        fits: says what else two transformers must have in common.
-        twice: it differentiates the student once itself, so that training differentiates it twice.
-        lasting: its weights go on from phase to phase; else each phase has new ones.
-        turns: gives, of its parameters, after how many steps of its own weights alone the model makes one alone; 0: both
-            learn in each step.
+        stateful: whether it has, or may have, weights that are trained with the student.
+        weights: builds the module of its weights from (widths, **parameters); the module is then its first argument.
+        mapped: whether its first input goes through a trained linear map where student and teacher differ in width.
+        equal_heads: whether student and teacher must have the same number of attention heads.
+        fits: tells what else keeps two transformers from being compared.
+        twice: whether it differentiates the student itself, so that training needs second derivatives.
+        lasting: whether its weights are kept from phase to phase; else each phase begins with new ones.
+        turns: from its parameters, the number of steps that train its own weights alone before each step that trains
+            the model alone; 0: each step trains both.
     """
 
     name: str
@@ -139,10 +139,10 @@ class Loss:
         return not gold.isdisjoint(self.needs) and "labelled" not in self.needs
 
     def pairs(self, student: EncoderShape, teacher: EncoderShape, parameters: Mapping[str, Any]) -> Pairs:
-        """The layers of two transformers that it compares; () where it looks inside none.
+        """The layers of two transformers that it compares; () for a loss that compares none.
 
         Raises:
-            ValueError("key: what is wrong", or without a key): a layer that is not there, or what else does not fit.
+            ValueError("key: what is wrong", or without a key): a layer that does not exist, or models that do not fit.
         """
         if not self.inside:
             return ()
@@ -172,8 +172,11 @@ _LOSSES: dict[str, Loss] = {}
 
 
 def needs_of(task: str) -> list[str]:
-    """What losses of a task may ask for: its kinds of output, of the student, float [B, ...], and by `teachers.` and the
-    kind of K teachers, float [K, B, ...]; what its rules name; and what every task has."""
+    """The needs that losses of a task may have.
+
+    They are its kinds of output, of the student float [B, ...] and, with `teachers.` before the kind, of K teachers
+    float [K, B, ...]; what its rules name; and what every task has.
+    """
     rules = loss_tasks()[task]
     kinds = kind_names(task, rules.outputs)
     return [*kinds, *rules.needs, *COMMON_NEEDS, *(OF_TEACHERS + kind for kind in kinds)]
@@ -201,16 +204,14 @@ def register(
 
     Args:
         name: its `type` in a recipe; by default that of the function or class.
-        logits: what it takes logits for (`TaskRules.logits`), where it is not for logits of any kind.
+        logits: the kinds of logits that it is for (`TaskRules.logits`); empty: any kind.
         layers: the default of its key `layers`, where it has one.
-        mapped: give it the key `map`; its first input then has the width of the teacher's when it is called.
-        weights: makes the module of its weights, of (widths, **parameters), which it is then called with first. `widths`
+        mapped: whether it has the key `map`; its first input then has the teacher's width when it is called.
+        weights: builds the module of its weights from (widths, **parameters), then its first argument. `widths`
             holds last dimensions by need, and the numbers `layers`, `heads`, `teachers.layers`, `teachers.heads` and
             `pairs`; of training rows `training_rows`, `labelled_rows` and `paired_rows`.
-        equal_heads: student and teacher must have the same number of attention heads.
-        fits: gives the reason why two transformers do not fit it, "key: reason"; empty where they do.
-        twice: it differentiates the student once itself, so that training differentiates it twice.
-        lasting, turns: see `Loss`.
+        fits: gives the reason why two transformers cannot be compared, "key: reason"; empty where they can.
+        equal_heads, twice, lasting, turns: see `Loss`.
     """
     tasks = _tasks_with(needs, logits)
 
@@ -234,7 +235,7 @@ def register(
 
 
 def loss_names(task: str | None = None) -> list[str]:
-    """Names of the losses of a task, as its rules name it ('classification' or 'tagging'), or of all."""
+    """Sorted names of the losses of a task (by the name in its rules, as 'classification'), or of all losses."""
     return sorted(name for name, loss in _LOSSES.items() if task is None or task in loss.tasks)
 
 
@@ -247,7 +248,7 @@ def find_loss(name: str) -> Loss:
 
 
 def coerce_parameters(type: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a loss with defaults, checked and converted to their types (YAML reads 1e-3 as text).
+    """All parameters of a loss with defaults, checked and converted to their types.
 
     Raises:
         ValueError("key: what is wrong (what is allowed)"): an unknown loss, an unknown key or a value out of range.

@@ -1,4 +1,4 @@
-"""Formulas of losses on relations: between tokens of a row, between channels, between layers. Values a row [B]."""
+"""Formulas of losses on relations: between tokens of a row, channels and layers. One value per row, [B]."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def attention_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tens
 def relation_divergence(student: Tensor, teacher: Tensor, mask: Tensor, heads: int) -> Tensor:
     """The mean over heads and unpadded tokens i of KL(R_t,i || R_s,i), R = softmax(X X^T / sqrt(d)) of each head.
 
-    The concatenated heads are cut anew into `heads` of width d, that of either model: neither widths nor numbers of
-    attention heads have to agree.
+    The concatenated heads are split again into `heads` heads, of a width d that may differ between the models: neither
+    widths nor numbers of attention heads have to agree.
 
     Args:
-        student, teacher: float [B, N, Hs] and [B, N, Ht], queries, keys or values of all heads side by side.
+        student, teacher: float [B, N, Hs] and [B, N, Ht], concatenated queries, keys or values of all heads.
         mask: bool [B, N].
         heads: divides Hs and Ht.
     """
@@ -63,7 +63,7 @@ def activation_maps(student: Tensor, teacher: Tensor, mask: Tensor, power: float
     """|| Q_s / ||Q_s|| - Q_t / ||Q_t|| ||_2 with Q_i = sum_c |A_ic|^power, over a row's unpadded tokens i.
 
     Maps less than 1e-6 apart, which is 10 times what float32 rounds, count as equal: the gradient of a norm has length 1
-    however small the norm is, and would follow the rounding.
+    however small the norm is, so it would be rounding noise.
 
     Args:
         student, teacher: float [B, N, Hs] and [B, N, Ht].

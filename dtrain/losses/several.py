@@ -1,4 +1,4 @@
-"""The objective of a model of several tasks: losses by task, of which a batch's task says which are asked."""
+"""The objective of a multi-task model: the losses of each task, of which a batch uses those of its own task."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class TaskLosses(nn.Module):
 
 
 class TasksObjective(Objective):
-    """A model of several tasks and the losses of each. A batch is of one task, and has no other task's terms.
+    """A multi-task model and the losses of each task. A batch belongs to one task, and gets no other task's terms.
 
     Args:
-        asks: by task, what calls the model for a batch and names what came out of it; the model is called as one of that
-            task alone.
+        asks: for each task, a function that calls the model of that task alone for a batch and returns its outputs by
+            name.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class TasksObjective(Objective):
         self.asks = dict(asks)
 
     def losses_of(self, batch: Batch) -> LossSum:
+        """The losses of the batch's task."""
         assert isinstance(self.losses, TaskLosses)
         return self.losses[batch.task]
 

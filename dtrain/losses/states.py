@@ -1,4 +1,4 @@
-"""Formulas of losses on the states of one layer of a student and one of its teacher: values a row [B].
+"""Formulas of losses on the states of one layer of a student and one of its teacher: one value per row, [B].
 
 Each is the mean over a row's unpadded tokens. The student's states have the teacher's width: a trained linear map stands
 before the formula where the models' widths differ.

@@ -1,8 +1,8 @@
-"""Losses on a tagger's outputs: values a row [B], each a sum over the row's characters.
+"""Losses on a tagger's outputs: one value per row, [B], a sum over the row's characters.
 
 The caller divides by the number of characters of the global batch, so every loss is a mean over unpadded
-characters. Computed in float32 (float64 stays), under autocast too. Recipes are checked against their
-signatures, for which torch is not imported (see torch_later.py).
+characters. Computed in float32 (float64 stays), also under autocast. Recipes are checked against the signatures
+without importing torch (see torch_later.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 @register("nll")
 def tag_likelihood(nll: Tensor) -> Tensor:
-    """-log p(gold tags | text): of the CRF over whole sequences, or of the softmax a character (Lample 1603.01360).
+    """-log p(gold tags | text): of the CRF over whole sequences, or of each character's softmax (Lample 1603.01360).
 
     Args:
         nll: float [B], summed over characters.
+
+    Returns:
+        float [B].
     """
     return full_precision(nll)
 
@@ -31,9 +34,9 @@ def tag_likelihood(nll: Tensor) -> Tensor:
 def emission_regression(emissions: Tensor, mask: Tensor, teacher_emissions: Tensor) -> Tensor:
     """sum_i ||e_t,i - e_s,i||^2 over a row's characters i, the *sum* over tags.
 
-    Emissions are compared after their mean over tags is taken off each character: a CRF's likelihood is the same
-    when a constant is added to all tags of a character, so it carries nothing. Of several teachers, the mean of
-    their emissions is the target.
+    Emissions are compared after their mean over tags is subtracted at each character: a constant that is added to all
+    tags of a character does not change a CRF's likelihood. With several teachers, the mean of their emissions is the
+    target.
 
     Args:
         emissions: float [B, N, T].
@@ -55,7 +58,7 @@ def emission_regression(emissions: Tensor, mask: Tensor, teacher_emissions: Tens
 def marginal_matching(marginals: Tensor, mask: Tensor, teacher_marginals: Tensor) -> Tensor:
     """sum_i KL(p_t(tag_i | x) || p_s(tag_i | x)) over a row's characters i (posterior distillation, Wang 2020.acl-main.304).
 
-    Of several teachers, the mean of their marginals is the target.
+    With several teachers, the mean of their marginals is the target.
 
     Args:
         marginals: float [B, N, T], the student's log-probabilities.

@@ -1,4 +1,4 @@
-"""torch for modules that recipes are checked by: it is imported at the first use of one of its names, not before.
+"""torch for modules that recipes are checked with: it is imported at the first use of one of its names, not before.
 
 Checking a recipe reads the losses' signatures, and importing torch takes 1.3 s.
 """
@@ -26,5 +26,5 @@ else:
             return getattr(importlib.import_module(self._name), name)
 
     torch, functional = _Later("torch"), _Later("torch.nn.functional")
-    # modules of weights, whose classes torch makes
+    # modules whose classes are torch modules
     adversary, variational = _Later("dtrain.losses.adversary"), _Later("dtrain.losses.variational")

@@ -1,7 +1,7 @@
 """Losses on where a layer is active, how one layer follows from another, and which rows are alike.
 
-Each gets lists, one tensor for each pair of layers (losses/layers.py), and gives values a row [B]. Recipes are checked
-against their signatures, for which torch is not imported.
+Each takes lists, one tensor for each pair of layers (losses/layers.py), and returns one value per row, [B]. Recipes are
+checked against the signatures without importing torch.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def attention_transfer(
 ) -> Tensor:
     """mean_(l, g(l)) beta/2 || Q_s / ||Q_s|| - Q_t / ||Q_t|| ||_2, Q_i = sum_c |h_ic|^p at a row's tokens i (1612.03928, eq. 2).
 
-    Where a layer is active, whatever its width: neither widths nor heads have to agree. Layers of BERT and NEZHA end
-    with a normalisation that gives every token the same sum of squares, but for its trained scales and shifts: p = 2 says
-    little there, and p = 4 how much a token stands out. For the form on gradients see
-    `gradient_transfer`.
+    It compares where a layer is active, whatever its width: neither widths nor heads have to agree. Layers of BERT and
+    NEZHA end with a normalisation that gives every token the same sum of squares, apart from its trained scales and
+    shifts: with p = 2 the maps say little there, with p = 4 they show how much a token stands out. For the form on
+    gradients see `gradient_transfer`.
 
     Args:
         student: for each pair, float [B, N, Hs] of the student's layer.
         teacher: for each pair, float [B, N, Ht] of the teacher's layer.
         token_mask: bool [B, N].
         power: p.
-        beta: the factor; the paper takes 1000 over the number of positions of a batch.
+        beta: the factor; the paper takes 1000 divided by the number of positions of a batch.
 
     Returns:
         float [B].
@@ -80,15 +80,15 @@ def gradient_transfer(
     *,
     beta: Positive = 1.0,
 ) -> Tensor:
-    """beta/2 || dCE_s/de W - dCE_t/de ||_2 over a row's tokens and channels, e what goes into the first layer (1612.03928, eq. 4).
+    """beta/2 || dCE_s/de W - dCE_t/de ||_2 over a row's tokens and channels, e the input of the first layer (1612.03928, eq. 4).
 
     CE is the cross-entropy of a row with its label; rows without one are left out. W is a trained linear map where the
-    widths differ. Training differentiates the student twice, which takes its attention in the plain form and about three
-    times the time of a step.
+    widths differ. Training needs second derivatives of the student, so that its attention is not fused and a step takes
+    about three times as long.
 
     Args:
         width_map: W.
-        embeddings: one tensor, float [B, N, Hs], of which the logits were computed.
+        embeddings: one tensor, float [B, N, Hs], from which the logits were computed.
         logits: float [B, C].
         labels: int64 [B], in [0, C) also where there is no label.
         teacher_gradients: one tensor, float [B, N, Ht].
@@ -115,8 +115,8 @@ def _two_at_least(student: EncoderShape, teacher: EncoderShape, pairs: Pairs, pa
 def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], token_mask: Tensor) -> Tensor:
     """mean over neighbours in `layers` of 1/H^2 ||G_t - G_s||_F^2, G = F1^T F2 / L of a row's L tokens (Yim et al. 2017, eq. 1 and 2).
 
-    The flow of solution procedure: how the later of two layers follows from the earlier. Two pairs of layers give one
-    flow, three two.
+    The flow of solution procedure is how the later of two layers follows from the earlier. Two pairs of layers give one
+    flow, three give two.
 
     Args:
         student: for each pair, float [B, N, H] of the student's layer, H its teacher's width.
@@ -136,14 +136,14 @@ def similarity_preserving(
 ) -> Tensor:
     """mean_(l, g(l)) 1/B sum_j (G_t - G_s)_ij^2 of row i, G = rownorm(A A^T), A [B, H] the means of states over a row's tokens (1907.09682, eq. 1 to 4).
 
-    Which rows of the *global* batch are alike, over all ranks: summed over rows and divided by their number B this is
-    ||G_t - G_s||_F^2 / B^2. So a batch cannot be cut into several micro-batches (`accumulation: 1`).
+    It compares which rows of the *global* batch, over all ranks, are alike. Summed over rows and divided by their
+    number B, it is ||G_t - G_s||_F^2 / B^2. So a batch cannot be split into several micro-batches (`accumulation: 1`).
 
     Args:
         student: for each pair, float [B, N, Hs] of the student's layer.
         teacher: for each pair, float [B, N, Ht] of the teacher's layer.
         token_mask: bool [B, N].
-        all_rows: gives the rows of all ranks, and which of the own ones count.
+        all_rows: gathers the rows of all ranks, and tells which of this rank's rows count.
 
     Returns:
         float [B].

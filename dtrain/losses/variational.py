@@ -1,4 +1,4 @@
-"""The weights of variational information distillation: a regressor and the variances of its errors, a pair of layers each."""
+"""Weights of variational information distillation: for each pair of layers, a regressor and its errors' variances."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 class Regressors(nn.Module):
     """mu(s) and alpha of q(t | s) = N(t; mu(s), softplus(alpha) + floor), for each pair of layers (1904.05835, eq. 5 and 6).
 
-    mu has two layers with a ReLU between, alpha one number a channel.
+    mu has two layers with a ReLU between, alpha one number per channel.
 
     Args:
         student: width of the student's states.
         teacher: width of the teacher's.
         pairs: how many pairs of layers are compared.
-        variance: that of every channel at the beginning.
+        variance: the initial variance of every channel.
         floor: the least variance.
     """
 
@@ -41,7 +41,7 @@ class Regressors(nn.Module):
 
 
 class _Spread(nn.Module):
-    """alpha, as a module with a call of its own: engines that cut parameters up put them together for a call."""
+    """alpha, as a module with a call of its own: engines that shard parameters gather them for a call."""
 
     def __init__(self, channels: int, alpha: float) -> None:
         super().__init__()

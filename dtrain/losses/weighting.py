@@ -1,7 +1,7 @@
 """How much each of several teachers counts in a row: weights [K, B] that sum to 1 over teachers.
 
-They depend on no parameter of the student that is trained, and on no other row, so that a batch may be cut
-anywhere. With one teacher every weight is 1.
+They carry no gradient to the student and depend on no other row, so that a batch may be split anywhere. With
+one teacher every weight is 1.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def fixed_weights(shares: list[float], rows: int, device: torch.device) -> Tenso
 
 
 def confidence_weights(teacher_logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """w_k = 1/(K-1) (1 - exp(CE_k) / sum_j exp(CE_j)), CE_k that of teacher k and the gold label (CA-MKD, 2201.00007).
+    """w_k = 1/(K-1) (1 - exp(CE_k) / sum_j exp(CE_j)), CE_k of teacher k with the gold label (CA-MKD, 2201.00007).
 
-    A row without a label has no such weights; its teachers count alike, 1/K.
+    In a row without a label, every teacher has the weight 1/K.
 
     Args:
         teacher_logits: float [K, B, C].
@@ -47,12 +47,12 @@ def entropy_weights(teacher_logits: Tensor) -> Tensor:
 
 
 def gradient_weights(gradients: Tensor, limit: float) -> Tensor:
-    """argmin_w 1/2 ||sum_k w_k g_k||^2 with sum w = 1, 0 <= w_k <= limit (AEKD, Du et al. 2020, equation 8), a row.
+    """argmin_w 1/2 ||sum_k w_k g_k||^2 with sum w = 1, 0 <= w_k <= limit (AEKD, Du et al. 2020, equation 8), per row.
 
-    The step towards -sum_k w_k g_k then is one that no teacher, or as few as the limit asks for, objects to.
+    With limit 1, a small step along -sum_k w_k g_k increases no teacher's loss.
 
     Args:
-        gradients: float [K, B, F] of each teacher's loss in the student's output.
+        gradients: float [K, B, F], of each teacher's loss with respect to the student's output.
 
     Raises:
         ValueError: limit * K < 1.

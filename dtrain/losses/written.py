@@ -1,7 +1,7 @@
-"""Losses on what an encoder-decoder writes: values a row [B], each a sum over the tokens of its target.
+"""Losses on an encoder-decoder's scores of targets: one value per row, [B], a sum over the tokens of its target.
 
 The caller divides by the number of target tokens of the global batch, so every loss is a mean over tokens. Computed in
-float32 (float64 stays), under autocast too. Recipes are checked against their signatures, for which torch is not imported.
+float32 (float64 stays), also under autocast. Recipes are checked against the signatures without importing torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def token_cross_entropy(
     """-sum_j sum_v q_v log softmax(z_j)_v over a target's tokens j, q = (1 - e) onehot(y_j) + e / V (1512.00567, sec. 7).
 
     The tokens before j are the target's own (teacher forcing). On a teacher's sequences it is L_SEQ-KD of Kim and Rush
-    (1606.07947, section 3.2), on the candidates that are nearest the references their interpolation (section 3.3).
+    (1606.07947, section 3.2), on the candidates nearest to the references their interpolation (section 3.3).
 
     Args:
         token_logits: float [B, T, V].
@@ -45,17 +45,17 @@ def token_cross_entropy(
 def word_level(token_logits: Tensor, target_mask: Tensor, known_prefix: Tensor, teacher_logits: Tensor) -> Tensor:
     """sum_j KL(p_t(. | x, y_<j) || p_s(. | x, y_<j)) over a target's tokens j (Kim and Rush 1606.07947, section 3.1).
 
-    Of a teacher whose k most likely tokens are stored, the distributions are over these and all others as one; the
-    divergence is then at most that over the whole vocabulary. What is stored is of the references: on a row with another
-    target, a teacher's sequence, the loss is 0, unless the teacher answers beside the student. Of several teachers, the
-    mean of the divergences.
+    If only a teacher's k most likely tokens are stored, the distributions are over these and all others together as
+    one; the divergence is then at most that over the whole vocabulary. Stored outputs belong to the references: on a
+    row whose target is a teacher's sequence the loss is 0, unless the teacher is computed beside the student. With
+    several teachers, it is the mean of the divergences.
 
     Args:
         token_logits: float [B, T, V].
         target_mask: bool [B, T].
         known_prefix: bool [B], whether the teacher's outputs are of this target.
-        teacher_logits: float [B, N, V], or [K, B, N, V] of K teachers; of stored ones with their k largest kept, 2 k + 1
-            numbers in place of V: these logits, the log-sum-exp of the others, and the tokens. N may differ from T
+        teacher_logits: float [B, N, V], or [K, B, N, V] of K teachers; where only the k largest are stored, 2 k + 1
+            numbers in place of V: these logits, the log-sum-exp of the others, and the k tokens. N may differ from T
             where other rows have the longest targets.
 
     Returns:
@@ -71,7 +71,7 @@ def word_level(token_logits: Tensor, target_mask: Tensor, known_prefix: Tensor, 
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL of each token [B, N], of log-probabilities [B, N, V] and a teacher's logits, whole or the largest alone."""
+    """KL at each token [B, N], from log-probabilities [B, N, V] and a teacher's logits, all or the k largest."""
     if teacher.shape[-1] == student.shape[-1]:
         target = functional.log_softmax(teacher, dim=-1)
         return (target.exp() * (target - student)).sum(-1)

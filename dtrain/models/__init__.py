@@ -48,7 +48,7 @@ def build(
     heads: Mapping[str, Mapping[str, Any]] | None = None,
     privileged: list[str] | None = None,
 ) -> nn.Module:
-    """A new model in training mode on the CPU, a function of its arguments and torch's generator.
+    """Build a new model in training mode on the CPU; its weights depend on the arguments and torch's generator alone.
 
     Args:
         spec: the recipe's `model` section.
@@ -57,8 +57,8 @@ def build(
         pad_id: id of the padding token.
         tokenizer_path: the tokenizer's folder, for the models that read it.
         max_length: longest text in tokens, for models with a limit.
-        heads: of a model of several tasks; see `MultiTask`. It has no labels of its own.
-        privileged: types of the annotations, for a tagger whose section says that it reads them.
+        heads: the heads of a multi-task model, by task; see `MultiTask`. Such a model has no labels of its own.
+        privileged: types of the annotations, for a tagger that reads annotations.
 
     Raises:
         InputError: naming the recipe's key; see `transformer.build_classifier`.
@@ -83,14 +83,14 @@ def build(
         shape["encoder"] = home.encoder_config(encoder)
     if heads is not None:
         shape["heads"] = heads
-    # What a section leaves out beside an encoder is the encoder's.
+    # Required arguments of the constructor that the section does not have are None.
     shape |= {name: None for name in own.takes(model_type) if name not in own.COMMON and name not in shape}
     if "separator_id" in shape:
         shape["separator_id"] = _tokenizer(tokenizer_path).sep_token_id
     config = own.new_config(model_type, shape, vocabulary=vocabulary, labels=labels, pad_id=pad_id)
     try:
         made = own.from_config(config, encoder)
-    except ValueError as error:  # a fusion of more layers than a pretrained encoder has, or an exit behind them
+    except ValueError as error:  # a fusion, or an exit, of layers that a pretrained encoder does not have
         raise InputError(f"model.{error}") from None
     if getattr(spec, "vectors", None):
         known = _tokenizer(tokenizer_path).get_vocab()
@@ -105,10 +105,10 @@ def _tokenizer(path: Path | None) -> PreTrainedTokenizerFast:
 
 
 def embedding_of(model: nn.Module) -> nn.Module:
-    """The module that turns token ids [B, L] into the vectors [B, L, E] of tokens, of any model of the package.
+    """The embedding module of any model of the package: int64 token ids [B, L] -> token vectors [B, L, E].
 
     Raises:
-        TypeError: if the model has none that is known.
+        TypeError: the model has no known embedding module.
     """
     for holder in (model, getattr(model, "encoder", None)):
         get: Callable[[], nn.Module] | None = getattr(holder, "get_input_embeddings", None)

@@ -14,16 +14,16 @@ from dtrain.models.textcnn import max_over_time
 class BertCNN(nn.Module):
     """Encoder -> a convolution for each width over its last states, relu, max over time -> dropout -> linear.
 
-    Its features are those of a `TextCNN` with the same filters and widths, which it can give hints. Windows reach over
-    [CLS] and [SEP] too, and never over padding.
+    Its features have the layout of those of a `TextCNN` with the same filters and widths, so that it can teach one by
+    hints on features. Windows include [CLS] and [SEP], but no padding.
 
     Args:
         encoder: a transformer without head; called with ids and mask, gives `last_hidden_state` [B, L, H].
         vocab_size: not used, the encoder has its own.
         classes: C.
         pad_token_id: not used, likewise.
-        filters: of each width.
-        widths: in tokens; must differ.
+        filters: number of filters of each width.
+        widths: widths of the filters in tokens, all different.
         dropout: on the pooled features only.
     """
 
@@ -61,7 +61,7 @@ class BertCNN(nn.Module):
         states = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
-        # Behind a text's end are zeros, as in a TextCNN.
+        # Positions after a text's end are zero, as in a TextCNN.
         states = torch.where(attention_mask[..., None] > 0, states, 0.0)
         features = max_over_time(self.convolutions, self.widths, states, attention_mask.sum(1))
         return ClassifierOutput(self.classifier(self.dropout(features)), features)

@@ -20,8 +20,8 @@ class BiLSTM(nn.Module):
         pad_token_id: its embedding is zero and stays so.
         embedding: size of a token's vector.
         hidden: size of the state of one direction.
-        layers: of the LSTM.
-        pooling: 'final' is tanh of the two final states of the last layer; 'max' and 'mean' go over tokens.
+        layers: number of layers of the LSTM.
+        pooling: 'final' is tanh of the two final states of the last layer; 'max' and 'mean' are taken over tokens.
         dropout: on the features only.
     """
 
@@ -57,16 +57,16 @@ class BiLSTM(nn.Module):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L], 1 for tokens and 0 for padding.
-            token_type_ids: taken for the sake of a common call, and not used.
+            token_type_ids: accepted so that all models are called alike; not used.
         """
         lengths = attention_mask.sum(1).clamp(min=1)
         ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
-        embedded = self.embedding(ids)  # row by row, for who perturbs it there
+        embedded = self.embedding(ids)  # [B, L, E]: adversarial training perturbs this output row by row
         features = pooled(read_both_ways(self.lstm, embedded, lengths), lengths, self.pooling)
         return ClassifierOutput(self.classifier(self.dropout(features)), features)
 
 
 def padded_ids(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> Tensor:
-    """int64 [B, L], L at least 1: the padding id behind each text's end, whatever stands there."""
+    """The ids with the padding id at every position after a text's end: int64 [B, L], L at least 1."""
     ids = input_ids.masked_fill(attention_mask == 0, pad_token_id)
     return ids if ids.shape[1] else functional.pad(ids, (0, 1), value=pad_token_id)

@@ -1,12 +1,13 @@
 """`dtrain convert`: a pretrained model's weights as `model.safetensors` under the names that transformers 5 reads.
 
 Older checkpoints are `pytorch_model.bin`, a pickle, which can run code when it is opened. Here it is opened once, by
-torch's reader that allows tensors and nothing else. What else keeps old files from being read is mended with it:
+torch's restricted reader, which accepts tensors and nothing else. Names of weights that transformers 5 cannot read are
+changed, too:
 
-    module.bert.encoder...       saved from within DDP: the prefix `module.` goes
-    embeddings..., encoder...    saved without the encoder's name: `bert.` or `nezha.` is put before it
-    bert.encoder... of a NEZHA   Huawei's name for its encoder: `nezha.`
-    LayerNorm.gamma and beta     the oldest names of a normalisation's weight and bias
+    module.bert.encoder...       saved from within DDP: the prefix `module.` is removed
+    embeddings..., encoder...    saved without the encoder's name: `bert.` or `nezha.` is prepended
+    bert.encoder... of a NEZHA   Huawei's name of its encoder: becomes `nezha.`
+    LayerNorm.gamma and beta     the oldest names: become `LayerNorm.weight` and `LayerNorm.bias`
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FILES = ["*.json", "*.txt", "*.model", "pytorch_model*.bin", "model*.safetensors
 
 
 def run(source: str, target: str | None) -> int:
-    """The command: `source` is a folder, which gets the file, or a hub model, which is copied into `target` first.
+    """Run the command: `source` is a folder, which gets the file, or a hub model, which is first copied into `target`.
 
     Raises:
         InputError: there is no such folder or model, or its weights cannot be converted; the folder stays as it is.
@@ -53,7 +54,7 @@ def run(source: str, target: str | None) -> int:
 
 
 def convert_weights(folder: Path) -> list[str]:
-    """Write a folder's pickled weights, or its safetensors with a prefix too many, as `model.safetensors`.
+    """Write a folder's pickled weights, or its safetensors under names that are not read, as `model.safetensors`.
 
     Returns:
         The names of the weights in the new file.
@@ -73,14 +74,14 @@ def convert_weights(folder: Path) -> list[str]:
         weights = {name: tensor for path in pickled for name, tensor in _unpickled(path).items()}
     else:
         raise InputError(f"{folder}: holds neither pytorch_model.bin nor {WEIGHTS}")
-    # A copy of each: safetensors refuses two names for one memory, as tied embeddings have them.
+    # Each is copied: safetensors refuses tensors that share memory, as tied embeddings do.
     named = {name: tensor.clone() for name, tensor in renamed(weights, model_type).items()}
     write_weights(named, folder / WEIGHTS)
     return sorted(named)
 
 
 def renamed(weights: Mapping[str, Tensor], model_type: str) -> dict[str, Tensor]:
-    """The weights under the names at the head of this file, without computed tables."""
+    """The weights, renamed by the rules in the docstring of this module, without computed tables."""
     known = model_type in ("bert", "nezha")
     found = {}
     for name, tensor in weights.items():
@@ -103,7 +104,7 @@ def _from_hub(name: str, folder: Path) -> Path:
         raise InputError(f"convert: {folder} is there already; name another folder: dtrain convert {name} FOLDER")
     try:
         snapshot_download(name, local_dir=folder, allow_patterns=FILES)
-    except Exception as error:  # names that are no hub model's, no network, no space: each has a type of its own
+    except Exception as error:  # an unknown name, no network, a full disk: each has its own type
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"convert: {name}: neither a folder nor a hub model that can be fetched: {line}") from None
     return folder
@@ -127,7 +128,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        # torch's first lines say how to open it nevertheless, which is what must not be done.
+        # The first lines of torch's message say how to open the file anyway, which would not be safe.
         reason = (str(error).rpartition("error: ")[2].strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: is damaged, or holds more than weights and is not opened: {reason}") from None
     for key in ("state_dict", "model"):  # some training scripts wrap them

@@ -1,7 +1,7 @@
 """A linear-chain CRF (Lafferty et al. 2001) over emissions: likelihood, posterior marginals, best path.
 
 Parameters and their initial values are pytorch-crf's. Its recursions are not used: they decode token by token on
-the host, give no marginals, and train at half the speed; they are the oracle of the tests.
+the host, give no marginals, and train at half the speed; the tests use them as the reference.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchcrf import CRF
 
-# Added to what cannot be. Finite, so that sums and differences stay numbers, and more than emissions of 1e4 can
-# gather over any text, so that no such path is ever the best.
+# The score of an impossible start, end or transition. It is finite, so that sums and differences are not NaN, and
+# larger in size than the sum of emissions of 1e4 over any text, so that no such path is ever the best.
 IMPOSSIBLE = -1e30
-# The least log marginal: a probability of 0 in every dtype, and a number that float16 still holds.
+# The lowest log marginal: its exponential is 0 in every dtype, and float16 can still represent it.
 LEAST_LOG = -1e4
 
 
@@ -31,8 +31,8 @@ class LinearChainCRF(CRF):
 
     Args:
         tags: their names; T of them.
-        constrain: paths that no valid BIOES sequence takes (O, or B I* E, or S) are impossible. The stored
-            parameters do not show it: it is added in use.
+        constrain: whether paths that are no valid BIOES sequences (of O, B I* E, and S) are impossible. The stored
+            parameters are the same: the constraint is applied when they are used.
     """
 
     forbidden_transitions: Tensor
@@ -51,9 +51,9 @@ class LinearChainCRF(CRF):
     def forward(
         self, emissions: Tensor, mask: Tensor, tags: Tensor | None, marginals: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """`nll` where there are tags, and `log_marginals` where asked for.
+        """`nll` where tags are given, and `log_marginals` where `marginals` is set; else None for each.
 
-        Models call this and not those: engines that spread parameters over ranks gather them when a module is called.
+        Models call this and not the two methods: engines that shard parameters gather them when a module is called.
         """
         return (
             None if tags is None else self.nll(emissions, tags, mask),
@@ -75,7 +75,7 @@ class LinearChainCRF(CRF):
             return (log_z - score).masked_fill((tags < 0).all(1), 0.0)
 
     def log_marginals(self, emissions: Tensor, mask: Tensor) -> Tensor:
-        """log p(t_i = t | x), [B, N, T], by forward-backward; differentiable; what is at padding means nothing.
+        """log p(t_i = t | x), [B, N, T], by forward-backward; differentiable; meaningless at padding.
 
         Values are at least `LEAST_LOG`.
         """
@@ -89,13 +89,13 @@ class LinearChainCRF(CRF):
                 torch.stack([start, end]),
                 torch.stack([transitions.T, transitions]),
             )
-            # Each holds the emission of its own position. That the sum over tags is 1 is exact this way.
+            # Both include the emission of their own position, so it is subtracted once. By log_softmax tags sum to 1.
             joint = forward + backward.gather(1, back) - emissions
             return torch.log_softmax(joint, dim=-1).clamp(min=LEAST_LOG)
 
     @torch.no_grad()
     def best_path(self, emissions: Tensor, mask: Tensor) -> Tensor:
-        """The most probable tags by Viterbi, int64 [B, N], -1 at padding; no row waits for the host."""
+        """The most probable tags by Viterbi, int64 [B, N], -1 at padding; without synchronising with the host."""
         with torch.autocast(emissions.device.type, enabled=False):
             emissions, start, end, transitions = self._exact(emissions)
             into = transitions.T.contiguous()
@@ -116,14 +116,14 @@ class LinearChainCRF(CRF):
 
     @torch.no_grad()
     def scores(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What decoding adds to emissions, float32: start [T], end [T], transitions [T (from), T (to)]."""
+        """The scores that decoding adds to emissions, float32: start [T], end [T], transitions [T (from), T (to)]."""
         return self._exact(self.start_transitions.new_zeros(1, 1, self.num_tags))[1:]
 
     def _exact(self, emissions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Emissions, start, end and transitions in the dtype of the sums."""
+        """Emissions (shifted, see below), start, end and transitions in the dtype of the sums, constraint included."""
         dtype = torch.float64 if emissions.dtype == torch.float64 else torch.float32
         emissions = emissions.to(dtype)
-        # A constant a position changes nothing but the size of the sums, hence their rounding.
+        # A constant for each position changes no result; it keeps the sums small, and so their rounding errors.
         emissions = emissions - emissions.detach().amax(-1, keepdim=True)
         start, end, transitions = (
             parameter.to(dtype) for parameter in (self.start_transitions, self.end_transitions, self.transitions)
@@ -151,15 +151,16 @@ def _follows(tag: str, after: str) -> bool:
 
 
 def _reversal(mask: Tensor) -> Tensor:
-    """int64 [B, N]: where each row's characters are when read from its end; padding stays."""
+    """The permutation that reverses each row's characters and leaves its padding in place, int64 [B, N]."""
     position = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, mask.sum(1, keepdim=True) - 1 - position, position)
 
 
 def _recursion(emissions: Tensor, mask: Tensor, start: Tensor, into: Tensor) -> Tensor:
-    """D chains side by side: [D, B, N, T], [B, N], [D, T], [D, T (to), T (from)] -> scores [D, B, N, T].
+    """D chains at once: [D, B, N, T], [B, N], [D, T], [D, T (to), T (from)] -> scores [D, B, N, T].
 
-    scores[i, t] = emissions[i, t] + log Σ_s exp(scores[i-1, s] + into[t, s]); at padding those of the last character.
+    scores[i, t] = emissions[i, t] + log Σ_s exp(scores[i-1, s] + into[t, s]); at padding, the scores of the last
+    character.
     """
     time_first = emissions.permute(2, 0, 1, 3)
     first = start[:, None] + time_first[0]
@@ -168,10 +169,10 @@ def _recursion(emissions: Tensor, mask: Tensor, start: Tensor, into: Tensor) -> 
 
 
 class _Recursion(torch.autograd.Function):
-    """The recursion with its gradient written out.
+    """The recursion with a hand-written gradient.
 
-    What a step needs for its gradient are the shares of the previous scores in each sum, which the forward pass
-    has in hand: autograd would compute them a second time, and keep a graph of several operations a position.
+    The gradient of a step needs the share of each previous score in each sum, which the forward pass computes anyway:
+    autograd would compute it a second time, and keep a graph of several operations for each position.
     """
 
     @staticmethod

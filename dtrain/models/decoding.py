@@ -1,10 +1,10 @@
-"""An encoder-decoder that scores given targets, or writes its own.
+"""Calling an encoder-decoder: it scores given targets, or generates its own.
 
 source ──▶ encoder ──▶ decoder ── teacher forcing ──▶ logits of each token of a given target
                           └───── generate, with its cache of keys and values ──▶ targets, greedily or by a beam
 
-Apart from `models.seq2seq`, which builds and loads them: with that comes transformers' `modeling_utils`, half a second that
-ranks of small students do without.
+This is apart from `models.seq2seq`, which builds and loads the models, because that imports transformers'
+`modeling_utils`. The import takes half a second, which ranks with small students save.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NO_TOKEN = -1  # in what was written, behind its end
+NO_TOKEN = -1  # fills generated targets after their end
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a target is looked for: `generate` with a cache, and the most likely token at each place, or a beam.
+    """Decoding settings of `generate`, which uses a cache of keys and values: greedy decoding or beam search.
 
     Attributes:
-        max_length: tokens of a target at most, its end included.
-        beam: hypotheses at a time; 1: greedily.
-        candidates: of a beam, how many of the best are kept.
-        length_penalty: a hypothesis of n tokens is scored by its log-probability over n to this power.
+        max_length: the most tokens of a target, its end token included.
+        beam: number of hypotheses; 1 decodes greedily.
+        candidates: how many of the best hypotheses of a beam are returned.
+        length_penalty: a hypothesis of n tokens is scored by its log-probability divided by n to this power.
     """
 
     max_length: int
@@ -35,14 +35,14 @@ class Decoding:
     length_penalty: float = 1.0
 
     def __str__(self) -> str:
-        """For stores, which are of one search."""
+        """The settings in words; a knowledge store of generated targets records them."""
         search = f"beam {self.beam}, {self.candidates} candidates, length penalty {self.length_penalty:g}"
         return f"{search}, at most {self.max_length} tokens"
 
     def options(self) -> dict[str, Any]:
         """Arguments of `generate`."""
         found: dict[str, Any] = {"max_new_tokens": self.max_length, "num_beams": self.beam, "do_sample": False}
-        # A model's generation_config.json may ask for several, which greedy decoding has not.
+        # A model's generation_config.json may ask for several sequences, which greedy decoding cannot return.
         found["num_return_sequences"] = self.candidates if self.beam > 1 else 1
         if self.beam > 1:
             found["length_penalty"] = self.length_penalty
@@ -51,13 +51,14 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Written:
-    """What an encoder-decoder answers to B sources.
+    """The outputs of an encoder-decoder for B sources; None for those that were not asked for.
 
     Attributes:
         logits: float [B, T, V], of each token of the given targets.
         mask: bool [B, T], the tokens of those targets.
-        tokens: int64 [B, candidates, max_length], what it writes, without the start and with its end; NO_TOKEN behind.
-        scores: float [B, candidates], of what it writes by a beam, the best first.
+        tokens: int64 [B, candidates, max_length], generated targets without the start token and with the end token,
+            then NO_TOKEN.
+        scores: float [B, candidates], scores of a beam's hypotheses, the best first.
     """
 
     logits: Tensor | None = None
@@ -67,21 +68,21 @@ class Written:
 
 
 class Writer(nn.Module):
-    """An encoder-decoder that scores given targets, writes its own, or both.
+    """An encoder-decoder that scores given targets (teacher forcing), generates its own, or both.
 
     Args:
-        forced: score the targets that are given.
-        decoding: write; None: does not.
+        forced: whether given targets are scored.
+        decoding: how targets are generated; None: they are not.
     """
 
     def __init__(self, model: nn.Module, *, forced: bool = False, decoding: Decoding | None = None) -> None:
         super().__init__()
         self.model, self.forced, self.decoding = model, forced, decoding
-        self.train(model.training)  # a new module trains: who asks it would leave dropout on in the model
+        self.train(model.training)  # else a caller that restores this module's mode turns on the model's dropout
 
     @property
     def config(self) -> Any:
-        """The model's."""
+        """The configuration of the model inside."""
         return self.model.config
 
     def forward(
@@ -91,7 +92,7 @@ class Writer(nn.Module):
         decoder_input_ids: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> Written:
-        """Arguments as `EncodedSplit.collate` gives them."""
+        """Arguments as `EncodedSplit.collate` gives them: int64 [B, L] twice, int64 [B, T] and int64 [B]."""
         logits = mask = tokens = scores = None
         if self.forced and decoder_input_ids is not None and target_lengths is not None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
@@ -103,7 +104,7 @@ class Writer(nn.Module):
 
 
 def written(model: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor | None]:
-    """What a model writes for B sources, as `Written` has it; scores of a beam alone."""
+    """Generate targets for B sources: `tokens` and `scores` as in `Written`; no scores without a beam."""
     found = model.generate(input_ids=input_ids, attention_mask=attention_mask, **decoding.options())
     kept = decoding.candidates if decoding.beam > 1 else 1
     sequences = found.sequences[:, 1:]  # without the start
@@ -111,7 +112,7 @@ def written(model: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Dec
     tokens[:, : sequences.shape[1]] = sequences
     ends = torch.tensor(_ends(model), device=tokens.device)
     ended = torch.isin(tokens, ends).long()
-    tokens[(ended.cumsum(1) - ended) > 0] = NO_TOKEN  # what is behind the first end is padding
+    tokens[(ended.cumsum(1) - ended) > 0] = NO_TOKEN  # everything after the first end token is padding
     shape = (len(input_ids), kept)
     scores = found.sequences_scores.view(shape) if decoding.beam > 1 else None
     return tokens.view(*shape, -1), scores

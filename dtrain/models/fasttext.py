@@ -57,7 +57,7 @@ class FastText(nn.Module):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L], 1 for tokens and 0 for padding.
-            token_type_ids: taken for the sake of a common call, and not used.
+            token_type_ids: accepted so that all models are called alike; not used.
         """
         lengths = attention_mask.sum(1)
         ids = input_ids.masked_fill(attention_mask == 0, self.pad_token_id)
@@ -67,13 +67,13 @@ class FastText(nn.Module):
         total, count = self.embedding(ids).sum(1), lengths.clone()
         hashed, buckets, inside = ids, [], []
         for n in range(2, min(self.ngrams, ids.shape[1]) + 1):
-            # int64 wraps around, which a rolling hash may.
+            # int64 wraps around on overflow, which does a rolling hash no harm.
             hashed = hashed[:, :-1] * MULTIPLIER + ids[:, n - 1 :]
             buckets.append(hashed.remainder(self.buckets))
             inside.append(torch.arange(hashed.shape[1], device=ids.device) < (lengths - n + 1)[:, None])
             count = count + (lengths - n + 1).clamp(min=0)
         if self.ngram_embedding is not None:
-            # One look-up for every n: each look-up makes a gradient of the table's size.
+            # One look-up for all n together: each look-up makes a gradient of the table's size.
             vectors = functional.embedding(torch.cat(buckets, dim=1), self.ngram_embedding.weight)
             vectors = torch.where(torch.cat(inside, dim=1)[..., None], vectors, 0.0)
             end = 0

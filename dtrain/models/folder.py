@@ -68,7 +68,7 @@ def describe(model: nn.Module, values: Mapping[str, Any]) -> None:
     if isinstance(config, dict):
         config.update(values)
     else:
-        config.update(dict(values))  # of transformers: entries are attributes
+        config.update(dict(values))  # a transformers configuration, whose entries are attributes
 
 
 def described(model: nn.Module, name: str, default: Any) -> Any:
@@ -99,10 +99,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
 
 
 def in_own_memory(model: nn.Module) -> nn.Module:
-    """The model with its weights copied out of the mapped file, to where torch aligns tensors.
+    """Copy a model's weights out of the mapped file into memory that torch aligns, and return the model.
 
-    A matrix product on CPU rounds differently for weights at another alignment, and where a file is mapped
-    differs from process to process: one model on two ranks would then give two answers in the last digit.
+    A matrix product on a CPU rounds differently for weights at another alignment, and the address at which a file is
+    mapped differs from process to process: the answers of one model on two ranks would differ in the last digit.
     """
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
@@ -129,7 +129,7 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, told: Mapping[str, 
     """Write a safetensors file under its name when it is complete. No two weights may share memory.
 
     Args:
-        told: what the file says of itself in place of its format, one entry: several have no order of their own.
+        told: metadata of the file in place of its format. One entry only: the order of several would be random.
     """
     tensors = {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}
     with _aside(path.parent) as aside:
@@ -189,7 +189,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _writes(config: dict[str, Any]) -> bool:
-    """Whether it is of an encoder-decoder; others need not import what tells them."""
+    """Whether this configuration is of an encoder-decoder; `models.seq2seq` is imported only where it says so."""
     return bool(config.get("is_encoder_decoder")) and bool(own.seq2seq().writes(config))
 
 

@@ -1,4 +1,4 @@
-"""One state a token from the states of all layers of an encoder: the last, the last four, or a learned mixture."""
+"""One state per token from the states of all layers of an encoder: the last, the last four, or a learned mixture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONCATENATED = 4
 class DynamicFusion(nn.Module):
     """h = γ Σ_i softmax(α)_i h_i over the outputs of all transformer layers, the embedding layer not among them.
 
-    α, a number a layer, and γ are trained; at first every layer counts alike and γ is 1. (ELMo's scalar mix,
+    α, one number per layer, and γ are trained; at first all layers have equal weights and γ is 1. (ELMo's scalar mix,
     Peters et al. 2018, eq. 1, which the NEZHA tagger takes over as its eq. 11 and 12.)
     """
 

@@ -20,9 +20,9 @@ class IDCNN(SequenceTagger):
         tags: names of the tags, BIOES.
         pad_token_id: its embedding is zero and stays so.
         embedding: size of a character's vector.
-        filters: of every convolution.
-        width: of every convolution, in characters; odd.
-        dilations: of a block's convolutions.
+        filters: number of filters of every convolution.
+        width: width of every filter in characters; odd.
+        dilations: dilations of a block's convolutions, in order.
         blocks: how many times the block, whose weights are shared, is applied.
         dropout: on the embeddings and after each pass of the block.
         crf, constrain: see `SequenceTagger`.
@@ -54,7 +54,7 @@ class IDCNN(SequenceTagger):
         self.convolution = nn.Conv1d(embedding, filters, width, padding="same")
         dilated = [nn.Conv1d(filters, filters, width, padding="same", dilation=dilation) for dilation in dilations]
         for convolution in dilated:
-            # As in the paper: at torch's usual values, states would be near zero after so many convolutions.
+            # As in the paper: with torch's default weights, states would be near zero after so many convolutions.
             nn.init.dirac_(convolution.weight)
             nn.init.zeros_(convolution.get_parameter("bias"))
         self.block = nn.ModuleList(dilated)
@@ -68,14 +68,14 @@ class IDCNN(SequenceTagger):
         tags: Tensor | None = None,
         marginals: bool = False,
     ) -> TaggerOutput:
-        """Emissions, and where asked for likelihood and marginals, of texts padded on the right.
+        """Emissions and, where asked for, likelihood and marginals of texts padded on the right.
 
         Args:
-            input_ids: int64 [B, N], a token a character.
+            input_ids: int64 [B, N], one token per character.
             attention_mask: [B, N], 1 for characters and 0 for padding; at least one character a row.
-            token_type_ids: taken for the sake of a common call, and not used.
-            tags: int64 [B, N], -1 at padding and all over rows without tags.
-            marginals: also the log marginals.
+            token_type_ids: accepted so that all models are called alike; not used.
+            tags: int64 [B, N], -1 at padding and everywhere in rows without tags.
+            marginals: whether to compute the log marginals, too.
         """
         mask = attention_mask.bool()
         padding = ~mask[:, None]

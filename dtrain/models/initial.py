@@ -1,4 +1,4 @@
-"""First weights of a student that are its teacher's: embeddings and some layers of a transformer, a tagger's classifier."""
+"""Initial weights of a student from its teacher: embeddings and some layers of a transformer, a tagger's classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dtrain.recipe.initial import InitSpec
 def copy_layers(model: nn.Module, teacher: nn.Module, init: InitSpec, key: str) -> None:
     """Copy weights of a trained teacher into a new model of the same type, in place.
 
-    Embeddings are copied for as many tokens and positions as the model has.
+    Embeddings are copied for the tokens and positions that both models have.
 
     Args:
         key: the recipe's key of the model's section, for messages.
@@ -47,13 +47,13 @@ def copy_layers(model: nn.Module, teacher: nn.Module, init: InitSpec, key: str) 
 
 @torch.no_grad()
 def copy_classifier(model: nn.Module, teacher: nn.Module, key: str) -> None:
-    """Copy what a trained tagger decides by, its emissions and its CRF, into a new one, in place.
+    """Copy the classifier of a trained tagger, its layer of emissions and its CRF, into a new tagger, in place.
 
     Args:
         key: the recipe's key that names the teacher, for messages.
 
     Raises:
-        InputError: one of the two is no tagger, or they have other tags, features or no CRF both.
+        InputError: one of the two is no tagger, or they differ in tags, in features or in having a CRF.
     """
     if not isinstance(model, SequenceTagger) or not isinstance(teacher, SequenceTagger):
         raise InputError(f"{key}: is no tagger with a classifier of its own")

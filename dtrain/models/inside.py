@@ -1,12 +1,12 @@
-"""What passes inside a transformer while it is called: states, queries, keys and values of its layers, by forward hooks.
+"""Capturing what a transformer computes inside: states, queries, keys and values of its layers, by forward hooks.
 
     with taking(model, ["hidden_states/3", "queries/6"]) as taken:
         output = model(**inputs)
     taken()  # {"hidden_states/3": [B, N, H], "queries/6": [B, heads, N, d]}
 
-Attention itself stays as it is, fused where it was; only scores are computed again, of the layers that are asked for.
-Hooks are there for one call: what activation checkpointing computes again in the backward pass is not taken a second time.
-They sit on the modules inside, so the model may be a part of DDP's, FSDP2's or ZeRO's wrapper.
+Attention itself is unchanged, fused where it was; only attention scores are computed a second time, for the layers that
+are asked for. Hooks exist for one call: what activation checkpointing recomputes in the backward pass is not captured.
+They are on the inner modules, so DDP, FSDP2 or ZeRO may wrap the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROJECTIONS = {"queries": ("query",), "keys": ("key",), "values": ("value",), "a
 
 
 def trunks(model: nn.Module) -> Iterator[Any]:
-    """The transformers in a model: embeddings and a stack of layers as BERT and NEZHA have them."""
+    """The transformers in a model: modules with embeddings and a stack of layers that are built like BERT's."""
     for module in model.modules():
         layers = getattr(getattr(module, "encoder", None), "layer", None)
         if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(module, "embeddings", None), nn.Module):
@@ -51,11 +51,14 @@ def shape_of(model: nn.Module) -> EncoderShape | None:
 
 @contextlib.contextmanager
 def taking(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[], ByName]]:
-    """A region for one call of `model`; then what it gives has the asked outputs by name (`at_layer`).
+    """A context for one call of `model`. It gives a function that returns the requested outputs after the call.
+
+    Args:
+        names: of outputs, as `at_layer` makes them; the function returns them by these names.
 
     Raises:
-        ValueError: the model has no transformer, or no such layer; or, by what it gives, a layer was not called or was
-            called more than once.
+        ValueError: the model has no transformer or no such layer. The function raises it where a layer was not called,
+            or was called more than once.
     """
     asked = {name: layer_of(name) for name in sorted(names)}
     trunk = trunk_of(model) if asked else None
@@ -90,9 +93,9 @@ def taking(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[], ByNa
 
 @contextlib.contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """A region for one call of `model` whose gradient can itself be differentiated.
+    """A context for one call of `model` whose gradient can itself be differentiated.
 
-    No fused attention has a second derivative, nor has NEZHA's over bands; the plain form of either has.
+    Fused attention has no second derivative, nor has NEZHA's banded attention; the eager form of either has one.
     """
     trunk = trunk_of(model)
     before = trunk.config._attn_implementation
@@ -105,12 +108,12 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def from_embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A region for one call of `model` that is differentiated by the output of its embeddings alone.
+    """A context for one call of `model` that can be differentiated with respect to the output of its embeddings.
 
-    Parameters get no gradient where they ask for none, and then nothing below the embeddings' output is kept.
+    The graph begins at that output: the embeddings' own parameters get no gradient.
 
     Yields:
-        a list; after the call it holds that output, [B, N, H].
+        A list; after the call it holds that output, [B, N, H].
     """
     found: list[Tensor] = []
 
@@ -126,7 +129,7 @@ def from_embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _places(trunk: Any, asked: tuple[str, int] | None) -> dict[tuple[int, str], nn.Module]:
-    """Where to take what, by layer and part; LookupError where there is no such thing."""
+    """The modules whose outputs are captured, by layer and part; LookupError where the model has no such output."""
     if trunk is None or asked is None:
         raise LookupError
     kind, layer = asked

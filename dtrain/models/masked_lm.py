@@ -1,4 +1,4 @@
-"""Masked language models that score the vocabulary at masked positions only, of single texts and of pairs."""
+"""Masked language models that score the vocabulary at masked positions only, for single texts and for pairs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 
 
 class _AroundLM(nn.Module):
-    """A BERT or NEZHA with its pre-training head, around transformers' own model (`lm`), which is what is saved.
+    """A wrapper of a BERT or NEZHA with its pre-training head, transformers' own model (`lm`), which is what is saved.
 
-    The projection on the vocabulary is by far the head's largest product and largest result; of 15 % of the
-    positions it takes 15 % of the time and memory. Scores are those of `lm` at these positions.
+    The projection onto the vocabulary is by far the head's largest product and largest result; computed for 15 % of the
+    positions, it takes 15 % of the time and memory. Scores are those of `lm` at these positions.
     """
 
-    wrapped_as = "lm."  # what names of parameters begin with here and not in the model folder
+    wrapped_as = "lm."  # prefix of the names of parameters here, which their names in the model folder lack
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _AroundLM(nn.Module):
 
 
 class MaskedLM(_AroundLM):
-    """With the masked-token head."""
+    """A model with the head for masked tokens alone."""
 
     def forward(self, input_ids: Tensor, places: Tensor, pieces: Tensor | None = None) -> Tensor:
         """Scores over the vocabulary, [M, V].
@@ -41,8 +41,8 @@ class MaskedLM(_AroundLM):
         Args:
             input_ids: int64 [B, L], no padding.
             places: int64 [M], positions in the flattened [B · L].
-            pieces: int64 [B, L], the piece that each token is in, ascending; tokens then attend to their own alone,
-                and BERT's positions are counted from each piece's first token.
+            pieces: int64 [B, L], the number of the piece that each token belongs to, ascending; tokens then attend to
+                their own piece alone, and BERT's positions are counted from each piece's first token.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids}
         if pieces is not None:
@@ -55,15 +55,15 @@ class MaskedLM(_AroundLM):
 
 
 class PairedLM(_AroundLM):
-    """With the heads of masked tokens and of next sentences, the latter on the pooler."""
+    """A model with the heads for masked tokens and for next-sentence prediction, the latter on the pooler's output."""
 
     def forward(self, input_ids: Tensor, places: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores over the vocabulary, [M, V], and of B following A or not, [B, 2] (in this order).
+        """Scores over the vocabulary, [M, V], and next-sentence scores, [B, 2]: text B follows text A, or it does not.
 
         Args:
             input_ids: int64 [B, L], no padding.
             places: int64 [M], positions in the flattened [B · L].
-            segments: int64 [B, L], 0 for A and 1 for B.
+            segments: int64 [B, L], 0 for text A and 1 for text B.
         """
         encoded = self.lm.base_model(input_ids=input_ids, token_type_ids=segments)
         follows = self.lm.cls.seq_relationship(encoded.pooler_output)  # type: ignore[operator, union-attr]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class MultiExitOutput(NamedTuple):
-    """`logits` and `features` [B, H] of the exit that each row took; with them
+    """`logits` [B, C] and `features` [B, H] of the exit that each row took.
 
-    `exits` float [E, B, C], the logits of every exit (None where rows could leave early), and `exit` int64 [B], the
-    exit that a row took, from 0.
+    `exits` float [E, B, C] are the logits of every exit, None where rows could leave early. `exit` int64 [B] is the
+    exit that each row took, counted from 0.
     """
 
     logits: Tensor
@@ -24,8 +24,9 @@ class MultiExitOutput(NamedTuple):
 class MultiExit(nn.Module):
     """Encoder; after each layer of `exits`, dropout and a linear classifier on the first token's state.
 
-    In training all exits answer, and `logits` are the last one's. In eval mode with a `confidence`, a row leaves at
-    the first exit whose largest probability is at least that, and later layers see only the rows that are left.
+    In training, and without a `confidence`, all exits are computed and `logits` are those of the last one. In eval mode
+    with a `confidence`, a row leaves at the first exit whose largest probability is at least that, and later layers
+    compute only the rows that have not left.
 
     Args:
         encoder: a BERT without head.
@@ -33,14 +34,14 @@ class MultiExit(nn.Module):
         classes: C.
         pad_token_id: not used, likewise.
         exits: numbers of layers, from 1, ascending; the last layer is always an exit.
-        confidence: in (0, 1], or None: every row goes all the way.
+        confidence: in (0, 1], or None: every row passes through all layers.
         dropout: before the classifiers.
 
     Raises:
-        ValueError: for an exit that the encoder has no layer for.
+        ValueError: for an exit beyond the encoder's last layer.
     """
 
-    every_layer = False  # to be called at inference, also where no row is left for it
+    every_layer = False  # whether inference calls every layer, even when all rows have left
     config: dict[str, Any]
 
     def __init__(
@@ -93,7 +94,7 @@ class MultiExit(nn.Module):
         return self.classifiers[exit](self.dropout(states[:, 0]))
 
     def _leave_early(self, states: Tensor, visible: Tensor, confidence: float) -> MultiExitOutput:
-        left = torch.arange(len(states), device=states.device)  # rows that are still inside
+        left = torch.arange(len(states), device=states.device)  # rows that have not left yet
         taken, features = torch.empty_like(left), torch.empty_like(states[:, 0])
         logits = torch.empty(0)
         exit = 0

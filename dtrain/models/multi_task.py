@@ -1,8 +1,9 @@
 """Several tasks, one model: an encoder that all of them share, and a head for each.
 
-Every head takes part in every training pass, whichever task the batch is of: those of other tasks with one row, whose
-outputs are added times 0. So each parameter has a gradient in each step, as DDP, FSDP2 and ZeRO want it, and modules are
-called in one order. A head that is frozen, as in a phase on other tasks, takes no part.
+Every head takes part in every training pass, whichever task the batch belongs to: the heads of other tasks compute one
+row, and their outputs are multiplied by 0 and added. So each parameter has a gradient in each step, and modules are
+always called in the same order, as DDP, FSDP2 and ZeRO need it. A frozen head, as in a phase on other tasks, takes no
+part.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dtrain.models.crf import LinearChainCRF
 from dtrain.models.output import ClassifierOutput, TaggerOutput
 from dtrain.models.sequence import SequenceTagger
 
-IDLE = 2  # positions that a tagger's head is given where its task is not asked: its CRF needs a transition
+IDLE = 2  # positions that a tagging head computes for batches of other tasks: two, so that its CRF has a transition
 
 
 class TextHead(nn.Module):
@@ -29,31 +30,33 @@ class TextHead(nn.Module):
         self.classifier = nn.Linear(features, outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """float [B, H] -> float [B, outputs]."""
         return self.classifier(self.dropout(pooled))
 
 
 class TagHead(SequenceTagger):
-    """States of characters [B, N, H] -> emissions, and what is decided by them."""
+    """States of characters [B, N, H] -> what a tagger returns; see `SequenceTagger.answer`."""
 
     def __init__(self, tags: list[str], features: int, dropout: float, crf: bool, constrain: bool) -> None:
         super().__init__(tags=tags, features=features, crf=crf, constrain=constrain)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor, tags: Tensor | None, marginals: bool) -> TaggerOutput:
+        """Arguments as of `SequenceTagger.answer`."""
         return self.answer(self.dropout(states), mask, tags, marginals)
 
 
 class MultiTask(nn.Module):
-    """Answers for one task at a time: `model(task=NAME, input_ids=, attention_mask=, ...)`.
+    """A model that computes one task at a time: `model(task=NAME, input_ids=, attention_mask=, ...)`.
 
     `of_task(NAME)` gives a model of that task alone, with the same weights.
 
     Args:
         vocab_size, pad_token_id: not used, the encoder has its own.
-        encoder: a transformer; where a task is not tagging, its pooler is used if it has one.
-        heads: by task, in order, `tags` (whether a row has a tag a character), `labels` (names of the outputs) and
-            `config` (what a model's config.json says beside them).
-        dropout: on what reaches the heads.
+        encoder: a transformer; tasks other than tagging use its pooler, if it has one.
+        heads: for each task, in order, `tags` (whether it is a tagging task), `labels` (names of the outputs) and
+            `config` (further entries of the config.json of a model of this task alone).
+        dropout: on the inputs of the heads.
         crf, constrain: of heads for tagging; see `SequenceTagger`.
 
     Raises:
@@ -61,7 +64,7 @@ class MultiTask(nn.Module):
     """
 
     config: dict[str, Any]
-    reads_pooler = True  # of its encoder
+    reads_pooler = True  # it uses the pooler of its encoder
 
     def __init__(
         self,
@@ -111,18 +114,19 @@ class MultiTask(nn.Module):
         tags: Tensor | None = None,
         marginals: bool = False,
     ) -> ClassifierOutput | TaggerOutput:
-        """What the head of `task` says of texts padded on the right.
+        """The outputs of the head of `task` for texts padded on the right.
 
         Args:
-            input_ids: int64 [B, L]; for tagging a token a character between [CLS] and [SEP], which get no tag: N = L - 2.
+            input_ids: int64 [B, L]; for tagging, one token per character between [CLS] and [SEP], which get no tag, so
+                that N = L - 2.
             attention_mask: [B, L], 1 for tokens and 0 for padding.
             token_type_ids: int64 [B, L]; None for all 0.
-            tags: of a tagging task int64 [B, N], -1 at padding.
-            marginals: of a tagging task, also the log marginals.
+            tags: for a tagging task, int64 [B, N], -1 at padding.
+            marginals: for a tagging task, whether to compute the log marginals, too.
 
         Returns:
-            Logits [B, C] and the last state of the first token [B, H], which is compared with a teacher's features; of a
-            tagging task what a tagger returns.
+            Logits [B, C] and, as features, the last layer's state of the first token [B, H]; for a tagging task, a
+            `TaggerOutput`.
         """
         found = self.encoder(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         states = found.last_hidden_state
@@ -144,7 +148,7 @@ class MultiTask(nn.Module):
 
 
 def _idle(head: nn.Module, states: Tensor, pooled: Tensor) -> Tensor:
-    """0 x what a head says of one row, a 0-d tensor."""
+    """The sum of a head's outputs for one row, multiplied by 0: a 0-d tensor."""
     if not isinstance(head, TagHead):
         return 0.0 * head(pooled[:1]).sum()
     characters = states[:1, :IDLE]
@@ -154,7 +158,7 @@ def _idle(head: nn.Module, states: Tensor, pooled: Tensor) -> Tensor:
 
 
 def _with(output: ClassifierOutput | TaggerOutput, idle: Tensor) -> ClassifierOutput | TaggerOutput:
-    """The output with `idle`, which is 0, on the way of every gradient."""
+    """The output plus `idle`, which is 0, so that every gradient reaches the idle heads, too."""
     if isinstance(output, ClassifierOutput):
         return ClassifierOutput(output.logits + idle, output.features + idle)
     added = {
@@ -164,7 +168,7 @@ def _with(output: ClassifierOutput | TaggerOutput, idle: Tensor) -> ClassifierOu
 
 
 class OfTask(nn.Module):
-    """One task of a model of several, called and asked as a model of that task alone."""
+    """One task of a multi-task model, with the interface of a model of that task alone."""
 
     def __init__(self, model: MultiTask, task: str) -> None:
         super().__init__()
@@ -173,7 +177,7 @@ class OfTask(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """As a model of this task alone has it."""
+        """The configuration of a model of this task alone."""
         shared = {name: value for name, value in self.model.config.items() if name != "heads"}
         head = self.model.config["heads"][self.task]
         names = dict(enumerate(head["labels"]))
@@ -181,31 +185,37 @@ class OfTask(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
+        """The encoder that all tasks share."""
         return self.model.encoder
 
     @property
     def classifier(self) -> nn.Module | None:
-        """The last layer of a task of texts."""
+        """The linear layer that gives the logits; None for a tagging task."""
         return getattr(self.model.heads[self.task], "classifier", None)
 
     def forward(self, **inputs: Any) -> ClassifierOutput | TaggerOutput:
+        """As `MultiTask.forward`, for this task."""
         return self.model(**inputs, task=self.task)
 
 
 class TaggerOfTask(OfTask):
-    """A tagging task: it decides, too, as a `SequenceTagger` does."""
+    """A tagging task of a multi-task model, with the methods of a `SequenceTagger`."""
 
     def nll(self, emissions: Tensor, mask: Tensor, tags: Tensor) -> Tensor:
+        """As `SequenceTagger.nll`."""
         return self._head.nll(emissions, mask, tags)
 
     def log_marginals(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """As `SequenceTagger.log_marginals`."""
         return self._head.log_marginals(emissions, mask)
 
     def decode(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """As `SequenceTagger.decode`."""
         return self._head.decode(emissions, mask)
 
     @property
     def crf(self) -> LinearChainCRF | None:
+        """The CRF of the head, if it has one."""
         return self._head.crf
 
     @property
@@ -216,5 +226,5 @@ class TaggerOfTask(OfTask):
 
 
 def for_task(model: nn.Module, task: str) -> nn.Module:
-    """Of a model of several tasks, that of one alone; any other model itself."""
+    """The model of one task where `model` is a multi-task model; any other model itself."""
     return model.of_task(task) if isinstance(model, MultiTask) else model

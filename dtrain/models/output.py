@@ -18,8 +18,8 @@ class TaggerOutput(NamedTuple):
     """Of N characters, T tags: `logits` float32 [B, N, T], the emissions; `mask` bool [B, N], True for characters.
 
     Where asked for: `nll` float32 [B], the negative log-likelihood of the given tags summed over characters, and
-    `marginals` float32 [B, N, T], log p(tag_i = t | x). `states` [B, N, F]: the features that the emissions are a linear
-    map of, as they are before dropout.
+    `marginals` float32 [B, N, T], log p(tag_i = t | x). `states` [B, N, F]: the input of the
+    linear layer of emissions, before dropout.
     """
 
     logits: Tensor

@@ -1,6 +1,6 @@
-"""Models of torch modules of the package's own, or of one that registered an architecture: built, and built again.
+"""Models whose torch modules are the package's own, or were registered by another: built, and rebuilt from config.json.
 
-A recipe's `model.type` and the `model_type` of a folder's config.json are one name, there with "dtrain-" before it.
+The `model_type` in config.json is the recipe's `model.type` with "dtrain-" before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dtrain.recipe.models import Architecture, architectures
 from dtrain.version import __version__
 
 PREFIX = "dtrain-"
-COMMON = ("vocab_size", "pad_token_id", "classes", "tags")  # arguments of constructors that are no shape
+COMMON = ("vocab_size", "pad_token_id", "classes", "tags")  # constructor arguments that are no part of the shape
 
 
 def model_types() -> list[str]:
@@ -35,27 +35,27 @@ def module_of(model_type: str) -> type[nn.Module]:
 
 
 def transformer() -> Any:
-    """The module `models.transformer`, imported by those alone who meet a transformer.
+    """The module `models.transformer`, imported at the first call.
 
-    With it comes transformers' `modeling_utils`, half a second that ranks of small students do without.
+    It imports transformers' `modeling_utils`, which takes half a second that ranks with small students save.
     """
     return importlib.import_module("dtrain.models.transformer")
 
 
 def builder(spec: Architecture) -> Any:
-    """What makes a new model of one of transformers' own."""
+    """The function that builds a new model of an architecture of transformers."""
     assert spec.builder is not None
     home, _, name = spec.builder.partition(":")
     return getattr(importlib.import_module(home), name)
 
 
 def seq2seq() -> Any:
-    """The module `models.seq2seq`, likewise imported by those alone who meet an encoder-decoder."""
+    """The module `models.seq2seq`, imported at the first call, as `models.transformer` is."""
     return importlib.import_module("dtrain.models.seq2seq")
 
 
 def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
-    """As `models.transformer.without_mask_checks`, which is imported for models that have a transformer inside."""
+    """As `models.transformer.without_mask_checks`, which is imported only where a model has a transformer inside."""
     if device.type != "cpu" and any(hasattr(module, "config") for module in model.modules()):
         transformer().without_mask_checks(model, device)
     return model
@@ -67,13 +67,13 @@ def reads_pooler(model_type: str) -> bool:
 
 
 def takes(model_type: str) -> list[str]:
-    """Names of the arguments that its constructor cannot do without, in order."""
+    """Names of the required arguments of its constructor, in order."""
     arguments = inspect.signature(module_of(model_type)).parameters
     return [name for name, argument in arguments.items() if argument.default is inspect.Parameter.empty]
 
 
 def may_take(model_type: str) -> list[str]:
-    """Names of its other arguments; config.json has those that a model was built with."""
+    """Names of the optional arguments of its constructor; config.json has those that a model was built with."""
     return [name for name in inspect.signature(module_of(model_type)).parameters if name not in takes(model_type)]
 
 
@@ -97,9 +97,9 @@ def from_config(config: dict[str, Any], encoder: nn.Module | None = None) -> Any
     """A new model with `config` as its `.config`.
 
     Args:
-        config: as `new_config` makes it; of models with an encoder it also has `encoder`, its transformers
+        config: as `new_config` makes it; for models with an encoder it also has `encoder`, the encoder's transformers
             configuration (or None).
-        encoder: taken instead of a new one that `config` describes.
+        encoder: used in place of a new one that `config` describes.
 
     Raises:
         KeyError: if the configuration lacks a key.

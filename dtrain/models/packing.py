@@ -1,9 +1,9 @@
-"""On a CPU, transformers are trained without multiplying padding: a third of a batch of titles holds no token.
+"""On a CPU, transformers are trained without products of padding, which is a third of a batch of titles.
 
-Most of a training step on a CPU is matrix products (tests/benchmarks/padding_speed.py measures their share). Here each linear
-map of a transformer's layers reads the tokens alone, and its results are put back in their places, with zeros at the padding.
-All else sees batches as they were: attention, dropout (the same numbers are drawn), losses on hidden states, hooks. No loss
-reads what is at the padding, so gradients are the same but for rounding.
+Most of a training step on a CPU is matrix products (tests/benchmarks/padding_speed.py measures their share). Here each
+linear map of a transformer's layers reads the tokens alone, and its results are put back in their places, with zeros at
+the padding. Everything else sees whole batches: attention, dropout (the same numbers are drawn), losses on hidden
+states, hooks. No loss reads values at padding, so gradients are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from dtrain.models.inside import trunks
 
-# The largest share of places with a token: copying tokens out and back takes a few hundredths of a step, which must be saved.
+# Padding is left out where at most this share of positions holds a token: copying tokens out and back takes a few
+# hundredths of a step, which must be saved.
 WORTH = 0.95
-# Only encoders whose layers join tokens in attention and nowhere else. A ConvBERT's convolutions would read the padding.
+# Encoders whose layers mix tokens in attention and nowhere else. A ConvBERT's convolutions would read the padding.
 TYPES = frozenset({"bert", "nezha", "roberta", "xlm-roberta", "electra"})
 
 
@@ -46,18 +47,18 @@ def skip_padding(model: nn.Module, device: torch.device) -> nn.Module:
             for module in trunk.encoder.layer.modules():
                 if isinstance(module, nn.Linear):
                     module.register_forward_pre_hook(packing.narrow)
-                    if module not in inner:  # what these give is read by the next map alone, which wants tokens, too
+                    if module not in inner:  # an inner one's output is read only by the next map, as tokens
                         module.register_forward_hook(packing.widen)
     return model
 
 
 class _Packing:
-    """Where the tokens of a transformer's present call are, and the hooks that use it."""
+    """The positions of tokens in a transformer's current call, and the hooks that use them."""
 
     def __init__(self) -> None:
-        self.rows: Tensor | None = None  # int64 [T], numbers of places in [B * L]
+        self.rows: Tensor | None = None  # int64 [T], positions in the flattened [B * L]
         self.shape = (0, 0)  # B, L
-        # States [B, L, H] and their tokens [T, H]: the maps of queries, keys and values read the same ones.
+        # The last input [B, L, H] and its tokens [T, H]: the maps of queries, keys and values read the same input.
         self.last: tuple[Tensor, Tensor] | None = None
 
     def begin(self, trunk: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Bidirectional LSTMs over texts of different lengths: packed on a GPU, padded on a CPU.
 
-cuDNN reads packed sequences fast. On a CPU torch walks through them one token at a time, and gradients from padded texts
-several times faster by oneDNN's LSTM; so there a text is turned round within its own length, and both directions begin
-at its ends. Large batches are read in groups of texts of similar length: of 128 titles read together half the places are
-padding.
+cuDNN reads packed sequences fast. On a CPU, torch reads them one token at a time, and oneDNN's LSTM computes padded
+texts and their gradients several times faster. So there the backward direction reads each text reversed within its own
+length, which puts padding last in both directions. Large batches are read in groups of texts of similar length: in a
+batch of 128 titles, half the positions are padding.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 POOLINGS = ("final", "max", "mean")
-# The fewest texts of a group on a CPU, by the bytes of a number: smaller products are slower than what they save. Groups of 32
-# in float32 made forward and backward 1.08 to 1.21 times as fast at 64 titles, 1.33 to 1.50 at 128; groups of 64 in bf16 1.14
-# to 1.31 at 128 (tests/benchmarks/lstm_groups.py).
+# The fewest texts of a group on a CPU, by the bytes of a number: smaller products lose more time than they save. Groups
+# of 32 in float32 made forward and backward 1.08 to 1.21 times as fast at 64 titles, 1.33 to 1.50 at 128; groups of 64
+# in bf16 1.14 to 1.31 at 128 (tests/benchmarks/lstm_groups.py).
 GROUP = {8: 32, 4: 32, 2: 64}
-# Groups are made only where they leave out at least a tenth of the places, since they are copied out and back.
+# Groups are made only where they leave out at least a tenth of the positions, since they are copied out and back.
 WORTH = 0.9
 
 
 class InPlaceOfLSTM(nn.Module):
-    """What stands where a model has an LSTM, for a target that reads texts in a way of its own (dtrain/export)."""
+    """The base of modules that replace a model's LSTM where an export format needs another form (dtrain/export)."""
 
     def read_both_ways(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """As the function of this name."""
+        """The states of the LSTM; arguments and result as of the function `read_both_ways`."""
         raise NotImplementedError
 
 
@@ -40,11 +40,11 @@ def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
 
     Args:
         lstm: of input size I and hidden size H.
-        inputs: float [B, L, I]; any finite numbers may stand behind a text's end.
+        inputs: float [B, L, I]; any finite numbers may stand after a text's end.
         lengths: [B], each at least 1 and at most L.
 
     Returns:
-        [B, L, 2 H], zero behind a text's end.
+        [B, L, 2 H], zero after a text's end.
     """
     if isinstance(lstm, InPlaceOfLSTM):
         return lstm.read_both_ways(inputs, lengths)
@@ -53,16 +53,16 @@ def read_both_ways(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
         longest = int(lengths.max())
         states = _in_groups(lstm, inputs[:, :longest], lengths)
     else:
-        on_host = lengths.cpu()  # the one wait for the device: packing needs each length there
+        on_host = lengths.cpu()  # the only wait for the device: packing needs each length on the host
         longest = int(on_host.max())
         states = _packed(lstm, inputs, on_host)
     return functional.pad(states, (0, 0, 0, inputs.shape[1] - longest))
 
 
 def pooled(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """One vector a text, [B, 2 H], of what `read_both_ways` returns.
+    """One vector per text, [B, 2 H], from the states that `read_both_ways` returns.
 
-    'final' is tanh of the state of each direction at its last token, 'max' and 'mean' go over a text's tokens.
+    'final' is tanh of the state of each direction at its last token; 'max' and 'mean' are taken over a text's tokens.
     """
     if pooling == "final":
         before, after = states.chunk(2, dim=-1)
@@ -77,11 +77,11 @@ def pooled(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
 def _packed(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
     """[B, longest, 2 H] from packed sequences, by cuDNN's kernel; `lengths` [B] are on the CPU.
 
-    Neither `lstm.forward` nor autocast is used. The former has cuDNN move the weights into one piece of memory: those that
-    FSDP2 gathers would from then on be stale copies, and the model would train on wrong weights without a word. Autocast
-    would compute in float16 where bfloat16 was asked for (`aten/src/ATen/cudnn/AutocastRNN.cpp`), without the loss scale
-    that float16 needs. cuDNN's LSTMs know no bfloat16, so those are computed in float32; the states are rounded to what
-    was asked for.
+    Neither `lstm.forward` nor autocast is used. `lstm.forward` makes cuDNN move the weights into one piece of memory:
+    the weights that FSDP2 gathers would from then on be stale copies, and the model would silently train on wrong
+    weights. Autocast would compute in float16 where bfloat16 was asked for (`aten/src/ATen/cudnn/AutocastRNN.cpp`),
+    without the loss scaling that float16 needs. cuDNN's LSTMs do not support bfloat16: they are computed in float32,
+    and the states are rounded to bfloat16.
     """
     device, asked = inputs.device.type, inputs.dtype
     if torch.is_autocast_enabled(device) and asked != torch.float64:
@@ -89,13 +89,13 @@ def _packed(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
     dtype = torch.float32 if asked == torch.bfloat16 else asked
     weights = [getattr(lstm, name) for name in weight_names(lstm)]
     with torch.autocast(device, enabled=False):
-        # Sorted here and not by `pack_padded_sequence`, which would wait for the device to sort back.
+        # Sorted here because `pack_padded_sequence` would wait for the device to sort back.
         sizes, order = lengths.sort(descending=True)
         there, back = (places.to(inputs.device, non_blocking=True) for places in (order, order.argsort()))
         packed = pack_padded_sequence(inputs.to(dtype).index_select(0, there), sizes, batch_first=True)
         start = inputs.new_zeros(2 * lstm.num_layers, len(lengths), lstm.hidden_size, dtype=dtype)
         with warnings.catch_warnings():
-            # Weights that are not in one piece are copied at each call: FSDP2 gathers them anew each time, too.
+            # Weights that are not in one piece are copied at each call, as FSDP2 gathers them anew at each call.
             warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
             # has_biases, num_layers, dropout, train, bidirectional
             states = torch.lstm(
@@ -121,9 +121,9 @@ def weight_names(lstm: nn.LSTM) -> list[str]:
 
 
 def _in_groups(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> Tensor:
-    """`read_padded`, of groups of texts of similar length one after another where that leaves out much padding.
+    """`read_padded` of one group of texts of similar length after another, where that leaves out much padding.
 
-    As there: [B, L, I] and int64 lengths [B] -> [B, L, 2 H].
+    As there, [B, L, I] and int64 lengths [B] -> [B, L, 2 H].
     """
     rows, tokens, _ = inputs.shape
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
@@ -144,16 +144,17 @@ OneWay = Callable[[nn.LSTM, Tensor, str], Tensor]
 
 
 def read_padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, one_way: OneWay | None = None) -> Tensor:
-    """`read_both_ways` on a CPU; int64 lengths, none of which is waited for.
+    """`read_both_ways` on a CPU, with int64 lengths; Python reads none of their values.
 
     Args:
-        one_way: what computes one direction of one layer, named as its weights end: [B, L, I] -> [B, L, H].
+        one_way: computes one direction of one layer, [B, L, I] -> [B, L, H]; its last argument is how the names of the
+            weights end, as `l0_reverse`.
     """
     one_way = one_way or _one_way
     rows, tokens, _ = inputs.shape
     places = torch.arange(tokens)
     beyond = (places >= lengths[:, None])[..., None]
-    # A text's tokens from the last to the first; padding stays where it is. Its own inverse.
+    # Reverses each text and leaves padding where it is; this permutation is its own inverse.
     turned = torch.where(beyond[..., 0], places, lengths[:, None] - 1 - places) + tokens * torch.arange(rows)[:, None]
     turned = turned.flatten()
     states = inputs
@@ -165,7 +166,7 @@ def read_padded(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, one_way: OneWay 
 
 
 class _Turned(torch.autograd.Function):
-    """The tokens of [B, L, ...] in an order that is its own inverse, and so the gradients in that order, too."""
+    """Permutes the tokens of [B, L, ...] by an order that is its own inverse, and so their gradients by the same."""
 
     @staticmethod
     def forward(context: Any, tokens: Tensor, order: Tensor) -> Tensor:

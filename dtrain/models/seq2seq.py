@@ -36,18 +36,19 @@ def build_seq2seq(
     """An encoder-decoder in training mode, float32; what is not pretrained is drawn from torch's generator.
 
     Args:
-        labels: for its config.json, by which a model and data know each other.
-        tokenizer_path: the folder of its tokenizer; None: of a shape alone, for what is told of it without data.
+        labels: names of the data's labels, for its config.json.
+        tokenizer_path: the folder of its tokenizer; None where the shape of the model is all that matters: the ids of
+            its start and end tokens are then arbitrary.
 
     Raises:
         InputError: naming the recipe's key, for a pretrained model that is not there, is damaged, or is too small for the
-            tokenizer or `max_length`.
+            tokenizer or `max_length`; or for two vocabularies in an architecture that has one.
     """
     ends, written = {"start": 2, "end": 3}, vocabulary
     two = bool(getattr(spec, "two_vocabularies", False))
     if tokenizer_path is not None:
         ends, written = load_ends(tokenizer_path), load_written_count(tokenizer_path)
-        two = (tokenizer_path / TARGET_FILE).is_file()  # as it came with a teacher's folder, too
+        two = (tokenizer_path / TARGET_FILE).is_file()  # also where the tokenizer came with a teacher's folder
     if spec.pretrained:
         return _labelled(_pretrained(spec, vocabulary, written, max_length), labels).train()
     values: dict[str, Any] = {
@@ -74,14 +75,14 @@ def build_seq2seq(
 
 
 def writes(config: dict[str, Any]) -> bool:
-    """Whether a config.json is of an encoder-decoder that transformers has a class of."""
+    """Whether a config.json is of an encoder-decoder that transformers has a class for."""
     known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     names = config.get("architectures") or []
     return config.get("model_type") in known and names == [known[config["model_type"]]]
 
 
 def load_seq2seq(folder: Path) -> PreTrainedModel:
-    """The encoder-decoder of a model folder, every weight of which is there and no other.
+    """The encoder-decoder of a model folder, which must hold every weight of the model and no other.
 
     Raises:
         InputError: naming the file and the weight.
@@ -134,7 +135,7 @@ def _pretrained(spec: EncoderSpec, vocabulary: int, written: int, max_length: in
 
 
 def _labelled(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
-    """The model with the names of its data's labels, of which it makes no other use."""
+    """The model, with the names of its data's labels in its configuration, which is their only use."""
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: number for number, label in enumerate(labels)}
     return model

@@ -1,4 +1,4 @@
-"""What all taggers share: from a state a character to emissions, and from emissions to a decision."""
+"""What all taggers share: emissions from the states of characters, and decoding from emissions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Emissions(nn.Linear):
 
 
 class SequenceTagger(nn.Module):
-    """Emissions and a CRF, or a softmax a character, over the states [B, N, H] that a subclass computes.
+    """Emissions and a CRF, or a softmax for each character, over the states [B, N, H] that a subclass computes.
 
     Emissions and all that follows are float32, also under autocast.
 
     Args:
         tags: their names (BIOES); T of them.
         features: H.
-        crf: a CRF over the emissions; else each character is decided alone.
-        constrain: paths that no valid tag sequence takes are impossible.
+        crf: whether a CRF decides on whole sequences; else each character is classified by itself.
+        constrain: whether the CRF makes invalid tag sequences impossible.
 
     Raises:
-        ValueError: for `constrain` without a CRF, which has no paths.
+        ValueError: for `constrain` without a CRF.
     """
 
     config: dict[str, Any]
@@ -46,7 +46,7 @@ class SequenceTagger(nn.Module):
         self.crf = LinearChainCRF(tags, constrain) if crf else None
 
     def answer(self, states: Tensor, mask: Tensor, tags: Tensor | None, marginals: bool) -> TaggerOutput:
-        """What `forward` returns, of states [B, N, H] and mask bool [B, N]; tags int64 [B, N], -1 where there are none."""
+        """What `forward` returns, for states [B, N, H], mask bool [B, N] and tags int64 [B, N], -1 for no tag."""
         logits = self.emissions(states)
         if self.crf is not None:
             return TaggerOutput(logits, mask, *self.crf(logits, mask, tags, marginals))

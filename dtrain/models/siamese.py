@@ -19,11 +19,11 @@ class Siamese(nn.Module):
         vocab_size: number of token ids.
         classes: C.
         pad_token_id: its embedding is zero and stays so.
-        separator_id: the token between the two texts; what comes before its first place is the first text.
+        separator_id: the token between the two texts; the first text ends before its first occurrence.
         embedding: size of a token's vector.
         hidden: size of the state of one direction.
-        layers: of the LSTM.
-        pooling: as of `BiLSTM`.
+        layers: number of layers of the LSTM.
+        pooling: as for `BiLSTM`.
         dropout: on the features only.
     """
 
@@ -60,7 +60,7 @@ class Siamese(nn.Module):
         Args:
             input_ids: int64 [B, L], a separator between the texts; a row without one has an empty second text.
             attention_mask: [B, L], 1 for tokens and 0 for padding.
-            token_type_ids: taken for the sake of a common call, and not used.
+            token_type_ids: accepted so that all models are called alike; not used.
         """
         ids = padded_ids(input_ids, attention_mask, self.pad_token_id)
         ends = attention_mask.sum(1).long()
@@ -69,11 +69,11 @@ class Siamese(nn.Module):
         first = torch.where(at_separator, places, ends[:, None]).amin(1)
         second = (ends - first - 1).clamp(min=0)
 
-        embedded = self.embedding(ids)  # row by row, for who perturbs it there
+        embedded = self.embedding(ids)  # [B, L, E]: adversarial training perturbs this output row by row
         shifted = (places + first[:, None] + 1).clamp(max=ids.shape[1] - 1)
         behind = embedded.gather(1, shifted[..., None].expand_as(embedded))
         texts, lengths = torch.cat([embedded, behind]), torch.cat([first, second])
-        texts = texts * (places < lengths[:, None])[..., None]  # padding is zero, as its embedding
+        texts = texts * (places < lengths[:, None])[..., None]  # padding is zero, like its embedding
         lengths = lengths.clamp(min=1)
         vectors = pooled(read_both_ways(self.lstm, texts, lengths), lengths, self.pooling)
         u, v = vectors[: ids.shape[0]], vectors[ids.shape[0] :]

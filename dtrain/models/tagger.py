@@ -1,6 +1,7 @@
 """The tagger: encoder or character embedding -> fusion of layers -> BiLSTM -> emissions -> CRF or softmax.
 
-With NEZHA, dynamic fusion, BiLSTM and CRF it is the teacher of the published table; each part can be left out.
+With NEZHA, dynamic fusion, BiLSTM and CRF it is the published NEZHA-BiLSTM-CRF with dynamic fusion; each part can be
+left out.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Tagger(SequenceTagger):
         lstm: size of the state of one direction, float32 also under autocast; None for no LSTM.
         dropout: on the character embeddings and on the states that reach the emissions.
         crf, constrain: see `SequenceTagger`.
-        privileged: of a teacher that reads annotations beside the text: their `types`, and the `size` of the vector of one,
-            which stands beside each character's in what the LSTM (without one, the emissions) reads. None: it reads none.
+        privileged: for a teacher that reads annotations beside the text: their `types`, and the `size` of an
+            annotation's vector, which is concatenated to each character's state before the LSTM (without one, before
+            the emissions). None: it reads no annotations.
 
     Raises:
         ValueError: naming the argument, for a fusion that is unknown or has too few layers.
@@ -72,12 +74,12 @@ class Tagger(SequenceTagger):
             self.fusion = Concatenation() if fusion == "concat" else DynamicFusion(layers)
         self.lstm = nn.LSTM(width, lstm, batch_first=True, bidirectional=True) if lstm else None
         self.dropout = nn.Dropout(dropout)
-        # As tags are numbered: 0 for none, and of each type four, where in an annotation a character stands.
+        # Numbered like tags: 0 for no annotation, and four numbers for each type (BIES).
         self.privileged = nn.Embedding(1 + 4 * len(privileged["types"]), privileged["size"]) if privileged else None
 
     @property
     def reads_beside(self) -> tuple[str, ...]:
-        """Names of the arguments that it reads beside the text."""
+        """Names of the arguments of `forward` that it needs beside the text."""
         return () if self.privileged is None else ("privileged",)
 
     def forward(
@@ -89,19 +91,19 @@ class Tagger(SequenceTagger):
         marginals: bool = False,
         privileged: Tensor | None = None,
     ) -> TaggerOutput:
-        """Emissions, and where asked for likelihood and marginals, of texts padded on the right.
+        """Emissions and, where asked for, likelihood and marginals of texts padded on the right.
 
         Args:
-            input_ids: int64 [B, L], a token a character; for an encoder between [CLS] and [SEP], which get no tag:
-                N = L - 2, without an encoder N = L.
+            input_ids: int64 [B, L], one token per character; with an encoder, between [CLS] and [SEP], which get no
+                tag, so that N = L - 2; without an encoder N = L.
             attention_mask: [B, L], 1 for tokens and 0 for padding; at least one character a row.
             token_type_ids: int64 [B, L] or None; for encoders that have them.
-            tags: int64 [B, N], -1 at padding and all over rows without tags.
-            marginals: also the log marginals.
-            privileged: of a model that reads annotations int64 [B, N], numbered as tags are, 0 for none and at padding.
+            tags: int64 [B, N], -1 at padding and everywhere in rows without tags.
+            marginals: whether to compute the log marginals, too.
+            privileged: for a model that reads annotations, int64 [B, N], numbered like tags; 0 for none and at padding.
 
         Raises:
-            ValueError: annotations are given to a model that reads none, or none to one that does.
+            ValueError: annotations are given to a model that reads none, or are missing for one that reads them.
         """
         if (privileged is None) != (self.privileged is None):
             raise ValueError("privileged: " + ("are read, and none given" if privileged is None else "are not read"))
@@ -137,7 +139,7 @@ class Tagger(SequenceTagger):
 
 
 def _layers_and_width(config: Any, fusion: str) -> tuple[int, int]:
-    """Of an encoder's configuration: its layers, and the size of their fused states."""
+    """The number of layers in an encoder's configuration, and the size of their fused states."""
     if fusion not in FUSIONS:
         raise ValueError(f"fusion: unknown {fusion!r} (allowed: {', '.join(FUSIONS)})")
     layers, width = int(config.num_hidden_layers), int(config.hidden_size)

@@ -58,7 +58,7 @@ class TextRCNN(nn.Module):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L], 1 for tokens and 0 for padding.
-            token_type_ids: taken for the sake of a common call, and not used.
+            token_type_ids: accepted so that all models are called alike; not used.
         """
         lengths = attention_mask.sum(1).clamp(min=1)
         ids = padded_ids(input_ids, attention_mask, self.pad_token_id)

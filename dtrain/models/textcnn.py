@@ -22,8 +22,8 @@ class TextCNN(nn.Module):
         classes: C.
         pad_token_id: its embedding is zero and stays so.
         embedding: size of a token's vector.
-        filters: of each width.
-        widths: in tokens; must differ.
+        filters: number of filters of each width.
+        widths: widths of the filters in tokens, all different.
         dropout: on the pooled features only.
     """
 
@@ -56,7 +56,7 @@ class TextCNN(nn.Module):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L], 1 for tokens and 0 for padding.
-            token_type_ids: taken for the sake of a common call, and not used.
+            token_type_ids: accepted so that all models are called alike; not used.
         """
         lengths = attention_mask.sum(1)
         # Padding embeds to zero, whatever ids stand there.
@@ -70,7 +70,7 @@ def max_over_time(convolutions: nn.ModuleList, widths: list[int], states: Tensor
 
     Args:
         convolutions: one for each of `widths`.
-        states: float [B, L, E], zeros behind a text's end.
+        states: float [B, L, E], zeros after a text's end.
         lengths: int64 [B].
     """
     states = functional.pad(states, (0, 0, 0, max(0, max(widths) - states.shape[1]))).transpose(1, 2)

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-import dtrain.models.nezha  # noqa: F401  the Auto classes then know it
+import dtrain.models.nezha  # noqa: F401  registers NEZHA with the Auto classes
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 from dtrain.models.whole import first_line, load_whole
@@ -44,8 +44,8 @@ def build_classifier(
     """A classifier in training mode, float32; what is not pretrained is drawn from torch's generator.
 
     Raises:
-        InputError: naming the recipe's key, for a shape that does not fit or a pretrained model that is not
-            there, is damaged, or is too small for the tokenizer or `max_length`.
+        InputError: naming the recipe's key, for a shape that does not fit or a pretrained model that is
+            missing, damaged, or too small for the tokenizer or `max_length`.
     """
     maps = _label_maps(labels)
     if spec.pretrained:
@@ -85,7 +85,8 @@ def build_masked_lm(
     """The encoder with a masked-language-model head, in training mode, float32.
 
     Args:
-        next_sentence: with a pooler and a head for next sentences, too; a pretrained model that lacks them gets new ones.
+        next_sentence: whether it has a pooler and a next-sentence head, too; a pretrained model without them gets new
+            ones.
 
     Raises:
         InputError: as `build_classifier`; or for a pretrained model of another type.
@@ -105,18 +106,18 @@ def build_masked_lm(
 
 
 def load_masked_lm(spec: EncoderSpec, key: str, vocabulary: int) -> PreTrainedModel:
-    """The pretrained model that a section names, with its scores over the vocabulary, on the CPU, float32.
+    """The pretrained model that a section names, with its masked-language-model head, on the CPU, float32.
 
     Args:
-        key: of the recipe, for what is wrong.
-        vocabulary: how many tokens it must score at least.
+        key: of the recipe, for error messages.
+        vocabulary: the least number of tokens that it must score.
 
     Raises:
         InputError: as `build_classifier`, or where it has no such head.
     """
     model: Any = _pretrained(AutoModelForMaskedLM, spec, key, vocabulary, None, needed="cls.predictions.")
     decoder = model.cls.predictions.decoder
-    decoder.weight = nn.Parameter(decoder.weight.detach().clone())  # to be cast to another type than the embeddings
+    decoder.weight = nn.Parameter(decoder.weight.detach().clone())  # untied, to be cast to a dtype of its own
     found: PreTrainedModel = model
     return found
 
@@ -131,13 +132,13 @@ def load_trunk(spec: EncoderSpec, key: str) -> PreTrainedModel:
 
 
 def encoder_config(encoder: PreTrainedModel) -> dict[str, Any]:
-    """The encoder's configuration as JSON holds it, without what names files or labels."""
+    """The encoder's configuration as JSON values, without entries that name files or labels."""
     values = json.loads(json.dumps(encoder.config.to_dict()))
     return {key: value for key, value in values.items() if key not in ("_name_or_path", "id2label", "label2id")}
 
 
 def encoder_from_config(config: dict[str, Any], *, pooler: bool = False) -> PreTrainedModel:
-    """A new encoder, as `build_encoder` makes it, with the shape that `encoder_config` told.
+    """A new encoder, as `build_encoder` makes it, from what `encoder_config` returned.
 
     Raises:
         ValueError: if it describes no model.
@@ -148,16 +149,16 @@ def encoder_from_config(config: dict[str, Any], *, pooler: bool = False) -> PreT
         model = AutoModel.from_config(
             known, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
         )
-    except Exception as error:  # its values reach every part of the model's constructor
+    except Exception as error:  # wrong values fail anywhere in the model's constructor
         raise ValueError(f"encoder: {first_line(error)}") from None
     return (model if pooler else _without_pooler(model)).train()
 
 
 def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let a GPU run ahead: transformers asks at every batch whether a BERT's mask [B, L] hides anything.
+    """Keep a BERT from waiting for the GPU: in every batch, transformers looks whether the mask [B, L] hides anything.
 
-    Booleans [B, 1, 1, L] it hands on to SDPA as they are. Does nothing for a CPU, where asking is cheap and batches without
-    padding need no mask.
+    It passes boolean masks [B, 1, 1, L] on to SDPA without looking, so masks get this form. On a CPU nothing is
+    changed: looking is cheap there, and batches without padding then need no mask.
     """
 
     def widen(_: nn.Module, args: Any, named: dict[str, Any]) -> Any:
@@ -174,7 +175,7 @@ def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _without_pooler(model: Any) -> Any:
-    """Taggers do not read it, and DDP waits for the gradient of every parameter."""
+    """Remove the pooler: taggers do not read it, and DDP waits for the gradient of every parameter."""
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
@@ -203,7 +204,7 @@ def _pretrained(
     needed: str | None = None,
     **labels: Any,
 ) -> PreTrainedModel:
-    """`needed`: weights whose names begin so must be there, too."""
+    """Load the pretrained model; weights whose names begin with `needed` must be there, too."""
     name = str(spec.source)
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise InputError(f"{key}: {name}: has no config.json")
@@ -225,13 +226,13 @@ def _pretrained(
                 use_safetensors=True,
                 trust_remote_code=False,
                 attn_implementation=ATTENTION,
-                # A head for another number of labels is drawn anew; the rest must fit, see below.
+                # A head for another number of labels gets new weights; the rest must fit, see below.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
     except Exception as error:  # the loader of a damaged file raises types of its own (SafetensorError, ...)
         reason = first_line(error)
-        if "model.safetensors" in reason and isinstance(error, OSError):  # a hub model of older days
+        if "model.safetensors" in reason and isinstance(error, OSError):  # an old hub model
             reason += (
                 "; pickled weights, which can run code when they are opened, are not loaded: where it has a "
                 f"pytorch_model.bin, `dtrain convert {name}` turns that into model.safetensors"
@@ -283,12 +284,12 @@ def _check_encoder(model: PreTrainedModel, info: dict[str, Any], where: str) -> 
 
 def classifier_types() -> list[str]:
     """Every `model_type` of config.json that transformers has a sequence classifier for."""
-    # By name: to go through the classes themselves imports some 250 modules, half a second in every rank.
+    # By name: listing the classes themselves imports some 250 modules, which takes every rank half a second.
     return sorted({*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "nezha"} & set(CONFIG_MAPPING))
 
 
 def load_classifier(folder: Path) -> PreTrainedModel:
-    """The classifier of a model folder, every weight of which is there and no other.
+    """The classifier of a model folder, which must hold every weight of the model and no other.
 
     Raises:
         InputError: naming the file and the weight.

@@ -1,4 +1,4 @@
-"""BERT classifiers without padding: a batch is one row of all its tokens, and attention knows where texts end."""
+"""BERT classifiers without padding: a batch is one row of all its tokens, and attention is told where texts end."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from dtrain.errors import InputError
 from dtrain.models.output import ClassifierOutput
 
-# query, key, value [tokens, heads, size]; where texts begin, int32 [B + 1]; the longest -> [tokens, heads, size]
+# query, key, value [tokens, heads, size]; offsets of texts, int32 [B + 1]; longest text -> [tokens, heads, size]
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 class UnpaddedBert(nn.Module):
-    """The same answers as `model`, from the same weights, for inference.
+    """Computes the same logits as `model`, with the same weights, for inference.
 
-    One call waits for the device once, for the number of tokens in the batch.
+    Each call waits for the device once, for the number of tokens in the batch.
     """
 
     def __init__(self, model: Any, attention: Attention) -> None:
@@ -60,7 +60,7 @@ class UnpaddedBert(nn.Module):
 
 
 def check_unpadded(device: torch.device, precision: str, model_types: Iterable[str]) -> None:
-    """Raise InputError for other models than BERT, no GPU that can, float32, or a torch without such attention."""
+    """Raise InputError for models other than BERT, an unfit device, float32, or a torch without such attention."""
     key = "knowledge.unpadded"
     if others := sorted(set(model_types) - {"bert"}):
         raise InputError(f"{key}: is for teachers of type bert (found: {', '.join(others)})")
@@ -73,7 +73,7 @@ def check_unpadded(device: torch.device, precision: str, model_types: Iterable[s
 
 
 def unpadded(model: nn.Module) -> UnpaddedBert:
-    """`model` with torch's variable-length flash attention, where `check_unpadded` found that it can be had."""
+    """`model` with torch's variable-length flash attention; `check_unpadded` tells whether that can be used."""
     from torch.nn.attention.varlen import varlen_attn
 
     assert type(model).__name__ == "BertForSequenceClassification"

@@ -1,4 +1,4 @@
-"""A model that also scores the vocabulary at masked positions: its transformer, with a head that is not a part of it."""
+"""A model's transformer with a masked-language-model head that is not a part of the model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class PlainTextOutput:
 
 
 class WithVocabulary(nn.Module):
-    """A model's transformer on rows of plain text; what the model does with the transformer's states is left out.
+    """A model's transformer on rows of plain text; the rest of the model is not called.
 
     Args:
         model: has a BERT or NEZHA in it, or is one.
         head: of a masked language model, as `vocabulary_head` makes it; None: no scores.
-        vocabulary: how many tokens are scored, the first ones; None: all.
+        vocabulary: this many tokens are scored, the first ones; None: all.
     """
 
-    wrapped_as = "model."  # what names of parameters begin with here and not in the model folder
+    wrapped_as = "model."  # prefix of the names of parameters here, which their names in the model folder lack
 
     def __init__(self, model: nn.Module, head: Any = None, vocabulary: int | None = None) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class WithVocabulary(nn.Module):
 
     @property
     def config(self) -> Any:
-        """Of the model inside."""
+        """The configuration of the model inside."""
         return self.model.config
 
     def forward(self, input_ids: Tensor, places: Tensor | None = None) -> PlainTextOutput:
-        """Every token attends to all others of its row.
+        """The scores at `places`; every token attends to all tokens of its row.
 
         Args:
             input_ids: int64 [B, L], no padding.
@@ -53,10 +53,10 @@ class WithVocabulary(nn.Module):
 
 
 def vocabulary_head(model: nn.Module, start: Any = None) -> Any:
-    """A new head for the transformer in a model, whose projection on the vocabulary is the token embeddings.
+    """A new head for the transformer in a model; its projection onto the vocabulary is tied to the token embeddings.
 
     Args:
-        start: a head of another model, whose weights it begins with where they have the same shapes.
+        start: a head of another model, whose weights are copied first if all have the same shapes.
     """
     trunk = trunk_of(model)
     head: Any = AutoModelForMaskedLM.from_config(trunk.config).cls

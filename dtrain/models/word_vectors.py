@@ -14,18 +14,18 @@ from dtrain.errors import InputError
 
 
 def fill_embedding(embedding: nn.Embedding, path: Path, vocabulary: Mapping[str, int]) -> int:
-    """Put the file's vectors of known tokens in place; the others keep theirs. Returns how many were found.
+    """Copy a file's vectors of known tokens into an embedding; other tokens keep theirs. Returns how many were found.
 
-    Padding keeps its own, zero, also where the file has one: answers must not depend on how far a text is padded.
+    The vector of padding stays zero, even if the file has one: answers must not depend on how far a text is padded.
 
     Args:
         embedding: float [V, E].
-        path: of a word2vec file, text or binary; of a token that comes twice the first counts.
-        vocabulary: ids of tokens.
+        path: of a word2vec file, text or binary; the first vector of a token that occurs twice counts.
+        vocabulary: the id of each token.
 
     Raises:
-        InputError: naming the file's line (the byte, of binary files): another width than E, a number that is none,
-            a file that ends too early, or one that holds no token of the vocabulary.
+        InputError: naming the file's line (in binary files the byte): another width than E, an invalid number, a file
+            that ends too early, or one that holds no token of the vocabulary.
     """
     wanted = {token: id for token, id in vocabulary.items() if id != embedding.padding_idx}
     found: dict[int, np.ndarray] = {}

@@ -1,4 +1,5 @@
-"""NEZHA for transformers 5: configuration, encoder and heads. Importing this tells transformers' Auto classes of them.
+"""NEZHA for transformers 5: configuration, encoder and heads. Importing this registers them with transformers'
+Auto classes.
 
 After `import dtrain.models.nezha`, `AutoModel.from_pretrained` and its kin read NEZHA's folders, as they are published
 and as this package writes them. Parts of the package that read such a folder by an Auto class import this first.

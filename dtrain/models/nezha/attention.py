@@ -28,7 +28,7 @@ from dtrain.models.nezha.banded import banded_attention
 
 @dataclass(frozen=True)
 class RelativePositions:
-    """What the layers need to know of positions, made once a forward pass and shared by all of them.
+    """The positions as attention needs them, computed once per forward pass and shared by all layers.
 
     Where no two tokens are more than M apart the clipping does nothing, and by the angle-sum formulas
 
@@ -91,7 +91,7 @@ def relative_attention(
         query, key, value: [B, heads, L, d], of one floating dtype.
         positions: built for length L.
         keep: bool, [B, 1, 1 or L, L], true where a key may be seen; None where all may. For a query that may
-            see no key the output is finite, and no more is promised.
+            see no key, the output is finite and otherwise arbitrary.
         dropout: probability with which an attention weight is dropped.
 
     Returns:
@@ -151,8 +151,8 @@ def doubled_head_attention(
 ) -> Tensor:
     """Ordinary attention with heads of 2d, by whichever fused kernel the device has; L <= M + 1.
 
-    Keys and values get their sinusoids appended, queries themselves turned; the second half of the output is
-    turned back. Arguments and result as in `relative_attention`.
+    Keys and values are concatenated with their sinusoids, queries with themselves turned; the second half of the
+    output is turned back. Arguments and result as in `relative_attention`.
     """
     size = query.size(-1)
     sinusoids = positions.sinusoids.to(query.dtype).expand_as(key)
@@ -207,7 +207,7 @@ def _sinusoids(places: Tensor, frequencies: Tensor) -> Tensor:
 def _turn(x: Tensor, turns: Tensor) -> Tensor:
     """Each (sine, cosine) pair of x [..., L, d] as one complex number, times turns [L, d / 2]; dtype of x.
 
-    As complex numbers it is one pass over memory, 6 times faster here than the four real products.
+    As complex numbers it is one pass over memory, measured 6 times as fast as the four real products.
     """
     pairs = x.to(turns.real.dtype).unflatten(-1, (-1, 2))
     return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)

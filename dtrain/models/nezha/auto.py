@@ -1,4 +1,4 @@
-"""NEZHA's place among transformers' Auto classes: its configuration, its tokenizer (BERT's), and a class a task."""
+"""Registers NEZHA with transformers' Auto classes: its configuration, its tokenizer (BERT's), a class for each task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASKS = (
 
 
 def register() -> None:
-    """Tell the Auto classes of `model_type: nezha`; a second time changes nothing."""
+    """Register `model_type: nezha` with the Auto classes; a second call changes nothing."""
     AutoConfig.register(NezhaConfig.model_type, NezhaConfig, exist_ok=True)
     AutoTokenizer.register(NezhaConfig, tokenizer_class=BertTokenizer, exist_ok=True)
     AutoModel.register(NezhaConfig, NezhaModel, exist_ok=True)

@@ -5,7 +5,7 @@ keys to the left of it share R[0], all to the right R[2M]. So q_i . R costs 2M +
 L, and is added along a diagonal view of the scores; on the value side the same view of the weights meets R
 in one product.
 
-The backward of both sides is the forward with the names exchanged: the gradient of the weights is
+The backward pass uses the operations of the forward pass with other arguments: the gradient of the weights is
 `g_i . (v_j + R)`, again `_Block.products`, and that of the query `sum_j ds_ij (k_j + R)`, again `_Block.mix`.
 Long inputs keep only the dropout mask between forward and backward, and compute the weights again.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 ROWS_ON_CPU = 64
 ROWS_ON_ACCELERATOR = 512
 
-# Up to here a layer keeps its weights for the backward, which is 15 to 20% faster (96 heads of length 128:
+# Up to this length a layer keeps its weights for the backward, which is 15 to 20% faster (96 heads of length 128:
 # 39 ms against 45) and still less memory than its other activations.
 KEEP_WEIGHTS_UP_TO = 256
 
@@ -51,9 +51,8 @@ def banded_attention(
 class _Block:
     """Queries [start, stop) against all keys, in a buffer with room for every query's whole band.
 
-    The buffer is [N, rows, before + length + after]. The band of query `start + r` begins in column `band +
-    r`: a view with a row stride of one more than the buffer's width has the bands straight under each
-    other.
+    The buffer is [N, rows, before + length + after]. The band of query `start + r` begins in column `band + r`, so
+    in a view whose row stride is one more than the buffer's width the bands are aligned below each other.
     """
 
     start: int
@@ -95,7 +94,7 @@ class _Block:
 
     def far(self, buffer: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For either side with keys out of reach: its row of the table, the columns that are out of reach for
-        all queries of the block, and the [rows, rows] corner of which the queries see a triangle."""
+        all queries of the block, and the [rows, rows] corner of which a triangle is out of reach."""
         if self.stop - 1 > self.reach:
             yield 0, buffer[..., : self.band], buffer[..., self.band : self.band + self.rows]
         if self.start + self.reach < self.length - 1:

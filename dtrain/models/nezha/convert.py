@@ -58,7 +58,7 @@ TENSORFLOW_LEAVES = {
 
 
 def pytorch_name(name: str) -> str | None:
-    """The name here of a weight in Huawei's PyTorch files, None for a computed table.
+    """This package's name for a weight in Huawei's PyTorch files; None for a computed table.
 
     `bert.encoder.layer.0.attention.output.LayerNorm.gamma` ->
     `nezha.encoder.layer.0.attention.output.LayerNorm.weight`
@@ -72,10 +72,10 @@ def pytorch_name(name: str) -> str | None:
 
 
 def tensorflow_name(name: str) -> str | None:
-    """The name here of a TensorFlow variable, None for what is no weight. A `kernel` is to be transposed.
+    """This package's name for a TensorFlow variable; None if it is no weight. A `kernel` must be transposed.
 
     Raises:
-        InputError: for a variable of the model that no NEZHA has.
+        InputError: for a variable of the encoder or its heads that no NEZHA has.
     """
     *scopes, leaf = name.split("/")
     if not scopes or scopes[0] not in ("bert", "cls") or leaf in OPTIMIZER_SLOTS or COMPUTED in name:
@@ -87,13 +87,13 @@ def tensorflow_name(name: str) -> str | None:
 
 
 def from_pytorch(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Huawei's PyTorch weights under their names here."""
+    """Huawei's PyTorch weights under this package's names."""
     named = ((pytorch_name(name), tensor) for name, tensor in weights.items())
     return {name: tensor for name, tensor in named if name is not None}
 
 
 def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """TensorFlow variables as weights, float32, under their names here.
+    """TensorFlow variables as float32 weights under this package's names.
 
     Raises:
         InputError: as `tensorflow_name`.
@@ -108,7 +108,7 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def build_model(config: NezhaConfig, weights: Mapping[str, Tensor]) -> NezhaPreTrainedModel:
-    """The model that these weights, named as here, belong to: both pre-training heads, the first, or none.
+    """The model that these weights belong to: with both pre-training heads, the masked-token head alone, or none.
 
     Raises:
         InputError: a line for each weight that is missing, left over or of another shape.
@@ -189,7 +189,7 @@ def _read_weights(source: Path) -> dict[str, Tensor]:
 
 
 def main() -> int:
-    """The command line at the head of this file; 2 for bad input."""
+    """The command line in the docstring of this module; returns the exit code, 2 for bad input."""
     if len(sys.argv) != 3:
         print("usage: python -m dtrain.models.nezha.convert SOURCE TARGET", file=sys.stderr)
         return 2

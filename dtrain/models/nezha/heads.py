@@ -222,7 +222,7 @@ class NezhaForSequenceClassification(NezhaPreTrainedModel):
 
         Args:
             labels: int64 [B] for cross-entropy, float [B] with one label for squared error, float [B, labels]
-                where each label is its own yes or no. `config.problem_type` decides where it is set.
+                for binary cross-entropy on each label. `config.problem_type` decides where it is set.
         """
         encoded = self.nezha(
             input_ids,
@@ -381,7 +381,7 @@ def _head_dropout(config: NezhaConfig) -> float:
 
 
 def _classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """transformers' rule: one label is a regression, whole numbers are classes, others each a yes or no."""
+    """transformers' rule: regression for one label, classes for whole numbers, else binary cross-entropy per label."""
     if problem_type is None:
         if logits.size(-1) == 1:
             problem_type = "regression"

@@ -1,7 +1,7 @@
 """The parts of a NEZHA: embeddings, attention, feed-forward, the stack of layers, pooler, prediction heads.
 
 Module names are those of the released checkpoints, which are BERT's. There is no position embedding:
-positions enter in the attention, from one `RelativePositions` that the model makes and all layers share.
+positions enter in the attention, from one `RelativePositions` that the model builds and all layers share.
 """
 
 from __future__ import annotations
