@@ -27,8 +27,9 @@ class Regressors(nn.Module):
         self.means = nn.ModuleList(
             nn.Sequential(nn.Linear(student, teacher), nn.ReLU(), nn.Linear(teacher, teacher)) for _ in range(pairs)
         )
-        # softplus(alpha) = variance - floor
-        alpha = math.log(math.expm1(max(variance - floor, floor)))
+        # softplus(alpha) = variance - floor; exp(variance) itself would overflow from 710 on
+        rest = max(variance - floor, floor)
+        alpha = rest + math.log(-math.expm1(-rest))
         self.spreads = nn.ModuleList(_Spread(teacher, alpha) for _ in range(pairs))
 
     def forward(self, states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -233,12 +233,12 @@ def test_its_weights_are_the_losses_own_and_learn(name: str, student: nn.Module,
         assert dict(losses_of(name, student, student, **pairs, map="always").named_parameters())
 
 
-def test_variances_begin_where_they_are_told(student: nn.Module, teacher: nn.Module) -> None:
-    regressors: Any = losses_of("vid", student, teacher).stateful["vid"]
+@pytest.mark.parametrize("variance", [2.0, 1e-4, 1000.0])
+def test_variances_begin_where_they_are_told(variance: float, student: nn.Module, teacher: nn.Module) -> None:
+    regressors: Any = losses_of("vid", student, teacher, variance=variance).stateful["vid"]
     for spread in regressors.spreads:
-        torch.testing.assert_close(
-            nn.functional.softplus(spread.alpha) + 1e-5, torch.full((12,), 2.0, dtype=torch.float64)
-        )
+        found = nn.functional.softplus(spread.alpha) + 1e-5
+        torch.testing.assert_close(found, torch.full((12,), variance, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher: nn.Module) -> None:
