@@ -42,31 +42,37 @@ def run(source: str, target: str | None) -> int:
         InputError: there is no such folder or model, or its weights cannot be converted; the folder stays as it is.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    fetched = not folder.is_dir()
+    if fetched:
         folder = _from_hub(source, Path(target or source.rpartition("/")[2]))
     elif target is not None:
         raise InputError(
             f"convert: {source} is a folder, and gets its {WEIGHTS} beside what is there; leave {target} out"
         )
-    names = convert_weights(folder)
+    names = convert_weights(folder, needed=not fetched)
     say(f"{folder / WEIGHTS}: {len(names)} weights; a recipe takes them by `pretrained: {folder}`")
     return EXIT_DONE
 
 
-def convert_weights(folder: Path) -> list[str]:
+def convert_weights(folder: Path, *, needed: bool = True) -> list[str]:
     """Write a folder's pickled weights, or its safetensors under names that are not read, as `model.safetensors`.
 
+    Args:
+        needed: whether a file that needs no conversion is an error; else it stays as it is.
+
     Returns:
-        The names of the weights in the new file.
+        The names of the weights in `model.safetensors`.
 
     Raises:
-        InputError: naming the file that is missing or cannot be read.
+        InputError: naming the file that is missing, cannot be read or needs no conversion.
     """
     model_type = _model_type(folder)
     pickled = pickled_files(folder)
     if (folder / WEIGHTS).is_file():
         weights = _tensors(folder / WEIGHTS)
         if set(renamed(weights, model_type)) == set(weights):
+            if not needed:
+                return sorted(weights)
             raise InputError(
                 f"{folder / WEIGHTS}: is there already, with the names that are wanted: nothing to convert"
             )

@@ -162,6 +162,19 @@ def test_a_hub_model_is_fetched_and_converted(tmp_path: Path, monkeypatch: pytes
     assert main(["convert", "somebody/nezha-cn-base"]) == 2  # is there already
 
 
+def test_a_hub_model_that_needs_no_conversion_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`dtrain convert NAME` fetches a model for machines without a network, whatever its files."""
+    hub = tmp_path / "hub"
+    BertForMaskedLM(BertConfig(**SHAPE)).save_pretrained(hub)
+    monkeypatch.setattr(convert, "snapshot_download", lambda name, *, local_dir, **_: shutil.copytree(hub, local_dir))
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "somebody/bert"]) == 0
+    assert (tmp_path / "bert" / "model.safetensors").read_bytes() == (hub / "model.safetensors").read_bytes()
+    assert "a recipe takes them by `pretrained: bert`" in capsys.readouterr().out
+
+
 def test_a_hub_model_without_safetensors_says_what_to_do(tmp_path: Path) -> None:
     source("bert", tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
