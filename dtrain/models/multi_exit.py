@@ -41,7 +41,7 @@ class MultiExit(nn.Module):
         ValueError: for an exit beyond the encoder's last layer.
     """
 
-    every_layer = False  # whether inference calls every layer, even when all rows have left
+    every_layer = False  # whether inference calls every layer and classifier, even when all rows have left
     config: dict[str, Any]
 
     def __init__(
@@ -101,20 +101,21 @@ class MultiExit(nn.Module):
         bert: Any = self.encoder
         for number, layer in enumerate(bert.encoder.layer, start=1):
             states = layer(states, visible)
-            if number not in self.exits or not len(left):
+            if number not in self.exits:
                 continue
             answer = self._answer(exit, states)
-            if exit == 0:
-                logits = torch.empty_like(answer)
-                features = features.to(states.dtype)
-            sure = answer.float().softmax(-1).amax(-1) >= confidence
-            leaves = torch.ones_like(sure) if number == self.exits[-1] else sure
-            rows = left[leaves]
-            logits[rows], features[rows], taken[rows] = answer[leaves], states[leaves, 0], exit
-            left = left[~leaves]
-            exit += 1
             if len(left):
-                states, visible = states[~leaves], visible[~leaves]
-            elif not self.every_layer:
-                break
+                if exit == 0:
+                    logits = torch.empty_like(answer)
+                    features = features.to(states.dtype)
+                sure = answer.float().softmax(-1).amax(-1) >= confidence
+                leaves = torch.ones_like(sure) if number == self.exits[-1] else sure
+                rows = left[leaves]
+                logits[rows], features[rows], taken[rows] = answer[leaves], states[leaves, 0], exit
+                left = left[~leaves]
+                if len(left):
+                    states, visible = states[~leaves], visible[~leaves]
+                elif not self.every_layer:
+                    break
+            exit += 1
         return MultiExitOutput(logits, features, None, taken)

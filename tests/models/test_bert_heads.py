@@ -84,6 +84,24 @@ def test_a_row_leaves_at_the_first_exit_that_is_sure(batch: tuple[Tensor, Tensor
     assert set(expected.tolist()) == ({0} if share == 0 else {2} if share == 1 else {0, 1, 2})
 
 
+def test_every_module_is_called_where_ranks_share_the_weights(batch: tuple[Tensor, Tensor]) -> None:
+    """A rank whose rows have all left calls what others still call: each call gathers slices of weights from all ranks."""
+    ids, mask = batch
+    model = make({"type": "multi_exit", "encoder": ENCODER, "exits": [1, 2], "confidence": 0.01, "dropout": 0.0}).eval()
+    with torch.inference_mode():
+        expected = model(ids, mask)
+    called: list[torch.nn.Module] = []
+    modules = [*model.encoder.encoder.layer, *model.classifiers]
+    for module in modules:
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    model.every_layer = True
+    with torch.inference_mode():
+        found = model(ids, mask)
+    assert found.exit.tolist() == [0] * 24
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.features, expected.features)
+    assert len(called) == len(modules) and set(called) == set(modules)
+
+
 def test_an_exit_that_a_pretrained_encoder_does_not_have(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16)
     BertModel(config).save_pretrained(tmp_path)
