@@ -56,7 +56,9 @@ def seq2seq() -> Any:
 
 def without_mask_checks(model: nn.Module, device: torch.device) -> nn.Module:
     """As `models.transformer.without_mask_checks`, which is imported only where a model has a transformer inside."""
-    if device.type != "cpu" and any(hasattr(module, "config") for module in model.modules()):
+    # The package's own models have a configuration, too: a dict.
+    configurations = [getattr(module, "config", {}) for module in model.modules()]
+    if device.type != "cpu" and not all(isinstance(config, dict) for config in configurations):
         transformer().without_mask_checks(model, device)
     return model
 

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from dtrain.errors import InputError
-from dtrain.models import build, load, parameter_count, save_model, weights_fingerprint
+from dtrain.models import build, load, own, parameter_count, save_model, transformer, weights_fingerprint
 from dtrain.models.transformer import without_mask_checks
-from dtrain.recipe.architectures.transformers import BertSpec, NezhaSpec
+from dtrain.recipe.architectures.classifiers import TextCNNSpec
+from dtrain.recipe.architectures.transformers import BertCNNSpec, BertSpec, NezhaSpec
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -207,3 +208,21 @@ def test_without_mask_checks_nothing_waits_for_the_device(hidden: int) -> None:
     assert asked[0] > 0
     assert asked[1] == 0
     torch.testing.assert_close(answers[0], answers[1])
+
+
+def test_transformers_is_imported_for_models_that_have_one_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[bool] = []
+
+    def counted() -> Any:
+        imported.append(True)
+        return transformer
+
+    monkeypatch.setattr(own, "transformer", counted)
+    kind: dict[str, Any] = {"vocabulary": 20, "labels": ["a", "b"], "pad_id": 0}
+    own.without_mask_checks(build(TextCNNSpec(type="textcnn"), **kind), torch.device("cuda"))
+    assert not imported
+    section = {"type": "bert_cnn", "encoder": {"type": "bert", "layers": 1, "hidden": 8, "heads": 2}}
+    model = build(BertCNNSpec.model_validate(section), **kind)
+    imported.clear()
+    own.without_mask_checks(model, torch.device("cuda"))
+    assert imported
