@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# What can be found out in the first minutes on a machine with GPUs: at most 8 minutes on one, 20 on eight. The most telling
-# comes first, each part has its own time limit, and results are written as they come: JSON a part, and page.md.
+# Checks and measurements for the first minutes on a machine with GPUs: at most 8 minutes on one GPU, 20 on eight. The
+# most informative parts come first, each part has a time limit, and results are written as they come: a JSON file for
+# each part, and page.md.
 #
-#   bash launch/gpu_check.sh [FOLDER [PART ...]]  results in FOLDER (default: gpu-check); no network is needed; only the named
-#                                                 parts are run again, where some are named
-#   bash launch/gpu_check.sh --wheels [FOLDER]    beforehand, with a network: what the machine lacks (default: gpu-wheels)
+#   bash launch/gpu_check.sh [FOLDER [PART ...]]  results in FOLDER (default: gpu-check); no network is needed; if parts
+#                                                 are named, only these are run again
+#   bash launch/gpu_check.sh --wheels [FOLDER]    beforehand, with a network: download what the machine lacks into
+#                                                 FOLDER (default: gpu-wheels)
 #
-# The machine brings Python with torch 2.11 or newer for CUDA, transformers and accelerate; PYTHON names it (default:
-# python3). DTRAIN_TEST_DEVICE=cpu tries the script itself on a machine without GPUs, with tiny sizes and, for what needs
-# two, two processes; DTRAIN_TEST_DEVICE=pretended on a CUDA device that is pretended (g++ and a torch for CPUs).
+# The machine must have a Python with torch 2.11 or newer for CUDA, transformers and accelerate; PYTHON names it
+# (default: python3). DTRAIN_TEST_DEVICE=cpu tries the script itself on a machine without GPUs, with tiny sizes, and with
+# two processes for parts that need two GPUs; DTRAIN_TEST_DEVICE=pretended tries it on a simulated CUDA device (which needs
+# g++ and a torch for CPUs).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
@@ -19,9 +22,9 @@ fi
 
 out=$(mkdir -p "${1:-gpu-check}" && cd "${1:-gpu-check}" && pwd)
 if [[ -d $root/gpu-wheels ]]; then
-    # Beside what the machine has, which stays as it is; nothing is resolved, as no index can be asked.
+    # Installed beside the machine's own packages, which stay as they are. There is no index to resolve dependencies by.
     [[ -x $out/.venv/bin/python ]] || "$python" -m venv --system-site-packages "$out/.venv"
-    # What is called the system's are packages of Python itself: those of an environment are named beside them.
+    # --system-site-packages shows only packages of the base Python: those of an environment are added by a .pth file.
     here=$("$out/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$python" -c 'import site; [print(f"import site; site.addsitedir({p!r})") for p in site.getsitepackages()]' >"$here/machine.pth"
     "$out/.venv/bin/python" - "$root/gpu-wheels" <<'PYTHON'

@@ -1,6 +1,7 @@
 """The parts of `gpu_check.sh`, one after another: `python launch/gpu_parts.py FOLDER [PART ...]`.
 
-Each part is a command with a time limit. After each, FOLDER/page.md is written anew: a run that dies in the fifth has four.
+Each part is a command with a time limit. FOLDER/page.md is written again after each part: a run that dies in the fifth
+has the results of four.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-# Not of the package: run as a file by gpu_check.sh.
+# This file is not part of the package: gpu_check.sh runs it as a script.
 ROOT = Path(__file__).resolve().parent.parent
-# The script itself, without a GPU: on a CPU, or on a device that is pretended.
+# Whether the script itself is tried without a GPU: on a CPU, or on a simulated device.
 TRIED = os.environ.get("DTRAIN_TEST_DEVICE") in ("cpu", "pretended")
 PRETENDED = os.environ.get("DTRAIN_TEST_DEVICE") == "pretended"
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() and not TRIED else 0
@@ -41,7 +42,7 @@ class Part:
 
 
 def parts(out: Path) -> list[Part]:
-    """In the order of how much each tells."""
+    """The parts that this machine can run, the most informative first."""
     benchmarks, students = "tests/benchmarks", ["--members", "8", "--steps", "64", "--batches", "128"]
     students += ["--ways", "one after another", "stacked", "streams", "processes"]
     if TRIED:
@@ -72,7 +73,7 @@ def parts(out: Path) -> list[Part]:
 
 
 def run(part: Part, out: Path) -> dict[str, object]:
-    """Exit code (124: its time was over), seconds, and what it said; a part's processes end with it."""
+    """Run a part: its exit code (124: out of time), its seconds, and its output; all of its processes are ended."""
     begin, log = time.monotonic(), out / f"{part.name.replace(' ', '-')}.log"
     with log.open("w", encoding="utf-8") as file:
         words = [sys.executable, *(["-m", "tests.gpu.pretended.start"] if PRETENDED else []), *part.words]
@@ -82,7 +83,7 @@ def run(part: Part, out: Path) -> dict[str, object]:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             code = 124
-        finally:  # also where this program is interrupted
+        finally:  # also if this program is interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -91,7 +92,7 @@ def run(part: Part, out: Path) -> dict[str, object]:
 
 
 def found_in(told: str) -> dict[str, object]:
-    """Figures, which are lines of JSON; counts of tests; the end of what was said."""
+    """What an output contains: figures (its last line of JSON), counts of tests, and its end."""
     found: dict[str, object] = {}
     for line in told.splitlines():
         if line.startswith("{"):
@@ -106,7 +107,7 @@ def found_in(told: str) -> dict[str, object]:
 
 
 def versions() -> dict[str, object]:
-    """Of what decides results, and of the device."""
+    """The versions of all that affects results, and the names of the GPUs."""
     found: dict[str, object] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -122,7 +123,7 @@ def versions() -> dict[str, object]:
 
 
 def make_rows(out: Path) -> None:
-    """Made-up titles for the benchmark of precomputing, which needs nothing beside the repository then."""
+    """Write synthetic titles for the benchmark of precomputing, which then needs nothing beside the repository."""
     folder = out / "rows" / "tnews"
     folder.mkdir(parents=True, exist_ok=True)
     letters = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经"
@@ -155,7 +156,7 @@ def write_page(out: Path, about: dict[str, object], results: dict[str, dict[str,
 
 
 def earlier(out: Path, asked: list[Part]) -> dict[str, dict[str, object]]:
-    """What another run has found."""
+    """The results of an earlier run, by part."""
     files = {part.name: out / f"{part.name.replace(' ', '-')}.json" for part in asked}
     return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 

@@ -1,10 +1,10 @@
-"""Wheels of what dtrain needs beside torch, transformers and accelerate, in a folder of at most 60 MiB.
+"""Collect wheels of what dtrain needs beside torch, transformers and accelerate, in a folder of at most 60 MiB.
 
     python launch/gpu_wheels.py FOLDER
 
-For this interpreter's version and machine, at the versions of launch/constraints.txt. Large packages are written without
-what is not used: pyarrow's headers, network services and tests, pandas's tests, tensorboard's pages. The report's plots
-and the words of pre-training (matplotlib, jieba) are left out: `gpu_check.sh` does without.
+The wheels are for this interpreter's version and machine, at the versions of launch/constraints.txt. Parts of large
+packages that are not used are left out: pyarrow's headers, network services and tests, pandas's tests, tensorboard's
+pages. So are matplotlib (plots of the report) and jieba (words in pre-training), which `gpu_check.sh` does not need.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _constraints() -> list[str]:
 
 
 def write_slim(wheel: Path, target: Path, unused: str | None) -> None:
-    """The wheel without the files that match, its list of files made anew."""
+    """Write the wheel to `target` without the files that match `unused`, and with a new list of its files."""
     if unused is None:
         target.write_bytes(wheel.read_bytes())
         return

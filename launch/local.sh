@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One recipe on this machine, stage by stage, with `accelerate launch` written out: what `dtrain run` does by
-# itself, for when a stage needs another number of processes or another accelerate config.
+# Runs a recipe on this machine, stage by stage, with explicit `accelerate launch` commands: what `dtrain run` does by
+# itself. Use it if the number of processes or the accelerate config should be another one.
 #
 #   bash launch/local.sh RECIPE [key.path=value ...]    for example: bash launch/local.sh quickstart seed=7
 #   CONFIG=ddp_bf16 PROCESSES=8 bash launch/local.sh tnews

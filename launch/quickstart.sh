@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to distilled models and a report: installs dtrain into .venv, then runs the shipped
-# `quickstart` recipe on its made-up headlines. A minute and a half on two CPU cores after the install; runs/
-# holds everything. Run it again and it continues, or says that all is done.
+# `quickstart` recipe on its made-up headlines. It takes a minute and a half on two CPU cores after the
+# installation, and writes everything to runs/. Run it again, and it continues or says that all is done.
 #
 #   bash launch/quickstart.sh [key.path=value ...]      for example: students.bilstm.epochs=3
 set -euo pipefail

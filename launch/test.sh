@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Every check of the code: lint, format, types, unit tests, those of them that a CPU's kernels decide once more as on an
-# older CPU, then the tests that start real processes; each on two workers, of which one takes a file whole, with what
-# its tests share. SLURM's tests, which mostly wait, run beside the unit tests. All run; one failing fails the whole.
-# The last lines tell the seconds of each.
+# Every check of the code: lint, format, types, unit tests, once more those unit tests that depend on a CPU's kernels (as
+# on an older CPU), then the tests that start real processes. Tests run on two workers; all tests of a file run on one of
+# them, as they share fixtures. SLURM's tests, which mostly wait, run beside the unit tests. All checks run, and one
+# failure makes the whole fail. The last lines tell the seconds of each check.
 #
 #   bash launch/test.sh                         everything except tests marked slow
 #   bash launch/test.sh tests/data -k vocab     only pytest, with these arguments
@@ -30,7 +30,7 @@ tests() {
 on_two() {
     tests -n 2 --dist loadfile --no-loadscope-reorder "$@"
 }
-# What was started beside the checks: waits for its end, and shows what it wrote.
+# Waits for the end of the tests that were started in the background, and shows their output.
 collect() {
     local code=0
     wait "$beside" || code=$?
@@ -48,7 +48,7 @@ check format "$python" -m ruff format --check .
 check types "$python" -m mypy dtrain
 check 'unit tests' on_two -m 'not distributed and not slurm and not slow'
 if [[ $(uname -m) == x86_64 ]]; then
-    # Without AVX-512 and AMX, and so without some of oneDNN's kernels: no test may depend on who runs it.
+    # Without AVX-512 and AMX, and so without some of oneDNN's kernels: no test may depend on the CPU that runs it.
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 check 'unit tests, plain CPU' \
         on_two -m 'kernels and not slow' tests/models tests/losses tests/training tests/students
 fi

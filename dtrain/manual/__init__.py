@@ -1,1 +1,1 @@
-"""The manual: pages that travel with the package (`dtrain/docs`), what shows them, and what writes their reference."""
+"""The manual: code that finds and shows the pages in `dtrain/docs`, and code that generates the reference pages."""

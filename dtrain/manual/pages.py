@@ -1,7 +1,7 @@
-"""Find what `dtrain help` shows: a page, a section of one, a recipe key, or the places of a word.
+"""Find what `dtrain help` shows: a page, a section of a page, a recipe key, or the lines that contain a word.
 
-Everything is read from the Markdown in `dtrain/docs`, the reference included, so that no schema and no torch is imported.
-This module imports nothing of the package.
+Everything is read from the Markdown in `dtrain/docs`, the reference included, so that neither the schema nor torch is
+imported. This module imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "docs"
 INDEX = "index"
-KEYS = "recipe-keys"  # the page of reference.py whose items are keys
-RESULTS = "results"  # folder of what was measured: a link to tests/benchmarks/results, so that a wheel holds a copy
+KEYS = "recipe-keys"  # the page of recipe keys, which reference.py generates
+RESULTS = "results"  # folder of measured results: a link to tests/benchmarks/results, so that a wheel holds a copy
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of a page with what stands under it, to the next heading of the same rank or a higher one."""
+    """A heading of a page and the text below it, up to the next heading of the same or a higher level."""
 
     page: str
     title: str
@@ -33,16 +33,17 @@ def page_names() -> list[str]:
 
 
 def result_names() -> list[str]:
-    """What was measured, a file a subject, as `results/tnews`. They are records, and may be wider than a page."""
+    """The names of the pages of measured results, such as `results/tnews`; their lines may be wider than 80 columns."""
     return sorted(f"{RESULTS}/{path.stem}" for path in (FOLDER / RESULTS).glob("*.md"))
 
 
 def read(page: str) -> str:
+    """The Markdown text of a page; raises FileNotFoundError if there is no such page."""
     return (FOLDER / f"{page}.md").read_text(encoding="utf-8")
 
 
 def find(topic: str) -> str | None:
-    """The text to show for a topic: a page's name, `results/NAME`, a key's path, or a heading; None where there is no such thing."""
+    """The text for a topic: the name of a page, `results/NAME`, the path of a key, or a heading; None if none fits."""
     name = topic.removesuffix(".md").replace("_", "-").lower()
     if name in (INDEX, *page_names()):
         return read(name)
@@ -57,7 +58,7 @@ def find(topic: str) -> str | None:
 
 
 def find_keys(path: str) -> str:
-    """What the reference says of a recipe key: `students.0.optimizer.lr`, or the end of such a path; "" if nothing.
+    """What the reference says about a recipe key, given by its path (`students.0.optimizer.lr`) or its end, or "".
 
     A list's number, `*` or a member's name stands for N and a mapping's own key for NAME, as in the page.
     """
@@ -80,7 +81,7 @@ def find_keys(path: str) -> str:
 
 
 def search(word: str) -> list[str]:
-    """`page: section: line` of every line that holds the word, whatever its case."""
+    """Every line that contains the word, whatever its case, as `page: section: line`."""
     found = []
     for page in [INDEX, *page_names()]:
         title = ""
@@ -94,7 +95,7 @@ def search(word: str) -> list[str]:
 
 
 def sections(page: str, text: str) -> Iterator[Section]:
-    """Every section of a page; those of lower rank are within those of higher rank, too."""
+    """Every section of a page. The text of a section includes its subsections, which are sections as well."""
     lines = text.splitlines()
     heads = [(number, len(line) - len(line.lstrip("#"))) for number, line in _headings(lines)]
     for place, (number, rank) in enumerate(heads):
@@ -103,12 +104,12 @@ def sections(page: str, text: str) -> Iterator[Section]:
 
 
 def topics() -> list[str]:
-    """What `dtrain help` knows by name: pages, results and headings."""
+    """The names that `dtrain help` accepts: pages, results and headings."""
     return [*page_names(), *result_names(), *(_plain(section.title) for section in _all_sections())]
 
 
 def _headings(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Lines that are headings, with their numbers; a comment in a code block is none."""
+    """The heading lines, each with its number; a line with `#` in a code block is not a heading."""
     fenced = False
     for number, line in enumerate(lines):
         if line.startswith("```"):
@@ -127,12 +128,12 @@ def _plain(title: str) -> str:
 
 
 def _places(section: Section) -> str:
-    """The sentence `At ...` with which a section of the key reference tells where it stands in a recipe."""
+    """The sentence `At ...` of a section of the key reference, which lists its places in a recipe; "" without one."""
     return next((part for part in section.text.split("\n\n")[1:2] if part.startswith("At ")), "")
 
 
 def _items(text: str) -> Iterator[tuple[str, str]]:
-    """Each key of a section of the reference with its lines."""
+    """Each key that a section of the reference lists, with its lines."""
     for block in re.split(r"\n(?=- )", text)[1:]:
         if match := re.match(r"- `([^`]+)`", block):
             yield match[1], block.split("\n\n")[0].rstrip()

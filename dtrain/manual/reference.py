@@ -1,4 +1,4 @@
-"""Write the reference pages of the manual from the code: `python -m dtrain.manual.reference` after a change.
+"""Generate the reference pages of the manual from the code: run `python -m dtrain.manual.reference` after a change.
 
 Recipe keys come from the schema and the comments beside its fields, losses from their registry and docstrings, commands from
 the parser, exit codes from their constants. A test compares the pages with what this writes.
@@ -40,16 +40,17 @@ TITLES = {
 
 
 class Undocumented(Exception):
-    """Keys, losses or options without a sentence."""
+    """Raised for keys, losses or options that have no description."""
 
 
 def write() -> None:
+    """Write every reference page into `dtrain/docs`."""
     for name, text in pages().items():
         (FOLDER / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def _own(thing: object) -> bool:
-    """Whether it comes with the package: others may register what they like."""
+    """Whether a class or function belongs to this package; what other packages register is not documented here."""
     return thing.__module__.partition(".")[0] == "dtrain"
 
 
@@ -62,7 +63,7 @@ def pages() -> dict[str, str]:
 
 
 def recipe_keys(root: type[BaseModel] = Recipe) -> str:
-    """The page of every key; raises Undocumented naming those without a sentence."""
+    """The page of all recipe keys; raises Undocumented with the names of keys that have no comment."""
     found: dict[type[BaseModel], dict[str, None]] = {}
     _walk(root, "", found)
     parts = [
@@ -99,20 +100,20 @@ def recipe_keys(root: type[BaseModel] = Recipe) -> str:
 
 
 def title(model: type[BaseModel]) -> str:
-    """A section's name in the manual: for a kind of model its `type`."""
+    """The title of a section in the manual; for an architecture it is its `type`."""
     if _kind(model):
         return f"Model {typing.get_args(model.model_fields['type'].annotation)[0]}"
     return TITLES.get(model.__name__, model.__name__.removesuffix("Spec"))
 
 
 def _kind(model: type[BaseModel]) -> str:
-    """`type` where it has one value, which tells a kind of model from others and is the title of its section."""
+    """The word "type" if that key allows one value only, which then identifies an architecture; otherwise ""."""
     field = model.model_fields.get("type")
     return "type" if field is not None and len(typing.get_args(field.annotation)) == 1 else ""
 
 
 def _walk(model: type[BaseModel], path: str, found: dict[type[BaseModel], dict[str, None]]) -> None:
-    """Collect every section with its places; inherited keys belong to the class that has them first."""
+    """Collect every section with its places in a recipe; inherited keys are listed at the class that defines them."""
     for owner in reversed([each for each in model.__mro__ if issubclass(each, BaseModel) and each.model_fields]):
         found.setdefault(owner, {})[path] = None
     for name, field in model.model_fields.items():
@@ -121,6 +122,7 @@ def _walk(model: type[BaseModel], path: str, found: dict[type[BaseModel], dict[s
 
 
 def _sections_in(annotation: object, path: str) -> Iterator[tuple[type[BaseModel], str]]:
+    """The sections that the type of a field allows, each with its path in a recipe."""
     if isinstance(annotation, type) and issubclass(annotation, Architecture):
         yield from ((spec, path) for spec in architectures().values() if issubclass(spec, annotation) and _own(spec))
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -132,12 +134,13 @@ def _sections_in(annotation: object, path: str) -> Iterator[tuple[type[BaseModel
 
 
 def _owner(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """The most basic class that has the field; a `type` belongs to the class itself."""
+    """The first class in the line of inheritance that has the field."""
     has = [each for each in model.__mro__ if issubclass(each, BaseModel) and name in each.model_fields]
     return has[-1]
 
 
 def _paragraphs(model: type[BaseModel]) -> list[str]:
+    """The paragraphs of a section's docstring, up to its list of attributes."""
     text = inspect.cleandoc(model.__doc__ or "").partition("Attributes")[0].strip()
     return text.split("\n\n") if text else []
 
@@ -182,7 +185,7 @@ def _loss(loss: Loss) -> list[str]:
     lines = [filled(f"- `{name}`: {arguments[name]}", indent="  ") for name in shapes]
     lines += [
         _item(name, field, arguments.get(name, "")) for name, field in loss.parameters.model_fields.items()
-    ]  # a recipe's keys
+    ]  # the keys that a recipe may give
     unnamed = [name for name in [*shapes, *loss.parameters.model_fields] if not arguments.get(name)]
     if unnamed or not text or not shapes:
         raise Undocumented(f"loss {loss.name}: its docstring lacks {', '.join(unnamed) or 'a formula or shapes'}")
@@ -190,7 +193,7 @@ def _loss(loss: Loss) -> list[str]:
 
 
 def split_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """What stands before `Args:`, and each argument's words."""
+    """The text before `Args:`, and the description of each argument by its name."""
     head, _, rest = text.partition("\nArgs:\n")
     arguments: dict[str, str] = {}
     name = ""
@@ -263,7 +266,7 @@ def _sentence(text: str) -> str:
 
 
 def filled(text: str, indent: str = "") -> str:
-    """A paragraph within the width of a terminal."""
+    """A paragraph, wrapped to the width of a terminal."""
     return textwrap.fill(
         " ".join(text.split()), WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

@@ -1,7 +1,7 @@
-"""A page of the manual as a terminal shows it: filled to its width, without the marks of Markdown.
+"""A page of the manual rendered for a terminal: wrapped to its width, without the markup of Markdown.
 
-Bold and underlined letters are overstruck (`b\\bb`, `_\\bb`), as `man` writes them: every pager shows them so, and
-`pydoc.pager` takes them off where a terminal cannot.
+Bold and underlined letters are overstruck (`b\\bb`, `_\\bb`), as in the output of `man`: every pager shows them as bold
+and underlined, and `pydoc.pager` removes them for a terminal that cannot.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import re
 import textwrap
 from unicodedata import east_asian_width
 
-WIDEST = 100  # columns of a filled paragraph: longer lines are hard to read
-# While lines are filled, a bold or underlined letter is one character: its own, moved into a private plane of Unicode.
+WIDEST = 100  # columns of a wrapped paragraph: longer lines are hard to read
+# While lines are wrapped, a bold or underlined letter is a single character, so that it counts as one: it is shifted
+# into a private plane of Unicode.
 _BOLD, _UNDERLINED = 0xF0000, 0x100000
 _ITEM = re.compile(r"(- |\d+\. )")
-_ROW = re.compile(r"\| .*\|$")  # of a table
+_ROW = re.compile(r"\| .*\|$")  # a row of a table
 
 
 def rendered(page: str, columns: int) -> str:
-    """A page for a terminal of so many columns. Code and tables keep their lines."""
+    """A page for a terminal of `columns` columns. Lines of code are not wrapped."""
     width = min(columns, WIDEST)
     shown: list[str] = []
     for block in _blocks(page):
@@ -64,13 +65,13 @@ def _filled(text: str, width: int, indent: str) -> list[str]:
 
 
 def _code(lines: list[str], columns: int) -> list[str]:
-    """Set off by two columns where that leaves every line whole."""
+    """Lines of code, indented by two columns if every line then still fits."""
     indent = " " * max(0, min(2, columns - max(map(columns_of, lines), default=0)))
     return [(indent + line).rstrip() for line in lines]
 
 
 def _table(lines: list[str], columns: int, width: int) -> list[str]:
-    """Columns set under each other; where they are wider than the terminal, an item a row that names each column."""
+    """A table with aligned columns; if it is wider than the terminal, a list of its rows that names each cell."""
     rows = [[_inline(cell.strip()) for cell in re.split(r"(?<!\\)\|", line[1:-1])] for line in lines]
     del rows[1]
     widths = [max(columns_of(row[place]) for row in rows if place < len(row)) for place in range(len(rows[0]))]
@@ -82,13 +83,13 @@ def _table(lines: list[str], columns: int, width: int) -> list[str]:
 
 
 def _named(head: list[str], row: list[str]) -> str:
-    """A row in words: its first cell, then each other one that is not empty with its column's name."""
+    """A row as text: its first cell, then each other cell that is not empty, with the name of its column."""
     cells = [f"{name}: {cell}" if name else cell for name, cell in zip(head[1:], row[1:], strict=False) if cell]
     return f"{row[0]}: {'; '.join(cells)}" if cells else row[0]
 
 
 def _inline(text: str) -> str:
-    """Code bold; links and emphasis underlined, links by their words alone."""
+    """Render markup inside a line: code and strong text are bold, emphasis and the text of links underlined."""
     pieces = re.split(r"(`[^`]+`)", text)
     for place, piece in enumerate(pieces):
         if place % 2:
@@ -101,11 +102,12 @@ def _inline(text: str) -> str:
 
 
 def _styled(text: str, plane: int) -> str:
-    """ASCII letters moved into a plane; others stay plain, as not every pager overstrikes wide characters."""
+    """Shift the ASCII characters of a text into a plane; others stay plain: not every pager overstrikes wide ones."""
     return "".join(chr(plane + ord(letter)) if "!" <= letter <= "~" else letter for letter in text)
 
 
 def _overstruck(line: str) -> str:
+    """The line with overstruck sequences in place of shifted letters."""
     return "".join(
         letter
         if ord(letter) < _BOLD

@@ -27,8 +27,8 @@ def type_in_words(annotation: Any, metadata: Iterable[Any] = (), title: Any = la
     """A field's type with its range, for example "whole number from 1 to 8, or null".
 
     Args:
-        metadata: of the field, which pydantic takes off its annotation.
-        title: gives a section's model its name.
+        metadata: the constraints of the field, which pydantic removes from its annotation.
+        title: returns the name of a section's model.
     """
     inside = typing.get_args(annotation)
     origin = typing.get_origin(annotation)
@@ -73,7 +73,7 @@ def _range(limits: Sequence[Any]) -> str:
 
 
 def default_in_words(field: FieldInfo) -> str:
-    """`required`, or the default as a recipe would have it."""
+    """`required`, or the default in the notation of a recipe."""
     if field.is_required():
         return "required"
     value = field.default
@@ -92,10 +92,10 @@ def _flow(value: Any) -> str:
 
 
 def sentence_of(model: type[BaseModel], name: str) -> str:
-    """The comment above or beside a field where it is defined first; "" where it has none.
+    """The comment above or beside a field, of the most derived class that has one; "" if there is none.
 
-    A schema says what each key means in comments beside its fields, where whoever changes them sees them; this reads
-    them for the manual.
+    The schema documents each key in such a comment, where whoever changes the field sees it; the manual is made from
+    these comments.
     """
     for owner in model.__mro__:
         if issubclass(owner, BaseModel) and not owner.__module__.startswith("pydantic"):
@@ -107,7 +107,7 @@ def sentence_of(model: type[BaseModel], name: str) -> str:
 
 @cache
 def comments_in(path: Path) -> dict[str, str]:
-    """Comments above and beside the fields of a file's classes, by `Class.field`, and its constants, by `NAME`."""
+    """The comments above and beside the fields of a file's classes, by `Class.field`, and its constants, by `NAME`."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)

@@ -1,1 +1,1 @@
-"""What a recipe's training would take of GPUs, told without one: memory, what fits, what is sent, which config to take."""
+"""Estimates, made without a GPU, of what a recipe needs on GPUs: memory, communication, and which config to use."""

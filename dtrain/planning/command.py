@@ -1,4 +1,4 @@
-"""`dtrain plan`: what a recipe would take of GPUs that need not be here."""
+"""`dtrain plan`: what a recipe would need on GPUs, which this machine need not have."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TRAINED_BY_ALL = (("pretrain", "pretrain"), ("finetune", "teachers"))  # stages,
 def run(
     recipe: Recipe, rows: Mapping[str, int], *, gpus: int, nodes: int, memory: str | None, config: str | None
 ) -> int:
-    """Say it.
+    """Print the plan, and return the exit code.
 
     Args:
-        rows: by task, what the store will hold, where that is known.
-        gpus: of a node; 0: those that are here, or 1.
-        memory: of a GPU, as '80GB'; None: that of those here, or 80 GB.
-        config: one way alone, by its name in accelerate_configs/.
+        rows: the number of rows that the store will hold, by task, where that is known.
+        gpus: GPUs per node; 0: as many as this machine has, or 1 if it has none.
+        memory: memory of a GPU, such as '80GB'; None: that of this machine's GPUs, or 80 GB if it has none.
+        config: the only config to plan for, by its name in accelerate_configs/; None: all of them.
 
     Raises:
-        InputError: naming the option.
+        InputError: an option has a value that is not allowed; the message names the option.
     """
     here, size = torch_sees()
     if gpus < 0 or nodes < 1:
@@ -41,10 +41,10 @@ def run(
 
 
 def way_of(config: str) -> str:
-    """The way that a config is of: the same without a precision in its name.
+    """The way to train that a config stands for: its name without the precision (`ddp_bf16` is planned as `ddp`).
 
     Raises:
-        InputError: it is none of those that are planned.
+        InputError: the config is not one of those that are planned.
     """
     name = config
     for ending in PRECISIONS:
@@ -55,10 +55,10 @@ def way_of(config: str) -> str:
 
 
 def bytes_of(text: str) -> float:
-    """'80GB' or '80' in bytes, GB of 2^30 bytes, as the makers of GPUs count.
+    """A size such as '80GB' or '80' in bytes; a GB is 2^30 bytes, as the makers of GPUs count.
 
     Raises:
-        InputError: it is no size.
+        InputError: the text is not a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b?)?", text.strip().lower())
     if not found or not float(found[1]):
@@ -67,14 +67,14 @@ def bytes_of(text: str) -> float:
 
 
 def warnings(recipe: Recipe) -> list[str]:
-    """What `dtrain check` warns of: what will not fit the GPUs that are here; nothing where there are none."""
+    """The warnings of `dtrain check`: models that will not fit into this machine's GPUs; none if it has no GPU."""
     here, size = torch_sees()
     told: list[str] = []
     for stage, section in TRAINED_BY_ALL if here else ():
         special = recipe.launch.stages.get(stage)
         processes = (special and special.processes) or recipe.launch.processes
         config = (special and special.accelerate_config) or recipe.launch.accelerate_config
-        with contextlib.suppress(InputError):  # a config of the user's own
+        with contextlib.suppress(InputError):  # a config of the user's own is not planned
             way = way_of(config)
             told += unfit(recipe, section, Gpus(1, here if processes == "auto" else int(processes), size), way)
     return told

@@ -1,4 +1,4 @@
-"""Teachers and students of a recipe as far as memory is concerned: parameters, activations, rows of a step."""
+"""What decides the memory that a recipe's models need: parameters, activations, and rows per step."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from dtrain.recipe import Recipe
 from dtrain.recipe.models import Architecture, EncoderSpec, ExternalSpec
 from dtrain.recipe.training import Student, Teacher, TrainSpec
 
-WORDS = 20_000  # of a vocabulary that is not known before the data is prepared
+WORDS = 20_000  # assumed size of a vocabulary, which is not known before the data is prepared
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-CHINESE = 21_128  # tokens of bert-base-chinese
+CHINESE = 21_128  # size of the vocabulary of bert-base-chinese
 
 
 @dataclass(frozen=True)
 class Member:
-    """A teacher or student.
+    """A model that is trained: a teacher, a student, or a phase of pre-training.
 
     Attributes:
-        config: of its transformer; None without one.
-        length: tokens of a row, the most that `data.max_length` allows.
+        config: the transformers configuration of its transformer; None if it has none.
+        length: tokens of the longest rows.
         precision: 'fp32', 'bf16' or 'fp16'.
-        assumed: what was not known, in words.
+        assumed: what was assumed because it is not known, in words.
         predicted: masked tokens of a row, in pre-training.
         pair: the configuration of an encoder-decoder; None for other models.
     """
@@ -56,7 +56,7 @@ class Member:
 
     @property
     def rows(self) -> int:
-        """Of a step over all ranks; of several phases, in the one that has most."""
+        """Rows of a step over all ranks; of several phases, those of the phase that has the most."""
         return max(self._rows(training) for training in self._trainings)
 
     def micro_batch(self, ranks: int) -> int:
@@ -77,6 +77,7 @@ class Member:
 
     @functools.cached_property
     def shape(self) -> Shape:
+        """The sizes of the model; an estimate where it cannot be built without data."""
         if self.pair is not None:
             return pair_shape(self.pair)
         if self.config is not None:
@@ -84,19 +85,20 @@ class Member:
         with contextlib.suppress(Exception), FakeTensorMode():
             sizes = [p.numel() for p in self._make().parameters()]
             return Shape(sum(sizes), len(sizes), 0, 0, max(sizes))
-        # What cannot be built without data: its table of words, and about a weight for each product.
+        # A model that cannot be built without data: count its embeddings, and about one weight for each multiply-add.
         table = WORDS * getattr(self.spec.model, "embedding", 0)
         return Shape(table + round(self.spec.model.multiply_adds), 16, 0, 0, table)
 
     def activations(self, checkpointing: bool) -> Activations:
+        """The memory of its activations; `checkpointing`: whether the layers of a transformer are recomputed."""
         if self.pair is not None:
             return pair_activations(self.pair, self.length, self.precision, checkpointing)
         if self.config is not None:
             return transformer_activations(self.config, self.length, self.precision, checkpointing, self.predicted)
         with contextlib.suppress(Exception):
             return module_activations(self._make, self.length, self.precision)
-        # LSTMs look at numbers, which fake tensors have not. cuDNN keeps four gates and two states a direction; about as
-        # much again passes by.
+        # LSTMs read the values of their inputs, which fake tensors do not have. cuDNN keeps four gates and two states
+        # for each direction; about as much again is needed for a moment.
         model: Any = self.spec.model
         width = getattr(model, "embedding", 0) * 4 + getattr(model, "hidden", 0) * getattr(model, "layers", 1) * 2 * 14
         return Activations(((4.0 * self.length * max(width, 64), 0.0),), "formula")
@@ -109,9 +111,9 @@ class Member:
 
 
 def members_of(recipe: Recipe, section: str) -> Iterator[Member]:
-    """Those of `teachers` or `students`; teachers from a folder (`from`) are not trained, and left out.
+    """The models of the section `teachers` or `students`; for `pretrain`, its phases.
 
-    Of `pretrain`, its phases.
+    Teachers from a folder (`from`) are left out, as they are not trained.
     """
     if section == "pretrain":
         yield from _phases(recipe)
@@ -141,7 +143,7 @@ def _phases(recipe: Recipe) -> Iterator[Member]:
 
 
 def _length(spec: TrainSpec, view: Recipe) -> int:
-    """Tokens of its longest rows: those of plain text have a length of their own."""
+    """Tokens of the longest rows of a model; phases on plain text have a length of their own."""
     phases = spec.phases or [] if isinstance(spec, Student) else []
     return max([view.data.max_length, *(phase.max_length or 0 for phase in phases)])
 
@@ -180,7 +182,7 @@ def _vocabulary(encoder: EncoderSpec) -> tuple[int, list[str]]:
 
 
 def torch_sees() -> tuple[int, float]:
-    """GPUs that are visible here, and the bytes of the smallest."""
+    """The number of GPUs that torch sees on this machine, and the bytes of memory of the smallest one."""
     if not torch.cuda.is_available():
         return 0, 0.0
     sizes = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]

@@ -1,6 +1,7 @@
 """Encoder-decoders on fake tensors: parameters, and activations of a step with targets as long as the sources.
 
-They are built whole: their two stacks may have as many layers as each likes, and few are as deep as encoders are.
+They are built with all of their layers, not extrapolated from smaller models: encoder and decoder may differ in depth,
+and few of these models are as deep as encoders are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig
 from dtrain.planning.trial import ROWS, Activations, Shape, lines_through, step_peaks
 from dtrain.recipe.models import EncoderSpec
 
-# No dropout of attention: with it a CPU keeps probabilities that a GPU does not.
+# Without dropout of attention: with it, a CPU keeps the attention's probabilities, which a GPU does not.
 AS_TRAINED: dict[str, Any] = {"attention_dropout": 0.0, "use_cache": False}
 TOKENS = {
     "pad_token_id": 0,
@@ -31,7 +32,8 @@ def pair_config(encoder: EncoderSpec, vocabulary: int, length: int) -> tuple[Pre
     """The configuration of an encoder-decoder, and what was assumed.
 
     Args:
-        vocabulary: tokens of a model from scratch; of each side, where it has two.
+        vocabulary: size of the vocabulary of a model from scratch, or of each of its two vocabularies.
+        length: tokens of the longest rows.
     """
     assumed: list[str] = []
     if encoder.pretrained:
@@ -49,7 +51,7 @@ def pair_config(encoder: EncoderSpec, vocabulary: int, length: int) -> tuple[Pre
 
 
 def pair_shape(config: PreTrainedConfig) -> Shape:
-    """Of an encoder-decoder; a block is the mean of its layers."""
+    """The sizes of an encoder-decoder; its `block` is the mean of its layers."""
     with FakeTensorMode():
         model = _model(config)
     layers = [layer for stack in (model.get_encoder(), model.get_decoder()) for layer in stack.layers]
@@ -59,7 +61,7 @@ def pair_shape(config: PreTrainedConfig) -> Shape:
 
 
 def pair_activations(config: PreTrainedConfig, length: int, precision: str, checkpointing: bool) -> Activations:
-    """Of an encoder-decoder over rows of `length` tokens on either side."""
+    """The activations of an encoder-decoder, over rows of `length` tokens on either side."""
 
     def make() -> nn.Module:
         model = _model(config)
@@ -68,7 +70,7 @@ def pair_activations(config: PreTrainedConfig, length: int, precision: str, chec
         return model
 
     def ask(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-        # Without the mask, whose numbers transformers would look at.
+        # The mask is left out, as transformers would read its values.
         logits: Tensor = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
         return logits.flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""A recipe's plan: what each way to train each teacher takes, what fits, and which config it would take."""
+"""The plan of a recipe: what each way to train each model needs, what fits, and which config to use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Gpus:
-    """What is planned for."""
+    """The GPUs that are planned for."""
 
     nodes: int
     each: int  # GPUs of a node
@@ -34,15 +34,15 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Trained:
-    """One way to train one teacher."""
+    """One way to train one model."""
 
     way: str
     checkpointing: bool
     memory: Memory
-    rows: int  # of the recipe's micro-batch
-    most: int  # rows of the largest that fits
-    sent: float  # bytes a rank and step
-    how: str  # how the activations were got
+    rows: int  # in the recipe's micro-batch
+    most: int  # rows in the largest micro-batch that fits
+    sent: float  # bytes per rank and step
+    how: str  # how the activations were found: 'tracked' or 'formula'
 
     @property
     def fits(self) -> bool:
@@ -50,11 +50,11 @@ class Trained:
 
 
 def ways_of(member: Member, gpus: Gpus, only: str | None = None) -> list[Trained]:
-    """Every way to train a teacher, or one config alone, with and without activation checkpointing."""
+    """Every way to train a model (or `only` one of them), with and without activation checkpointing."""
     free, found = room(gpus.memory), []
     kept = (False, True) if member.config is not None or member.pair is not None else (False,)
     known = {checkpointing: member.activations(checkpointing) for checkpointing in kept}
-    ways = ["ddp"] if gpus.ranks == 1 else [only] if only else list(WAYS)  # one process cuts nothing up
+    ways = ["ddp"] if gpus.ranks == 1 else [only] if only else list(WAYS)  # one process has nothing to shard
     for way in ways:
         for checkpointing, each in known.items():
             found.append(_trained(member, way, checkpointing, each, gpus, free))
@@ -81,9 +81,10 @@ def _trained(member: Member, way: str, checkpointing: bool, each: Activations, g
 
 
 def chosen(found: list[Trained], member: Member) -> Trained | None:
-    """The way that it would take: with the recipe's micro-batch and checkpointing if one fits, without offload if possible.
+    """The recommended way; None if nothing fits.
 
-    Then activation checkpointing is tried, then a smaller micro-batch, then offload.
+    First choice is a way without offload that fits the recipe's micro-batch with the recipe's own setting of activation
+    checkpointing; then activation checkpointing is tried, then a smaller micro-batch, then offload.
     """
     order = {way: number for number, way in enumerate(PREFERRED)}
     as_asked = member.spec.activation_checkpointing
@@ -101,11 +102,11 @@ def chosen(found: list[Trained], member: Member) -> Trained | None:
 
 
 def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None = None) -> list[str]:
-    """The plan in words.
+    """The lines of the plan, as they are printed.
 
     Args:
-        rows: by task, how many rows the store will hold; what is not there is not known.
-        only: one of the configs, by the name of its file.
+        rows: the number of rows that the store will hold, by task; for a task that is left out, it is not known.
+        only: the only config to plan for, by the name of its file; None: all of them.
     """
     told = [
         f"{recipe.name} on {gpus.nodes} x {gpus.each} GPUs of {gpus.memory / GIB:.0f} GB, of which "
@@ -115,7 +116,7 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
     if gpus.ranks == 1 and only not in (None, "ddp"):
         told.append(f"on one GPU nothing is cut up or offloaded: {only} trains as ddp does")
     for section, name in (("pretrain", "pretrain"), ("teachers", "teacher")):
-        alike: dict[str, list[Member]] = {}  # one table for members that differ in their seed, say
+        alike: dict[str, list[Member]] = {}  # one table for models that differ only in their seed, for example
         for member in members_of(recipe, section):
             spec = member.spec
             by = (member.config, member.length, member.rows, member.passes, spec.optimizer.type, member.precision)
@@ -132,7 +133,7 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
 
 
 def _trained_by_all(name: str, member: Member, gpus: Gpus, only: str | None) -> list[str]:
-    """A table of the ways to train what all ranks train together, and the one that it would take."""
+    """The table of the ways to train a model that all ranks train together, and the way that is recommended."""
     spec, shape = member.spec, member.shape
     found = ways_of(member, gpus, only)
     mark = "t" if found[0].how == "tracked" else "f"
@@ -171,15 +172,15 @@ def _store(recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
         number = rules.logits == "number"
         for member in members_of(view, "teachers"):
             if view.students and member.spec.name not in read:
-                continue  # nothing is stored that no student reads
-            taken = 0  # bytes of a row, as long as rows may be
+                continue  # what no student reads is not stored
+            taken = 0  # bytes per row, for rows of the greatest length
             for name in outputs:
                 kind = find_kind(name)
                 if kind.scores is not None:  # each candidate's tokens, and its score
                     taken += 4 * (view.knowledge.candidates or view.knowledge.beam) * (member.length + 1)
                     continue
                 labels = 1 if number else LABELS
-                # Of the largest numbers, one more says what the others add up to, and each has its class beside it.
+                # With `top_k`: the k largest numbers, the class of each, and one number for the sum of all others.
                 own = 2 * view.knowledge.top_k + 1 if kind.top_k and view.knowledge.top_k else labels
                 if name == "features":
                     own = member.spec.model.feature_width or BASE_FEATURES
@@ -199,7 +200,7 @@ BASE_FEATURES = 768
 
 
 def _students(recipe: Recipe, gpus: Gpus) -> list[str]:
-    """One line for each shape of a student."""
+    """One line for each group of students with the same model, rows, precision and teachers that run beside them."""
     told: dict[str, str] = {}
     teachers = {member.spec.name: member for member in members_of(recipe, "teachers")}
     for member in members_of(recipe, "students"):
@@ -224,14 +225,14 @@ def _students(recipe: Recipe, gpus: Gpus) -> list[str]:
 
 
 def _answering(teacher: Member) -> float:
-    """Bytes of the weights of a teacher that answers beside students; its layers' are rounded to its precision."""
+    """Bytes of the weights of a teacher that runs beside students; those of its layers are kept in its precision."""
     shape = teacher.shape
     layers = shape.block * shape.layers
     return (4.0 if teacher.precision == "fp32" else 2.0) * layers + 4.0 * (shape.parameters - layers)
 
 
 def unfit(recipe: Recipe, section: str, gpus: Gpus, only: str) -> list[str]:
-    """What to warn of: members of a section that do not fit these GPUs by the config that the recipe names."""
+    """Warnings about the models of a section that do not fit these GPUs with the way `only` to train them."""
     told = []
     for member in members_of(recipe, section):
         found = ways_of(member, gpus, only)

@@ -1,7 +1,7 @@
-"""Bytes that live in tensors while fake ones are computed with: the peak, and what it consists of.
+"""Count the bytes of all live tensors during a computation on fake tensors: the peak, and what it consists of.
 
-`torch.distributed._tools.mem_tracker.MemTracker` tells the same (a test compares them), with a look at every module that
-makes the time grow with the square of the layers: 24 of them took two minutes, here seconds.
+`torch.distributed._tools.mem_tracker.MemTracker` finds the same (a test compares them), but looks at every module, so
+that its time grows with the square of the number of layers: 24 layers took two minutes, here seconds.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-BLOCK = 512  # bytes; the CUDA allocator gives out multiples
+BLOCK = 512  # bytes; the CUDA allocator gives out multiples of this
 
 
 @dataclass
 class Live:
-    """Bytes by what holds them."""
+    """Bytes of live tensors by what they are for."""
 
     held: int = 0  # weights, gradients and the optimizer's state
-    passing: int = 0  # activations and what backward passes leave for a moment
+    passing: int = 0  # activations, and temporary results of backward passes
 
     @property
     def total(self) -> int:
@@ -33,10 +33,11 @@ class Live:
 
 
 class LiveBytes(TorchDispatchMode):
-    """A region in which storages are counted from the operation that makes them until they are freed.
+    """A context in which storages are counted from the operation that makes them until they are freed.
 
     Attributes:
-        peak: at the moment at which most was alive.
+        now: bytes that are alive now.
+        peak: bytes at the moment when the most were alive.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count these as held, from now on."""
+        """Count these tensors as held, from now on."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage in self._known:

@@ -1,14 +1,14 @@
-"""Trials on fake tensors: parameters and activations of a model, without its numbers, from small ones of the same width.
+"""Trials on fake tensors: parameters and activations of a model, extrapolated from small models of the same width.
 
-A trial computes one micro-batch forward and backward with tensors that have shapes and no numbers. Parameters and
-activations grow by the same amount with each layer, and activations with each row, so those of 24 layers and of any
-micro-batch follow from 2 and 4 layers and 4 and 8 rows by lines.
+A trial computes one micro-batch forward and backward with tensors that have shapes but no values. Parameters and
+activations grow by the same amount with each layer, and activations with each row. So those of 24 layers and of any
+micro-batch follow, by straight lines, from trials of 2 and 4 layers with 32 and 64 rows.
 
-The most is alive at the end of the forward pass (16-bit copies of weights are still there) or in the backward pass (a layer
-is computed again): each has lines of its own, and the larger counts.
+Memory peaks at the end of the forward pass (when 16-bit copies of weights are still there) or in the backward pass
+(when a layer is computed again). Each of the two has lines of its own, and the larger peak counts.
 
-Fake tensors are on the CPU, where no CUDA is needed; what a GPU computes otherwise is put in place: NEZHA's attention by
-doubled heads, masks that are not looked at, attention that keeps no probabilities.
+Fake tensors are on the CPU, so that no CUDA is needed. Where a GPU computes in another way, that way is put in place:
+NEZHA's attention by doubled heads, masks whose values are not read, attention that keeps no probabilities.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
-import dtrain.models.nezha  # noqa: F401  the Auto classes then know it
+import dtrain.models.nezha  # noqa: F401  registers NEZHA with the Auto classes
 from dtrain.models.nezha import attention, modeling
 from dtrain.models.transformer import without_mask_checks
 from dtrain.planning.tracker import LiveBytes, held_by
@@ -39,17 +39,18 @@ Key = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that activations, and what a pass leaves for a moment, take at their peak.
+    """Bytes that activations and temporary results take at their peak.
 
     Attributes:
-        lines: for each pass, bytes a row and bytes whatever the rows.
-        how: how the figures were got: 'tracked' or 'formula'.
+        lines: for the peak of each pass (forward, backward), bytes per row, and bytes that do not depend on the rows.
+        how: how these figures were found: 'tracked' or 'formula'.
     """
 
     lines: tuple[tuple[float, float], ...]
     how: str
 
     def of(self, rows: int) -> float:
+        """Bytes for a micro-batch of this many rows."""
         return max(a_row * rows + fixed for a_row, fixed in self.lines)
 
     def most_rows(self, free: float) -> int:
@@ -59,12 +60,14 @@ class Activations:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model as far as memory is concerned.
+    """The sizes of a model that its memory depends on.
 
     Attributes:
-        parameters, tensors: how many numbers, in how many parameters.
-        block: parameters of one layer; the others, embeddings above all, are no layer's.
-        largest: of the largest parameter.
+        parameters: numbers in all parameter tensors.
+        tensors: how many parameter tensors there are.
+        layers: how many layers there are.
+        block: numbers in the parameters of one layer; the others, embeddings above all, belong to no layer.
+        largest: numbers in the largest parameter tensor.
     """
 
     parameters: int
@@ -75,7 +78,7 @@ class Shape:
 
 
 class _WithHead(nn.Module):
-    """A transformer under the classifier of its first token, or in pre-training under that of `predicted` tokens a row."""
+    """A transformer with a classifier on its first token or, in pre-training, a head on `predicted` tokens a row."""
 
     def __init__(self, key: Key) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class _WithHead(nn.Module):
 
 
 def transformer_shape(config: dict[str, Any], predicted: int = 0) -> Shape:
-    """Parameters of a transformer with its head, see `_WithHead`, by a line from two small ones: exact."""
+    """The sizes of a transformer with its head (see `_WithHead`), extrapolated from two small ones, which is exact."""
     small, more = (_counts(_key(config, layers, predicted)) for layers in LAYERS)
     layers = int(config["num_hidden_layers"])
     each = [(after - before) / (LAYERS[1] - LAYERS[0]) for before, after in zip(small, more, strict=True)]
@@ -107,7 +110,7 @@ def transformer_shape(config: dict[str, Any], predicted: int = 0) -> Shape:
 def transformer_activations(
     config: dict[str, Any], length: int, precision: str, checkpointing: bool, predicted: int = 0
 ) -> Activations:
-    """Of a transformer of any number of layers over rows of `length` tokens, see `_WithHead`."""
+    """The activations of a transformer of any number of layers over rows of `length` tokens; see `_WithHead`."""
     few, more = (
         lines_through(
             *(_peaks(_key(config, layers, predicted), rows, length, precision, checkpointing) for rows in ROWS)
@@ -120,7 +123,7 @@ def transformer_activations(
 
 
 def module_activations(make: Callable[[], nn.Module], length: int, precision: str) -> Activations:
-    """Of any model of the package that fake tensors go through."""
+    """The activations of any model of the package that can be run on fake tensors."""
 
     def ask(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         return model(input_ids=ids, attention_mask=mask).logits
@@ -129,13 +132,13 @@ def module_activations(make: Callable[[], nn.Module], length: int, precision: st
 
 
 def lines_through(low: tuple[int, int], high: tuple[int, int]) -> tuple[tuple[float, float], ...]:
-    """Through what `ROWS` took in each pass."""
+    """For each pass, slope and intercept of the line through the bytes that trials of `ROWS` rows took."""
     slopes = [(b - a) / (ROWS[1] - ROWS[0]) for a, b in zip(low, high, strict=True)]
     return tuple((slope, a - slope * ROWS[0]) for slope, a in zip(slopes, low, strict=True))
 
 
 def _key(config: dict[str, Any], layers: int, predicted: int = 0) -> Key:
-    """The configuration with this many layers, to be remembered by; no dropout of attention: see `_as_on_a_gpu`."""
+    """The configuration with this many layers, as a cache key; without dropout of attention: see `_as_on_a_gpu`."""
     changed = {**config, "num_hidden_layers": layers, "attention_probs_dropout_prob": 0.0, "use_cache": False}
     changed["predicted"] = predicted
     return tuple(sorted((key, value) for key, value in changed.items() if isinstance(value, (str, int, float))))
@@ -166,11 +169,14 @@ def step_peaks(
     precision: str,
     ask: Callable[[nn.Module, Tensor, Tensor], Tensor],
 ) -> tuple[int, int]:
-    """Bytes beyond weights and gradients at the peaks of forward and backward pass, not of a step's first micro-batch."""
+    """Bytes beyond weights and gradients at the peaks of the forward and the backward pass of one micro-batch.
+
+    It is one after the first of a step, so that gradients are there from the beginning.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), _as_on_a_gpu(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = make().train()
-        for parameter in model.parameters():  # there from a step's first micro-batch on
+        for parameter in model.parameters():  # gradients of earlier micro-batches of the step
             parameter.grad = torch.empty_like(parameter)
         ids = torch.zeros(rows, length, dtype=torch.long)
         mask = torch.ones_like(ids)
@@ -190,7 +196,7 @@ def step_peaks(
 
 @contextlib.contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """Take the forms that a GPU would. Its attention keeps no probabilities under dropout, a CPU's does: none is dropped."""
+    """Compute as a GPU would. With dropout, a CPU's attention keeps probabilities, a GPU's does not; see `_key`."""
     turned, visible = attention.turned_attention, modeling._visible
     attention.turned_attention = attention.doubled_head_attention
     modeling._visible = _not_looked_at

@@ -1,7 +1,7 @@
-"""Memory and traffic of a step by how a model is spread: weights, gradients and the optimizer's state, by formula.
+"""Formulas for the memory and the communication of a step, by the way in which a model is spread over ranks.
 
-P is the number of parameters, N the number of ranks. Whatever is float32 takes 4 bytes a number. See Rajbhandari et al.
-2020 (ZeRO, 1910.02054, figure 1 and section 7) for what each stage keeps and sends.
+N is the number of ranks. A number in float32 takes 4 bytes. See Rajbhandari et al. 2020 (ZeRO, 1910.02054, figure 1 and
+section 7) for what each stage keeps and sends.
 """
 
 from __future__ import annotations
@@ -12,58 +12,59 @@ from dtrain.planning.trial import Activations, Shape
 
 GIB = 2**30
 WAYS = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-# In the order in which they are tried: what sends least comes first, what waits for the host's memory last.
+# In the order in which they are tried: the ways that send least come first, those that wait for the host's memory last.
 PREFERRED = ("ddp", "zero2", "fsdp2", "zero3", "zero2_offload", "zero3_offload")
 MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}
 BUCKETS = 2 * 50_000_000  # numbers in DeepSpeed's two buckets of `reduce_bucket_size`, see ds_configs/
-KEPT_BACK = 1.5 * GIB  # CUDA's own memory, NCCL's buffers, workspaces of cuBLAS and cuDNN
-USABLE = 0.95  # of the rest: the allocator's gaps
+KEPT_BACK = 1.5 * GIB  # bytes for CUDA itself, NCCL's buffers, workspaces of cuBLAS and cuDNN
+USABLE = 0.95  # share of the rest that can be used: the allocator leaves gaps
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU in a step."""
+    """Bytes that one GPU holds in a step."""
 
     weights: float
     gradients: float
     optimizer: float
     buffers: float
     activations: float
-    evaluation: float  # whole weights that are gathered to be scored, in place of gradients and activations
+    evaluation: float  # whole weights, gathered for an evaluation; gradients and activations are not there then
 
     @property
     def held(self) -> float:
-        """What is there whatever the micro-batch."""
+        """Bytes that do not depend on the micro-batch."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def peak(self) -> float:
+        """The most bytes at any moment, of training or of an evaluation."""
         scoring = self.weights + self.optimizer + self.evaluation if self.evaluation else 0.0
         return max(self.held + self.activations, scoring)
 
 
 def room(memory: float) -> float:
-    """Bytes that a training may take of a GPU of this size."""
+    """Bytes that training may use of a GPU with `memory` bytes."""
     return (memory - KEPT_BACK) * USABLE
 
 
 def memory(
     way: str, shape: Shape, activations: float, *, ranks: int, optimizer: str, precision: str, passes: int = 1
 ) -> Memory:
-    """What one GPU holds; `activations` in bytes, of one of the `passes` backward passes of a step."""
+    """What one GPU holds; `activations` are the bytes of one of the `passes` backward passes of a step."""
     whole = shape.parameters
     state = 4.0 * MOMENTS[optimizer]
-    directions = 4.0 if optimizer == "lamb" else 0.0  # LAMB makes all of a rank's directions before it scales them
+    directions = 4.0 if optimizer == "lamb" else 0.0  # LAMB computes all of a rank's directions before it scales them
     if ranks == 1:
         way = "ddp"
     if way == "ddp":
-        # Gradients lie in DDP's buckets; those of passes before the last, which sends them, beside these.
+        # Gradients lie in DDP's buckets; those of passes before the last one, which sends them, lie beside the buckets.
         buckets = 4.0 * whole if ranks > 1 and passes > 1 else 0.0
         return Memory(4.0 * whole, 4.0 * whole, state * whole, buckets + directions * whole, activations, 0.0)
     share = whole / ranks
     if way == "fsdp2":
-        # Two layers are gathered, one of them under way; the rest of the model from its first use to its last. The
-        # gradient of a layer is whole until it is scattered.
+        # Two layers are gathered at a time, one of them ahead of its use; the rest of the model is gathered from its
+        # first use to its last. The gradient of a layer is whole until it is scattered.
         rest = max(whole - shape.block * shape.layers, 0)
         gathered = 4.0 * (3 * shape.block + 2 * rest)
         gradients = 4.0 * (share + (whole if passes > 1 else 0.0))  # whole until the last pass scatters them
@@ -71,7 +72,7 @@ def memory(
     stage, half = int(way[4]), precision != "fp32"
     size = 2.0 if half else 4.0
     offload = way.endswith("_offload")
-    master = 4.0 if half else (4.0 if stage < 3 else 0.0)  # DeepSpeed steps a float32 copy
+    master = 4.0 if half else (4.0 if stage < 3 else 0.0)  # DeepSpeed updates a float32 copy
     weights = size * (share if stage == 3 else whole)
     gradients = size * (whole if stage == 1 else share)
     optimizer_bytes = 0.0 if offload else (state + master) * share
@@ -85,9 +86,9 @@ def memory(
 
 
 def sent(way: str, shape: Shape, *, ranks: int, optimizer: str, precision: str, passes: int) -> float:
-    """Bytes that one rank sends in a step of `passes` backward passes, by rings.
+    """Bytes that one rank sends in a step of `passes` backward passes, by ring algorithms.
 
-    An all-reduce of n bytes sends 2 (N-1)/N n; a gather or a scatter half of it.
+    In an all-reduce of n bytes it sends 2 (N-1)/N n bytes; in an all-gather or a reduce-scatter half of that.
     """
     if ranks == 1:
         return 0.0
@@ -104,7 +105,7 @@ def sent(way: str, shape: Shape, *, ranks: int, optimizer: str, precision: str, 
         found = size * part * (passes + 1)
     else:
         found = size * part * 3 * passes
-    return found + (16.0 * shape.tensors * 2 if optimizer == "lamb" else 0.0)  # two float64 sums a parameter
+    return found + (16.0 * shape.tensors * 2 if optimizer == "lamb" else 0.0)  # two float64 sums a tensor
 
 
 def most_rows(way: str, shape: Shape, each: Activations, free: float, **how: object) -> int:

@@ -1,4 +1,4 @@
-"""Recipes: what a run does, as one closed YAML file."""
+"""Recipes: one YAML file with a closed schema says what a run does."""
 
 from dtrain.recipe.load import copy_recipe, dump_recipe, find_recipe, load_recipe, shipped_recipes, write_new
 from dtrain.recipe.schema import Recipe

@@ -1,7 +1,8 @@
-"""Where a student's losses get its teachers' outputs: from the store, or from a teacher that answers beside the student.
+"""Where a student's losses get its teachers' outputs: from the store, or from a teacher that runs beside the student.
 
-What is too big to store (states, queries, scores of layers) is computed beside the student on the very batch; what a store
-may hold is read from it, unless the student says `answers: online`. Whoever answers beside the student reads its tokens.
+Outputs that are too large to store (hidden states, queries, attention scores) are computed beside the student, on the
+same batch; outputs that a store can hold are read from it, unless the student says `answers: online`. A teacher that
+runs beside the student has to read the same tokens.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ Answers = Literal["auto", "online", "stored"]
 
 
 class Reads(NamedTuple):
-    """Kinds of output that losses read of each teacher, in the order of teachers: from its store, and beside the student."""
+    """The kinds of output that losses read, by teacher: those that are stored, and those computed beside a student."""
 
     stored: dict[str, list[str]]
     online: dict[str, list[str]]
 
 
 def is_online(output: str, answers: Answers) -> bool:
-    """Whether a kind of output, or one of a layer, is computed beside the student."""
+    """Whether a kind of output, possibly that of a layer, is computed beside the student."""
     found = layer_of(output)
     return answers == "online" or not find_kind(found[0] if found else output).stored
 
 
 def reads_of(losses: Iterable[LossSpec], teachers: Iterable[str], answers: Answers) -> Reads:
-    """What resolved losses read of a student's teachers.
+    """The outputs of a student's teachers that its resolved losses read.
 
-    A teacher that no loss reads counts as stored: so `teachers` alone makes its store.
+    A teacher that no loss reads is among those that are stored, so that naming it in `teachers` makes its store.
     """
     terms = list(losses)
     found = Reads({}, {})
@@ -60,11 +61,11 @@ def reads_of(losses: Iterable[LossSpec], teachers: Iterable[str], answers: Answe
 def check_answers(
     student: Student, losses: Iterable[LossSpec], context: Context, of_losses: Reporter, report: Reporter
 ) -> None:
-    """Report what keeps a student's losses from what they compare, as far as the recipe tells.
+    """Report, as far as the recipe tells, why a student's losses cannot get the outputs that they compare.
 
     Args:
-        of_losses: of the section with the losses, the student's or a phase's.
-        report: of the student's section.
+        of_losses: the reporter of the section with the losses, which is the student or one of its phases.
+        report: the reporter of the student's section.
     """
     terms, known = list(losses), len(report.problems)
     for number, loss in enumerate(terms):
@@ -133,7 +134,7 @@ def _check_step(
 
 
 def unlike_layers(loss: LossSpec, own: EncoderShape | None, theirs: EncoderShape | None) -> tuple[str, str] | None:
-    """A loss's key, and why it cannot compare these two transformers; None where it can, or where one is not known."""
+    """The key of a loss, and why it cannot compare these transformers; None if it can, or if a shape is unknown."""
     if own is None or theirs is None:
         return None
     try:
@@ -145,6 +146,7 @@ def unlike_layers(loss: LossSpec, own: EncoderShape | None, theirs: EncoderShape
 
 
 def _check_online(student: Student, teacher: TrainSpec, context: Context, report: Reporter) -> None:
+    """Report why a teacher cannot run beside a student: it reads other tokens, or is sharded."""
     if student.tokenizer != teacher.tokenizer:
         encoder = student.model.transformer
         if student.reads != teacher.reads:

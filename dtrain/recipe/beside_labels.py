@@ -1,4 +1,4 @@
-"""What a teacher may be trained on beside its labels."""
+"""Further losses of a teacher, beside the one on its labels."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from dtrain.recipe.values import Closed, Positive, Size
 
 
 class ToleranceSpec(Closed):
-    """A teacher that does not put all of its belief into one class (`top_gap`, Yang et al. AAAI 2019)."""
+    """Keep a teacher from giving one class all of the probability (`top_gap`, Yang et al. AAAI 2019)."""
 
     weight: Positive = 0.1  # weight of the gap between the largest logit and the mean of the next k - 1
-    k: Annotated[int, Field(ge=2)] = 5  # logits that are looked at
+    k: Annotated[int, Field(ge=2)] = 5  # how many of the largest logits enter the loss
 
 
 class DomainAdversarySpec(Closed):
-    """A teacher whose features do not tell labelled text from the text that it is to answer (`domain_adversary`).
+    """Keep a teacher's features from telling labelled rows and transfer rows apart (loss `domain_adversary`).
 
-    It is then trained on some transfer rows as well, which have no part in the loss on labels.
+    The teacher is then trained on some transfer rows as well, which do not enter the loss on labels.
     """
 
-    rows: Positive = 1.0  # transfer rows for each labelled row, drawn by the seed; as many as there are at most
-    weight: Positive = 0.1  # weight of the discriminator's loss, which reaches the features with its sign turned round
-    hidden: Size = 128  # units of the discriminator
-    strength: Positive = 1.0  # how much of its gradient reaches the features, beside the weight
-    # the kinds of rows that are told apart: with a label and without one (labels), or of pairs and of one side (pairs)
+    rows: Positive = 1.0  # transfer rows for each labelled row, drawn by the seed; at most all of them
+    weight: Positive = 0.1  # weight of the discriminator's loss, whose gradient is reversed for the features
+    hidden: Size = 128  # hidden units of the discriminator
+    strength: Positive = 1.0  # factor on the reversed gradient that reaches the features, beside the weight
+    # the kinds of rows that the discriminator tells apart: rows with and without a label (labels), or rows with several
+    # sides and rows with one (pairs)
     between: Literal["pairs", "labels"] = "labels"
-    balanced: bool = True  # whether both kinds count the same, however many rows they have
+    balanced: bool = True  # whether both kinds have the same weight in total, however many rows each has
 
     def check(self, context: Context, report: Reporter) -> None:
         """Report why there are no two kinds of rows, as far as the recipe tells."""
@@ -43,5 +44,5 @@ class DomainAdversarySpec(Closed):
 
     @property
     def loss(self) -> LossSpec:
-        """The term."""
+        """The loss as a term of a weighted sum."""
         return LossSpec.model_validate({"type": "domain_adversary", **self.model_dump(exclude={"rows"})})

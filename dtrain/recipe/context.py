@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dtrain.recipe.training import TrainSpec
 
 Key = tuple[str | int, ...]
-Place = Callable[[Key], str]  # file and line, or the override, of a key
+Place = Callable[[Key], str]  # file and line of a key, or the override that gives it
 
 
 class Reporter:
@@ -42,10 +42,10 @@ class Reporter:
         return section
 
     def of_task(self, task: str, phases: list[int]) -> Reporter:
-        """The reporter of what a section says of one of several tasks: `losses` are then `losses.TASK`, and so on.
+        """The reporter for one of several tasks of a section: it reports `losses` as `losses.TASK`, and so on.
 
         Args:
-            phases: numbers of the phases that are on the task: what it calls the first phase is the first of these.
+            phases: the numbers, in the section, of the phases that train the task; this reporter numbers them from 0.
         """
         section = self.at()
         section._shown = self._shown
@@ -62,28 +62,28 @@ class Reporter:
 
 @dataclass(frozen=True)
 class Context:
-    """What a member of the recipe knows of the other sections.
+    """What a teacher or a student has to know of the other sections of the recipe.
 
     Attributes:
         task: what the kind of task allows.
-        name: the task's, where the recipe has several.
+        name: the name of the task, if the recipe has several; otherwise "".
         data_task: the value of `data.task`.
-        key: of the task's section of rows: `data`, or `tasks.NAME`.
-        seed: the recipe's.
+        key: the key of the section with the task's rows: `data`, or `tasks.NAME`.
+        seed: the seed of the recipe.
         transfer: whether there are rows without labels.
         pretrained: the folder of the model that the recipe itself pre-trains.
-        transformers: names of the members that bring a tokenizer, which others may read with.
-        tokenizers: by the name of one that is given, that of the first of the task that is the very same.
+        transformers: names of the models that bring a tokenizer, which others may use.
+        tokenizers: for each tokenizer that is given by a model or file, the name of the first one that is identical.
         widths: the length of the feature vector of each teacher of the task, None where the recipe does not tell; in recipe
             order.
         elsewhere: names of the teachers of other tasks, each with its task.
         teachers: the sections of the task's teachers, by name.
-        sharded: whether teachers that answer are cut up over all ranks.
+        sharded: whether teachers that compute outputs are sharded over all ranks.
         two_texts: whether a row is a pair of texts.
         privileged: whether rows have annotations that a teacher may read.
-        sides: names of those that a row has, where it may have several.
+        sides: names of the sides of rows, if rows may have several.
         corpus: whether there is plain text for phases of students.
-        separate: whether a token of it attends to the tokens of its own document alone.
+        separate: whether a token of the plain text attends to the tokens of its own document only.
     """
 
     task: TaskRules

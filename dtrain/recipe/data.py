@@ -40,36 +40,37 @@ TaskName = Annotated[str, AfterValidator(_a_task)]
 
 
 class Columns(Closed):
-    """Where a row's parts are: names (JSON keys, header names) or numbers from 0 (no header)."""
+    """The columns of a row's parts: names (JSON keys, header names) or numbers from 0 (where there is no header)."""
 
-    # column of the text; where a row has several sides, of which each member `reads` one, the column of each by its name,
-    # as {en: english, zh: chinese}
+    # column of the text; if a row has several sides, of which each model `reads` one, a mapping from the name of each
+    # side to its column, such as {en: english, zh: chinese}
     text: TextColumn = "text"
     # column of the second text: for task pairs; for regression and multi_label where a row is a pair
     text_b: Column | None = None
     # column of the label; for regression of the number, for multi_label of the labels, for tagging in JSON lines of the
     # spans
     label: Column = "label"
-    id: Column | None = None  # column of your own row ids; null: rows are known by file and line
-    # whether a span's last character is at its end (inclusive) or before it
+    id: Column | None = None  # column of your own row ids; null: a row is identified by its file and line
+    # whether a span's end is the position of its last character (inclusive) or one more (exclusive); auto: found from
+    # the data
     span_end: Literal["auto", "inclusive", "exclusive"] = "auto"
-    # for seq2seq: column of the text that is read, of several sides by name, as `text` has it; default: source
+    # for seq2seq: column of the text that is read, or a mapping of sides as for `text`; default: source
     source: TextColumn | None = None
     target: Column | None = None  # for seq2seq: column of the text that is written; default: target
     # for tagging: column of annotations that a teacher may read beside the text (its `model.privileged`): spans, or tags,
     # one for each character
     privileged: Column | None = None
-    _sides: dict[str, Column] = PrivateAttr({})  # by name, where a row has several, and the key that said so
-    _sides_key: str = PrivateAttr("text")
+    _sides: dict[str, Column] = PrivateAttr({})  # the column of each side, if a row has several
+    _sides_key: str = PrivateAttr("text")  # the key that gave the sides
 
     @property
     def sides(self) -> dict[str, Column]:
-        """The column of each side; empty where a row has one text."""
+        """The column of each side by its name; empty if a row has one text."""
         return self._sides
 
     @model_serializer(mode="wrap")
     def without_what_few_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Where a row has no sides and no annotations, the section, and its fingerprints, are what they were before."""
+        """Leave out keys that are not given, so that fingerprints are the same as before these keys existed."""
         values: dict[str, Any] = handler(self)
         if self._sides:
             values[self._sides_key] = dict(self._sides)
@@ -77,10 +78,10 @@ class Columns(Closed):
         return {key: value for key, value in values.items() if value is not None or key not in added}
 
     def with_sides(self) -> Columns:
-        """The same, with the text that is read as `text`, and the one that is written as `label`.
+        """A copy for task seq2seq, in which `text` is the column that is read and `label` the one that is written.
 
         Raises:
-            ValueError: these keys name other columns.
+            ValueError: `text` or `label` is given and names another column, or one column is read and written.
         """
         sides: dict[str, Column] = {
             "source": "source" if self.source is None else self.source,
@@ -94,12 +95,12 @@ class Columns(Closed):
         return self.model_copy(update={**sides, "text": sides["source"], "label": sides["target"]})
 
     def key_of(self, role: str) -> str:
-        """What a recipe calls `text`, `text_b`, `label` or `id`."""
+        """The recipe's key for the role `text`, `text_b`, `label` or `id`; for seq2seq, `source` and `target`."""
         return role if self.source is None else {"text": "source", "label": "target"}.get(role, role)
 
     @model_validator(mode="after")
     def one_role_each(self) -> Columns:
-        found: list[Any] = []  # what stands in the place of a text's column, by side
+        found: list[Any] = []  # the columns of sides
         for key, plain in (("source", None), ("text", "text")):
             value: Any = getattr(self, key)
             if isinstance(value, dict):
@@ -118,7 +119,7 @@ class Columns(Closed):
 
 
 class Split(Closed):
-    """Shares cut off the training rows, stratified by label, for each part that has no file."""
+    """Shares of the training rows, stratified by label, that become validation and test rows where there is no file."""
 
     valid: Share = 0.1  # share for validation, where data.valid is empty
     test: Share = 0.0  # share for the test, where data.test is empty
@@ -131,7 +132,7 @@ class Split(Closed):
 
 
 class Normalization(Closed):
-    """What is done to every text, in this order; part of the identity of data and stores."""
+    """What is done to every text, in this order; it is part of the fingerprints of data and stores."""
 
     model_config = ConfigDict(frozen=True)  # hashable: compared by value
 
@@ -145,14 +146,14 @@ class Normalization(Closed):
 class Vocabulary(Closed):
     """The students' vocabulary, counted on training and transfer text or given as a file."""
 
-    unit: Literal["character", "word"] = "character"  # what a student's token is
+    unit: Literal["character", "word"] = "character"  # what a token of a student is
     min_count: PositiveInt = 3  # rarer tokens are read as [UNK]
-    max_size: Annotated[int, Field(ge=8)] | None = None  # the most frequent tokens at most; null: all
-    file: FilePath | None = None  # a vocabulary of one token a line in place of counting
+    max_size: Annotated[int, Field(ge=8)] | None = None  # keep at most this many of the most frequent tokens; null: all
+    file: FilePath | None = None  # a file with one token per line, in place of counting
 
 
 class Augment(Closed):
-    """Synthetic transfer rows, made from training rows (augment/, Tang et al. 2019) and labelled by the teachers alone."""
+    """Synthetic transfer rows, made from training rows (augment/, Tang et al. 2019) and labelled by teachers only."""
 
     n_iter: PositiveInt = 20  # candidates generated from each training row
     p_mask: Probability = 0.1  # probability that a word is masked
@@ -177,9 +178,9 @@ class Augment(Closed):
 
 
 class Targets(Closed):
-    """Files of targets beside those of sources: as many, with as many lines, of which each belongs to the same line there."""
+    """Files of targets, one for each file of sources; each line is the target of the same line of that file."""
 
-    train: Paths = []  # the targets of the lines of train
+    train: Paths = []  # files with the targets of the lines of train
     valid: Paths = []  # those of valid
     test: Paths = []  # those of test
 
@@ -196,51 +197,51 @@ class Data(Closed):
     """Where the rows are, and what is done to their texts."""
 
     _key: str = PrivateAttr(DATA)
-    _given: dict[str, list[str | FileEntry]] = PrivateAttr({})  # of parts with entries in place of paths
+    _given: dict[str, list[str | FileEntry]] = PrivateAttr({})  # what is given for parts with entries
     # classification: classes of texts; pairs: classes of pairs of texts; regression: numbers of texts or pairs;
-    # multi_label: any number of labels of texts or pairs; tagging: entities in texts; seq2seq: a text for each text, as its
-    # translation
+    # multi_label: any number of labels of texts or pairs; tagging: entities in texts; seq2seq: a text for each text,
+    # such as its translation
     task: TaskName = "classification"
-    # labelled files: one path or several, patterns and folders too; where a row has several sides, entries with columns of
-    # their own in place of paths, as {path: pairs.tsv, columns: {en: 0, zh: 1}}
+    # labelled files: one path or several, patterns and folders included; if rows have several sides, also entries with
+    # columns of their own, such as {path: pairs.tsv, columns: {en: 0, zh: 1}}
     train: Files
-    valid: Files = []  # labelled files that choose each model's best evaluation; left out: cut from train
+    valid: Files = []  # labelled files on which the best weights of each model are chosen; left out: cut from train
     test: Files = []  # labelled files that are scored once, for the report
-    transfer: Files = []  # unlabelled files for students to learn the teachers' outputs on
+    transfer: Files = []  # unlabelled files, on which students learn the teachers' outputs
     augment: Augment | None = None  # synthetic transfer rows, made from training rows; left out: none
     # how the files are read; auto: by their suffix
     format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset", "conll"] = "auto"
     # text encoding of the files above and of a file of labels: utf-8, gb18030, big5, utf-16, ...
     encoding: TextEncoding = "utf-8"
-    # what stands between columns of tables; auto: a tab in .tsv, a comma in .csv
+    # separator of the columns of tables; auto: a tab in .tsv, a comma in .csv
     delimiter: Literal["auto", ",", ";", "|", "tab"] = "auto"
     # quotation marks around a column of a table: markup (quotes) or part of the text (none); auto: quotes in .csv, none in .tsv
     quoting: Literal["auto", "quotes", "none"] = "auto"
     # scheme of the tags in CoNLL files; auto: found from the tags
     scheme: Literal["auto", "iob1", "bio", "bioes", "bmes", "bilou"] = "auto"
-    header: bool = True  # whether the first line of a table names its columns; else columns are numbers from 0
-    columns: Columns = Columns()  # where a row's parts are: names (JSON keys, header) or numbers from 0 (no header)
-    # the labels in their order: a list, or a file of one a line; default: sorted, from the training rows
+    header: bool = True  # whether the first line of a table names its columns; otherwise columns are numbers from 0
+    columns: Columns = Columns()  # columns of a row's parts: names (JSON keys, header) or numbers from 0 (no header)
+    # the labels in their order: a list, or a file with one per line; default: those of the training rows, sorted
     labels: list[str] | FilePath | None = None
-    # for multi_label: what stands between the labels of a text, where they are no JSON list; blank: white space
+    # for multi_label: what separates the labels of a text, unless they are a JSON list; blank: white space
     separator: Annotated[str, Field(min_length=1)] = ","
-    # for multi_label: a label is an answer where its probability is above this
+    # for multi_label: a label is predicted if its probability is above this
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    # for seq2seq: plain files whose lines are the targets of those of train, valid and test, which are plain text then; left
-    # out: both sides stand in one file
+    # for seq2seq: plain files with the targets of the lines of train, valid and test, which are then plain files of
+    # sources; left out: source and target are columns of one file
     targets: Targets | None = None
-    # for seq2seq: how BLEU parts a text into words (sacrebleu's `tokenize`): 13a for most languages, zh or char for Chinese;
-    # auto: zh where more than half of the training targets' characters are Chinese, else 13a
+    # for seq2seq: how BLEU splits a text into words (sacrebleu's `tokenize`): 13a for most languages, zh or char for
+    # Chinese; auto: zh if more than half of the characters of the training targets are Chinese, else 13a
     bleu: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
-    # for regression: learn (number - mean) / standard deviation, both of the training rows; scores and answers are in your
-    # own unit
+    # for regression: train on numbers less their mean, over their standard deviation, both of the training rows; scores
+    # and predictions are in the unit of the data
     standardize: bool = False
-    split: Split = Split()  # shares that are cut off the training rows for parts without a file
+    split: Split = Split()  # shares of the training rows for parts without a file
     normalize: Normalization = Normalization()  # what is done to every text
     vocabulary: Vocabulary = Vocabulary()  # the students' vocabulary
-    # the most tokens (for tagging characters) of a text; longer texts are cut off, for tagging into pieces
+    # the most tokens (for tagging, characters) of a text; longer texts are cut off, or for tagging cut into pieces
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
-    workers: PositiveInt | Literal["auto"] = "auto"  # processes that encode rows; auto: by the cores
+    workers: PositiveInt | Literal["auto"] = "auto"  # processes that encode rows; auto: by the number of cores
 
     @field_validator("train", "valid", "test", "transfer", mode="before")
     @classmethod
@@ -249,11 +250,11 @@ class Data(Closed):
 
     @model_serializer(mode="wrap")
     def with_entries(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Entries stand where they were given; without any, the section is what it was before there were some."""
+        """Write entries where they were given; without any, the section is the same as before entries existed."""
         values: dict[str, Any] = handler(self)
         for part, given in getattr(
             self, "_given", {}
-        ).items():  # called for the `data` that a recipe with `tasks` has not
+        ).items():  # also called for the missing `data` of a recipe with `tasks`
             if part in values:
                 values[part] = [each if isinstance(each, str) else each.model_dump(mode="json") for each in given]
         return values
@@ -321,7 +322,7 @@ class Data(Closed):
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Where it stands is no part of a section."""
+        """Sections are equal whatever their keys in the recipe."""
         return isinstance(other, Data) and self.__dict__ == other.__dict__ and self._given == other._given
 
     __hash__ = None  # type: ignore[assignment]
@@ -329,15 +330,15 @@ class Data(Closed):
     # --- several sides of a row --------------------------------------------------------------------------
 
     def _take_entries(self) -> None:
-        """Put the paths of entries in their places; what they say of them is kept beside."""
-        for part in ("train", "valid", "transfer", "test"):  # so that what is learnt from names the sides first
+        """Put the paths of entries in their places, and keep the entries in `_given`."""
+        for part in ("train", "valid", "transfer", "test"):  # files to learn from name the sides first
             given: list[Any] = getattr(self, part)
             if any(isinstance(each, FileEntry) for each in given):
                 self._given = {**self._given, part: list(given)}
                 setattr(self, part, [p for each in given for p in ([each] if isinstance(each, str) else each.paths)])
 
     def _without_sides(self) -> dict[str, str]:
-        """Keys that are not for rows of several sides, and why."""
+        """The keys that cannot be used with rows of several sides, each with the reason."""
         rules = rules_of(self.task)
         found = {}
         if rules.tags or rules.two_texts:
@@ -349,7 +350,7 @@ class Data(Closed):
                 found[key] = "not together with several sides of a row"
         for part, given in self._given.items():
             twice = [path for path in getattr(self, part) if getattr(self, part).count(path) > 1]
-            if twice:  # what an entry says is known by the path
+            if twice:  # entries are found by their paths
                 found[part] = f"{twice[0]} is named twice"
             for number, each in enumerate(given):
                 strange = "label" if rules.writes else "target"
@@ -359,12 +360,12 @@ class Data(Closed):
 
     @property
     def sides(self) -> list[str]:
-        """Names of the sides of which a row has one or several; none where a row is one text, or one pair of them."""
+        """The names of the sides that rows may have; none if a row is one text, or one pair of texts."""
         entries = [each for given in self._given.values() for each in given if isinstance(each, FileEntry)]
         return list(dict.fromkeys([*self.columns.sides, *(side for entry in entries for side in entry.sides)]))
 
     def paths(self, part: str) -> list[str]:
-        """The paths of a part as the recipe has them, all of files that belong together line by line."""
+        """All paths that the recipe gives for a part, including all of files that belong together line by line."""
         found: list[str] = []
         for each in self._given.get(part, getattr(self, part)):
             whole = isinstance(each, FileEntry) and isinstance(each.path, dict)
@@ -372,14 +373,14 @@ class Data(Closed):
         return found
 
     def entry(self, part: str, path: str) -> FileEntry | None:
-        """The entry that a path of a part stands for, if it is one."""
+        """The entry that a path of a part belongs to; None for a plain path."""
         for each in self._given.get(part, ()):
             if isinstance(each, FileEntry) and path in each.paths:
                 return each
         return None
 
     def layout(self, part: str, path: str) -> Layout | None:
-        """Where a path's rows have their sides; None where they have none."""
+        """The columns of the sides in the rows of a path; None if rows have no sides."""
         if not self.sides:
             return None
         entry = self.entry(part, path)
@@ -398,9 +399,10 @@ class Data(Closed):
         )
 
     def of_side(self, side: str) -> Data:
-        """The section as whoever reads one side alone needs it for files of their own: that side is the text.
+        """The section for other files, read by a model that reads one side only: that side is the text.
 
-        Its column is that of the first file with the side, of test, valid, train, transfer; if possible a name.
+        Its column is that of the first file with the side, in the order test, valid, train, transfer; a column that has
+        a name is preferred.
         """
         known: list[Column] = [self.columns.sides[side]] if side in self.columns.sides else []
         for part in ("test", "valid", "train", "transfer"):
@@ -416,20 +418,20 @@ class Data(Closed):
 
     @property
     def key(self) -> str:
-        """Where the section stands in the recipe: `data`, or `tasks.NAME`."""
+        """The key of the section in the recipe: `data`, or `tasks.NAME`."""
         return self._key
 
     def stands_at(self, key: str) -> None:
-        """Say where in the recipe the section stands."""
+        """Set the key of the section in the recipe."""
         self._key = key
 
     def in_own_keys(self, text: str) -> str:
-        """A message about a section `data`, with the keys that this section has in its recipe."""
+        """A message about keys of `data`, with the key of this section (such as `tasks.NAME`) in place of `data`."""
         return text if self._key == DATA else _keys_of_data().sub(f"{self._key}.\\1", text)
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """A region whose errors name the keys of this section, where they say `data.train` and the like."""
+        """A context in which errors that name `data.train` and the like name the keys of this section instead."""
         try:
             yield
         except InputError as error:
@@ -438,6 +440,6 @@ class Data(Closed):
 
 @cache
 def _keys_of_data() -> re.Pattern[str]:
-    """`data.KEY` as a word of its own, and no part of a path or a file's name."""
+    """Matches `data.KEY` as a word of its own, not as part of a path or of the name of a file."""
     keys = "|".join(Data.model_fields)
     return re.compile(rf"(?<![\w./\\-])data\.({keys})(?![\w/\\-]|\.(?:jsonl?|tsv|csv|txt|parquet)\b)")

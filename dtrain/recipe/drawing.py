@@ -1,7 +1,7 @@
 """Drawing the settings of a `sample` with Optuna.
 
-All members of a recipe are known before the first is trained, as they are trained side by side. A sampler that learns
-from scores learns from those of earlier runs: recipe, run, next recipe with `after: [runs/first]`.
+All models of a recipe are drawn before the first is trained, as they are trained side by side. So a sampler that learns
+from scores learns from those of earlier runs, which the next recipe names: `after: [runs/first]`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def draw(spec: Sample, section: str, metric: str | None) -> list[dict[str, Any]]:
-    """Draw the settings of every member, by key. They depend on the spec, Optuna's version and the runs in `after` alone.
+    """Draw the settings of every model, by key. They depend on the spec, Optuna's version and the runs in `after` only.
 
     Args:
-        section: teachers | students, where members of earlier runs are looked up.
-        metric: that earlier members are compared by; None for each one's own.
+        section: `teachers` or `students`: the section of earlier runs whose models are learnt from.
+        metric: the metric by which models of earlier runs are compared; None: each one's own.
 
     Raises:
-        InputError: (`key: problem`) Optuna is not installed, or an earlier run teaches nothing.
+        InputError: (as `key: problem`) Optuna is not installed, or an earlier run has no model to learn from.
     """
     try:
         import optuna
@@ -42,14 +42,14 @@ def draw(spec: Sample, section: str, metric: str | None) -> list[dict[str, Any]]
         sampler = {
             "random": lambda: optuna.samplers.RandomSampler(seed=spec.seed),
             "qmc": lambda: optuna.samplers.QMCSampler(scramble=True, seed=spec.seed),
-            # No member has a score when the next is drawn: constant_liar keeps them from being drawn close together.
+            # No model has a score when the next is drawn: constant_liar keeps them from being drawn close together.
             "tpe": lambda: optuna.samplers.TPESampler(
                 seed=spec.seed, n_startup_trials=0, multivariate=True, constant_liar=True
             ),
         }[spec.sampler]()
         study = optuna.create_study(direction="maximize", sampler=sampler)
         if spec.sampler == "qmc":
-            # Optuna learns the search space of Sobol points from a study's first trial: this one is not among the drawn.
+            # Optuna learns the search space of Sobol points from a study's first trial, which is not among those drawn.
             study.add_trial(optuna.create_trial(params=_any_point(space), distributions=space, value=0.0))
         state = optuna.trial.TrialState
         for path in spec.after:
@@ -72,7 +72,7 @@ def draw(spec: Sample, section: str, metric: str | None) -> list[dict[str, Any]]
 
 
 def _distribution(values: Range | list[Any], kinds: Any) -> BaseDistribution:
-    """One axis of the space; `kinds` is `optuna.distributions`."""
+    """The distribution of one key; `kinds` is the module `optuna.distributions`."""
     if isinstance(values, list):
         found: BaseDistribution = kinds.CategoricalDistribution(values)
         return found
@@ -93,9 +93,10 @@ def _any_point(space: Mapping[str, Any]) -> dict[str, Any]:
 def _scores(
     run: Path, section: str, metric: str | None, space: Mapping[str, BaseDistribution]
 ) -> list[tuple[dict[str, Any], float | None, dict[int, float]]]:
-    """Each member of an earlier run within the ranges: its settings, its best score, and those at a search's comparisons.
+    """Each model of an earlier run whose settings are within the ranges: settings, best score, scores by epoch.
 
-    The best score is None, and the others are there, for a member that the search stopped.
+    For a model that a search stopped, the best score is None, and the scores by epoch are those at the comparisons of
+    the search; all others have no scores by epoch. Higher is better: a loss is negated.
     """
     if not (run / "recipe.yaml").is_file():
         raise InputError(f"after: {run}: is not a run folder (no recipe.yaml)")
@@ -121,13 +122,13 @@ def _scores(
 
 
 def _rungs(run: Path) -> list[tuple[int, dict[str, float]]]:
-    """The scores at each comparison of a search; for `loss`, the negative losses."""
+    """The epoch and the scores, by model, of each comparison of a search; for `loss`, negative losses."""
     record = _read(run / "search.json")
     return [(rung["epoch"], rung["scores"]) for rung in record["rungs"]] if record else []
 
 
 def _read(path: Path) -> Any:
-    """What a JSON file holds; None where there is none."""
+    """The content of a JSON file; None if there is no such file."""
     try:
         return read_json(path)
     except OSError:
@@ -147,6 +148,7 @@ def _value(section: Any, key: str) -> Any:
 
 
 def _within(kind: Any, value: Any) -> bool:
+    """Whether a distribution can give a value."""
     if hasattr(kind, "choices"):
         return value in kind.choices
     return isinstance(value, int | float) and kind.low <= value <= kind.high

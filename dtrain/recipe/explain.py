@@ -15,7 +15,7 @@ from dtrain.recipe.source import kind_of
 
 
 def explained(error: ValidationError, values: Any, root: type[BaseModel]) -> Iterator[tuple[Key, str]]:
-    """Each problem that `root` found in `values`: its key, and what is wrong."""
+    """The problems that the schema `root` found in `values`: the key of each, and what is wrong."""
     return (_explain(problem, values, root) for problem in _without_echoes(error, values))
 
 
@@ -55,7 +55,7 @@ def _without_tags(path: Key, values: Any) -> Key:
 
 
 def _fields_at(key: Key, root: type[BaseModel]) -> list[str]:
-    """The keys that the schema `root` allows in the section at `key`; none where its alternatives have several."""
+    """The keys that the schema `root` allows in the section at `key`; none if several kinds may stand there."""
     here: list[Any] = [root]
     for part in key:
         here = [inner for annotation in here for inner in _inside(annotation, part)]
@@ -79,7 +79,7 @@ def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections among the alternatives of an annotation, but a model's, whose keys depend on its `type`."""
+    """The sections among the alternatives of an annotation, except a model, whose keys depend on its `type`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if annotation is not Architecture:
             yield annotation

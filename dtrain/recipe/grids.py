@@ -21,7 +21,7 @@ from dtrain.runfolder import fingerprint
 
 
 def expand(members: list[Any], section: str, report: Reporter) -> Iterator[tuple[int, Any]]:
-    """Every member of a section, with the number that it has in the file."""
+    """Every teacher or student of a section after expansion, with the number that it has in the file."""
     seen: dict[str, int] = {}
     for index, member in enumerate(members):
         for expanded in _variants(member, section, report.at(section, index)):

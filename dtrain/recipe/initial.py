@@ -1,4 +1,4 @@
-"""First weights of a transformer that are copied from a trained teacher of the recipe."""
+"""Initial weights of a transformer, copied from a trained teacher of the recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dtrain.recipe.context import Context, Reporter
     from dtrain.recipe.models import EncoderSpec
 
-# What both must have alike for weights to be copied, as config.json calls it: the recipe's key of each.
+# What must be equal in both models for weights to be copied: the key in config.json, and the key in a recipe.
 ALIKE = {
     "hidden_size": "hidden",
     "num_attention_heads": "heads",
@@ -23,14 +23,14 @@ ALIKE = {
 
 
 class InitSpec(Closed):
-    """Weights to begin with: a trained teacher's embeddings and some of its layers (DistilBERT, 1910.01108, section 3)."""
+    """Initial weights: a trained teacher's embeddings and some of its layers (DistilBERT, 1910.01108, section 3)."""
 
-    # the teacher, of the same type as the model, which reads its tokens
+    # name of the teacher, whose type and tokenizer the model must have
     source: Annotated[str, Field(alias="from", min_length=1)]
-    # the teacher's layers, counted from 0, that become the model's, as [0, 2, 4, 7, 9, 11]; one for each of them
+    # the teacher's layers to copy, one for each layer of the model and counted from 0, such as [0, 2, 4, 7, 9, 11]
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     every: PositiveInt | None = None  # in place of `layers`: the teacher's first layer and every k-th after it
-    pooler: bool = True  # copy the pooler, too, where both have one
+    pooler: bool = True  # copy the pooler as well, if both have one
 
     @model_validator(mode="after")
     def one_way_to_choose(self) -> InitSpec:
@@ -44,15 +44,15 @@ class InitSpec(Closed):
         return {"from": values.pop("source"), **{key: value for key, value in values.items() if value is not None}}
 
     def chosen(self, layers: int) -> list[int]:
-        """The teacher's layers, from 0, of the `layers` that it has."""
+        """The layers to copy, counted from 0, of a teacher with `layers` layers."""
         return self.layers if self.layers is not None else list(range(0, layers, self.every or 1))
 
     def unlike(self, own: dict[str, Any], teacher: dict[str, Any]) -> tuple[str, str] | None:
-        """A key of the model's section, and why a teacher's weights do not fit it; None where they do.
+        """A key of the model's section, and why a teacher's weights do not fit the model; None if they fit.
 
         Args:
-            own: the model's transformers configuration, as far as it is known.
-            teacher: the teacher's.
+            own: the transformers configuration of the model, as far as it is known.
+            teacher: that of the teacher.
         """
         if own["model_type"] != teacher.get("model_type"):
             types = f"is a {own['model_type']}, and {self.source} a {teacher.get('model_type')}"
@@ -72,11 +72,11 @@ class InitSpec(Closed):
 
 
 def check_init(encoder: EncoderSpec, init: InitSpec, tokenizer: str, context: Context, report: Reporter) -> None:
-    """Report why a student cannot begin with a teacher's weights, as far as the recipe tells.
+    """Report, as far as the recipe tells, why a student cannot start from a teacher's weights.
 
     Args:
-        tokenizer: the name of the one that the student reads with.
-        report: of the encoder's section.
+        tokenizer: the name of the tokenizer that the student reads with.
+        report: the reporter of the encoder's section.
     """
     teacher = context.teachers.get(init.source)
     if teacher is None:

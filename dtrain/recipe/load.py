@@ -57,7 +57,7 @@ def copy_recipe(name: str | None, file: str | None = None) -> Path:
 
 
 def write_new(path: Path, text: str) -> Path:
-    """Write a recipe where no file is; InputError where one is."""
+    """Write a recipe to a new file; raises InputError if the file exists."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -110,12 +110,12 @@ class LossSpec(BaseModel):
 
     @property
     def unlabelled_until(self) -> float:
-        """The share of training after which the loss of a row without a label stays 0, whatever the weight."""
+        """The share of training after which the loss of a row without a label is 0, whatever the weight."""
         anneals = {"labelled", "progress"} <= set(self.loss.needs)  # towards the labels
         return float(self.parameters().get("until", 1.0)) if anneals else 1.0
 
     def weight_at(self, progress: float) -> float:
-        """Its weight after a share `progress` of all steps."""
+        """The weight of the term after a share `progress` of all steps."""
         return self.weight.at(progress) if isinstance(self.weight, WeightSchedule) else self.weight
 
     def resolve(self, teachers: list[str], context: Context, report: Reporter) -> None:

@@ -1,8 +1,9 @@
-"""Sections `model`: what an architecture says of itself, and the registry of all of them.
+"""Sections `model`: the description of an architecture, and the registry of all architectures.
 
-An architecture is two things: a subclass of `Architecture`, registered, with its keys in a recipe and what the rest of
-the package asks of it; and a module of torch, which it names. The package's own are in `recipe/architectures/` and
-`models/`. Nothing else lists them, so that one more is a file in each of the two folders, or in a package of its own:
+An architecture has two parts: a registered subclass of `Architecture`, with its keys in a recipe and what the rest of
+the package needs to know of it; and a torch module, which the subclass names. The package's own are in
+`recipe/architectures/` and `models/`. Nothing else lists them: another one is a file in each of the two folders, or in
+a package of its own:
 
     @register_architecture
     class MyNet(Architecture):
@@ -52,11 +53,11 @@ ENCODER_SIZES = {
     "large": (1024, 24, 16),
 }
 
-TEXT_TASKS = ("classification", "pairs", "regression", "multi_label")  # answered by one vector of logits a row
+TEXT_TASKS = ("classification", "pairs", "regression", "multi_label")  # their answer is one vector of logits a row
 
-LOGITS, EMISSIONS = "dtrain.export.graphs:Logits", "dtrain.export.graphs:Emissions"  # as `graph`
+LOGITS, EMISSIONS = "dtrain.export.graphs:Logits", "dtrain.export.graphs:Emissions"  # for `graph`
 WRITING = "dtrain.export.writing:Writing"
-PRETRAIN = "pretrain"  # as `pretrained`: the model that the recipe's section of this name makes
+PRETRAIN = "pretrain"  # for `pretrained`: the model that the recipe's section of this name makes
 
 
 class Architecture(Closed):
@@ -66,16 +67,16 @@ class Architecture(Closed):
         module: its `nn.Module` as "package.module:Class", imported when a model is built or loaded; None for models
             that transformers has.
         tasks: the values of `data.task` that it is for.
-        two_texts: whether it reads the two texts of a pair apart, and nothing else.
+        two_texts: whether it reads only pairs of texts, and each text of a pair by itself.
         stacked: whether students of one shape can train as one stacked model (`students/ways.py`).
         early_exits: whether it has a classifier after several layers, each of which needs a loss.
         several: whether it has a head for each of several tasks, and serves no single one.
-        builder: what makes a new model of one of transformers' own, as "package.module:function".
-        graph: what of it `dtrain export` writes, a `Graph` of dtrain/export/graphs.py as "package.module:Class"; None: it
-            cannot be exported.
+        builder: for a model that transformers has, what makes a new one, as "package.module:function".
+        graph: the `Graph` of dtrain/export/graphs.py by which `dtrain export` writes it, as "package.module:Class";
+            None: it cannot be exported.
     """
 
-    type: str  # which architecture: one section `Model` for each follows
+    type: str  # the architecture; there is a section `Model` for each below
     module: ClassVar[str | None] = None
     tasks: ClassVar[tuple[str, ...]] = ()
     two_texts: ClassVar[bool] = False
@@ -97,36 +98,36 @@ class Architecture(Closed):
 
     @property
     def classifier_of(self) -> str | None:
-        """The teacher whose classifier it begins with; None: it begins with a random one."""
+        """The name of the teacher whose classifier it starts from; None: it starts from a random one."""
         return None
 
     @property
     def begins_with(self) -> list[str]:
-        """The teachers whose weights it begins with."""
+        """The names of the teachers whose weights it starts from."""
         encoder = self.transformer
         init = encoder.init if encoder is not None else None
         return [name for name in (init.source if init else None, self.classifier_of) if name is not None]
 
     @property
     def token_width(self) -> int | None:
-        """Length of a tagger's vector of a character, which reaches its classifier; None where the recipe does not tell."""
+        """Width of the vector of a character that a tagger's classifier reads; None where the recipe does not tell."""
         return None
 
     @property
     def feature_width(self) -> int | None:
-        """Length of a classifier's pooled vector; None where the recipe does not tell, as of pretrained models."""
+        """Width of the vector that a classifier reads; None where the recipe does not tell, as with `pretrained`."""
         encoder = self.transformer
         return None if encoder is None or encoder.pretrained else encoder.shape()[0]
 
     @property
     def encoder_shape(self) -> EncoderShape | None:
-        """Width, layers and heads of its transformer; None without one, and where the recipe does not tell."""
+        """Width, layers and heads of its transformer; None if it has none, or where the recipe does not tell."""
         encoder = self.transformer
         return None if encoder is None or encoder.pretrained else EncoderShape(*encoder.shape())
 
     @property
     def multiply_adds(self) -> float:
-        """Of one pass over one token, about: who trains longest is decided by it. Only ratios matter."""
+        """Approximate multiply-adds of one pass over one token, to estimate training times; only ratios matter."""
         return 0.0 if self.transformer is None else self.transformer.multiply_adds
 
 
@@ -139,7 +140,7 @@ class EncoderSpec(Architecture):
     _made_here: str | None = PrivateAttr(None)
     builder: ClassVar[str | None] = "dtrain.models.transformer:build_classifier"
     graph: ClassVar[str | None] = LOGITS
-    encodes: ClassVar[bool] = True  # whether it is layers over a text alone, that other models may have inside
+    encodes: ClassVar[bool] = True  # whether it is an encoder only, which other models may contain
     # a model folder or hub name to start from; `pretrain`: what the section `pretrain` makes
     pretrained: FilePath | None = None
     # shape of a model from scratch: tiny 2 layers of 128, mini 4 of 256, small 4 of 512, medium 8 of 512, base 12 of
@@ -149,12 +150,12 @@ class EncoderSpec(Architecture):
     layers: Size | None = None  # number of layers in place of that of `size`
     heads: Size | None = None  # attention heads in place of those of `size`; they must divide the hidden size
     intermediate: Size | None = None  # width of the feed-forward layers; default: 4 times the hidden size
-    # dropout of hidden states, attention and classifier; default: 0.1, of a pretrained model its own
+    # dropout of hidden states, attention and classifier; default: 0.1, for a pretrained model its own
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    # a vocab.txt for a model from scratch; else WordPiece is trained on the training text
+    # a vocab.txt for a model from scratch; left out: a WordPiece vocabulary is trained on the training text
     vocabulary: FilePath | None = None
-    vocabulary_size: Annotated[int, Field(ge=100)] = 8000  # tokens of the WordPiece vocabulary that is trained
-    # another transformer of the recipe, by name: both read the same tokens, position by position
+    vocabulary_size: Annotated[int, Field(ge=100)] = 8000  # size of the WordPiece vocabulary that is trained
+    # name of another transformer of the recipe: both read the same tokens, position by position
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
     # of a student: start from the weights of a trained teacher of the recipe; null: random
     init: InitSpec | None = None
@@ -173,7 +174,7 @@ class EncoderSpec(Architecture):
 
     @model_serializer(mode="wrap")
     def without_what_it_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What a pretrained model, or a tokenizer, brings itself stays out of the resolved recipe, a recipe again."""
+        """Leave out what a pretrained model or a tokenizer brings, so that the resolved recipe can be loaded."""
         values: dict[str, Any] = handler(self)
         if self.tokenizer:
             values = {k: v for k, v in values.items() if k not in ("vocabulary", "vocabulary_size")}
@@ -183,13 +184,13 @@ class EncoderSpec(Architecture):
 
     @property
     def given_tokenizer(self) -> tuple[object, ...] | None:
-        """What its tokenizer is, where it comes with a model or a vocabulary file; None where it is counted on text."""
+        """What identifies its tokenizer, if a model or a vocabulary file gives it; None if it is counted on text."""
         given = self.pretrained or self.vocabulary
         return (self.type, self.pretrained, self.vocabulary, self.vocabulary_size) if given else None
 
     @property
     def source(self) -> str | None:
-        """Where the pretrained model is: `pretrained`, or the run's own folder that it stands for."""
+        """The folder or name of the pretrained model: `pretrained`, or the run's own folder that this stands for."""
         return self._made_here or self.pretrained
 
     @property
@@ -198,7 +199,7 @@ class EncoderSpec(Architecture):
         return self._made_here is not None
 
     def take_from(self, folder: str) -> None:
-        """`pretrained: pretrain` is in `folder`."""
+        """Set the folder that `pretrained: pretrain` stands for."""
         self._made_here = folder
 
     def shape(self) -> tuple[int, int, int]:
@@ -207,7 +208,7 @@ class EncoderSpec(Architecture):
         return self.hidden or hidden, self.layers or layers, self.heads or heads
 
     def config(self) -> dict[str, Any]:
-        """What a model from scratch has in its transformers configuration, as far as its shape goes."""
+        """The values of the transformers configuration that give a model from scratch its shape."""
         hidden, layers, heads = self.shape()
         return {
             "model_type": self.type,
@@ -220,16 +221,16 @@ class EncoderSpec(Architecture):
 
     @property
     def extras(self) -> dict[str, Any]:
-        """Values of its transformers configuration that a BERT has not."""
+        """Values of its transformers configuration that a BERT does not have."""
         return {}
 
     @property
     def reading(self) -> list[Any]:
-        """What decides its tokenizer beside `pretrained`, `vocabulary` and `vocabulary_size`."""
+        """What identifies its tokenizer beside `pretrained`, `vocabulary` and `vocabulary_size`."""
         return []
 
     def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-        """What of a pretrained model's folder does not fit this architecture alone; `config` is its config.json."""
+        """Why the folder of a pretrained model does not fit this very architecture; `config` is its config.json."""
         yield from ()
 
     @property
@@ -243,7 +244,7 @@ class EncoderSpec(Architecture):
 
 
 class ExternalSpec(Architecture):
-    """What stands as `model` of a teacher with `from`: the folder knows its own structure. Not written in recipes."""
+    """The `model` of a teacher with `from`, whose folder says what model it is. It is never written in a recipe."""
 
     type: Literal["given"] = "given"
     folder: FilePath
@@ -252,7 +253,7 @@ class ExternalSpec(Architecture):
 def recurrence(hidden: int, inputs: int, layers: int = 1) -> float:
     """`multiply_adds` of a bidirectional LSTM.
 
-    It runs token after token, which makes it about three times as slow as its arithmetic (measured on 2 cores).
+    It runs token after token and takes about three times as long as its arithmetic alone (measured on 2 cores).
     """
     return 3 * 2 * 4.0 * hidden * (inputs + hidden + (layers - 1) * 3 * hidden)
 
@@ -291,14 +292,14 @@ def _import_own() -> list[str]:
     files = sorted(
         (module.name for module in pkgutil.iter_modules(package.__path__)), key=lambda n: n != "transformers"
     )
-    names = [f"{package.__name__}.{name}" for name in files]  # in messages, what teachers are made of comes first
+    names = [f"{package.__name__}.{name}" for name in files]  # transformers come first, as they do in messages
     for name in names:
         importlib.import_module(name)
     return names
 
 
 def of_type(value: Any, base: type[Architecture]) -> type[Architecture]:
-    """The architecture that a section names by its `type`, one of those that are a `base`.
+    """The architecture that a section names by its `type`, among the subclasses of `base`.
 
     Raises:
         PydanticKnownError: no section, no type, or an unknown one.

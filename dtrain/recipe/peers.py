@@ -1,4 +1,4 @@
-"""Students that learn from each other: what they must have alike."""
+"""Students that learn from each other: the settings that must be equal in all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dtrain.recipe.training import Student
 
 
 def check_peers(students: list[Student], contexts: list[Context], reports: list[Reporter]) -> bool:
-    """Whether there are students that learn from each other; those make every step together, on the same batch."""
+    """Report students that learn from each other, but cannot make every step together, on the same batch.
+
+    Returns:
+        Whether there are students that learn from each other.
+    """
     sets: dict[str, list[tuple[Student, Reporter, Context]]] = {}
     for student, report, context in zip(students, reports, contexts, strict=True):
         if student.peers is not None:
@@ -26,9 +30,7 @@ def check_peers(students: list[Student], contexts: list[Context], reports: list[
             for key in ("patience", "adversarial", "parallel", "noisy"):
                 if getattr(student, key) is not None:
                     own(key, "is not for peers, who make every step together")
-            shared = (
-                ("teachers",) if student.reads is not None else ()
-            )  # which rows are useful depends on what they say
+            shared = ("teachers",) if student.reads is not None else ()  # the teachers decide which rows are used
             for key in (*shared, "task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
                 if getattr(student, key) != getattr(first, key):
                     own(key, f"must be that of its peer {first.name}, as they share each batch")

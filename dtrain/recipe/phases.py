@@ -1,4 +1,4 @@
-"""Phases of a student: stretches of its training, one after another, each with its own rows, losses and optimizer."""
+"""Phases of a student: parts of its training, one after another, each with its own rows, losses and optimizer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from dtrain.recipe.training import Student
 
 NULLABLE = ("clip", "patience", "evaluate_every")  # null has a meaning here; left out, they are the student's
-# Keys of a student that its phases have, too.
+# Keys of a student that its phases have as well.
 OWN = (
     *("rows", "losses", "epochs", "batch_size", "batch_tokens", "accumulation", "optimizer", "schedule", "metric"),
     *NULLABLE,
 )
-# What a loss asks for that comes from a model's head. A phase without such a loss leaves the head as it is, and scores
-# of the task say nothing of it.
+# Outputs of a model's head that losses ask for. A phase whose losses ask for none of them does not train the head, so
+# that scores of the task say nothing of it.
 OF_HEAD = frozenset({"token_logits", "logits", "exits", "emissions", "marginals", "nll"})
 
 CORPUS = "corpus"
@@ -42,44 +42,46 @@ Prefixes = list[Annotated[str, Field(min_length=1)]]
 
 
 class StudentPhase(Closed):
-    """A stretch of a student's training. What it leaves out is taken from the student.
+    """A part of a student's training. Keys that it leaves out are taken from the student.
 
-    A phase starts with a new optimizer and schedule from the weights that the phase before it kept. Of `train`, `freeze`
-    and `up_to_layer` one at most may be given. Parameters that no loss of the phase depends on are frozen in any case,
-    and the weights of its losses, such as a regressor's, are always trained.
+    A phase starts with a new optimizer and schedule from the weights that the phase before it kept. At most one of
+    `train`, `freeze` and `up_to_layer` may be given. Parameters that no loss of the phase depends on are frozen in any
+    case, and the weights of its losses, such as a regressor's, are always trained.
     """
 
     name: str  # names its curves, its checkpoints and its folder
-    # of a student of several tasks, those that the phase is on; heads of others stay as they are; left out: all
+    # for a student of several tasks: those that the phase trains; heads of the others stay as they are; left out: all
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
-    # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, with nothing beside it;
-    # sequences and interpolated: as a student's
+    # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, and no other rows beside
+    # it; sequences and interpolated: as for a student
     rows: (
         Annotated[list[Literal["train", "transfer", "corpus", "sequences", "interpolated"]], Field(min_length=1)] | None
     ) = None
     # tokens in a row of plain text; default: 128
     max_length: Annotated[int, Field(ge=8, le=512)] | None = None
-    # which tokens of plain text are masked, where a loss asks for them; default: that of `pretrain`, else 15 % of them
+    # which tokens of plain text are masked, if a loss asks for masks; default: as in `pretrain`, else 15 % of the
+    # tokens
     masking: MaskingSpec | None = None
-    losses: TermsOf | None = None  # terms of a weighted sum, of several tasks by task
+    losses: TermsOf | None = None  # terms of a weighted sum; for several tasks, by task
     epochs: PositiveInt | None = None  # passes over its rows
     batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks
     batch_tokens: PositiveInt | None = None  # padded tokens per optimizer step over all ranks, in place of batch_size
     accumulation: PositiveInt | None = None  # micro-batches of a rank in one step
     clip: Positive | None = None  # largest norm of the gradient; null: no clipping, left out: the student's
-    optimizer: OptimizerSpec | None = None  # the optimizer with its rates
-    schedule: ScheduleSpec | None = None  # how the rate rises and falls over the phase
+    optimizer: OptimizerSpec | None = None  # the optimizer and its learning rates
+    schedule: ScheduleSpec | None = None  # warm-up and decay of the learning rate over the phase
     evaluate_every: PositiveInt | None = None  # steps between two evaluations; null: an epoch, left out: the student's
-    metric: str | None = None  # chooses the weights that are kept, where those are the best
+    metric: str | None = None  # chooses the weights that are kept, if `keep` is best
     # evaluations without a better score after which the phase ends; null: never, left out: the student's
     patience: PositiveInt | None = None
-    # weights that it ends with: the best by its metric, or the last; default: last where no loss reads the model's head
+    # weights that it ends with: the best by its metric, or the last; default: last if no loss reads the model's head,
+    # else best
     keep: Literal["best", "last"] | None = None
-    # train only parameters whose names begin with one of these prefixes; []: none, but the weights of its losses
+    # train only parameters whose names begin with one of these prefixes; []: only the weights of its losses
     train: Prefixes | None = None
     # do not train parameters whose names begin with one of these prefixes
     freeze: Annotated[Prefixes, Field(min_length=1)] | None = None
-    # train only the embeddings and the first so many layers of a transformer; 0: the embeddings alone
+    # train only the embeddings and this many layers, from the first, of a transformer; 0: only the embeddings
     up_to_layer: Annotated[int, Field(ge=0)] | None = None
 
     _name = field_validator("name")(check_name)
@@ -99,7 +101,7 @@ class StudentPhase(Closed):
 
     @model_serializer(mode="wrap")
     def as_before_there_were_several(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Identities of students of one task are what they were."""
+        """Leave out `tasks` if it is not given, so that fingerprints of students of one task stay the same."""
         values: dict[str, Any] = handler(self)
         if self.tasks is None:
             values.pop("tasks", None)
@@ -115,12 +117,12 @@ class StudentPhase(Closed):
 
     @property
     def on_plain_text(self) -> bool:
-        """Whether its rows are plain text; asked once they are filled in."""
+        """Whether its rows are plain text; valid once they are filled in."""
         return self.rows == [CORPUS]
 
     @property
     def terms(self) -> list[LossSpec]:
-        """Its losses, of all of its tasks."""
+        """The terms of its losses, of all of its tasks."""
         losses: Any = self.losses or []
         return [term for terms in losses.values() for term in terms] if isinstance(losses, dict) else list(losses)
 
@@ -130,14 +132,14 @@ class StudentPhase(Closed):
         return any(getattr(self, key) is not None for key in ("train", "freeze", "up_to_layer"))
 
     def settings(self, student: Student) -> dict[str, Any]:
-        """By key of `OWN`, its own values and where it has none those of `student`."""
+        """The value of each key in `OWN`: its own, or that of `student` where it has none."""
         values = {key: getattr(self if self.gives(key) else student, key) for key in OWN}
         if isinstance(values["losses"], list):  # each phase chooses among the teachers by itself
             values["losses"] = [loss.model_copy(deep=True) for loss in values["losses"]]
         return values
 
     def fill(self, resolved: Student | StudentPhase) -> None:
-        """Take over the settings of the student that stands for it, once they are filled in and checked."""
+        """Take over the settings of the student that stands for the phase, once they are filled in and checked."""
         for key in OWN:
             setattr(self, key, getattr(resolved, key))
 
@@ -152,22 +154,22 @@ def check_names(phases: list[StudentPhase]) -> None:
 
 def check_read(student: Student, report: Reporter) -> None:
     """Report keys of a student that none of its phases reads, as each has its own."""
-    for key in sorted(set(OWN) & student.model_fields_set - {"metric"}):  # by it students are compared, too
+    for key in sorted(set(OWN) & student.model_fields_set - {"metric"}):  # students are also compared by it
         if student.phases and all(phase.gives(key) for phase in student.phases):
             if isinstance(student.losses, dict) and key == "losses":
-                continue  # by task, and a phase may leave some of them out
+                continue  # losses are by task, and a phase may leave out some of the tasks
             report(key, "is read by no phase, as each has its own; remove it here")
 
 
 def check_last(phases: list[StudentPhase], report: Reporter) -> None:
-    """Report a last phase that leaves the student without a trained head; `report` is of the student."""
+    """Report a last phase that leaves the student without a trained head; `report` is the student's reporter."""
     if phases[-1].on_plain_text:
         last = f"the last phase is on {CORPUS}, and leaves a head that is not trained; add one on rows of the task"
         report(("phases", len(phases) - 1), last)
 
 
 def check_lasting(phases: list[StudentPhase], report: Reporter) -> None:
-    """Report a loss that goes on with the weights of an earlier phase, and would have others; `report` is of the student."""
+    """Report losses that continue with weights of an earlier phase, but need others; `report` is the student's."""
     begun: dict[tuple[str, int], tuple[str, Any]] = {}
     for number, phase in enumerate(phases):
         lasting = [(place, loss) for place, loss in enumerate(phase.terms) if loss.loss.lasting]
@@ -181,7 +183,7 @@ def check_lasting(phases: list[StudentPhase], report: Reporter) -> None:
 
 
 def resolve_phase(phase: StudentPhase, training: Student, context: Context, report: Reporter) -> None:
-    """Fill in and check what a phase has beside the settings of any training.
+    """Fill in and check the keys of a phase that other trainings do not have.
 
     Args:
         training: the student that stands for the phase, with its losses filled in.

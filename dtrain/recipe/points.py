@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 class KnowledgePoints(Closed):
     """Tokens that students read closely, counted over their training (Cheng et al., CVPR 2020).
 
-    A token is a knowledge point where it bears less noise on its embedding than those of the background do. Measured are
-    the students with `keep_epochs`.
+    A token is a knowledge point if its embedding tolerates less noise than those of the background do. Students with
+    `keep_epochs` are measured.
     """
 
-    # column of the words of a text that matter for its label (its foreground): a list, or one text
+    # column with the words of a text that matter for its label (its foreground): a list of words, or one text
     keywords: Column | None = None
-    separator: Annotated[str, Field(min_length=1)] = ","  # what stands between the words of a column that are one text
-    words: NamedPath | None = None  # a file of words that matter wherever they stand, one a line, in place of a column
-    part: Literal["train", "valid", "test"] = "valid"  # the part whose texts are looked at
-    rows: Annotated[int, Field(ge=2)] = 100  # texts that are looked at, evenly spread over those that have a foreground
-    # share of the variance of the vector before the classifier by which noise may move it
+    separator: Annotated[str, Field(min_length=1)] = ","  # what separates the words in a column that holds one text
+    words: NamedPath | None = None  # a file of words that matter in every text, one per line, in place of a column
+    part: Literal["train", "valid", "test"] = "valid"  # the part whose texts are measured
+    rows: Annotated[int, Field(ge=2)] = 100  # texts that are measured, evenly spread over those that have a foreground
+    # how far noise may move the vector before the classifier, as a share of the variance of that vector over texts
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    # nats by which a token's entropy must be under the mean of the background
+    # how far, in nats, the entropy of a knowledge point is below the mean of the background
     threshold: Positive = 0.2
-    steps: PositiveInt = 50  # steps of gradient in which the noise of a text is found
-    samples: PositiveInt = 4  # draws of noise in a step
+    steps: PositiveInt = 50  # gradient steps in which the noise of a text is found
+    samples: PositiveInt = 4  # draws of noise in each step
 
     @model_validator(mode="after")
     def one_foreground(self) -> KnowledgePoints:
@@ -42,7 +42,7 @@ class KnowledgePoints(Closed):
         return self
 
     def check(self, students: list[Student], contexts: list[Context], several: bool, report: Reporter) -> None:
-        """Report why it cannot be measured; `contexts` are those of the students' tasks."""
+        """Report why knowledge points cannot be measured; `contexts` are those of the students' tasks."""
         if several:
             report("", "is for a recipe of one task")
             return

@@ -17,14 +17,14 @@ from dtrain.recipe.values import Closed, Positive, Precision
 class Phase(Closed):
     """A phase of pre-training with rows of one length; each starts with a new optimizer."""
 
-    max_length: Annotated[int, Field(ge=8, le=8192)] = 128  # tokens in a row; rows are packed full
+    max_length: Annotated[int, Field(ge=8, le=8192)] = 128  # tokens in a row; rows are packed until they are full
     epochs: PositiveInt = 1  # passes over the corpus
     batch_size: PositiveInt = 256  # rows per optimizer step over all ranks
     accumulation: PositiveInt = 1  # micro-batches of a rank in one step
     clip: Positive | None = 1.0  # largest norm of the gradient of all parameters; null: no clipping
-    # default: LAMB with the rates of its paper, by the square root of the batch size
+    # default: LAMB with the rates of its paper, scaled by the square root of the batch size
     optimizer: OptimizerSpec = OptimizerSpec(type="lamb", lr=6.25e-4, lr_scaling="sqrt", reference_batch=512)
-    # how the rate rises and falls over the phase
+    # warm-up and decay of the learning rate over the phase
     schedule: ScheduleSpec = ScheduleSpec(type="polynomial", warmup=1 / 320)
     # steps between two measurements of the held-out perplexity; default: an epoch
     evaluate_every: PositiveInt | None = None
@@ -35,15 +35,15 @@ class Pretrain(Closed):
     """Masked language modelling on plain text; a teacher or student with `pretrained: pretrain` starts from the result."""
 
     model: EncoderModel  # the transformer to train; `pretrained` continues from a checkpoint
-    corpus: CorpusSpec  # the text
-    masking: MaskingSpec = MaskingSpec()  # which tokens are to be predicted
-    next_sentence: bool = False  # rows are pairs of texts, and whether the second follows the first is predicted, too
+    corpus: CorpusSpec  # the text to learn from
+    masking: MaskingSpec = MaskingSpec()  # which tokens are predicted
+    next_sentence: bool = False  # rows are pairs of texts; predict also whether the second one follows the first
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # seed of weights, masks and order; default: the recipe's
     # number format of forward and backward pass; auto: bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
     # recompute the layers in the backward pass: less memory, a third more computing
     activation_checkpointing: bool = False
-    # stretches of training at one length each, one after another
+    # parts of the training, one after another, each with rows of one length
     phases: Annotated[list[Phase], Field(min_length=1)] = [Phase()]
 
     @model_validator(mode="after")

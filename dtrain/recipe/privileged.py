@@ -1,4 +1,4 @@
-"""What only a teacher may see: annotations beside the text, and where students and scores meet such a teacher."""
+"""Annotations beside the text, which only a teacher may read, and checks of such a teacher and of its students."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class PrivilegedSpec(Closed):
-    """Annotations that a teacher reads beside the text: a vector for each, beside the one of each character."""
+    """Annotations that a teacher reads beside the text: a vector for each, beside the vector of each character."""
 
     size: Size = 32  # width of the vector of an annotation
 
 
 def check_privileged(member: TrainSpec, context: Context, report: Reporter, *, student: bool) -> None:
-    """Report a model that reads annotations where there are none, or is a student; and a classifier that it cannot have."""
+    """Report a model that reads annotations, but is a student or has none; and a `classifier` that does not fit."""
     if student:
         _check_classifier(member, context, report)
     elif member.model.classifier_of is not None:
@@ -53,7 +53,7 @@ def check_annotator(teacher: Teacher, taggers: Mapping[str, TrainSpec], report: 
 
 
 def _check_classifier(student: TrainSpec, context: Context, report: Reporter) -> None:
-    """Report why a student cannot begin with a teacher's classifier, as far as the recipe tells."""
+    """Report, as far as the recipe tells, why a student cannot start from a teacher's classifier."""
     model = student.model
     name = model.classifier_of
     if name is None:
@@ -63,7 +63,7 @@ def _check_classifier(student: TrainSpec, context: Context, report: Reporter) ->
         known = ", ".join(context.teachers) or "none are defined"
         report("model.classifier", f"no teacher {name!r}{suggest(name, list(context.teachers))} (allowed: {known})")
         return
-    if teacher.given:  # which its folder knows
+    if teacher.given:  # only its folder says what model it is
         return
     if teacher.model.token_width is None and not teacher.model.transformer:
         report("model.classifier", f"{name} is a {teacher.model.type}, which has no classifier of characters")

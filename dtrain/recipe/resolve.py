@@ -112,9 +112,9 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
 
 
 def _tokenizers(recipe: Recipe, task: str) -> dict[str, str]:
-    """By the name of a given tokenizer, that of the first in the task that is the very same: rows are encoded once."""
+    """For each tokenizer that is given, the first identical one of the task: rows are encoded once for both."""
     everyone: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
-    given: dict[str, set[tuple[object, ...] | None]] = {}  # by name: a teacher and a student may have the same
+    given: dict[str, set[tuple[object, ...] | None]] = {}  # by name, which a teacher and a student may share
     for member in everyone:
         if member.brings_tokenizer:
             given.setdefault(member.name, set()).add(member.given_tokenizer)
@@ -131,7 +131,7 @@ def _tokenizers(recipe: Recipe, task: str) -> dict[str, str]:
 
 
 def _check_normalization(recipe: Recipe, report: Reporter) -> None:
-    """A text to pre-train on is normalised once: several tasks must agree on how."""
+    """Report tasks that normalise texts in different ways: a text to pre-train on is normalised once for all tasks."""
     first, *others = (recipe.tasks or {"": recipe.data}).values()
     for section in others:
         if section.normalize != first.normalize:

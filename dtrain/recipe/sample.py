@@ -17,7 +17,7 @@ class Range(Closed):
 
     low: int | float  # the smallest value
     high: int | float  # the largest value
-    log: bool = False  # draw uniformly on a logarithmic scale, as rates want it
+    log: bool = False  # draw uniformly on a logarithmic scale, as suits learning rates
 
     @model_validator(mode="after")
     def ascends(self) -> Range:
@@ -41,15 +41,15 @@ Values = Annotated[
 
 
 class Sample(Closed):
-    """`count` members: the value of each named key is drawn from a range or a list."""
+    """`count` models: the value of each named key is drawn from a range or a list."""
 
-    count: Annotated[PositiveInt, Field(le=10_000)]  # how many members are drawn
+    count: Annotated[PositiveInt, Field(le=10_000)]  # how many models are drawn
     # what varies: a range {low, high, log} or a list for each key path
     keys: Annotated[dict[str, Values], Field(min_length=1)]
-    # random; qmc: Sobol points, which leave no gaps; tpe: near what scored well in the runs of `after`
+    # random; qmc: Sobol points, which leave no gaps; tpe: near settings that scored well in the runs of `after`
     sampler: Literal["random", "qmc", "tpe"] = "random"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # seed of the draws
-    after: Paths = []  # run folders to learn from, for tpe alone
+    after: Paths = []  # run folders to learn from, for tpe only
 
     @field_validator("keys")
     @classmethod

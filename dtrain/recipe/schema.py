@@ -33,9 +33,9 @@ from dtrain.recipe.values import Closed, FilePath, Output, Precision, check_name
 from dtrain.stages import run_names
 from dtrain.tasks.rules import TaskRules, rules_of
 
-TOP_TOKENS = 8  # of those that may follow, which are stored; the others are a few percent of the probability
-SEARCH = ("beam", "candidates", "length_penalty")  # keys of `Knowledge` about how sequences are looked for
-NO_TASK = "corpus"  # lies beside the tasks' folders in the run's `data/`
+TOP_TOKENS = 8  # stored for each token of a text; the other tokens have a few percent of the probability
+SEARCH = ("beam", "candidates", "length_penalty")  # keys of `Knowledge` about the search for sequences
+NO_TASK = "corpus"  # a folder beside the tasks' folders in the run's `data/`, so that no task can have this name
 
 
 class Placement(Closed):
@@ -43,16 +43,16 @@ class Placement(Closed):
 
     # train students of one shape as one stacked model; auto: on a GPU only
     fuse: Literal["auto", "always", "never"] = "auto"
-    share_order: bool = True  # shuffle rows by the recipe's seed in place of each student's
+    share_order: bool = True  # shuffle rows by the recipe's seed, not by each student's own
 
 
 class Search(Closed):
     """Successive halving (Jamieson & Talwalkar 2016): the worst students are stopped early."""
 
-    method: Literal["halving"] = "halving"  # successive halving is the one method
+    method: Literal["halving"] = "halving"  # the method, of which there is one
     # the epochs after which students are compared; all before the last epoch of every student
     epochs: Annotated[list[PositiveInt], Field(min_length=1)]
-    # share of the students that goes on after each comparison; at least one does
+    # share of the students that continue after each comparison; at least one does
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
 
     @field_validator("epochs")
@@ -86,9 +86,10 @@ class Knowledge(Closed):
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None
     # format of the stored numbers; a value that does not fit is refused with its row ids
     dtype: Literal["float16", "float32"] = "float16"
-    # store only the k largest logits of a row, for seq2seq of a token, and the others as one sum; null: all, for seq2seq 8
+    # store only the k largest logits of a row (for seq2seq, of a token), and the others as one sum; null: all, for
+    # seq2seq 8
     top_k: PositiveInt | None = None
-    # for seq2seq: hypotheses that a teacher's search holds at a time; models are scored with such a search, too
+    # for seq2seq: hypotheses that a teacher's beam search keeps at a time; models are also scored with this beam
     beam: Annotated[int, Field(ge=2)] = 5
     # for seq2seq: the best sequences that are stored of each row; null: all of the beam
     candidates: PositiveInt | None = None
@@ -96,17 +97,17 @@ class Knowledge(Closed):
     length_penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     # number format of the teacher while it computes; auto: bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
-    compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays for large runs
+    compile: bool = False  # compile the teacher with torch.compile, which takes minutes and pays off in large runs
     unpadded: bool = False  # run BERT teachers without padding, by variable-length attention on a GPU
     sharded: bool = False  # shard the teacher over all ranks, for one that does not fit on a device
-    # rows of one file of the store, which holds at most 64 MB; auto: 2 to 64 files, of at most 4096 rows
+    # rows of one file of the store, which holds at most 64 MB; auto: 64 files or fewer, or more of at most 4096 rows
     shard_rows: PositiveInt | Literal["auto"] = "auto"
     # padded tokens in one call of the teacher; default: 512 where a CPU precomputes, else 4096
     batch_tokens: PositiveInt | None = None
 
     @model_serializer(mode="wrap")
     def without_a_search(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is left open of a search stays out of fingerprints, which are older than it."""
+        """Leave out defaults of the search, so that fingerprints are the same as before it existed."""
         values: dict[str, Any] = handler(self)
         fields = type(self).model_fields
         return {k: v for k, v in values.items() if k not in SEARCH or v != fields[k].default}
@@ -124,7 +125,7 @@ class Knowledge(Closed):
         return self
 
     def of_task(self, students: list[Student], rules: TaskRules) -> Knowledge:
-        """The section of one of several tasks: its outputs alone, of those that are listed or that its students read."""
+        """The section for one of several tasks: its own outputs, of those that are listed or that its students read."""
         allowed = kind_names(rules.name, rules.outputs, stored=True)
         wanted = self._readers(students) if self.outputs is None else self.outputs
         outputs = [name for name in allowed if name in wanted] or [allowed[0]]
@@ -133,7 +134,7 @@ class Knowledge(Closed):
         return self.model_copy(update={"outputs": outputs, "top_k": top_k, **searches})
 
     def check_tasks(self, tasks: list[TaskRules], report: Reporter) -> None:
-        """Report what is listed and of none of several tasks."""
+        """Report what is listed, but fits none of the recipe's several tasks."""
         known = list(
             dict.fromkeys(name for rules in tasks for name in kind_names(rules.name, rules.outputs, stored=True))
         )
@@ -144,7 +145,7 @@ class Knowledge(Closed):
             report("top_k", "is for logits, which none of the recipe's tasks has")
 
     def _readers(self, students: list[Student]) -> dict[str, str]:
-        """By output the first student that reads it."""
+        """For each output, the first student that reads it."""
         read: dict[str, str] = {}
         for student in students:
             if student.noisy:
@@ -158,7 +159,7 @@ class Knowledge(Closed):
         return read
 
     def resolve(self, students: list[Student], context: Context, report: Reporter) -> None:
-        """Store what the students' losses read; what the recipe lists must hold it."""
+        """Choose the outputs that the students' losses read; if the recipe lists outputs, these must be among them."""
         allowed = kind_names(context.task.name, context.task.outputs, stored=True)
         read = self._readers(students)
         if self.outputs is None:
@@ -179,7 +180,7 @@ class Knowledge(Closed):
                     report(key, "is only for task 'seq2seq'")
 
     def _resolve_search(self, context: Context, report: Reporter) -> None:
-        """What there is to say of teachers that write."""
+        """Fill in and check what is particular to teachers that write texts."""
         self.top_k = self.top_k or TOP_TOKENS
         for key in ("compile", "unpadded", "sharded"):
             if getattr(self, key):
@@ -210,13 +211,13 @@ class StageLaunch(Closed):
 class Launch(Closed):
     """How `dtrain run` starts processes; `stages` overrides it for single stages."""
 
-    # processes on each machine; auto: one a GPU; without GPUs one process for all that is trained together, and one for
-    # each student that may train at the same time, as far as there are cores
+    # processes on each machine; auto: one per GPU; without GPUs, one for models that all ranks train together, and one
+    # for each student that may train at the same time, as far as there are cores
     processes: PositiveInt | Literal["auto"] = "auto"
     accelerate_config: FilePath = "ddp"  # a file of accelerate_configs/ by name (ddp, fsdp2, zero2, ...), or a path
-    # what ranks talk through; auto: nccl on GPUs, gloo on CPUs. Over gloo several ranks may share a GPU, for trials
+    # how ranks communicate; auto: nccl on GPUs, gloo on CPUs; with gloo, several ranks may share a GPU, for trials
     backend: Literal["auto", "nccl", "gloo"] = "auto"
-    # seconds for ranks to arrive, for a collective to end, and that a rank may go without a sign of life
+    # seconds after which a missing rank, an unfinished collective, or a rank without a sign of life ends the run
     timeout: PositiveInt = 600
     # seconds after which the run stops as if asked to; a SLURM job's own limit is known without it
     time_limit: PositiveInt | None = None
@@ -226,7 +227,7 @@ class Launch(Closed):
 class Report(Closed):
     """What `dtrain report` measures and shows."""
 
-    latency: bool = True  # measure rows a second of every model at batch 1 and 64
+    latency: bool = True  # measure the rows per second of every model at batch 1 and 64
     # the parts that models are scored on
     splits: Annotated[list[Literal["valid", "test"]], Field(min_length=1)] = ["valid", "test"]
 
@@ -237,12 +238,12 @@ class Recipe(Closed):
     _whole: Recipe | None = PrivateAttr(None)
     _task: str = PrivateAttr("")
     name: str  # names the run: everything is written under `output_dir`/`name`
-    # decides first weights, orders of rows, splits and draws wherever no other seed is given
+    # decides initial weights, orders of rows, splits and draws wherever no other seed is given
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     output_dir: FilePath = "runs"  # the folder that holds the run folders
     # the language of the texts, as model cards name it: `zh`, `en`, `pt-BR`, ...; left out: cards name none
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")] | None = None
-    # an encoder made from plain text first (masked language modelling); left out: none
+    # pre-train an encoder on plain text first (masked language modelling); left out: none
     pretrain: Pretrain | None = None
     # plain text for phases of students with `rows: [corpus]`; left out: that of `pretrain`
     corpus: CorpusSpec | None = None
@@ -256,7 +257,7 @@ class Recipe(Closed):
     students: list[Student] = []  # the models that learn from labels and from the knowledge
     placement: Placement = Placement()  # which students train side by side on one rank
     search: Search | None = None  # stop the worst students before their end; left out: all train to their end
-    # which tokens of texts students know at each epoch of their training; left out: this is not measured
+    # measure which tokens of texts students know at each epoch of their training; left out: not measured
     knowledge_points: KnowledgePoints | None = None
     launch: Launch = Launch()  # how `dtrain run` starts processes
     report: Report = Report()  # what the report holds
@@ -266,11 +267,11 @@ class Recipe(Closed):
 
     @property
     def kept(self) -> Path | None:
-        """The run folder that is taken as it is: the files that it was made from may be gone. None: it is made by them."""
+        """A run folder to be used as it is, even if files that it was made from are gone; None: the files decide."""
         return self._kept
 
     def keep(self, folder: Path) -> None:
-        """Take the run in `folder` as it is."""
+        """Use the run in `folder` as it is; see `kept`."""
         self._kept = folder
 
     @field_validator("output_dir")
@@ -314,12 +315,12 @@ class Recipe(Closed):
 
     @property
     def task_names(self) -> list[str]:
-        """Names of its tasks in order; of an only task the empty one."""
+        """The names of its tasks in order; for a single task, the empty name."""
         return list(self.tasks or ()) if self.several else [""]
 
     @property
     def task(self) -> str:
-        """The task that this is a view of; empty where it is the recipe itself."""
+        """The name of the task that this is a view of; empty if it is the recipe itself."""
         return self._task
 
     @property
@@ -332,7 +333,7 @@ class Recipe(Closed):
         return member.trained_on(self.whole.task_names)
 
     def of_task(self, name: str) -> Recipe:
-        """The recipe of one task alone: its rows as `data`, and the models that are for it. Itself where it has one."""
+        """The recipe of one task only: its rows as `data`, and the models that are for it; itself if there is one."""
         if not self.several:
             return self
         assert self.tasks is not None
@@ -349,5 +350,5 @@ class Recipe(Closed):
         return view
 
     def views(self) -> list[Recipe]:
-        """The recipe of each task, in order; itself where it has one."""
+        """The recipe of each task, in order; itself if it has one task."""
         return [self.of_task(name) for name in self.task_names]

@@ -1,4 +1,4 @@
-"""A student of several tasks: how its tasks are mixed, and what has to hold of it. Of each task it is a student of one."""
+"""A student of several tasks: how they are mixed, and checks. In each task, a student of one task stands for it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from dtrain.recipe.training import Student
 
 MEAN = "mean"  # the metric of a student of several tasks
-# Keys of a student that is for one task, and of one that is for several.
+# Keys that only a student of one task may have, and keys that only a student of several tasks may have.
 OF_ONE = ("task", "noisy", "peers")
 OF_SEVERAL = ("mixing", "metrics", "baseline")
-# What parts of torch's modules are called (one by DeepSpeed): no head can have such a name. Listed here, as recipes are
-# read without torch.
+# Names of the attributes of torch's modules (one of them is DeepSpeed's), which no head can have. They are listed here
+# because recipes are read without torch.
 _WORDS = """
 T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches
 eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
@@ -36,9 +36,9 @@ TAKEN = frozenset(_WORDS.split())
 
 
 class Temperature(Closed):
-    """Tasks by the T-th root of their numbers of batches: 1 is proportional, the larger the more equal (BAM: 4/3)."""
+    """Mix tasks by the T-th root of their numbers of batches: 1 is proportional, a larger T more equal (BAM: 4/3)."""
 
-    temperature: Annotated[float, Field(ge=1.0, allow_inf_nan=False)]  # T
+    temperature: Annotated[float, Field(ge=1.0, allow_inf_nan=False)]  # the T of the T-th root
 
 
 Mixing = Annotated[
@@ -54,21 +54,21 @@ TermsByTask = Annotated[
     Annotated[Terms, Tag("Terms")] | Annotated[dict[str, Terms], Tag("by task")],
     Discriminator(lambda value: "by task" if isinstance(value, dict) else "Terms"),
 ]
-if TYPE_CHECKING:  # of one task, which most of the package sees alone
+if TYPE_CHECKING:  # those of one task: most of the package sees no others
     TermsOf = list[LossSpec]
 else:
     TermsOf = TermsByTask
 
 
 def exponent_of(mixing: Literal["proportional", "equal"] | Temperature | None) -> float:
-    """Of a task's number of batches in its share; see `dtrain.data.mixing`."""
+    """The exponent of a task's number of batches, to which its share is proportional; see `dtrain.data.mixing`."""
     if isinstance(mixing, Temperature):
         return 1.0 / mixing.temperature
     return 0.0 if mixing == "equal" else 1.0
 
 
 def check_keys(student: Student, tasks: list[str], report: Reporter) -> None:
-    """Report keys that are not for a student of one task, or not for one of several, and tasks that are not there."""
+    """Report keys that do not fit a student of one task, or one of several, and tasks that the recipe does not have."""
     if student.tasks is None:
         for key in OF_SEVERAL:
             if getattr(student, key):
@@ -111,7 +111,7 @@ def check_keys(student: Student, tasks: list[str], report: Reporter) -> None:
 
 
 def _check_training(section: Student | StudentPhase, report: Reporter, *, tasks: int = 2) -> None:
-    """Report a metric and an optimizer that are not for several tasks: of the student, or of a phase on some of its tasks."""
+    """Report a metric and an optimizer that are for one task; `tasks`: how many the student, or its phase, has."""
     if section.metric not in (None, MEAN):
         report("metric", f"{section.metric!r} is of one task (allowed: mean; `metrics` says which of each enters it)")
     if section.optimizer is not None and section.optimizer.type == "lamb" and tasks > 1:
@@ -123,7 +123,7 @@ def _check_training(section: Student | StudentPhase, report: Reporter, *, tasks:
 
 
 def _check_terms(losses: object, own: list[str], whose: str, report: Reporter) -> None:
-    """Report losses that are not by task, or of other tasks than these."""
+    """Report losses that are not given by task, or are for tasks that are not in `own`."""
     allowed = f"(allowed: {', '.join(own)})"
     if isinstance(losses, list):
         report("losses", f"must be by task: a mapping from a task to a list {allowed}")
@@ -133,7 +133,7 @@ def _check_terms(losses: object, own: list[str], whose: str, report: Reporter) -
 
 
 def _check_phases(student: Student, report: Reporter) -> None:
-    """Report phases on tasks that the student does not have, and tasks that no phase is on."""
+    """Report phases on tasks that the student does not have, and tasks that no phase trains."""
     own = student.tasks or []
     allowed = f"(allowed: {', '.join(own)})"
     for number, phase in enumerate(student.phases or []):
@@ -154,7 +154,7 @@ def _check_phases(student: Student, report: Reporter) -> None:
 
 
 def _check_by_task(student: Student, report: Reporter) -> None:
-    """Report mappings by task that name others than the student's."""
+    """Report values of `metrics` and `baseline` that do not fit the student's tasks."""
     own = student.tasks or []
     allowed = f"(allowed: {', '.join(own)})"
     for key, mapping in (("metrics", student.metrics), ("baseline", student.baseline)):
@@ -170,7 +170,7 @@ def _check_by_task(student: Student, report: Reporter) -> None:
 
 
 def check_alike(student: Student, sections: list[Data], report: Reporter) -> None:
-    """Report tasks whose texts the student's one tokenizer would have to read in two ways."""
+    """Report tasks that normalise texts in different ways, since the student reads all of them with one tokenizer."""
     first, *others = sections
     for section in others:
         if section.normalize != first.normalize:
@@ -182,7 +182,7 @@ def check_alike(student: Student, sections: list[Data], report: Reporter) -> Non
 
 
 def resolve_baseline(student: Student, contexts: dict[str, Context], report: Reporter) -> dict[str, list[str]]:
-    """By task, the teachers that `baseline` names there; they must be of that task."""
+    """By task, the names of the teachers that `baseline` gives for it; they must be of that task."""
     found: dict[str, list[str]] = {}
     for task, name in student.baseline.items():
         if isinstance(name, str):
@@ -198,13 +198,13 @@ def resolve_baseline(student: Student, contexts: dict[str, Context], report: Rep
 
 
 def resolve_tasks(student: Student, contexts: dict[str, Context], report: Reporter) -> dict[str, Student]:
-    """Fill in what is left open, and check the student of each task alone against its task.
+    """Fill in what is left open, and check the student in each of its tasks.
 
     Args:
-        contexts: of its tasks, by name, in its order.
+        contexts: the contexts of its tasks, by name and in the student's order.
 
     Returns:
-        By task, the student of that task alone that stands for it; of its phases it has those that are on the task.
+        By task, the student of one task that stands for it, with those of its phases that train the task.
     """
     teachers = [name for context in contexts.values() for name in context.widths]
     others = next(iter(contexts.values())).elsewhere
@@ -232,7 +232,7 @@ def resolve_tasks(student: Student, contexts: dict[str, Context], report: Report
             or None,
         }
         parts[task] = student.model_copy(update=values)
-        # It may begin with the weights of a teacher of any of its tasks.
+        # It may start from the weights of a teacher of any of its tasks.
         parts[task].resolve(replace(context, teachers=everyone), report.of_task(task, list(phases)))
     sections: list[tuple[Student | StudentPhase, Reporter]] = [(student, report)]
     sections += [(phase, report.at("phases", n, told=phase.name)) for n, phase in enumerate(student.phases or [])]
@@ -246,7 +246,7 @@ def resolve_tasks(student: Student, contexts: dict[str, Context], report: Report
 
 
 def _rows_of(section: Student | StudentPhase, context: Context, report: Reporter) -> list[Any] | None:
-    """The rows of a student or a phase that a task has; None where it does not say, empty where the task has none."""
+    """The rows of a student or phase that a task has; None if none are given, empty if the task has none of them."""
     if section.rows is None:
         return None
     rows = [part for part in section.rows if part != "transfer" or context.transfer]
@@ -261,12 +261,12 @@ def _terms_of(section: Student | StudentPhase, task: str) -> list[LossSpec] | No
 
 
 def _of_task(phase: StudentPhase, task: str, rows: list[Any] | None) -> dict[str, Any]:
-    """What a phase of the student of one task has otherwise."""
+    """The values of a phase that differ for the student of one task."""
     return {"tasks": None, "losses": _terms_of(phase, task), "metric": None, "rows": rows}
 
 
 def _fill(student: Student, parts: dict[str, Student]) -> None:
-    """Take over what the students of its tasks have filled in."""
+    """Take over what was filled in for the students that stand for it in its tasks."""
     first = next(iter(parts.values()))
     student.seed, student.metric = first.seed, MEAN
     student.read_with(first.tokenizer)
@@ -278,7 +278,7 @@ def _fill(student: Student, parts: dict[str, Student]) -> None:
         return
     for phase in student.phases:
         of = {task: own for task, part in parts.items() for own in part.phases or [] if own.name == phase.name}
-        rows: Any = phase.rows or student.rows  # each task has those of them that it has
+        rows: Any = phase.rows or student.rows  # each task uses those of them that it has
         phase.fill(next(iter(of.values())))
         phase.tasks = [task for task in phase.tasks or parts if task in of]
         phase.rows, phase.metric = rows, MEAN

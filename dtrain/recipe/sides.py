@@ -1,4 +1,4 @@
-"""Several sides of a row: texts by name, as two languages have them, of which each member reads one.
+"""Several sides of a row: named texts, such as those of two languages, of which each model reads one.
 
 data:
   train: {path: reviews.jsonl, columns: {en: text}}          # rows may have one side
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from dtrain.recipe.training import Student, Teacher
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-ROLES = ("label", "target", "id")  # what a column of an entry may be beside a side
+ROLES = ("label", "target", "id")  # what the columns of an entry may be beside sides
 TAKEN = (*ROLES, "text", "text_b", "source", "span_end")  # names that a side cannot have
 
 
 def check_side(name: str) -> str:
-    """The name itself.
+    """The name of a side, if it is allowed.
 
     Raises:
-        ValueError: a side cannot be called so.
+        ValueError: no side can have this name.
     """
     if name in TAKEN or not NAME.fullmatch(name):
         raise ValueError(
@@ -43,12 +43,13 @@ def check_side(name: str) -> str:
 
 
 class FileEntry(Closed):
-    """Files with columns of their own, where a row has several sides: in place of a path."""
+    """Files with columns of their own, in place of a path; for rows with several sides."""
 
-    # a path or several; or by side the path of a plain file, of which the same line belongs to the same row
+    # a path or several; or a mapping from each side to the path of a plain file, where the same line belongs to the
+    # same row
     path: list[FilePath] | dict[str, FilePath]
-    # by side the column of its text, and `label` (for seq2seq `target`) and `id` where they are other columns than
-    # data.columns says; names, or numbers from 0 where there is no header
+    # the column of each side's text, and those of `label` (for seq2seq `target`) and `id` if they differ from
+    # data.columns; names, or numbers from 0 if there is no header
     columns: dict[str, Column] = {}
     # how these files are read; auto: as data.format says
     format: Literal["auto", "jsonl", "tsv", "csv", "parquet", "lines", "dataset"] = "auto"
@@ -90,20 +91,20 @@ class FileEntry(Closed):
 
     @property
     def paths(self) -> list[str]:
-        """What it stands for in a list of paths; of files that belong together the first one."""
+        """The paths that stand for it in a list of paths; of files that belong together line by line, the first one."""
         return list(self.path.values())[:1] if isinstance(self.path, dict) else list(self.path)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a file has the sides of its rows.
+    """The columns of the sides of the rows in a file.
 
     Attributes:
         columns: each side with its column.
-        whole: whether every row has all of them; else a row has those whose columns it has, one at least.
+        whole: whether every row has all sides; otherwise a row has the sides whose columns it has, at least one.
         header: whether the first line of a table names its columns.
-        label, id: columns, as those of `data.columns`.
-        beside: of plain files that belong together, each side with its file, the first one's included.
+        label, id: the columns of label and row id, as in `data.columns`.
+        beside: for plain files that belong together line by line, each side with its file, including the first one.
     """
 
     columns: tuple[tuple[str, Column], ...]
@@ -136,12 +137,12 @@ else:
 
 
 def side_of(tokenizer: str) -> str:
-    """The side that rows are encoded of, by the name of what encodes them (`TrainSpec.tokenizer`); "" where rows have none."""
+    """The side that a tokenizer encodes, by the tokenizer's name (`TrainSpec.tokenizer`); "" if rows have no sides."""
     return tokenizer.partition(AT)[2]
 
 
 def vocabulary_of(tokenizer: str) -> str:
-    """The same name without the side."""
+    """The name of a tokenizer without the side that it encodes."""
     return tokenizer.partition(AT)[0]
 
 
@@ -151,9 +152,9 @@ def check_reads(
     """Report members that do not say which side they read, or name another, and sides that nobody reads.
 
     Args:
-        sides: of the rows, none where a row is one text.
-        key: of the section of rows.
-        report: of the recipe.
+        sides: the sides of the rows; none if a row is one text.
+        key: the key of the section of rows.
+        report: the reporter of the recipe.
     """
     known, read = len(report.problems), set()
     allowed = f"(allowed: {', '.join(sides)})"

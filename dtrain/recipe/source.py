@@ -21,10 +21,16 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 
 def parse(text: str) -> Any:
+    """The value of a YAML text; raises yaml.YAMLError or ValueError."""
     return yaml.load(text, Loader=_Loader)  # a safe loader
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The values of a recipe's file, and the line of each key.
+
+    Raises:
+        InputError: naming file and line: the file cannot be read, is not YAML, or is not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,7 +62,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which nothing is there twice: aliases share their values, and an override means one place."""
+    """A copy that shares no values: YAML aliases share theirs, and an override changes one place only."""
     if isinstance(value, dict):
         return {key: _unshared(inner) for key, inner in value.items()}
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
@@ -81,7 +87,7 @@ def _collect_lines(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path)
             _collect_lines(item, (*key, index), lines, path)
 
 
-_DOTTED = ("grid", "modules", "keys")  # keys of these hold dots themselves: the rest of the path is one key
+_DOTTED = ("grid", "modules", "keys")  # keys in these mappings may contain dots: the rest of the path is one key
 
 
 def each_member(values: dict[str, Any], text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a student of task seq2seq may be trained on and by, as far as its teachers wrote it or score it token by token."""
+"""Checks of students of task seq2seq: rows that a teacher wrote, and losses that compare with it token by token."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def all_taught(student: Student) -> bool:
-    """Whether a teacher wrote the targets of all of its rows, and no stored logits are of them."""
+    """Whether a teacher wrote the targets of all of its rows, for which no logits are stored."""
     return bool(student.rows) and set(student.rows or []) <= set(TAUGHT) and student.answers != "online"
 
 
 def check_rows(student: Student, context: Context, report: Reporter) -> None:
-    """Report rows that a task does not have, or that come from no one teacher."""
+    """Report rows that a task does not have, and rows that a teacher writes if there is not exactly one teacher."""
     written = [name for name in TAUGHT if name in (student.rows or [])]
     if not context.task.writes:
         if written:
@@ -35,10 +35,10 @@ def check_rows(student: Student, context: Context, report: Reporter) -> None:
 
 
 def read_both_sides(members: Iterable[tuple[Teacher | Student, Reporter]]) -> None:
-    """Members that read the tokens of another with two vocabularies have two as well; report those that cannot.
+    """Give two vocabularies to models that read the tokens of a model with two; report those that cannot have two.
 
     Args:
-        members: all of a recipe; the folder of one that is given tells later (`data/encoders.py`).
+        members: all of a recipe. A teacher from a folder is checked later (`data/encoders.py`).
     """
     members = list(members)
     owners = {member.name: member.model.transformer for member, _ in members if member.brings_tokenizer}
@@ -49,7 +49,7 @@ def read_both_sides(members: Iterable[tuple[Teacher | Student, Reporter]]) -> No
         if problem := one_vocabulary(encoder):
             report("model.type", problem)
         else:
-            setattr(encoder, "vocabularies", "two")  # noqa: B010  of one architecture alone
+            setattr(encoder, "vocabularies", "two")  # noqa: B010  only one architecture has it
 
 
 def one_vocabulary(encoder: EncoderSpec) -> str | None:
@@ -60,7 +60,7 @@ def one_vocabulary(encoder: EncoderSpec) -> str | None:
 
 
 def check_tokens(student: Student, losses: Iterable[LossSpec], context: Context, report: Reporter) -> None:
-    """Report losses that compare token by token with a teacher whose tokens are others, or with nothing."""
+    """Report losses that compare token by token with a teacher of other tokens, or with logits that are not stored."""
     for number, loss in enumerate(losses):
         if "teachers.token_logits" not in loss.loss.needs:
             continue

@@ -1,4 +1,4 @@
-"""The terms of a student's losses beside each other: widths that they compare, and weights that all are 0."""
+"""Checks of all terms of a student's losses: the widths of features that they compare, and weights that are all 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_widths(student: Student, losses: list[LossSpec], context: Context, report: Reporter) -> None:
-    """Losses on features compare vectors of one width; what a pretrained model has is known in training only."""
+    """Report losses that compare features of different widths; that of a pretrained model is known in training only."""
     own = student.model.feature_width
     for number, loss in enumerate(losses):
         if "token_features" in loss.loss.needs:
@@ -33,7 +33,7 @@ def check_widths(student: Student, losses: list[LossSpec], context: Context, rep
 
 
 def _check_token_widths(student: Student, loss: LossSpec, context: Context, report: Reporter) -> None:
-    """Features of characters, which taggers of one task have, as wide as each other."""
+    """Report features of characters that differ in width, or that the student lacks, as it is no tagger of one task."""
     if student.model.several:
         report("", "compares features of characters, which a tagger has that is for one task")
         return
@@ -68,8 +68,8 @@ def check_terms(
 
 
 def check_kinds(student: Student, losses: list[LossSpec], context: Context, report: Reporter) -> None:
-    """Report losses that tell two kinds of rows apart, where rows have no sides and are all of one kind."""
-    if context.sides:  # which rows have which side, the files tell
+    """Report losses that tell two kinds of rows apart, if all rows are of one kind."""
+    if context.sides:  # only the files tell which rows have which side
         return
     read = [part for part in student.rows or [] if part != "transfer" or context.transfer]
     for number, loss in enumerate(losses):
@@ -89,16 +89,16 @@ def check_kinds(student: Student, losses: list[LossSpec], context: Context, repo
 
 
 def weightless(student: Student, terms: list[LossSpec]) -> str | None:
-    """What is wrong where no term has a weight at some moment, or none that reaches all parameters."""
+    """What is wrong if, at some moment of training, no term has a weight, or none reaches all parameters; else None."""
     rows = ""
-    if student.rows == ["transfer"]:  # which have no labels
+    if student.rows == ["transfer"]:  # rows without labels
         terms = [term for term in terms if not term.loss.hard]
         rows = " of losses that transfer rows have"
         if not terms:
-            return None  # it is `rows` that is wrong then, and refused
+            return None  # `rows` is wrong then, which is reported elsewhere
     if student.peers is None and all(term.weight == 0 for term in terms):
         return f"every weight{rows} is 0"
-    # Schedules are monotonic and end at `until`: where several are 0 at once, they are at one of these moments.
+    # Schedules are monotonic and end at `until`: if several are 0 at once, they are so at one of these moments.
     moments = {0.0} | {term.weight.until for term in terms if isinstance(term.weight, WeightSchedule)}
     moments |= {term.unlabelled_until for term in terms}
     for moment in sorted(moment for moment in moments if moment < 1.0):  # the last step comes before the end
@@ -111,7 +111,7 @@ def weightless(student: Student, terms: list[LossSpec]) -> str | None:
             return f"every weight{rows} is 0 {when}; give one term a weight there (its start, end or until)"
         if student.parallel != "data":
             continue
-        if student.in_phase:  # which freezes what none of its losses ever reaches
+        if student.in_phase:  # a phase freezes what none of its losses ever reaches
             if reads_head(terms) and not reads_head(weighted):
                 return f"{when} none that reads the model's head has a weight, and with parallel: data every step must reach it"
             continue

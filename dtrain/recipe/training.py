@@ -1,4 +1,4 @@
-"""Teachers and students: what decides a training."""
+"""The sections `teachers` and `students`: everything that decides how a model is trained."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ from dtrain.tasks.rules import PLAIN_TEXT, rules_of, task_names
 class TrainSpec(Closed):
     """What teachers and students share: how a model is trained."""
 
-    name: str  # the model's folder, and the name by which others refer to it
+    name: str  # the name of the model and of its folder
     model: ModelSpec  # the kind of model, by its `type`, and its shape
     # which of `tasks` it is for; may be left out where there is one
     task: str | None = None
-    # which side of a row it reads, by its name in data.columns.text or in the columns of a file; only where rows have several
+    # the side of a row that it reads, by its name in data.columns.text or a file's columns; only if rows have several
     reads: str | None = None
-    # seed of first weights, dropout and order of rows; default: the recipe's
+    # seed of initial weights, dropout and order of rows; default: the recipe's
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     epochs: PositiveInt = 3  # passes over the rows
     batch_size: PositiveInt | None = None  # rows per optimizer step over all ranks; default: 32
@@ -75,24 +75,23 @@ class TrainSpec(Closed):
     clip: Positive | None = 1.0  # largest norm of the gradient of all parameters; null: no clipping
     # recompute a transformer's layers in the backward pass: less memory, a third more computing
     activation_checkpointing: bool = False
-    # number format of forward and backward pass; auto: the launcher's, else bf16 on GPUs that compute in it, else
-    # fp32
+    # number format of forward and backward pass; auto: the launcher's, else bf16 on GPUs that compute in it, else fp32
     precision: Precision = "auto"
-    optimizer: OptimizerSpec = OptimizerSpec()  # the optimizer with its rates
-    schedule: ScheduleSpec = ScheduleSpec()  # how the rate rises and falls
+    optimizer: OptimizerSpec = OptimizerSpec()  # the optimizer and its learning rates
+    schedule: ScheduleSpec = ScheduleSpec()  # warm-up and decay of the learning rate
     evaluate_every: PositiveInt | None = None  # steps between two evaluations; default: an epoch
-    # adversarial training on moved embeddings, beside the ordinary loss; null: none
+    # adversarial training on perturbed embeddings, beside the ordinary loss; null: none
     adversarial: AdversarialSpec | None = None
-    # chooses the weights that are kept: accuracy (default), f1, f1_weighted or loss; for tagging f1 (default), f1_macro,
-    # f1_weighted, accuracy or loss; for regression pearson (default), spearman or loss; for multi_label f1 (default),
-    # f1_macro, f1_weighted, exact_match or loss; of equal scores, those of the lower loss
+    # chooses the weights that are kept; the first is the default: accuracy, f1, f1_weighted or loss; for tagging f1,
+    # f1_macro, f1_weighted, accuracy or loss; for regression pearson, spearman or loss; for multi_label f1, f1_macro,
+    # f1_weighted, exact_match or loss; for seq2seq bleu, chrf, rouge_l or loss; of equal scores, the lower loss
     metric: str | None = None
     patience: PositiveInt | None = None  # evaluations without a better score after which training ends; null: never
     checkpoint_every: PositiveInt | None = None  # steps between two checkpoints; default: an epoch
     keep_checkpoints: PositiveInt = 2  # how many of the latest checkpoints are kept
-    # lists of values by key path: one member for each combination
+    # lists of values by key path: one model for each combination
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    sample: Sample | None = None  # members with settings that are drawn, in place of a grid or beside it
+    sample: Sample | None = None  # models with settings that are drawn, in place of a grid or beside it
 
     _name = field_validator("name")(check_name)
 
@@ -104,26 +103,26 @@ class TrainSpec(Closed):
             raise ValueError("optimizer.lr_scaling: needs batch_size in place of batch_tokens")
         return self
 
-    _same: str | None = PrivateAttr(None)  # the name of another tokenizer, which is the very same
+    _same: str | None = PrivateAttr(None)  # the name of another tokenizer, which is identical
 
     @property
     def tokenizer(self) -> str:
-        """The name of the tokenizer that it reads with: a transformer's is called as its member, others share one.
+        """The name of the tokenizer that it reads with: a transformer's has the model's name, other models share one.
 
         Transformers of a task that are given the same one, by a pretrained model or a vocabulary file, read with that of
-        the first. A student of several tasks answers for the first of them; ask its `parts` for others. Where rows have
-        several sides, the one that is read is behind the name: rows are encoded once for each tokenizer and side.
+        the first. For a student of several tasks it is that of the first task; see `parts` for others. If rows have
+        several sides, the side is appended to the name: rows are encoded once for each tokenizer and side.
         """
         return self.vocabulary if self.reads is None else f"{self.vocabulary}{AT}{self.reads}"
 
     @property
     def vocabulary(self) -> str:
-        """The same without the side: members with the same one read the same tokens, of the same or of different texts."""
+        """The tokenizer's name without the side; models with the same one read the same tokens, of any side."""
         return self._same or self.named_tokenizer
 
     @property
     def named_tokenizer(self) -> str:
-        """The same as far as its own section says it."""
+        """The tokenizer's name without the side, as its section gives it, before identical ones are looked for."""
         if isinstance(self.model, ExternalSpec):
             return self.name
         encoder = self.model.transformer
@@ -131,12 +130,12 @@ class TrainSpec(Closed):
 
     @property
     def given_tokenizer(self) -> tuple[object, ...] | None:
-        """What its own tokenizer is, where it is given; see `EncoderSpec`."""
+        """What identifies its own tokenizer, if that is given; see `EncoderSpec.given_tokenizer`."""
         encoder = self.model.transformer
         return None if encoder is None else encoder.given_tokenizer
 
     def read_with(self, tokenizer: str) -> None:
-        """Read with a tokenizer of this name, which is the same as its own."""
+        """Read with the tokenizer of this name, which is identical to its own."""
         self._same = tokenizer
 
     @property
@@ -146,7 +145,7 @@ class TrainSpec(Closed):
         return isinstance(self.model, ExternalSpec) or encoder is not None and encoder.tokenizer is None
 
     def trained_on(self, tasks: list[str]) -> list[str]:
-        """The tasks that it is for, of all that the recipe has; an only task need not be named."""
+        """The tasks that it is for, of all that the recipe has; a single task need not be named."""
         return [self.task] if self.task in tasks else tasks[:1]
 
     def check_task(self, tasks: list[str], report: Reporter) -> None:
@@ -219,16 +218,16 @@ class TrainSpec(Closed):
 
     @property
     def given(self) -> bool:
-        """Whether it is a folder that is taken as it is."""
+        """Whether it is a teacher from a folder, used as it is."""
         return isinstance(self.model, ExternalSpec)
 
     def check_init(self, encoder: EncoderSpec, init: InitSpec, context: Context, report: Reporter) -> None:
-        """Report why it cannot begin with a teacher's weights; `report` is of the encoder's section."""
+        """Report why it cannot start from a teacher's weights; `report` is the reporter of the encoder's section."""
         report("init", "is for students: teachers are trained one after another, in no order of their own")
 
 
 def _unless_given(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """A recipe cannot say `given`: only `from` makes one."""
+    """Refuse the type `given` in a recipe: only the key `from` makes such a model."""
     return value if isinstance(value, ExternalSpec) else validate(value)
 
 
@@ -236,18 +235,18 @@ class Teacher(TrainSpec):
     """A model trained on the labels, or taken as it is from a folder; its outputs become the knowledge."""
 
     model: Annotated[ModelSpec, WrapValidator(_unless_given)]
-    # a model folder of another run, taken as it is; then no key but this, `name`, `task` and `reads` is given
+    # a model folder of another run, used as it is; only `name`, `task` and `reads` may be given beside it
     source: Annotated[NamedPath | None, Field(alias="from", exclude=True)] = None
     label_smoothing: Share = 0.0  # share of each label that is spread over all classes
-    # weights of labels in the loss, as {rare: 5.0}, those not named 1; balanced: n / (C n_c), by the rows of each label
+    # weights of labels in the loss, such as {rare: 5.0}, else 1; balanced: n / (C n_c), by the rows of each label
     class_weights: ClassWeights = None
     tolerance: ToleranceSpec | None = None  # keep the largest logit near the next ones; null: off
-    # of a teacher that reads annotations: a tagger of the recipe, by name, whose entities stand in for them in a second
-    # evaluation, and in `dtrain predict --privileged predicted`; left out: it is scored with the given ones alone
+    # for a teacher that reads annotations: the name of a tagger of the recipe, whose entities replace them in a second
+    # evaluation and in `dtrain predict --privileged predicted`; left out: it is scored with the given ones only
     annotated_by: Annotated[str, Field(pattern=PATTERN)] | None = None
-    # learn features that do not tell labelled rows from transfer rows, on which it is trained, too; null: off
+    # learn features that do not tell labelled rows from transfer rows, on which it is then also trained; null: off
     domain_adversary: DomainAdversarySpec | None = None
-    # take the weights at the end of this epoch, while the schedule is that of all `epochs`
+    # stop at the end of this epoch and keep its weights; the schedule is still that of all `epochs`
     stop_epoch: PositiveInt | None = None
 
     @model_validator(mode="before")
@@ -291,33 +290,33 @@ class Student(TrainSpec):
 
     # names or patterns of its teachers; default: all; []: none, a baseline
     teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None
-    # what it trains on; default: train, with transfer rows where there are some and it has teachers; for seq2seq sequences:
-    # what its teacher writes for all of these rows, and interpolated: of its candidates those nearest the targets
+    # what it trains on; default: train, and transfer if there is some and it has teachers; for seq2seq also sequences,
+    # which its teacher writes for all these rows, and interpolated, its candidates nearest the targets
     rows: Annotated[list[Literal["train", "transfer", "sequences", "interpolated"]], Field(min_length=1)] | None = None
-    # the tasks that it is for, where it is for several: one encoder, with a head for each
+    # the tasks of a student of several tasks, which has one encoder and a head for each
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
-    # of several tasks, how many batches of an epoch are of each: proportional (default) to its own number of batches,
-    # equal, or {temperature: T}, by the T-th root of that number
+    # for several tasks: how many batches of an epoch each of them has: proportional (default) to its own number of
+    # batches, equal, or {temperature: T}, by the T-th root of that number
     mixing: Mixing | None = None
-    # terms of a weighted sum, of several tasks by task; default: labels and teachers in equal parts
+    # terms of a weighted sum; for several tasks, by task; default: labels and teachers in equal parts
     losses: TermsOf | None = None
-    # of several tasks, the metric of each whose mean chooses the weights that are kept; default: each one's first
+    # for several tasks: the metric of each; their mean chooses the weights that are kept; default: as for one task
     metrics: dict[str, str] = {}
-    # of several tasks, by task the score that its metric is divided by in that mean: a number, or a teacher of the task
-    # by name or pattern, whose score on the validation rows it is (of several, their mean); left out: 1
+    # for several tasks: by task, what its metric is divided by in that mean: a number, or a teacher of the task by name
+    # or pattern, for its score on the validation rows (of several, their mean); left out: 1
     baseline: dict[str, Baseline] = {}
-    # where outputs of its teachers come from: auto reads from the store what a store may hold, and has the teacher compute
-    # the rest beside the student; online: all is computed beside it; stored: nothing is
+    # where outputs of its teachers come from; auto: from the store what a store can hold, and the rest from the
+    # teacher, which runs beside the student; online: all from the teacher; stored: all from the store
     answers: Answers = "auto"
     noisy: Noisy | None = None  # a noisy student: choose transfer rows and blank tokens; null: off
     parallel: Literal["data"] | None = None  # data: all ranks train it together, as they do teachers; null: one rank
-    # students with the same word here learn from each other's answers as well
+    # students with the same word here also learn from each other's outputs
     peers: Annotated[str, Field(pattern=PATTERN)] | None = None
     keep_epochs: bool = False  # keep the weights of each epoch beside the model, for the stage `points`
-    # stretches of training, one after another, each with its own rows, losses and optimizer; left out: one, as above
+    # parts of its training, one after another, each with its own rows, losses and optimizer; left out: one, as above
     phases: Annotated[list[StudentPhase], Field(min_length=1)] | None = None
 
-    _phase: StudentPhase | None = PrivateAttr(None)  # of a student that stands for one phase of another
+    _phase: StudentPhase | None = PrivateAttr(None)  # if it stands for a phase of another student, that phase
     _filled: bool = PrivateAttr(False)  # whether its phases have taken over what they left out
 
     @model_validator(mode="after")
@@ -333,12 +332,12 @@ class Student(TrainSpec):
 
     @property
     def in_phase(self) -> bool:
-        """Whether it stands for one phase of another, in which what no loss reaches is frozen."""
+        """Whether it stands for one phase of another student; parameters that no loss reaches are then frozen."""
         return self._phase is not None
 
     @property
     def trainings(self) -> list[Student]:
-        """What it is trained as, one after another: a student for each phase; itself where it has no phases."""
+        """The trainings that make it, one after another: a student for each phase; itself if it has no phases."""
         return [self] if self.phases is None else [self._in_phase(number) for number in range(len(self.phases))]
 
     @property
@@ -363,7 +362,7 @@ class Student(TrainSpec):
         return next(training for training in self.trainings if training._phase and training._phase.name == phase)
 
     _measures: dict[str, list[str]] = PrivateAttr({})
-    _parts: dict[str, Student] = PrivateAttr({})  # of several tasks, the student of each, once it is resolved
+    _parts: dict[str, Student] = PrivateAttr({})  # for several tasks, by task, once it is resolved
 
     def trained_on(self, tasks: list[str]) -> list[str]:
         return super().trained_on(tasks) if self.tasks is None else self.tasks
@@ -384,26 +383,26 @@ class Student(TrainSpec):
 
     @property
     def measures(self) -> dict[str, list[str]]:
-        """By task, the teachers whose scores are its baseline, where `baseline` names some."""
+        """By task, the names of the teachers whose scores are its baseline, if `baseline` names some."""
         return self._measures
 
     @property
     def parts(self) -> dict[str, Student]:
-        """By task, the student of that task alone that it is; of one task itself, by the empty name."""
+        """By task, the student of one task that stands for it; for a single task itself, by the empty name."""
         return self._parts or {"": self}
 
     @property
     def is_part(self) -> bool:
-        """Whether it stands for one task of a student of several."""
+        """Whether it stands for a student of several tasks in one of them."""
         return self.model.several and self.tasks is None
 
     def of_task(self, task: str) -> Student:
-        """The student of one of its tasks alone; itself where it has one."""
+        """The student of one task that stands for it; itself if it has one task."""
         return self._parts.get(task, self)
 
     @property
     def all_losses(self) -> list[LossSpec]:
-        """The terms of all of its trainings, and of all of its tasks."""
+        """The terms of the losses of all of its trainings and tasks."""
         return [loss for part in self.parts.values() for training in part.trainings for loss in training.losses or []]
 
     @property
@@ -433,7 +432,7 @@ class Student(TrainSpec):
             found.stored.setdefault(name, [])
         for name in self.teachers or [] if self.taught_rows else ():
             found.stored[name] = sorted({*found.stored.get(name, []), "sequences"})
-        if self._phase is not None:  # another phase may have what this one does not read computed beside it
+        if self._phase is not None:  # outputs that this phase does not read may be computed beside another phase
             found = Reads({name: kinds for name, kinds in found.stored.items() if kinds}, found.online)
         return found
 
@@ -459,14 +458,14 @@ class Student(TrainSpec):
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Keep nothing that its phases have now; its metric is that of the last one, which chooses its weights."""
+        """Reset what its phases have taken over; its metric is that of the last phase, which chooses its weights."""
         assert self.phases is not None
         defaults = {key: type(self).model_fields[key].get_default(call_default_factory=True) for key in OWN}
         self.__dict__.update(defaults | {"metric": self.phases[-1].metric})
         self._filled = True
 
     def _resolve_training(self, context: Context, report: Reporter, of_student: Reporter) -> None:
-        """Fill in and check rows and losses, whose keys `report` is of."""
+        """Fill in and check rows and losses; `report` is the reporter of the section with these keys."""
         known = len(report.problems)
         assert self.teachers is not None
         on_plain_text = self.rows is not None and CORPUS in self.rows

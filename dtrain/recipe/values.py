@@ -52,13 +52,13 @@ Output = Annotated[str, AfterValidator(_known_output)]  # a kind that is registe
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 LONGEST_NAME = 120
-OF_STUDENTS = "students"  # the tokenizer that all models without one of their own share
-AT = "@"  # between a tokenizer's name and the side of the rows that it encodes; no member's name holds it
+OF_STUDENTS = "students"  # name of the tokenizer that all models without one of their own share
+AT = "@"  # between a tokenizer's name and the side that it encodes; no model's name contains it
 PATTERN = re.compile(r"[A-Za-z0-9*?\[\]._=+-]+")
 
 
 def refuse_boolean(name: str, value: Any, annotation: Any) -> None:
-    """ValueError for true or false where a number is meant: Python, and pydantic with it, take them for 1 and 0."""
+    """Raise ValueError for true or false in place of a number: Python, and so pydantic, take them for 1 and 0."""
     inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
     found = [each for each in inside if isinstance(each, bool)]
     if found:
@@ -92,6 +92,7 @@ class Closed(BaseModel):
 
 
 def check_name(name: str) -> str:
+    """The name itself; raises ValueError if it cannot be the name of a folder."""
     if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise ValueError(
             f"must be at most {LONGEST_NAME} letters, digits, '.', '_', '-', '=', '+', starting with a letter or digit"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A whole recipe as SLURM jobs that wait for each other, as `dtrain stages RECIPE --jobs` lists them: distill is an
-# array over groups of students. A template: edit the settings, or let `dtrain submit RECIPE` fill them in and run it.
+# Submits a whole recipe as SLURM jobs that wait for each other, as `dtrain stages RECIPE --jobs` lists them; distill is
+# an array over groups of students. It is a template: edit the settings, or let `dtrain submit RECIPE` fill them in.
 #
 #   bash launch/slurm/pipeline.sh RECIPE [key.path=value ...]           on a login node, in the project's folder
 #   DRY_RUN=1 bash launch/slurm/pipeline.sh RECIPE                      prints the sbatch commands

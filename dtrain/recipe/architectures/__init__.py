@@ -1,1 +1,1 @@
-"""The package's own architectures as sections of a recipe: each file registers those in it."""
+"""The package's own architectures as sections of a recipe: each file registers the architectures that it defines."""

@@ -21,11 +21,11 @@ class BiLSTMSpec(Architecture):
     stacked: ClassVar[bool] = True
     embedding: Size = 512  # width of a token's vector
     hidden: Size = 512  # width of the LSTM's states in each direction
-    layers: Size = 1  # LSTM layers, one upon the other
+    layers: Size = 1  # number of LSTM layers
     # what reaches the classifier: the two final states, or the maximum or mean over positions
     pooling: Literal["final", "max", "mean"] = "final"
-    dropout: Share = 0.0  # dropout of what reaches the classifier
-    vectors: FilePath | None = None  # a word2vec file (text, or binary: .bin) of width `embedding` to begin with
+    dropout: Share = 0.0  # dropout before the classifier
+    vectors: FilePath | None = None  # initial embeddings: a word2vec file (.bin: binary) of width `embedding`
 
     @property
     def feature_width(self) -> int:
@@ -47,9 +47,9 @@ class TextCNNSpec(Architecture):
     stacked: ClassVar[bool] = True
     embedding: Size = 300  # width of a token's vector
     filters: Size = 256  # filters of each width
-    widths: Widths = [2, 3, 4]  # tokens that a filter sees at once, one convolution each
-    dropout: Share = 0.5  # dropout of what reaches the classifier
-    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
+    widths: Widths = [2, 3, 4]  # widths of the filters in tokens, a convolution for each
+    dropout: Share = 0.5  # dropout before the classifier
+    vectors: FilePath | None = None  # initial embeddings: a word2vec file of width `embedding`
 
     @property
     def feature_width(self) -> int:
@@ -71,8 +71,8 @@ class TextRCNNSpec(Architecture):
     embedding: Size = 300  # width of a token's vector
     hidden: Size = 256  # width of the contexts in each direction
     features: Size = 256  # width of the layer between contexts and classifier
-    dropout: Share = 0.5  # dropout of what reaches the classifier
-    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
+    dropout: Share = 0.5  # dropout before the classifier
+    vectors: FilePath | None = None  # initial embeddings: a word2vec file of width `embedding`
 
     @property
     def feature_width(self) -> int:
@@ -93,10 +93,10 @@ class FastTextSpec(Architecture):
     graph: ClassVar[str | None] = LOGITS
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     embedding: Size = 256  # width of the vectors of tokens and n-grams
-    ngrams: Annotated[int, Field(ge=1, le=8)] = 3  # longest n-gram of tokens; 1: tokens alone
+    ngrams: Annotated[int, Field(ge=1, le=8)] = 3  # tokens in the longest n-gram; 1: single tokens only
     buckets: Annotated[int, Field(ge=16, le=2**24)] = 2**16  # rows of the table that n-grams are hashed into
-    dropout: Share = 0.5  # dropout of what reaches the classifier
-    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
+    dropout: Share = 0.5  # dropout before the classifier
+    vectors: FilePath | None = None  # initial embeddings: a word2vec file of width `embedding`
 
     @property
     def feature_width(self) -> int:
@@ -109,7 +109,7 @@ class FastTextSpec(Architecture):
 
 @register_architecture
 class SiameseSpec(Architecture):
-    """Of pairs: one BiLSTM reads both texts, u and v; [u; v; |u - v|; u * v] -> linear (Tang et al. 2019)."""
+    """For pairs: one BiLSTM encodes both texts as u and v; [u; v; |u - v|; u * v] -> linear (Tang et al. 2019)."""
 
     type: Literal["siamese"]
     module: ClassVar[str] = "dtrain.models.siamese:Siamese"
@@ -118,11 +118,11 @@ class SiameseSpec(Architecture):
     two_texts: ClassVar[bool] = True
     embedding: Size = 300  # width of a token's vector
     hidden: Size = 256  # width of the LSTM's states in each direction
-    layers: Size = 1  # LSTM layers, one upon the other
-    # what stands for a text: its two final states, or the maximum or mean over positions
+    layers: Size = 1  # number of LSTM layers
+    # vector of a text: its two final states, or the maximum or mean over positions
     pooling: Literal["final", "max", "mean"] = "final"
-    dropout: Share = 0.0  # dropout of what reaches the classifier
-    vectors: FilePath | None = None  # a word2vec file of width `embedding` to begin with
+    dropout: Share = 0.0  # dropout before the classifier
+    vectors: FilePath | None = None  # initial embeddings: a word2vec file of width `embedding`
 
     @property
     def feature_width(self) -> int:

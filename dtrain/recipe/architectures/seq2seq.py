@@ -1,4 +1,4 @@
-"""Models that read a text and write another: an encoder and a decoder, of transformers' own classes."""
+"""Models that read a text and write another: encoder-decoders, of classes of the library transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dtrain.recipe.values import Size
 
 
 class Seq2SeqSpec(EncoderSpec):
-    """An encoder and a decoder: `layers`, `hidden`, `heads` and `intermediate` are those of each of the two."""
+    """An encoder and a decoder; `layers`, `hidden`, `heads` and `intermediate` hold for each of the two."""
 
     builder: ClassVar[str | None] = "dtrain.models.seq2seq:build_seq2seq"
     graph: ClassVar[str | None] = WRITING
@@ -44,7 +44,7 @@ class Seq2SeqSpec(EncoderSpec):
 
     @property
     def two_vocabularies(self) -> bool:
-        """Whether what is read and what is written have a vocabulary each."""
+        """Whether source and target have a vocabulary each."""
         return False
 
     @property
@@ -59,7 +59,7 @@ class Seq2SeqSpec(EncoderSpec):
     def multiply_adds(self) -> float:
         hidden = self.shape()[0]
         encoder, decoder = self.depth
-        return hidden * hidden * (12.0 * encoder + 16.0 * decoder)  # a decoder attends to the encoder, too
+        return hidden * hidden * (12.0 * encoder + 16.0 * decoder)  # a decoder also attends to the encoder
 
     @property
     def reading(self) -> list[Any]:
@@ -72,7 +72,7 @@ class Seq2SeqSpec(EncoderSpec):
             yield problem
 
     def config(self) -> dict[str, Any]:
-        """What a model from scratch has in its transformers configuration, as far as its shape goes."""
+        """The values of the transformers configuration that give a model from scratch its shape."""
         hidden, _, heads = self.shape()
         between = self.intermediate or 4 * hidden
         encoder, decoder = self.depth
@@ -91,10 +91,10 @@ class Seq2SeqSpec(EncoderSpec):
 
 @register_architecture
 class MarianSpec(Seq2SeqSpec):
-    """Marian (Junczys-Dowmunt et al. 2018): the transformer of Vaswani et al. 2017, with sinusoids as positions."""
+    """Marian (Junczys-Dowmunt et al. 2018): the transformer of Vaswani et al. 2017, with sinusoidal positions."""
 
     type: Literal["marian"]
-    # shared: one vocabulary of both sides; two: one of each, for languages that share no script
+    # shared: one vocabulary for source and target; two: one for each, for languages that share no script
     vocabularies: Literal["shared", "two"] = "shared"
 
     @property
@@ -102,7 +102,7 @@ class MarianSpec(Seq2SeqSpec):
         return not self.pretrained and self.vocabularies == "two"
 
     def unlike_folder(self, folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-        """As the base class; transformers' own class of a Marian's tokenizer, of two SentencePiece models, is slow only."""
+        """As in the base class; also a tokenizer without a fast form, as transformers' `MarianTokenizer` has none."""
         problems = list(super().unlike_folder(folder, config))
         yield from problems
         if problems:
@@ -112,7 +112,7 @@ class MarianSpec(Seq2SeqSpec):
             said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             kind = str(said.get("tokenizer_class") or kind) if kind else None
         except (OSError, ValueError, AttributeError):
-            pass  # without it the class is that of the model's type
+            pass  # without this file, the class is that of the model's type
         if kind in (None, "MarianTokenizer"):
             found = "holds no tokenizer.json" if kind is None else "names no other class than MarianTokenizer for it"
             yield (
@@ -123,13 +123,13 @@ class MarianSpec(Seq2SeqSpec):
 
 @register_architecture
 class BartSpec(Seq2SeqSpec):
-    """BART (Lewis et al. 2019): learnt positions, and one vocabulary of both sides."""
+    """BART (Lewis et al. 2019): learnt positions, and one vocabulary for source and target."""
 
     type: Literal["bart"]
 
 
 def without_a_start(config: Mapping[str, Any]) -> str | None:
-    """Why an encoder-decoder's config.json does not say what a text that is written begins with; None where it does."""
+    """Why an encoder-decoder's config.json gives no valid `decoder_start_token_id`; None if it gives one."""
     start, tokens = config.get("decoder_start_token_id"), written_tokens(config)
     if not isinstance(start, int):
         return "config.json names no decoder_start_token_id, with which a model begins to write"
@@ -139,6 +139,6 @@ def without_a_start(config: Mapping[str, Any]) -> str | None:
 
 
 def written_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens that the encoder-decoder of a config.json can write; 0 where it does not tell."""
+    """The size of the target vocabulary according to an encoder-decoder's config.json; 0 if it does not tell."""
     apart = config.get("share_encoder_decoder_embeddings") is False
     return int((config.get("decoder_vocab_size") if apart else None) or config.get("vocab_size") or 0)

@@ -13,8 +13,8 @@ from dtrain.recipe.values import Share
 class MultiTaskSpec(CrfSpec):
     """MT-DNN (Liu et al. 2019), BAM (Clark et al. 2019): one transformer and a small head for each task.
 
-    A text's head is a linear layer over the pooled first token, a tagger's one over the states of its characters, with a
-    CRF. For a student with `tasks`.
+    The head of a task of texts is a linear layer over the pooled first token; that of a tagging task is a linear layer
+    over the states of the characters, with a CRF. For a student with `tasks`.
     """
 
     type: Literal["multi_task"]
@@ -23,7 +23,7 @@ class MultiTaskSpec(CrfSpec):
     tasks: ClassVar[tuple[str, ...]] = (*TEXT_TASKS, "tagging")
     several: ClassVar[bool] = True
     encoder: EncoderModel  # the transformer that all tasks share, with its `type`
-    dropout: Share = 0.1  # dropout of what reaches the heads
+    dropout: Share = 0.1  # dropout before the heads
 
     @property
     def feature_width(self) -> int | None:

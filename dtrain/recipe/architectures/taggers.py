@@ -1,4 +1,4 @@
-"""Taggers."""
+"""The architectures of taggers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dtrain.recipe.values import FilePath, Share, Size
 
 
 class CrfSpec(Architecture):
-    """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax a character."""
+    """The decision of a tagger: a linear-chain CRF over its emissions, or a softmax at each character."""
 
-    crf: bool = True  # a CRF decides over whole sequences; false: a softmax at each character
-    constrain: bool = False  # transitions that no valid tag sequence has are impossible
-    # of a student: the teacher, by name, whose classifier (emissions and CRF) it begins with; left out: random
+    crf: bool = True  # a CRF decides on whole sequences; false: a softmax at each character
+    constrain: bool = False  # forbid transitions that no valid tag sequence has
+    # of a student: the name of the teacher whose classifier (emissions and CRF) it starts from; left out: random
     classifier: Annotated[str, Field(min_length=1)] | None = None
 
     @property
@@ -25,7 +25,7 @@ class CrfSpec(Architecture):
 
     @model_serializer(mode="wrap")
     def as_before_there_were_more_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Identities of models without them are what they were."""
+        """Leave out keys that are not given, so that fingerprints are the same as before these keys existed."""
         values: dict[str, Any] = handler(self)
         return {k: v for k, v in values.items() if v is not None or k not in ("classifier", "privileged")}
 
@@ -49,10 +49,10 @@ class TaggerSpec(CrfSpec):
     # which layers of the encoder are read: the last, the last 4 side by side, or a learnt weighting of all
     fusion: Literal["last", "concat", "dynamic"] = "last"
     lstm: Size | None = 128  # width of the BiLSTM's states in each direction; null: no LSTM
-    dropout: Share = 0.5  # dropout of what reaches LSTM and classifier
-    vectors: FilePath | None = None  # a word2vec file of characters to begin with, where there is no encoder
-    # of a teacher: read the annotations of `data.columns.privileged`, too, as vectors beside those of the characters that
-    # the LSTM reads; left out: the text alone
+    dropout: Share = 0.5  # dropout before the LSTM and before the classifier
+    vectors: FilePath | None = None  # initial vectors of characters, where there is no encoder: a word2vec file
+    # of a teacher: read the annotations of `data.columns.privileged` as well, as vectors beside those of the characters
+    # that the LSTM reads; left out: read the text only
     privileged: PrivilegedSpec | None = None
 
     @model_validator(mode="after")
@@ -67,7 +67,7 @@ class TaggerSpec(CrfSpec):
 
     @model_serializer(mode="wrap")
     def without_embedding_beside_encoder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The resolved recipe is a recipe again."""
+        """Leave out `embedding` beside an encoder, so that the resolved recipe can be loaded again."""
         values: dict[str, Any] = super().as_before_there_were_more_keys(handler)
         return {k: v for k, v in values.items() if k != "embedding" or self.encoder is None}
 
@@ -83,7 +83,7 @@ class TaggerSpec(CrfSpec):
         if self.encoder is None:
             return self.embedding + beside
         if self.encoder.pretrained:
-            return None  # its folder tells
+            return None  # only its folder tells
         return self.encoder.shape()[0] * (4 if self.fusion == "concat" else 1) + beside
 
     @property
@@ -108,9 +108,9 @@ class IdcnnSpec(CrfSpec):
     width: Literal[3, 5, 7] = 3  # characters that a filter sees at once
     # dilation of each convolution of the block
     dilations: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1)] = [1, 1, 2]
-    blocks: Size = 4  # times that the block, with the same weights, is applied
-    dropout: Share = 0.25  # dropout of what goes into each block and the classifier
-    vectors: FilePath | None = None  # a word2vec file of characters to begin with
+    blocks: Size = 4  # how often the block is applied, with the same weights each time
+    dropout: Share = 0.25  # dropout before each block and before the classifier
+    vectors: FilePath | None = None  # initial vectors of characters: a word2vec file
 
     @property
     def token_width(self) -> int | None:

@@ -1,4 +1,4 @@
-"""BERT and NEZHA, and the classifiers that are built on one."""
+"""BERT and NEZHA, and the classifiers that are built on them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class BertSpec(EncoderSpec):
 
 @register_architecture
 class NezhaSpec(EncoderSpec):
-    """NEZHA (Wei et al. 2019): BERT with relative positions, alike beyond a distance."""
+    """NEZHA (Wei et al. 2019): BERT with relative positions, clipped at a largest distance."""
 
     type: Literal["nezha"]
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
-    max_relative_position: Size = 64  # distance from which on all positions are alike
+    max_relative_position: Size = 64  # distance at which relative positions are clipped
 
     @property
     def extras(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class NezhaSpec(EncoderSpec):
 
 @register_architecture
 class BertCNNSpec(Architecture):
-    """A TextCNN's convolutions over the last states of a transformer."""
+    """The convolutions of TextCNN over the last hidden states of a transformer."""
 
     type: Literal["bert_cnn"]
     module: ClassVar[str] = "dtrain.models.bert_cnn:BertCNN"
@@ -51,8 +51,8 @@ class BertCNNSpec(Architecture):
     tasks: ClassVar[tuple[str, ...]] = TEXT_TASKS
     encoder: EncoderModel  # the transformer, with its `type`
     filters: Size = 256  # filters of each width
-    widths: Widths = [2, 3, 4]  # tokens that a filter sees at once, one convolution each
-    dropout: Share = 0.5  # dropout of what reaches the classifier
+    widths: Widths = [2, 3, 4]  # widths of the filters in tokens, a convolution for each
+    dropout: Share = 0.5  # dropout before the classifier
 
     @property
     def feature_width(self) -> int:
@@ -66,7 +66,7 @@ class BertCNNSpec(Architecture):
 
 @register_architecture
 class MultiExitSpec(Architecture):
-    """A BERT with a classifier after several layers; at inference a row leaves at the first that is sure of it."""
+    """A BERT with a classifier after several layers; at inference a row leaves at the first one that is confident."""
 
     type: Literal["multi_exit"]
     module: ClassVar[str] = "dtrain.models.multi_exit:MultiExit"
@@ -76,13 +76,13 @@ class MultiExitSpec(Architecture):
     encoder: BertSpec  # the BERT, with its `type`
     # layers that a classifier follows, counted from 1; the last layer always has one
     exits: Annotated[list[Annotated[int, Field(gt=0, le=1024)]], Field(min_length=1)]
-    # probability of the best class at which a row leaves; null: every row goes all the way
+    # probability of the best class from which on a row leaves; null: every row passes through all layers
     confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    dropout: Share = 0.1  # dropout of what reaches the classifiers
+    dropout: Share = 0.1  # dropout before the classifiers
 
     @model_validator(mode="after")
     def exits_are_layers(self) -> Self:
         layers = self.encoder.shape()[1]
-        if not self.encoder.pretrained and max(self.exits) > layers:  # a pretrained one is asked when it is loaded
+        if not self.encoder.pretrained and max(self.exits) > layers:  # a pretrained one is checked when it is loaded
             raise ValueError(f"exits: {max(self.exits)} is more than the {layers} layers of the encoder")
         return self

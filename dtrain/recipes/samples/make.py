@@ -1,13 +1,14 @@
-"""Make the quickstart's headlines: six topics, words that belong to several, noise, some wrong labels.
+"""Make the headlines of the quickstart: six topics, words that belong to several of them, noise, some wrong labels.
 
     python -m dtrain.recipes.samples.make [FOLDER]
 
-The same words.yaml and seed give the same bytes. Nothing here is real news. How hard it is, and why:
+The same words.yaml and seed give the same bytes. Nothing here is real news. What makes the task hard:
 - a clause's words are drawn from its topic, from words of several topics and from words of all topics, so
   that characters (盘 of 硬盘, 大盘, 底盘, 拼盘) and single words mislead, and context decides;
 - every fourth headline has a second subject, and only the order and the joining words tell which of the two
   it is about: a bag of words cannot know;
-- some headlines hold nothing that decides, and some labels are wrong, in every part alike: no model scores 100 %.
+- some headlines contain nothing that decides their topic, and some labels are wrong, in all parts alike: no model
+  scores 100 %.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ GIVEN = "知远明轩雨桐子涵一诺书航景行若溪清和晚舟思齐嘉�
 
 
 class Writer:
-    """Draws headlines; everything random comes from one generator."""
+    """Draws headlines; all randomness comes from one generator."""
 
     def __init__(self, words: dict[str, Any], seed: int) -> None:
         self.words, self.random = words, random.Random(seed)
@@ -68,7 +69,7 @@ class Writer:
         return self.random.choice([thing, self._word(topic, "who") + "的" + thing])
 
     def _word(self, topic: str, slot: str) -> str:
-        """The topic's own word, one of several topics', or one of all topics'."""
+        """A word of the topic, of several topics, or of all topics."""
         own: list[str] = self.words["topics"][topic][slot]
         if slot == "thing":
             shared = [word for word, topics in self.words["shared"].items() if topic in topics]
@@ -76,7 +77,7 @@ class Writer:
         return self.random.choice(self.words["common"][slot]) if self.random.random() < 0.55 else self._frequent(own)
 
     def _frequent(self, words: list[str]) -> str:
-        """A word, the n-th with weight 1/(n+2): frequent and rare ones, as in real text."""
+        """A word, the n-th (from 0) with weight 1 / (n + 2), so that some words are rare, as in real text."""
         return self.random.choices(words, [1 / (n + 2) for n in range(len(words))])[0]
 
     def _filled(self, text: str) -> str:
@@ -89,7 +90,7 @@ class Writer:
 
 
 def spoil(text: str, chance: random.Random, traditional: Callable[[str], str]) -> str:
-    """The text as it might be typed: what prepare normalises (forms, blanks), and slips that it cannot undo."""
+    """The text with variants that `prepare` normalises (forms, blanks), and with typing errors that it cannot undo."""
     if chance.random() < NOISY:
         place = chance.randrange(len(text) - 1)
         here, after = text[place], text[place + 1]
