@@ -158,7 +158,12 @@ def choose_teachers(
 
 
 def matching(pattern: str, names: list[str]) -> list[str]:
-    """The names that a name or a pattern stands for: a teacher with a grid is also known by the name it had before the expansion."""
+    """The names that a name or a pattern stands for.
+
+    A teacher with a grid is also known by the name that it had before the expansion, if no other has exactly this name.
+    """
+    if pattern in names:
+        return [pattern]
     return [name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + "-")]
 
 

@@ -61,6 +61,18 @@ def test_a_teacher_of_a_grid_is_also_known_by_its_first_name(path: str) -> None:
     assert load_recipe(path, ["students.0.teachers=['*seed[12]']"]).students[0].teachers == ["cnn-seed1", "cnn-seed2"]
 
 
+def test_a_name_stands_for_no_longer_name(path: str, tmp_path: Path) -> None:
+    """A pattern that is resolved to one name means the same when the resolved recipe is read again."""
+    teachers = "teachers=[{name: cnn, model: {type: textcnn}}, {name: cnn-wide, model: {type: textcnn}}]"
+    losses = "students.1.losses=[{type: soft_targets}]"
+    for asked in ("cnn", "cn?"):
+        recipe = load_recipe(path, [teachers, losses, f"students.1.teachers=['{asked}']"])
+        assert recipe.students[-1].teachers == ["cnn"]
+        again = tmp_path / "again.yaml"
+        again.write_text(dump_recipe(recipe), encoding="utf-8")
+        assert load_recipe(str(again)) == recipe
+
+
 def test_overrides_by_number_by_name_and_inside_a_grid(path: str) -> None:
     overrides = [
         "students.lstm.epochs=7",
