@@ -119,7 +119,8 @@ def lines(recipe: Recipe, gpus: Gpus, rows: Mapping[str, int], only: str | None 
         alike: dict[str, list[Member]] = {}  # one table for models that differ only in their seed, for example
         for member in members_of(recipe, section):
             spec = member.spec
-            by = (member.config, member.length, member.rows, member.passes, spec.optimizer.type, member.precision)
+            rows_of_step = (member.rows, member.micro_batch(gpus.ranks), member.passes)
+            by = (member.config, member.length, rows_of_step, spec.optimizer.type, member.precision)
             alike.setdefault(f"{by} {spec.model.model_dump_json()} {spec.activation_checkpointing}", []).append(member)
         for members in alike.values():
             names = ", ".join(member.spec.name for member in members)

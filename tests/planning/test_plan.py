@@ -179,6 +179,21 @@ def test_members_that_differ_in_their_seed_have_one_table(tmp_path: Path, no_tri
     assert sum(line.startswith("store of") for line in told) == 2
 
 
+def test_members_of_as_many_passes_over_other_micro_batches_have_tables_of_their_own(
+    tmp_path: Path, no_trials: None
+) -> None:
+    path = recipe(tmp_path, SMALL)
+    own = "{name: accumulating, model: " + SMALL + ", batch_size: 512, accumulation: 2}"
+    path.write_text(
+        path.read_text().replace("batch_size: 512}", f"batch_size: 512, adversarial: {{type: fgm}}}}, {own}")
+    )
+    told = [line for line in planned(path) if " M parameters" in line]
+    assert [(line.partition(":")[0], line.partition("a step, ")[2].split()[0]) for line in told] == [
+        ("teacher big", "128"),
+        ("teacher accumulating", "64"),
+    ]
+
+
 @pytest.fixture
 def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations as if they had been tracked, where they are not what a test is about."""
