@@ -143,8 +143,10 @@ def _ends(place: list[str], asked: list[str]) -> bool:
     """Whether the path that was asked for is the end of a place in a recipe."""
     if len(asked) > len(place):
         return False
-    for pattern, word in zip(place[len(place) - len(asked) :], asked, strict=True):
-        fits = pattern == word or pattern == "NAME" or (pattern == "N" and re.fullmatch(r"\d+|\*|N", word))
+    for number, (pattern, word) in enumerate(zip(place[len(place) - len(asked) :], asked, strict=True)):
+        # A member's name may be any word, but follows the name of its list.
+        member = pattern == "N" and (number > 0 or re.fullmatch(r"\d+|\*|N", word))
+        fits = member or pattern in (word, "NAME")
         if not fits:
             return False
     return True

@@ -30,6 +30,11 @@ def test_key_is_shown_with_type_default_range_and_sentence(capsys, key: str) -> 
     assert "batch_size" not in text
 
 
+def test_name_of_a_member_stands_for_its_number(capsys) -> None:
+    assert "`students.N.optimizer.lr` (of Optimizer)" in shown(capsys, "students.bilstm.optimizer.lr")
+    assert main(["help", "bilstm.optimizer.lr"]) == 2
+
+
 def test_key_of_several_kinds_of_models_is_shown_for_each(capsys) -> None:
     text = shown(capsys, "students.3.model.hidden")
     assert all(f"(of Model {kind})" in text for kind in ("bilstm", "siamese", "text_rcnn"))
