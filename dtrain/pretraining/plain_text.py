@@ -54,7 +54,9 @@ def plain_text_of(recipe: Recipe, student: Student) -> PlainText | None:
         return None
     phases = [Phase(max_length=length) for length in lengths]
     own = recipe.pretrain
-    (reader,) = (m for m in (*recipe.teachers, *recipe.students) if m.name == student.vocabulary)
+    # A teacher and a student may have the same name; if both bring a tokenizer, these are identical.
+    members = (*recipe.teachers, *recipe.students)
+    reader = next(m for m in members if m.name == student.vocabulary and m.brings_tokenizer)
     encoder = reader.model.transformer
     shared = recipe.corpus is None and encoder is not None and encoder.pretrained == PRETRAIN
     if shared and own is not None:

@@ -17,6 +17,7 @@ from dtrain.data.vocabularies import load_tokenizer
 from dtrain.errors import DtrainError, InputError
 from dtrain.models import load
 from dtrain.plan import Plan
+from dtrain.pretraining.plain_text import plain_text_of
 from dtrain.recipe import dump_recipe, load_recipe
 from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import World
@@ -233,6 +234,15 @@ def test_refused(root: Path, phase: dict[str, Any], student: dict[str, Any], sec
         check_inputs(plan_of(root, "refused", values, teachers=[SCRATCH], **corpus).recipe)
     assert told in "\n".join(found.value.problems)
     assert not (root / "runs" / "refused").exists()
+
+
+@pytest.mark.parametrize("model", [{"type": "textcnn"}, SCRATCH["model"]])
+def test_a_teacher_may_have_the_name_of_the_student(root: Path, model: dict[str, Any]) -> None:
+    phase = {"name": "masked", "rows": ["corpus"], "losses": [{"type": "mlm"}]}
+    student = {**SCRATCH, "teachers": [], "phases": [phase, TASK]}
+    recipe = plan_of(root, "same-name", student, teachers=[{**SCRATCH, "model": model}], corpus=text(root)).recipe
+    read = plain_text_of(recipe, recipe.students[0])
+    assert read is not None and read.name == "corpus-t"
 
 
 def test_a_resolved_recipe_is_the_same_again(root: Path) -> None:
