@@ -212,9 +212,7 @@ def _help(topic: str | None, word: str | None) -> int:
             near = suggest(topic, pages.topics())
             raise InputError(f"help: no page, key or heading {topic!r}{near} (dtrain help --search WORD looks in all)")
     if sys.stdout.isatty():
-        os.environ.setdefault(
-            "LESS", "FRX"
-        )  # as git sets it: less exits by itself if the whole text fits on the screen
+        os.environ.setdefault("LESS", "FRX")  # as git sets it: less exits by itself if all fits on the screen
         os.environ.setdefault("LESSCHARSET", "utf-8")
         pydoc.pager(terminal.rendered(text, shutil.get_terminal_size().columns))
     else:
@@ -265,9 +263,7 @@ def _command(arguments: argparse.Namespace) -> int:
         if name == "plan":
             return _plan(recipe, arguments)
         names, corpora = _stages(arguments, recipe), {}
-        if name == "check" or not (
-            here or recipe.kept
-        ):  # in a launch the main rank checks, once the ranks are connected
+        if name == "check" or not (here or recipe.kept):  # in a launch the main rank checks, once all are connected
             from dtrain.stages import check
 
             corpora = check.check_inputs(recipe)

@@ -118,9 +118,7 @@ def accelerate_launch(
     # torch's own handlers would kill the workers 30 s after a signal; those of dtrain pass the signal on and wait.
     parsed.signals_to_handle = "SIGQUIT"
     if not gpus:
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # else DeepSpeed, which Accelerate imports, warns that it finds no accelerator
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which Accelerate imports, prints a warning
     try:
         with _forked_ranks() if forked else contextlib.nullcontext():
             launch_command(parsed)

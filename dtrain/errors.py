@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 EXIT_DONE = 0  # done, or there was nothing left to do
 EXIT_FAILED = 1  # failed: a rank died, the disk is full, a loss is not finite, every student failed, a bug
-EXIT_BAD_INPUT = 2  # bad input: one line a problem on stderr with its remedy, nothing written
+EXIT_BAD_INPUT = 2  # bad input: one line for each problem on stderr with its remedy, nothing written
 EXIT_STOPPED = 75  # stopped on request after a complete checkpoint; the same command continues (EX_TEMPFAIL)
 
 

@@ -207,7 +207,8 @@ def file_fingerprint(path: Path) -> str:
 def mark_done(folder: Path, identity: str, files: list[str] | None = None) -> None:
     """Record in `folder` that it is complete for the inputs named by `identity`; to be called last.
 
-    The record also holds checksums of weight files: damage to other files shows when they are read, but not to weights.
+    The record also holds checksums of weight files, since damage to weights, unlike other damage, does not show when they are
+    read.
 
     Args:
         files: the names of its files, relative to `folder`; None: all that are in it.

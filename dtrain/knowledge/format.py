@@ -1,7 +1,7 @@
 """A knowledge store on disk: the fingerprints of what it was made from, its layout, its manifest.
 
 knowledge/<teacher>/
-    identity.json           the layout; written first, so that it is known what shards without a manifest are
+    identity.json           the layout; written first, so that shards without a manifest can be identified
     shard-00000.arrow ...   rows of fixed ranges, ordered by id: Arrow IPC, see shard.py
     manifest.json           the layout and every shard's range, bytes and sha256; written last
 """
@@ -73,9 +73,7 @@ class Output(_Record):
 
     dtype: Literal["float16", "float32", "int32"]
     shape: Annotated[list[Positive | None], Field(min_length=1, max_length=2)]
-    top_k: Positive | None = (
-        None  # of logits (of a row or a token) the k largest are stored, and the rest as one number
-    )
+    top_k: Positive | None = None  # of logits (also of tokens) the k largest are stored, and the rest as one number
 
     @property
     def width(self) -> int:
@@ -112,7 +110,7 @@ class Layout(_Record):
 
     @model_serializer(mode="wrap")
     def without_decoding(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `decoding` out for a store without sequences, whose bytes are so the same as before there were any."""
+        """Leave `decoding` out for a store without sequences, so that its bytes are the same as before the key existed."""
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if value is not None or key != "decoding"}
 

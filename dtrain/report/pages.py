@@ -41,7 +41,7 @@ def several_markdown(results: dict[str, Any]) -> str:
 
 
 def several_html(results: dict[str, Any], recipe: str) -> str:
-    """The same as one page without outside resources, with links to the pages of the tasks."""
+    """The page on several tasks as HTML without outside resources, with links to the pages of the tasks."""
     return _environment(escape=True).get_template("several.html.j2").render(**_over_tasks(results), recipe=recipe)
 
 

@@ -287,7 +287,7 @@ def point_curves(found: dict[str, Any], path: Path) -> None:
 
 
 def shaded_texts(texts: list[list[dict[str, Any]]], path: Path) -> None:
-    """Texts in lines of tokens, one line a group of students; a darker token is known better, foreground is underlined.
+    """Texts as lines of tokens, one for each group of students; a darker token is known better, foreground is underlined.
 
     Args:
         texts: as `points.shaded_texts` gives them.

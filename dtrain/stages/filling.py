@@ -136,7 +136,11 @@ class _Shard:
         return answers[torch.from_numpy(self.inverse).to(answers.device)]
 
     def by_character(self, place: int, lengths: np.ndarray) -> Tensor:
-        """The same from answers [B, N, T]: [characters of all rows, T]; `lengths` [rows] are in characters."""
+        """The answers' tensor [B, N, T] at `place`, in id order and without padding: [characters of all rows, T].
+
+        Args:
+            lengths: int [rows], the characters of each row.
+        """
         padded = [answer[place] for answer in self.answers]
         start = np.empty(len(self.texts), dtype=np.int64)  # a text's first character among all padded ones
         base = 0
@@ -179,9 +183,7 @@ class _Work:
                 made = 0
                 for shard in shards:
                     under_way.append(shard)
-                    bar.update(
-                        shard.rows.start - bar.n
-                    )  # shards are handed out in order, so this is the progress of all ranks
+                    bar.update(shard.rows.start - bar.n)  # shards are handed out in order: the progress of all ranks
                     yield from (shard.texts[batch] for batch in shard.batches)
                     made += len(shard.batches)
                 yield from itertools.repeat(np.arange(1), passes - made)

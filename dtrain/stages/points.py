@@ -44,7 +44,7 @@ def run(recipe: Recipe, world: World, folder: RunFolder) -> None:
         raise InputError(f"{KEY}: the recipe has no such section, which says what is to be looked at")
     plan = plan_of(recipe)
     (of,) = PreparedTasks.open(recipe, folder).values()
-    pairs = world.run_on_main(lambda: list(choose_texts(spec, of).items()))  # sent as JSON, whose keys are no numbers
+    pairs = world.run_on_main(lambda: list(choose_texts(spec, of).items()))  # sent as JSON, whose keys are not numbers
     chosen = {int(number): list(words) for number, words in pairs}
     texts: dict[str, Texts] = {}
     counted: dict[str, Any] = {}
