@@ -26,9 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dtrain.data.pretrained import pickled_files
-from dtrain.errors import EXIT_DONE, InputError
+from dtrain.errors import EXIT_DONE, DtrainError, InputError
 from dtrain.log import say
 from dtrain.models.folder import CONFIG, WEIGHTS, write_weights
+from dtrain.runfolder import publish_folder
 
 COMPUTED = ("relative_positions", "embeddings.position_ids")  # tables that models compute by themselves
 ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.")
@@ -109,7 +110,10 @@ def _from_hub(name: str, folder: Path) -> Path:
     if folder.exists():
         raise InputError(f"convert: {folder} is there already; name another folder: dtrain convert {name} FOLDER")
     try:
-        snapshot_download(name, local_dir=folder, allow_patterns=FILES)
+        with publish_folder(folder) as incoming:  # a download that breaks off leaves no folder of this name
+            snapshot_download(name, local_dir=incoming, allow_patterns=FILES)
+    except DtrainError:
+        raise
     except Exception as error:  # an unknown name, no network, a full disk: each has its own type
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"convert: {name}: neither a folder nor a hub model that can be fetched: {line}") from None

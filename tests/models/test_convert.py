@@ -150,7 +150,7 @@ def test_a_hub_model_is_fetched_and_converted(tmp_path: Path, monkeypatch: pytes
 
     def fetch(name: str, *, local_dir: Path, allow_patterns: list[str]) -> None:
         assert name == "somebody/nezha-cn-base"
-        shutil.copytree(hub, local_dir)
+        shutil.copytree(hub, local_dir, dirs_exist_ok=True)
 
     monkeypatch.setattr(convert, "snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
@@ -168,11 +168,30 @@ def test_a_hub_model_that_needs_no_conversion_is_fetched(
     """`dtrain convert NAME` fetches a model for machines without a network, whatever its files."""
     hub = tmp_path / "hub"
     BertForMaskedLM(BertConfig(**SHAPE)).save_pretrained(hub)
-    monkeypatch.setattr(convert, "snapshot_download", lambda name, *, local_dir, **_: shutil.copytree(hub, local_dir))
+
+    def fetch(name: str, *, local_dir: Path, **_: Any) -> None:
+        shutil.copytree(hub, local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr(convert, "snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
     assert main(["convert", "somebody/bert"]) == 0
     assert (tmp_path / "bert" / "model.safetensors").read_bytes() == (hub / "model.safetensors").read_bytes()
     assert "a recipe takes them by `pretrained: bert`" in capsys.readouterr().out
+
+
+def test_a_download_that_breaks_off_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(name: str, *, local_dir: Path, **_: Any) -> None:
+        local_dir.mkdir(exist_ok=True)
+        (local_dir / "config.json").write_text("{}")
+        raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(convert, "snapshot_download", broken)
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "somebody/bert"]) == 2
+    assert "can be fetched: the network is gone" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_hub_model_without_safetensors_says_what_to_do(tmp_path: Path) -> None:
