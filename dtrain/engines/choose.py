@@ -1,7 +1,7 @@
 """The engine that a launch asks for: one process, a copy on every rank (DDP), or spread over them (FSDP2, ZeRO).
 
-Modules of engines that spread a model are imported here, when one is asked for: FSDP2's takes half a second, DeepSpeed
-several and need not be installed.
+The modules of engines that spread a model are imported only when one is asked for: that of FSDP2 takes half a second,
+DeepSpeed takes several and need not be installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dtrain.runtime.distributed import World
 
 
 def build_model(world: World, make: Callable[[], nn.Module], *, data_parallel: bool) -> nn.Module:
-    """What `make` gives, on the CPU; where FSDP2 cuts it up, ranks but the first get its structure only."""
+    """The model that `make` builds, on the CPU; under FSDP2 all ranks but rank 0 get its structure without weights."""
     if _kind(world, data_parallel) == "fsdp2":
         from dtrain.engines.fsdp import built_once
 
@@ -32,16 +32,16 @@ def build_model(world: World, make: Callable[[], nn.Module], *, data_parallel: b
 def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, data_parallel: bool, precision: str) -> Engine:
     """The engine that the launch asks for, with the optimizer of `spec`; the model is that of `build_model`.
 
-    What is held while it is built, P being the size of the float32 model: every rank holds P in host memory, under FSDP2
+    Memory while it is built, where P is the size of the float32 model: every rank holds P in host memory, under FSDP2
     rank 0 alone; ZeRO in 16 bits holds a second P there until the exact weights are in place. A device holds P under DDP,
     ZeRO-1 and ZeRO-2 (half of it in 16 bits); under FSDP2 and ZeRO-3 it holds its share of P and one whole parameter.
 
     Args:
-        together: all ranks train this model, each on its share of a batch; otherwise this rank trains it alone.
+        data_parallel: all ranks train this model, each on its share of a batch; otherwise this rank trains it alone.
         precision: 'fp32', 'bf16' or 'fp16'.
 
     Raises:
-        InputError: where launch and recipe disagree, or the model cannot do what the recipe asks.
+        InputError: launch and recipe disagree, or the model cannot do what the recipe asks for.
     """
     if spec.activation_checkpointing:
         _checkpoint_activations(model)
@@ -60,14 +60,14 @@ def build_engine(world: World, model: nn.Module, spec: TrainSpec, *, data_parall
 
 
 def spread_over_ranks(model: nn.Module, world: World) -> None:
-    """Cut `model` up as FSDP2 does, in place: a slice of each parameter is left on every rank's device."""
+    """Shard `model` in place as FSDP2 does: every rank's device keeps a slice of each parameter."""
     from dtrain.engines.fsdp import mesh_of, spread
 
     spread(model, mesh_of(world))
 
 
 def check_engine(world: World, spec: TrainSpec) -> None:
-    """Refuse, before anything is written, a model that the launch and the recipe say different things of.
+    """Refuse, before anything is written, a teacher about which launch and recipe disagree.
 
     Raises:
         InputError: naming the file and the key.
@@ -81,7 +81,7 @@ def check_engine(world: World, spec: TrainSpec) -> None:
 
 
 def check_sharding(world: World, spec: TrainSpec, precision: str) -> None:
-    """Raise InputError where a DeepSpeed config says otherwise than the recipe, naming the file and the key."""
+    """Raise InputError where a DeepSpeed config contradicts the recipe, naming the file and the key."""
     if _kind(world, True) == "zero":
         fill_config(world.sharding, spec, world.size, precision)
 

@@ -1,7 +1,7 @@
 """What training asks of the hardware: placement, precision, synchronisation, clipping, weights and state as a whole.
 
-`Engine` trains a model on this rank alone, or all ranks train one model together with a copy each (DDP). Those of `fsdp`
-and `zero` spread it over the ranks instead; `choose` picks the one that the launch asks for.
+With `Engine` this rank trains a model alone, or all ranks train one together with a copy each (DDP). The engines of
+`fsdp` and `zero` spread the model over the ranks instead; `choose` picks the one that the launch asks for.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
 from dtrain.runtime.distributed import World
 
-Turn = Literal["model", "losses"]  # who learns in a step, where the two learn in turn
+Turn = Literal["model", "losses"]  # what a step trains, where the two are trained in turn
 
 
 class Engine:
     """A model with its losses and its optimizer, ready for steps: on this rank alone, or a copy on every rank (DDP).
 
-    Subclasses spread one model over the ranks. Methods marked *collective* are collectives where `together` is set: every
+    Subclasses spread one model over the ranks. Methods marked *collective* are collectives if `data_parallel`: every
     rank calls them, in the same order.
 
     Attributes:
         model: what is called in training; DDP's wrapper, for example.
-        bare: the module inside, an objective (model and losses) as a rule; a subclass may have cut its parameters up.
+        module: the module inside, usually an objective (model and losses); a subclass may have sharded its parameters.
         optimizer: the caller sets the rates of its groups before each step.
-        together: whether all ranks train this model; then `rank` and `ranks` are the launch's, otherwise 0 and 1.
-        flops: of the whole model, from `model_flops`.
+        data_parallel: whether all ranks train this model; `rank` and `ranks` are then the launch's, otherwise 0 and 1.
+        flops: those of the whole model, from `model_flops`.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Engine:
         self.module = model.to(world.device)
         self.model: nn.Module = self.module
         if self.data_parallel:
-            # Not by Accelerate, which has a rank's inputs moved to the GPU of the rank's number: over gloo, ranks may share
-            # one. Gradients lie in the buckets that are sent, and not once more beside them.
+            # Not through Accelerate, which would move a rank's inputs to the GPU with the rank's number: over gloo,
+            # ranks may share one. As views, gradients are stored only in the buckets that are reduced.
             self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
 
     def _place(self, world: World, model: nn.Module, data_parallel: bool, precision: str) -> None:
@@ -70,11 +70,11 @@ class Engine:
         self.rank = world.rank if self.data_parallel else 0
         self.flops = model_flops(Objective.inner(model))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
-        self._scale: float | None = None  # the scaler's, where it is known on the host
+        self._scale: float | None = None  # the scaler's loss scale, where it is known on the host
 
     @property
     def inner(self) -> nn.Module:
-        """The model itself, without its losses; a subclass may have cut its parameters up."""
+        """The model itself, without its losses; a subclass may have sharded its parameters."""
         return Objective.inner(self.module)
 
     # --- a step --------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ class Engine:
         """Clip the gradients to a global norm of `clip` and apply them (a collective).
 
         Args:
-            only: whose gradients are applied, where the model and the weights of its losses learn in turn; those of the
-                other are dropped, and its weights, their moments and their counts of steps stay as they are.
+            only: train the model alone, or the weights of its losses alone: the gradients of the other are dropped, and
+                its weights, moments and step counts stay as they are. None: train both.
 
         Returns:
             The norm before clipping, a 0-d tensor on the device, so that nothing waits for it; and whether the step was
@@ -132,10 +132,10 @@ class Engine:
         return norm, self.precision != "fp16" or self.loss_scale() >= before
 
     def _clip(self, limit: float) -> torch.Tensor:
-        """`torch.nn.utils.clip_grad_norm_`, the same bits; the norm before it, a 0-d tensor.
+        """Clip as `torch.nn.utils.clip_grad_norm_`, to the same bits; returns the norm before clipping, a 0-d tensor.
 
-        On a CPU, where looking at the norm waits for nothing, gradients below the limit are not multiplied by 1: one pass
-        over all of them less.
+        On a CPU, where reading the norm waits for no device, gradients below the limit are not multiplied by 1, which
+        saves a pass over all of them.
         """
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -164,7 +164,7 @@ class Engine:
         return found | {"loss_scale": self.loss_scale()} if self.precision == "fp16" else found
 
     def trust_ratios(self) -> dict[str, torch.Tensor]:
-        """Those of the last step from `Lamb.trust_ratios`; empty for other optimizers."""
+        """The trust ratios of the last step, see `Lamb.trust_ratios`; empty for other optimizers."""
         return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
 
     # --- whole weights and state ---------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Engine:
         return {name.removeprefix("model."): t for name, t in weights.items() if name.startswith("model.")}
 
     def loss_weights(self) -> dict[str, torch.Tensor]:
-        """The same of the losses, by their names within `Objective.losses` (a collective)."""
+        """As `weights`, of the losses' weights, by their names within `Objective.losses` (a collective)."""
         weights = self._collected(self._weights())
         return {name.removeprefix("losses."): t for name, t in weights.items() if name.startswith("losses.")}
 
@@ -197,12 +197,12 @@ class Engine:
         return model
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that training continues from, besides its position (a collective).
+        """Everything that a training needs to continue, besides its position (a collective).
 
         Returns:
-            Whole tensors on the CPU, `weight/NAME` (float32 where trained), `optimizer/FIELD/NAME` and `scaler/FIELD`, NAME
-            being a parameter's; empty where `rank` is not 0. They do not depend on the engine or the number of ranks, so
-            that training can continue on others.
+            Whole tensors on the CPU: `weight/NAME` (float32 where trained), `optimizer/FIELD/NAME` and `scaler/FIELD`,
+            where NAME is that of a parameter; empty where `rank` is not 0. They do not depend on the engine or the number
+            of ranks, so that training can continue with others.
         """
         tensors = itertools.chain(
             ((f"weight/{name}", tensor) for name, tensor in self._weights()),
@@ -238,8 +238,8 @@ class Engine:
     def close(self) -> None:
         """Free the memory of the weights and the optimizer's state; the engine is of no use after this.
 
-        That nobody needs this object any more does not free it: the traceback of a failure may refer to it, weights that
-        were part of a stack keep the whole stack, and DDP's buckets are freed with its wrapper.
+        Dropping this object is not enough: the traceback of a failure may refer to it, weights that were part of a
+        stack keep the whole stack, and DDP's buckets are freed with its wrapper.
         """
         self.optimizer.state.clear()
         for parameter in self.module.parameters():
@@ -287,7 +287,7 @@ class Engine:
                 self.optimizer.state[p] = fields
 
     def _placed(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """This rank's share of a whole `tensor`, cut up as `like` is."""
+        """This rank's share of a whole `tensor`, sharded as `like` is."""
         return tensor
 
     def _scaler_state(self) -> dict[str, float]:
@@ -311,5 +311,5 @@ def blank(model: nn.Module, device: str = "meta") -> nn.Module:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a DTensor, on every rank; any other tensor itself."""
+    """The whole of a DTensor, on every rank (a collective); any other tensor as it is."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor

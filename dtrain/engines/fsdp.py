@@ -26,16 +26,16 @@ from dtrain.runtime.distributed import World
 
 
 class ShardedEngine(Engine):
-    """What engines share whose `module` has its parameters cut up: they fill a copy of it that has no weights."""
+    """What engines share that shard the parameters of `module`: whole weights go into a copy that has none."""
 
     def _keep_blank(self, model: nn.Module) -> None:
-        """Remember the module's structure; called before its parameters are cut up."""
+        """Keep the module's structure without weights; called before its parameters are sharded."""
         self._blank = blank(model)
 
     @contextlib.contextmanager
     def full_model(self) -> Iterator[nn.Module]:
-        # Evaluation is then what it is everywhere: batches are dealt out to ranks, and scores have the same bits for any
-        # number of them. The price is a whole float32 copy of the model on each rank while it lasts.
+        # Evaluation then works as with any engine: ranks share the batches, and scores have the same bits for any
+        # number of ranks. The price is a whole float32 copy of the model on each rank during the evaluation.
         weights = {name: tensor.detach().clone() for name, tensor in self._weights()}
         yield Objective.inner(_filled(self._blank, weights).to(self.world.device))
 
@@ -49,10 +49,10 @@ class FsdpEngine(ShardedEngine):
     def __init__(
         self, world: World, model: nn.Module, optimizer: OptimizerSpec, *, precision: str, reshard: bool = True
     ) -> None:
-        """Cut up `model`, whose weights are read on rank 0 only; elsewhere they may be on the meta device.
+        """Shard `model`, whose weights are read on rank 0 only; on other ranks they may be on the meta device.
 
-        The model may be larger than one device, and than the host memory of all ranks but rank 0: each device gets its
-        slice of one parameter after another.
+        The model may be larger than a device, and than the host memory of ranks other than rank 0: each device gets its
+        slices one parameter after another.
         """
         self._place(world, model, True, precision)
         self._keep_blank(model)
@@ -68,7 +68,7 @@ class FsdpEngine(ShardedEngine):
         self.optimizer = build_optimizer(cut, optimizer)
 
     def warm_up(self, forward: Callable[[], torch.Tensor]) -> None:
-        """Nothing to do: where a gradient is reduced does not change after the first pass."""
+        """Nothing to do: the place of a gradient in its reduction does not change after the first pass."""
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[None]:
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -78,23 +78,23 @@ class FsdpEngine(ShardedEngine):
         if not isinstance(like, DTensor):
             return tensor
         moved = tensor.to(like.to_local().device)
-        # Every rank has the whole of it: nothing is sent.
+        # Every rank has the whole tensor, so nothing is sent.
         return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
     def close(self) -> None:
-        """Nothing outside of this object holds the model."""
+        """Nothing to do: nothing outside of this object refers to the model."""
 
 
 def mesh_of(world: World) -> DeviceMesh:
-    """All ranks in one row."""
+    """A mesh of one dimension with all ranks."""
     return init_device_mesh(world.device.type, (world.size,))
 
 
 def built_once(world: World, make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` gives on rank 0; on other ranks the same module with its parameters on the meta device (a collective).
+    """The module that `make` builds on rank 0; other ranks get it with parameters on the meta device (a collective).
 
     Raises:
-        DtrainError: what `make` raises on rank 0, on every rank.
+        DtrainError: raised on every rank where `make` raises it on rank 0.
     """
     model: nn.Module | None = None
     told: nn.Module | DtrainError | None = None
@@ -120,7 +120,7 @@ def _scatter(values: torch.Tensor, p: torch.Tensor) -> None:
 
 
 def spread(model: nn.Module, mesh: DeviceMesh, reshard: bool = True) -> None:
-    """Keep a slice of each parameter on every rank's device, and gather each block when it is called.
+    """Shard `model` in place: every rank's device keeps a slice of each parameter, and blocks are gathered when called.
 
     Args:
         reshard: free a gathered block after its forward pass, and gather it again for its backward pass.
@@ -136,7 +136,7 @@ def spread(model: nn.Module, mesh: DeviceMesh, reshard: bool = True) -> None:
 
 
 def _leave_apart() -> None:
-    """Takes the place of `nn.RNNBase.flatten_parameters`."""
+    """Takes the place of `nn.RNNBase.flatten_parameters`, and does nothing."""
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

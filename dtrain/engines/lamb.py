@@ -1,7 +1,7 @@
-"""LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2) with one trust ratio a parameter, whatever shards it.
+"""LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2) with one trust ratio for each parameter, however it is sharded.
 
 Sharding enters in one place only: a `Layout` says which whole parameters a tensor holds pieces of and over
-which process groups their squared norms add up. Plain tensors and DTensor (FSDP2, tensor parallel) are
+which process groups their squared norms are summed. Plain tensors and DTensor (FSDP2, tensor parallel) are
 recognised here; flat buffers such as DeepSpeed ZeRO's need a layout attached (`zero_internals.attach_zero`).
 A tensor whose layout is unknown is refused: its norm would be that of an arbitrary slice.
 """
@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dtrain.engines.shard_layout import Layout, ShardingError, dtensor_layout, is_dtensor, local, placed_like, whole
 
 HALF = (torch.float16, torch.bfloat16)
-STREAMED = 2**20  # elements; beyond that a CPU takes the next tensors in another batch
+STREAMED = 2**20  # elements; on a CPU a batch with as many is closed, and further tensors go into another one
 
 
 @dataclass
@@ -45,10 +45,10 @@ class _Batch:
 
     @property
     def streamed(self) -> bool:
-        """On a CPU that asks nobody for the norms, batches are done one by one.
+        """Whether batches are processed one by one: on a CPU, where norms are not reduced over ranks.
 
-        Updates then use the same memory again and again. New memory for all of them would come in pages that the
-        kernel clears first: twice the time of the whole step.
+        Updates then reuse the same memory. New memory for all of them would come in pages that the kernel clears
+        first, which would double the time of the whole step.
         """
         return self.device.type == "cpu" and not self.layout.groups
 
@@ -63,7 +63,7 @@ class Lamb(Optimizer):
     the group's `adapt` where it is True or False; otherwise (`adapt=None`) all if `adapt_1d`, else those
     with two or more dimensions in a group with `weight_decay != 0`. So biases and LayerNorm are not adapted
     by default. An attention key's bias has a mathematically zero gradient: keep it in a group that is not
-    adapted, or its round-off is blown up to the size of its weights.
+    adapted, or its rounding error is scaled up to the size of its weights.
 
     State and arithmetic are float32 (float64 for float64 parameters); float16 and bfloat16 parameters get a
     float32 `master` copy in the state, from which they are rounded after each step, so weights loaded by hand
@@ -196,7 +196,7 @@ class Lamb(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient; ranks of a sharded parameter must call together.
 
-        One all-reduce of two float64 numbers a parameter for each set of process groups that shards them.
+        Makes one all-reduce, of two float64 numbers a parameter, for each set of process groups that shards some.
         """
         loss = None
         if closure is not None:
@@ -217,14 +217,14 @@ class Lamb(Optimizer):
         for p, master in masters:
             p.copy_(master)
 
-        # Engines call once for each of their buffers: a call that comes round again starts a new collection.
+        # An engine may call once for each of its buffers: a buffer that comes again starts a new collection.
         if self._ratios.keys() & ratios.keys():
             self._ratios.clear()
         self._ratios.update(ratios)
         return loss
 
     def trust_ratios(self) -> dict[str, Tensor]:
-        """Trust ratios of the adapted parameters at the last step, for watching.
+        """Trust ratios of the adapted parameters at the last step, for logging.
 
         Returns:
             `values` (float64, [adapted parameters]) and its `min`, `median`, `max` (0-d), on the device they
@@ -255,7 +255,7 @@ class Lamb(Optimizer):
                     masters.append((p, state["master"]))
                 weight = local(state.get("master", p))
                 grad = local(placed_like(p.grad, p)).to(weight.dtype)
-                if grad.stride() != weight.stride():  # the kernels walk them together
+                if grad.stride() != weight.stride():  # the kernels need both in the same memory layout
                     grad = torch.empty_like(weight).copy_(grad)
                 tensors = (weight, grad, local(state["exp_avg"]), local(state["exp_avg_sq"]))
                 for number, part in enumerate(layout.parts):
@@ -319,8 +319,8 @@ def _directions(batch: _Batch) -> list[Tensor]:
     if not batch.weights:
         return []
     if group["foreach"]:
-        # The fused AdamW kernel with rate −1 adds the direction to whatever it is told are the weights: here
-        # the decay term. One pass instead of a dozen, and the same kernel for CPU and GPU.
+        # The fused AdamW kernel with rate −1 adds the direction to the tensors that are passed as weights: here
+        # the decay term. That takes one pass instead of a dozen, with the same kernel on CPU and GPU.
         updates = list(torch._foreach_mul(batch.weights, group["weight_decay"]))
         steps = [torch.full((), step, dtype=torch.float32, device=batch.device)] * len(updates)
         torch._fused_adamw_(
@@ -349,9 +349,9 @@ def _directions(batch: _Batch) -> list[Tensor]:
 
 
 def _trust_ratios(batches: Sequence[_Batch]) -> dict[tuple[int, int], Tensor]:
-    """Ratios (float64, [parameters of the batch]) by batch owner, with one reduction a set of process groups.
+    """Ratios (float64, [parameters of the batch]) by batch owner, with one reduction for each set of process groups.
 
-    No value is read on the host: on a GPU nothing waits.
+    No value is read on the host, so nothing waits for a GPU.
     """
     reductions: dict[tuple[Any, ...], list[_Batch]] = {}
     for batch in batches:
@@ -373,7 +373,7 @@ def _trust_ratios(batches: Sequence[_Batch]) -> dict[tuple[int, int], Tensor]:
 
 
 def _squares(batch: _Batch, pieces: list[Tensor]) -> Tensor:
-    """Squared norm on this rank of every parameter of the batch, 0 where no piece is here: float64."""
+    """The squared norm of this rank's piece of every parameter of the batch, 0 where it has none; float64."""
     if not batch.group["foreach"]:
         norms = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in pieces]
     elif batch.device.type == "cpu":
@@ -388,9 +388,9 @@ def _squares(batch: _Batch, pieces: list[Tensor]) -> Tensor:
 def _cpu_norm(t: Tensor, block: int = 4096) -> Tensor:
     """Euclidean norm (float64) from float32 norms of blocks.
 
-    On the CPU torch adds up a float32 norm in few lanes: 1e-3 off at 20M elements, which would make sharded
-    and whole parameters disagree. Blocks bring that to 1e-9 at the same speed; all in float64 costs 25 times
-    more.
+    On the CPU torch sums a float32 norm in few lanes, which is 1e-3 off at 20M elements: sharded and whole
+    parameters would disagree. With blocks the error is 1e-9 at the same speed; all in float64 would take 25 times as
+    long.
     """
     flat = t.reshape(-1)
     full = flat.numel() - flat.numel() % block

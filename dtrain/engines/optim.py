@@ -18,10 +18,10 @@ from dtrain.recipe.training import TrainSpec
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:
     """Groups by rate (longest matching prefix of `modules`) and decay (none for biases, norms and other vectors).
 
-    Names are those of the model folder: that the model is trained as part of an objective does not show in them.
+    Names are those of the model folder, without the prefix of the objective that the model is trained in.
 
     Raises:
-        InputError: for a prefix that no parameter starts with.
+        InputError: no parameter starts with a prefix of `modules`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = set()
@@ -61,9 +61,9 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
 
 
 def step_count(count: torch.Tensor, optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of a parameter's step count, 0-d, where `optimizer` reads it.
+    """A copy of a parameter's step count, a 0-d tensor, on the device where `optimizer` reads it.
 
-    Fused kernels read it beside the parameter, LAMB on the CPU.
+    Fused kernels read it on the parameter's device, other optimizers on the CPU.
     """
     return count.to(parameter.device if optimizer.defaults.get("fused") else "cpu", copy=True)
 
@@ -80,7 +80,7 @@ def scaled_to_batch(spec: TrainSpec) -> tuple[OptimizerSpec, ScheduleSpec]:
         warm-up     1/320    1/160    1/80    1/40    1/20    1/10    1/5
 
     Raises:
-        InputError: where the warm-up would take all of the training.
+        InputError: the warm-up would take all of the training.
     """
     optimizer, schedule = spec.optimizer, spec.schedule
     if optimizer.lr_scaling is None:

@@ -35,7 +35,7 @@ def resolve_precision(asked: str, device: torch.device, where: str) -> str:
     elif launcher not in ("auto", asked):
         raise InputError(f"{where}: {asked}, but accelerate's mixed_precision is {launcher}: make them agree")
     if asked == "auto":
-        # Older GPUs (V100, T4) emulate bf16, slower than they compute in float32: that is not meant.
+        # Older GPUs (V100, T4) emulate bf16, which is slower than float32, so they do not get it.
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if native else "fp32"
     if asked == "fp16" and device.type == "cpu":
@@ -44,7 +44,7 @@ def resolve_precision(asked: str, device: torch.device, where: str) -> str:
 
 
 def check_precisions(recipe: Recipe, device: torch.device) -> None:
-    """Raise InputError where a member of the recipe asks for a precision that it cannot have here."""
+    """Raise InputError where a teacher or student asks for a precision that launch or device do not have."""
     for kind, members in (("teachers", recipe.teachers), ("students", recipe.students)):
         for member in members:
             resolve_precision(member.precision, device, f"{kind}.{member.name}.precision")

@@ -1,4 +1,4 @@
-"""What a tensor that an optimizer steps is made of: pieces of which parameters, and which ranks hold the others."""
+"""The layout of a tensor that an optimizer steps: which parameters it holds pieces of, and who holds the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ShardingError(InputError):
-    """It cannot be known which whole parameters a tensor belongs to; the message says what to set."""
+    """It is unknown which whole parameters a tensor holds pieces of; the message says what to set."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """What one tensor is made of. Positions that no part covers are padding.
+    """The parameters that one tensor holds pieces of. Positions that no part covers are padding.
 
     Attributes:
         parts: the same parameters in the same order on every rank of `groups`.

@@ -18,9 +18,9 @@ from dtrain.engines.precision import DTYPES
 if TYPE_CHECKING:
     from dtrain.training.job import Position
 
-# Dense matrix products in 16 bits, FLOP/s, from the makers' data sheets, by words of a device's name: "NVIDIA H100 80GB
-# HBM3" is the SXM board, and "NVIDIA H100 PCIe" a slower one. Float32 is not listed, as its products may run in TF32.
-# What is not here is measured.
+# Peak FLOP/s of dense matrix products in 16 bits, from the makers' data sheets. A key is for devices whose name has all
+# of its words: "NVIDIA H100 80GB HBM3" is the SXM board, and "NVIDIA H100 PCIe" a slower one. Float32 is not listed, as
+# its products may run in TF32. The peak of other devices is measured.
 PEAKS = {
     "H200": 989e12,
     "H200 NVL": 835e12,
@@ -57,7 +57,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def listed_peak(name: str) -> float | None:
-    """What `PEAKS` says of a device of this name; None for another one, and for a slice of one (MIG)."""
+    """The peak in `PEAKS` of a device with this name; None for one that is not listed, and for a MIG slice of one."""
     words = set(name.replace("-", " ").split())
     known = [key for key in PEAKS if words.issuperset(key.split())]
     return PEAKS[max(known, key=len)] if known and "MIG" not in words else None
@@ -79,27 +79,27 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 class Clock:
-    """Measures training time. Models that are trained side by side share a clock, and each is credited its part."""
+    """Measures training time. Models that are trained side by side share a clock; each is credited an equal part."""
 
     def __init__(self) -> None:
         self._positions: list[Position] = []
         self._last = time.perf_counter()
 
     def share_among(self, positions: Sequence[Position]) -> None:
-        """Credit the time from now on to these, in equal parts."""
+        """Credit the time from now on to these positions, in equal parts."""
         if list(map(id, positions)) != list(map(id, self._positions)):
             self.look()
             self._positions = list(positions)
 
     def look(self) -> None:
-        """Credit the time since the last look."""
+        """Credit the time since the last call of `look` or `restart`."""
         now = time.perf_counter()
         for position in self._positions:
             position.seconds += (now - self._last) / len(self._positions)
         self._last = now
 
     def restart(self) -> None:
-        """Do not count the time since the last look (an evaluation, a checkpoint) as training time."""
+        """Do not count the time since the last `look` (an evaluation, a checkpoint) as training time."""
         self._last = time.perf_counter()
 
     @contextlib.contextmanager
@@ -111,7 +111,7 @@ class Clock:
 
 
 class Speed:
-    """Counts what all ranks trained on between two looks."""
+    """Counts the rows and tokens that all ranks trained on since the last `look`, and gives rates."""
 
     def __init__(
         self, flops: tuple[float, float], device: torch.device, precision: str, ranks: int, seconds: float
@@ -131,7 +131,7 @@ class Speed:
         self._pairs += int((whole * whole).sum())
 
     def look(self, seconds: float) -> dict[str, float]:
-        """Means since the last look; `seconds` is the training time so far, without evaluations and checkpoints."""
+        """The rates since the last call; `seconds`: the training time so far, without evaluations and checkpoints."""
         passed = max(seconds - self._seconds, 1e-9)
         per_token, per_pair = self._flops
         used = per_token * self._tokens + per_pair * self._pairs

@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO-1, 2 and 3, told only what the recipe says, with whole weights and state read through its layout.
+"""DeepSpeed ZeRO-1, 2 and 3, configured by the recipe alone; whole weights and state are read from its buffers.
 
-DeepSpeed is called here and not through Accelerate (see `dtrain.runtime.sharding`). In bf16 and fp16 it rounds the model itself
-to 16 bits and steps float32 copies: those are the weights that are kept.
+DeepSpeed is called here and not through Accelerate (see `dtrain.runtime.sharding`). In bf16 and fp16 it rounds the
+model itself to 16 bits and steps float32 copies: those are the weights that are kept.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ZeroEngine(ShardedEngine):
         """Give `model` and `optimizer` to DeepSpeed; at stage 3 a model larger than one device is moved piecewise.
 
         Raises:
-            ShardingError: LAMB, under a layout in which whole parameters cannot be told.
+            ShardingError: LAMB cannot tell in DeepSpeed's layout where whole parameters lie.
         """
         self._place(world, model, True, precision)
         self._keep_blank(model)
@@ -77,10 +77,10 @@ class ZeroEngine(ShardedEngine):
         return contextlib.nullcontext()  # the model itself is in 16 bits; losses are computed in float32
 
     def warm_up(self, forward: Callable[[], torch.Tensor]) -> None:
-        """Nothing to do: where a gradient is reduced does not change after the first pass."""
+        """Nothing to do: the place of a gradient in its reduction does not change after the first pass."""
 
     def synchronise_when(self, last: bool) -> AbstractContextManager[Any]:
-        # Stages 2 and 3 reduce after every pass: only the sums of a rank's own share are kept.
+        # Stages 2 and 3 reduce after every pass: a rank keeps only the sums of its own share.
         self._engine.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
@@ -88,7 +88,7 @@ class ZeroEngine(ShardedEngine):
         self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
 
     def step(self, clip: float | None = None, only: Turn | None = None) -> tuple[torch.Tensor, bool]:
-        """As `Engine.step`; `clip` is the one that the config was filled with. All parameters are stepped together."""
+        """As `Engine.step`; `clip` is that of the config, and all parameters are stepped together."""
         if only is not None:
             raise ValueError("only: ZeRO steps the model and its losses together")
         self._engine.step()
@@ -124,7 +124,7 @@ class ZeroEngine(ShardedEngine):
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         places = {name: (buffer, index) for buffer, index, name in self._trained()}
         for name, tensor in self.module.state_dict(keep_vars=True).items():
-            own = self._names.get(id(tensor), name)  # a shared one has a second name
+            own = self._names.get(id(tensor), name)  # a shared weight has a second name
             if own in places:
                 buffer, index = places[own]
                 yield name, buffer.assemble(index, buffer.flat, self.world.device)

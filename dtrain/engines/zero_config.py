@@ -1,4 +1,4 @@
-"""DeepSpeed's config with what the recipe says filled in."""
+"""DeepSpeed's config, completed from the recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dtrain.errors import InputError
 from dtrain.recipe.training import TrainSpec
 from dtrain.runtime.sharding import Sharding
 
-# Keys of DeepSpeed's that say what a key of the recipe says.
+# Keys of DeepSpeed's config, and the keys of the recipe that decide the same.
 KEYS = {
     "gradient_accumulation_steps": "accumulation",
     "gradient_clipping": "clip",
@@ -22,10 +22,10 @@ def fill_config(sharding: Sharding, spec: TrainSpec, ranks: int, precision: str)
     """DeepSpeed's config with each "auto", and what was left out, filled from the recipe.
 
     Raises:
-        InputError: a value that says otherwise than the recipe, which then would hold in one place only.
+        InputError: a value of the config contradicts the recipe.
     """
     config = copy.deepcopy(sharding.deepspeed)
-    passes = spec.accumulation * (2 if spec.adversarial else 1)  # backward passes; more than 1 makes DeepSpeed add up
+    passes = spec.accumulation * (2 if spec.adversarial else 1)  # backward passes; DeepSpeed accumulates over them
     values: dict[str, Any] = {
         # For DeepSpeed's own bookkeeping: the loop cuts batches, and gradients are sums over them.
         "train_micro_batch_size_per_gpu": max(1, (spec.batch_size or ranks) // (ranks * spec.accumulation)),

@@ -1,4 +1,4 @@
-"""The one place that reaches into DeepSpeed: where ZeRO keeps each parameter, its loss scaler, its engine's start.
+"""The only module that uses DeepSpeed's internals: where parameters lie, the loss scaler, the start of an engine.
 
 None of the attributes read here is documented API. They were checked against the versions in `CHECKED`; of any version,
 the layout that is read is compared with the values of the weights on every rank, and what cannot be read is an error.
@@ -100,7 +100,7 @@ def gathered(tensor: Tensor, *, write: bool = False) -> AbstractContextManager[A
 
 
 def is_cut(tensor: Tensor) -> bool:
-    """Whether stage 3 left this rank a slice of it."""
+    """Whether stage 3 has sharded `tensor`, so that this rank holds a slice of it."""
     return hasattr(tensor, "ds_id")
 
 
@@ -115,7 +115,7 @@ def scaler_state(engine: Any) -> dict[str, float]:
 
 
 def load_scaler_state(engine: Any, state: dict[str, float]) -> None:
-    """Go on from what `scaler_state` gave."""
+    """Continue from what `scaler_state` gave."""
     scaler = engine.optimizer.loss_scaler
     scaler.cur_scale = state["scale"]
     scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["good_steps"])

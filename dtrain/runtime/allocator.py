@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 # The names and numbers of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
-BLOCKS = 65536  # that may be mapped one by one, by default
+BLOCKS = 65536  # glibc's default for how many blocks may be mapped individually
 SETTINGS = {
     M_MMAP_THRESHOLD: 32 << 20,  # the highest that glibc allows; see `keep_large_blocks` for larger ones
     M_TRIM_THRESHOLD: 1 << 30,  # how much may stay free at the end of the heap
@@ -22,7 +22,7 @@ SETTINGS = {
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep up to 1 GiB of freed memory; whether it does so.
+    """Have glibc keep up to 1 GiB of freed memory; returns whether it does.
 
     Nothing is changed where the user has set malloc's own variables, or with another C library.
     """
@@ -32,10 +32,11 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def keep_large_blocks() -> Iterator[None]:
-    """A region in which blocks of more than 32 MiB are kept, too; in the end all that is free goes back to the system.
+    """A region in which blocks of more than 32 MiB are kept, too; at its end all free memory goes back to the system.
 
-    The gradient of a table of 21,128 vectors of 512 is such a block, and every step makes it anew: with new pages in 46 ms,
-    and without in 6 (one busy core). Not for code that makes large arrays of many sizes, which would leave gaps.
+    The gradient of a table of 21,128 vectors of 512 is such a block, and every step allocates it again: in 46 ms with
+    new pages, in 6 ms without (one busy core). Not for code that makes large arrays of many sizes, which would leave
+    gaps.
     """
     library = _library()
     if library is None:
@@ -50,7 +51,7 @@ def keep_large_blocks() -> Iterator[None]:
 
 
 def _library() -> ctypes.CDLL | None:
-    """glibc, where its ways are ours to set."""
+    """glibc; None with another C library, or where the user has set malloc's own variables."""
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
         return None
     library = ctypes.CDLL(None)

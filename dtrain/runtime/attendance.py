@@ -1,4 +1,4 @@
-"""Which ranks are there: they meet before they connect, and give signs of life while they work.
+"""Which ranks are present: they wait for each other before they connect, and give signs of life while they work.
 
 Both go through the launch's key-value store and not through collectives. So a rank that never arrives, hangs in the
 kernel, was stopped, or whose machine is gone is named, where a collective would only time out.
@@ -26,7 +26,7 @@ LAST_WORDS = 10.0  # seconds in which the main thread may end by itself once the
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = math.inf) -> bool:
-    """Ask `condition` ten times a second until it holds; whether it did within `seconds`."""
+    """Check `condition` ten times a second until it holds; returns whether it did within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -52,7 +52,7 @@ def open_store(host: str, port: int, *, serve: bool, seconds: float) -> TCPStore
 
 
 def _wait_for_server(host: str, port: int, seconds: float) -> None:
-    """Return once something listens there: torch prints a page of C++ frames when it gives up."""
+    """Return once something listens there; torch itself prints a page of C++ frames when it gives up."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -77,14 +77,14 @@ def _serves(environment: Mapping[str, str]) -> bool:
 
 
 def rendezvous(store: Store, who: str, index: int, count: int, seconds: float) -> None:
-    """Return once all `count` processes have called this, each with its own `index`.
+    """Return once all `count` processes have called this function, each with its own `index`.
 
     Args:
         who: what they are, for the message: 'rank' or 'machine'.
         seconds: how long to wait for the others.
 
     Raises:
-        DtrainError: naming those that did not come in time; only the first of those that came has a message.
+        DtrainError: naming those that did not come in time; it has a message only in the first process that came.
     """
     keys = [f"dtrain/here/{who}/{number}" for number in range(count)]
     store.set(keys[index], "")
@@ -119,11 +119,11 @@ def heard_within(timeout: float) -> float:
 class Heartbeat(threading.Thread):
     """A thread that gives signs of life of this rank, and ends the process when another rank gives none for `seconds`.
 
-    The main thread cannot do it: it may be in a collective that waits for the very rank that is lost. Under gloo a rank
+    The main thread cannot do it: it may be in a collective that waits for the rank that is lost. Under gloo a rank
     that *fails* is not found here: its launcher ends the others at once, and their collectives raise. Under NCCL they
     raise nothing: the main thread waits for the device, and hears no signal. So there, when a rank has failed or was
-    killed and the main thread stands still for `LAST_WORDS`, the process ends without a word: that rank, or the
-    launcher, tells why.
+    killed and the main thread stands still for `LAST_WORDS`, the process ends without a message: that rank, or the
+    launcher, gives the reason.
     """
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float, *, raises: bool = True) -> None:
@@ -168,7 +168,7 @@ class Heartbeat(threading.Thread):
                 for number, count in enumerate(self.store.multi_get(self._keys)):
                     if count != counts[number]:
                         counts[number], heard[number] = count, now
-                heard[self.rank] = now  # after it was itself stopped for long, it must not find itself silent
+                heard[self.rank] = now  # a rank that was itself suspended for long must not count as silent
                 silent = [n for n in range(self.size) if now - heard[n] > self.seconds and not self._has_left(n)]
                 if silent:
                     self._end(silent)
@@ -180,7 +180,7 @@ class Heartbeat(threading.Thread):
                 self._exit(f"rank {self.rank} lost the connection to the first machine ({_first_line(error)})")
 
     def is_lost(self, number: int) -> bool:
-        """Whether a rank has failed; or its process is gone, if it runs on this machine, without having left."""
+        """Whether a rank has failed, or its process was on this machine and ended without leaving."""
         if self.store.check([self._failed[number]]):
             return True
         if not self.store.check([self._here[number]]):
@@ -203,14 +203,14 @@ class Heartbeat(threading.Thread):
 
 
 class _StandsStill:
-    """For how long the main thread has been at one instruction: waiting for a device, it is inside a call of torch's."""
+    """How long the main thread has been at one instruction: waiting for a device, it is inside a call of torch."""
 
     def __init__(self) -> None:
         self._place: tuple[int, int] | None = None
         self._since = time.monotonic()
 
     def seconds(self) -> float:
-        """Since it was first seen where it is now."""
+        """Seconds since the main thread was first seen at its present instruction."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         place = (id(frame), frame.f_lasti) if frame else None
         if place != self._place:
@@ -219,7 +219,7 @@ class _StandsStill:
 
 
 def _machine() -> str:
-    """A name for this machine, and for the container where process ids are counted anew."""
+    """A name for this machine and for the container, if any, that counts process ids by itself."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

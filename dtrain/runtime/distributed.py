@@ -49,7 +49,7 @@ class World:
         rank, size: this process's number among all, and how many there are.
         local_rank, local_size: the same on this machine.
         device: where this rank computes.
-        stop: whom to ask whether to stop; set by those who run stages.
+        stop: tells whether to stop; set by the code that runs stages.
     """
 
     def __init__(self, accelerator: Accelerator, variables: Mapping[str, str] | None = None) -> None:
@@ -85,9 +85,9 @@ class World:
     # --- agreeing ------------------------------------------------------------------------------
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, which takes the tensor's place and which every rank gets.
+        """The sum over ranks, on every rank; `tensor` is changed in place (a collective).
 
-        A tensor on the CPU goes by gloo, also beside NCCL: it waits for no device.
+        A tensor on the CPU is reduced by gloo, also beside NCCL: that waits for no device.
         """
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -147,8 +147,8 @@ class World:
     def run_on_main(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 while the others wait, however long it takes; every rank gets its result.
 
-        The result must be the same after a way through JSON. An error on rank 0 is raised on every rank, where it has
-        no message: rank 0 tells the user.
+        The result must survive a round trip through JSON. An error on rank 0 is raised on every rank, elsewhere without
+        a message: rank 0 tells the user.
         """
         self._waits += 1
         key = f"dtrain/main-first/{self._waits}"
@@ -175,7 +175,7 @@ class World:
         return answer["result"]
 
     def wait_for_all(self, name: str, seconds: float = math.inf) -> bool:
-        """A barrier for ranks whose work takes very different times; whether all have come within `seconds`."""
+        """A barrier for ranks whose work takes very different times; returns whether all came within `seconds`."""
         store = self.store()
         if store is None:
             return True
@@ -196,7 +196,7 @@ def backend_of(asked: str, gpus: bool) -> str:
     """
     if asked == "nccl" and not gpus:
         if not is_main_process():
-            time.sleep(5)  # the main rank tells; when it leaves, the launcher ends this one
+            time.sleep(5)  # the main rank has the message; when it leaves, the launcher ends this one
             raise InputError([])
         raise InputError("launch.backend: nccl needs GPUs (found none; allowed here: gloo, auto)")
     if asked == "auto":
@@ -205,7 +205,7 @@ def backend_of(asked: str, gpus: bool) -> str:
 
 
 def connect(precision: str = "no", timeout: float = 600, backend: str = "auto") -> World:
-    """Join the launch that this process belongs to; without a launcher it is a world of its own.
+    """Join the launch that this process belongs to; without a launcher the process is a world of one rank.
 
     Args:
         precision: the launch's mixed precision, as Accelerate names it: 'no', 'bf16' or 'fp16'.
@@ -213,8 +213,8 @@ def connect(precision: str = "no", timeout: float = 600, backend: str = "auto") 
         backend: what ranks talk through: 'nccl', 'gloo', or 'auto' for NCCL on GPUs and gloo on CPUs.
 
     Raises:
-        InputError: other processes connected than were asked for, there are more on a machine than GPUs, or NCCL was asked
-            for without GPUs.
+        InputError: another number of processes connected than was asked for, a machine has more of them than GPUs, or
+            NCCL was asked for without GPUs.
         DtrainError: naming ranks that did not arrive.
     """
     cpu = not torch.cuda.is_available()
@@ -233,7 +233,7 @@ def connect(precision: str = "no", timeout: float = 600, backend: str = "auto") 
     # Beside NCCL, tensors on the CPU (flags, counts, objects) go by gloo, which waits for no device.
     talk = "cuda:nccl,cpu:gloo" if backend == "nccl" else backend
     handlers = [InitProcessGroupKwargs(backend=talk, timeout=timedelta(seconds=heard_within(timeout)))]
-    # Without cpu=True Accelerate does not connect CPU ranks, and each takes itself for the only one.
+    # Without cpu=True Accelerate does not connect CPU ranks, and each would be rank 0 of 1.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers if asked > 1 else None)
     world = World(accelerator, variables)
     check_world(world.size, os.environ, sys.argv[1:], parent_command())
@@ -267,7 +267,7 @@ def leave(code: int) -> None:
 
 @contextmanager
 def leave_together(world: World) -> Iterator[None]:
-    """A region in which a problem that every rank meets is told by one rank only; the others raise it without words."""
+    """A region in which a problem that every rank meets is told by one rank; the others raise it without a message."""
     try:
         yield
     except DtrainError as error:

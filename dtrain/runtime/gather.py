@@ -1,4 +1,4 @@
-"""Rows of all ranks side by side, with the gradient of one process: for losses over pairs of rows."""
+"""Rows of all ranks side by side, with the gradient as in a single process: for losses over pairs of rows."""
 
 from __future__ import annotations
 

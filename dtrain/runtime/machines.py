@@ -22,10 +22,10 @@ ONE_MACHINE = Machines()
 
 
 def parse_machines(count: int, rank: int, rendezvous: str | None) -> Machines:
-    """From the options of the command line.
+    """The machines that options of the command line describe; `rendezvous` is HOST:PORT.
 
     Raises:
-        InputError: naming the option that is wrong.
+        InputError: an option is wrong, which the message names.
     """
     if count == 1 and rank == 0 and rendezvous is None:
         return ONE_MACHINE

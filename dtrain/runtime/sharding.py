@@ -28,7 +28,7 @@ class Sharding:
     kind: Literal["ddp", "fsdp2", "zero"] = "ddp"
     where: str = ""  # the file or key to name in messages
     reshard: bool = True  # FSDP2: free gathered parameters between forward and backward
-    deepspeed: dict[str, Any] = field(default_factory=dict)  # its JSON as it stands
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # the content of its JSON file
 
 
 def take_variables(environment: MutableMapping[str, str]) -> dict[str, str]:

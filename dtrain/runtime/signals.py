@@ -1,7 +1,7 @@
 """Signals and time limits that ask a process to stop, and ending it with its launcher.
 
-Signals are noted from the process's first moment, and acted on where work can be kept. Importing torch and connecting to
-the other ranks takes seconds: a signal that comes meanwhile must neither be lost nor end the process as if it had crashed.
+Signals are recorded from the start of the process, and acted on where work can be saved. Importing torch and connecting
+to the other ranks takes seconds: a signal that comes meanwhile must neither be lost nor end the process like a crash.
 A time limit counts from the moment at which the command was given.
 """
 
@@ -20,7 +20,7 @@ SAME_SECONDS = 1.0
 STOP_AT = "DTRAIN_STOP_AT"  # seconds since the epoch, for every process of the command
 JOB_ENDS_AT = "SLURM_JOB_END_TIME"
 LAUNCHER = "DTRAIN_LAUNCHER"  # its process id, for the workers that it starts
-MARGIN_SECONDS = 120.0  # of a job's time are left for the last step, the checkpoint and the way out
+MARGIN_SECONDS = 120.0  # of a job's time are reserved for the last step, the checkpoint and leaving
 received: list[str] = []  # names, in order
 _heard: dict[int, float] = {}
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -42,7 +42,7 @@ def end_with_launcher() -> None:
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it was dead before that
+    if os.getppid() != int(launcher):  # the launcher was already dead before that
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -15,7 +15,7 @@ _KEY = "dtrain/stop"
 
 
 class StopRequest:
-    """Whether someone asked this launch to stop. There is one a process; `agreed`, `ask` and `anywhere` ask all ranks.
+    """Whether someone asked this launch to stop. Each process has one; `agreed`, `ask` and `anywhere` ask all ranks.
 
     Attributes:
         reason: who asked, as 'SIGTERM' or 'time limit'; None as long as nobody has.

@@ -30,7 +30,7 @@ def check_world(formed: int, environment: Mapping[str, str], command: Sequence[s
         launcher: the command line of the process that started this one.
 
     Raises:
-        InputError: what was expected, what formed, and the command that does what was meant.
+        InputError: how many were expected, how many connected, and the command that does what was meant.
     """
     asked = int(environment.get("WORLD_SIZE", "0"))
     if asked and asked != formed:
@@ -52,7 +52,7 @@ def check_devices(environment: Mapping[str, str], gpus: int) -> None:
         gpus: how many this process sees; 0 where ranks compute on CPUs, or may share a GPU.
 
     Raises:
-        InputError: how many there are, and what to set.
+        InputError: there are more; with the two numbers and what to set.
     """
     ranks = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     # Without torchrun's launcher, SLURM may have given each rank a GPU of its own to see.

@@ -1,4 +1,4 @@
-"""Groups of students, for jobs that train them apart from each other: an array of a cluster, or several machines."""
+"""Groups of students, for jobs that train them separately: a job array of a cluster, or several machines."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dtrain.recipe.training import Student
 
 @dataclass(frozen=True)
 class Group:
-    """One of `count` groups; `number` counts from 0."""
+    """One of `count` groups of students; `number` counts from 0."""
 
     number: int
     count: int
 
     def own(self, recipe: Recipe) -> Recipe:
-        """The recipe with this group's students alone: every `count`-th, so that a grid's slow ends are shared out.
+        """The recipe with the students of this group alone: every `count`-th, so that a grid's slow end is spread out.
 
         Peers stay together.
 
         Raises:
-            InputError: where a search compares all students, and this is not all of them.
+            InputError: the recipe has a search, which compares all students, and `count` is not 1.
         """
         if self.count == 1:
             return recipe
@@ -38,10 +38,10 @@ class Group:
 
 
 def parse_group(text: str | None) -> Group | None:
-    """`2/4` is the third of four.
+    """The group that `text` names as NUMBER/COUNT: `2/4` is the third of four. None for None.
 
     Raises:
-        InputError: for anything else.
+        InputError: `text` is anything else.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Teachers that answer beside the students of a rank: loaded once for groups in a row, handed to each group anew."""
+"""Teachers that run beside the students of a rank; one that consecutive groups need is loaded once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dtrain.training.lockstep import LockstepModel, load_lockstep
 
 
 def check_online(plan: Plan) -> None:
-    """Raise InputError where a teacher that answers beside students, or whose layers they begin with, is not there."""
+    """Raise InputError where a teacher that runs beside a student, or whose layers it begins with, is not complete."""
     for student in plan.recipe.students:
         init = student.model.begins_with
         for name in [*student.asks.online, *init]:
@@ -37,7 +37,7 @@ def check_online(plan: Plan) -> None:
 
 
 class OnlineTeachers:
-    """The models of a recipe's teachers that answer on this rank, in the precision of `knowledge.precision`."""
+    """The teachers that run on this rank beside students, in the precision of `knowledge.precision`."""
 
     def __init__(self, plan: Plan, world: World) -> None:
         self.plan, self.world = plan, world
@@ -45,15 +45,15 @@ class OnlineTeachers:
         self._models: dict[str, nn.Module] = {}
 
     def keep_for(self, students: list[Student]) -> None:
-        """Let go of teachers that none of these students asks: a device may not have room for all of a recipe."""
+        """Free the teachers that none of these students needs: a device may not have room for all of a recipe."""
         asked = {name for student in students for name in student.asks.online}
         self._models = {name: model for name, model in self._models.items() if name in asked}
 
     def of_group(self, students: list[Student]) -> dict[str, OnlineTeacher]:
-        """Sources for students that train side by side: each answers once for all of them.
+        """The teachers of students that train side by side, by name; each computes a batch once for all of them.
 
         Raises:
-            InputError: a teacher lets rows leave early while its layers are compared.
+            InputError: a teacher lets rows exit early although its layers are compared.
         """
         batches = max(student.accumulation for student in students) if len(students) > 1 else 1
         found: dict[str, OnlineTeacher] = {}
@@ -72,7 +72,9 @@ class OnlineTeachers:
         return any("embedding_gradients" in one.asks.online.get(name, []) for one in self.plan.recipe.students)
 
     def on_plain_text(self, training: Student, vocabulary: int) -> dict[str, OnlineTeacher]:
-        """Sources for a phase on plain text: the pretrained models that teachers start from; of a teacher from scratch itself.
+        """The teachers of a phase on plain text, by name.
+
+        Each is the pretrained model that the teacher started from, or the teacher itself if it began from scratch.
 
         Args:
             vocabulary: how many tokens the student scores.
@@ -89,7 +91,7 @@ class OnlineTeachers:
         return found
 
     def _reader(self, name: str, vocabulary: int | None) -> nn.Module:
-        """A teacher as it reads plain text, with its scores over the vocabulary where they are asked for."""
+        """A teacher for plain text; `vocabulary`: how many tokens it scores, None where its scores are not needed."""
         key = f"{name}, plain text, {vocabulary}"
         if key not in self._models:
             (teacher,) = (teacher for teacher in self.plan.recipe.teachers if teacher.name == name)
@@ -109,7 +111,7 @@ class OnlineTeachers:
         return self._models[key]
 
     def _ready(self, made: Callable[[], nn.Module]) -> nn.Module:
-        """A model as it answers beside students: on the device, or cut up over all ranks."""
+        """A model ready to run beside students: on the device, or sharded over all ranks."""
         device = self.world.device
         if self.plan.recipe.knowledge.sharded and self.world.size > 1:
             return load_lockstep(made, self.precision, self.world)

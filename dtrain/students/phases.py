@@ -41,7 +41,7 @@ from dtrain.training.model_job import LOSSES, ModelJob, Prepared
 from dtrain.training.monitor import log_hyperparameters
 from dtrain.training.reach import freeze, trained_names
 
-# What a phase trains with on its rows, from what the student trains with on those of its task.
+# Gives what a phase trains with on its own rows, from what the student trains with on rows of its task.
 OnRows = Callable[[Prepared], Prepared]
 History = list[dict[str, Any]]
 
@@ -61,7 +61,7 @@ class PhasePlace:
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """The name of the phase's folders."""
         return f"{self.number + 1}-{self.phase.name}"
 
     @property
@@ -97,12 +97,12 @@ class PhasePlace:
         return self.phase.on_plain_text and asks_for_masks(self.phase.terms)
 
     def earlier(self) -> History:
-        """What the phases before it have logged, in the student's epochs and steps."""
+        """The history of the phases before it, in the student's epochs and steps."""
         history: History = read_json(self.before.model / "history.json") if self.before else []
         return history
 
     def counted(self, own: History) -> History:
-        """What it has logged itself, behind what the phases before it have."""
+        """The history of the phases before it, followed by its `own` in the student's epochs and steps."""
         earlier = self.earlier()
         steps = max((entry["step"] for entry in earlier), default=0)
         held_out = {"split": "held_out"} if self.held_out else {}
@@ -118,8 +118,8 @@ class PhasePlace:
         return [*earlier, *({**entry, "phase": self.phase.name} for entry in later)]
 
 
-# The job of a training as of a student: from the training, its phase, its fingerprint, the seed of its order of rows and
-# the epochs after which it waits.
+# Makes the job of a phase, from: the student with the phase's settings, the phase, its fingerprint, the seed of its
+# order of rows, and the epoch after which it pauses.
 MakeJob = Callable[[Student, PhasePlace, str, int, int | None], tuple[ModelJob, OnRows]]
 
 
@@ -129,7 +129,7 @@ def places(folder: RunFolder, student: Student) -> list[PhasePlace]:
 
 
 def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -> list[ModelJob]:
-    """What a student is trained as, one job after another; those that begin at epoch `pause` or later are left out."""
+    """The jobs of a student's phases, in order; those that begin at epoch `pause` or later are left out."""
     found = []
     for place, training in zip(places(plan.folder, student), student.trainings, strict=True):
         if pause is not None and place.first_epoch >= pause:
@@ -155,7 +155,7 @@ def phase_jobs(student: Student, plan: Plan, make: MakeJob, pause: int | None) -
 
 
 def forget_curves(student: Student, plan: Plan, folder: RunFolder) -> None:
-    """Where its first phase is to begin: remove the curves of an earlier student of this name, phases or not."""
+    """If the first phase has not begun yet, remove the curves of an earlier student of this name."""
     first = places(folder, student)[0]
     if not is_done(first.model, plan.phase(student.name, 0)) and not first.checkpoints.exists():
         shutil.rmtree(folder.tensorboard("students", student.name), ignore_errors=True)
@@ -164,10 +164,10 @@ def forget_curves(student: Student, plan: Plan, folder: RunFolder) -> None:
 def history_at(
     student: Student, plan: Plan, folder: RunFolder, epoch: int, identity: Callable[[str], str]
 ) -> History | None:
-    """Its scores so far, once it has come to an epoch; None before.
+    """The history of a student that has come to `epoch`; None before.
 
     Args:
-        identity: that of the checkpoints of a training, from its fingerprint.
+        identity: gives the identity of a training's checkpoints, from its fingerprint.
     """
     for place in reversed(places(folder, student)):
         fingerprint = plan.phase(student.name, place.number)
@@ -182,9 +182,9 @@ def history_at(
 
 
 def unknown_parameters(recipe: Recipe) -> list[str]:
-    """Phases that name parameters or layers which their student's model does not have, a line each.
+    """Phases that name parameters or layers which their student's model does not have, a line for each.
 
-    Models are built without weights. Of one whose shape only its hub folder tells nothing is known here.
+    Models are built without weights. A pretrained model whose folder is not on this machine is not checked.
     """
     problems = []
     for student in recipe.students:
@@ -200,8 +200,8 @@ def unknown_parameters(recipe: Recipe) -> list[str]:
 
 
 def check_sharding(recipe: Recipe, world: World) -> None:
-    """Raise InputError for what ZeRO cannot do: to freeze weights in 16 bits, of which it keeps no exact copy, or to step
-    some parameters alone.
+    """Raise InputError for what ZeRO cannot do: freeze weights in 16 bits, of which it keeps no exact copy, or step the
+    model and the weights of its losses in turn.
     """
     for student in recipe.students:
         precision = resolve_precision(student.precision, world.device, f"students.{student.name}.precision")
@@ -224,7 +224,7 @@ def check_sharding(recipe: Recipe, world: World) -> None:
 
 
 def _parameter_names(student: Student, recipe: Recipe) -> list[str] | None:
-    """Of the student's model; None where they are not known yet."""
+    """The names of the parameters of a student's model; None where they are not known yet."""
     spec = student.model.model_copy(deep=True)
     encoder = encoder_of(spec)
     if encoder is not None and encoder.pretrained:
@@ -235,13 +235,13 @@ def _parameter_names(student: Student, recipe: Recipe) -> list[str] | None:
     with torch.device("meta"):
         try:
             model = build(spec, vocabulary=8, labels=["a", "b"], pad_id=0, heads=_heads(student, recipe))
-        except ValueError:  # it reads its tokenizer, which is not there yet
+        except ValueError:  # the model needs its tokenizer, which does not exist yet
             return None
     return list(Objective.folder_names(model).values())
 
 
 def _heads(student: Student, recipe: Recipe) -> dict[str, dict[str, Any]] | None:
-    """Of a student of several tasks, whose names they are called by."""
+    """The heads of a student of several tasks, by task; None for a student of one task."""
     if student.tasks is None:
         return None
     kinds = {task: rules_of(recipe.of_task(task).data.task) for task in student.tasks}
@@ -249,7 +249,7 @@ def _heads(student: Student, recipe: Recipe) -> dict[str, dict[str, Any]] | None
 
 
 def _layers(encoder: EncoderSpec, recipe: Recipe) -> int | None:
-    """Of a pretrained transformer; None where its folder is not here."""
+    """The number of layers of a pretrained transformer; None where its folder is not on this machine."""
     if encoder.made_here and recipe.pretrain is not None:
         return recipe.pretrain.model.shape()[1]
     try:
@@ -259,7 +259,7 @@ def _layers(encoder: EncoderSpec, recipe: Recipe) -> int | None:
 
 
 def _prepare(prepare: Callable[[], Prepared], place: PhasePlace, rows: OnRows) -> Prepared:
-    """What a phase trains with: as any student, from the weights that the phase before it kept."""
+    """What a phase trains with: what any student does, beginning with the weights that the phase before it kept."""
     plain = prepare()
     prepared = rows(replace(plain, make=functools.partial(_start, plain.make, place)))
     prepared = replace(prepared, losses=functools.partial(_go_on, prepared.losses, place))
@@ -276,7 +276,7 @@ def _prepare(prepare: Callable[[], Prepared], place: PhasePlace, rows: OnRows) -
 
 
 def _go_on(losses: Callable[[nn.Module], nn.Module], place: PhasePlace, model: nn.Module) -> nn.Module:
-    """The losses of a phase; those whose weights last with the ones that an earlier phase ended with, the latest of them."""
+    """Build the losses of a phase. Lasting losses begin with the weights of the latest earlier phase that has them."""
     found = losses(model)
     for name, module in lasting_losses(found).items():
         before = place.before
@@ -313,7 +313,7 @@ def _start(make: Callable[[], nn.Module], place: PhasePlace) -> nn.Module:
 
 
 def _over_all(place: PhasePlace, position: Position) -> dict[str, Any]:
-    """What is counted over all phases up to this one, and each phase by itself."""
+    """The metrics that are counted over all phases up to this one, and those of each phase."""
     earlier = read_json(place.before.model / "metrics.json") if place.before else {"phases": []}
     training = place.student.trainings[place.number]
     parts = training.parts.values()

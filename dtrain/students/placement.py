@@ -1,4 +1,4 @@
-"""How long a student will train, against the others."""
+"""How long a student will train, in comparison with the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
 
     Args:
         student: resolved, so that `rows` is set.
-        tasks: with their rows; None before there are any: all count alike then.
+        tasks: the tasks with their rows; None before they are prepared: then every epoch counts the same.
     """
     tokens = 0.0
     for part in student.parts.values():
@@ -30,5 +30,8 @@ def cost(student: Student, tasks: PreparedTasks | None) -> float:
 
 
 def _parts(training: Student) -> list[str]:
-    """Whose tokens an epoch has; of a phase on plain text, which may not be read yet, as many are assumed as it would have."""
+    """The parts whose tokens are counted for an epoch: plain text and rows by a teacher may not exist yet, and are not.
+
+    Where nothing else is read, the training rows are counted in their place.
+    """
     return [part for part in training.rows or [] if part != CORPUS and part not in TAUGHT] or ["train"]

@@ -1,9 +1,9 @@
 """A phase of a student on plain text: packed rows, masked anew in each epoch where a loss asks for it.
 
-    student ── its transformer ──▶ states of layers ──▶ losses beside a teacher that reads the very same rows
+    student ── its transformer ──▶ states of layers ──▶ losses against a teacher that reads the same rows
                      └── a head of this phase ──▶ scores over the vocabulary at masked positions
 
-The head is no part of the student, and nothing of it is published.
+The head is not part of the student, and is not published.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 
 def prepare_texts(plan: Plan, folder: RunFolder, names: set[str], stop: StopRequest) -> None:
-    """Read and pack the texts of these students' phases, where that is not done yet.
+    """Read and pack the texts for phases of the students `names`, where that is not done yet.
 
     Raises:
-        InputError: for files that are not what the recipe says, or too little text to fill a row.
+        InputError: files are not what the recipe says, or there is too little text to fill a row.
         Stopped: asked to stop; what is done stays.
     """
     for student in plan.recipe.students:
@@ -66,7 +66,7 @@ def prepare_texts(plan: Plan, folder: RunFolder, names: set[str], stop: StopRequ
 
 @dataclass(frozen=True)
 class Alone:
-    """A world of one, for a student that this rank trains by itself: nothing is asked of the others."""
+    """A world of one rank, for a student that this rank trains by itself: the other ranks take no part."""
 
     device: torch.device
     threads: int
@@ -82,8 +82,8 @@ class PlainTextPhase:
     """What a phase on plain text trains with.
 
     Args:
-        training: the student that stands for the phase.
-        online: the teachers that answer beside it.
+        training: the student with the settings of the phase.
+        online: the teachers that run beside it, by name.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class PlainTextPhase:
         self.task = MaskedLanguageModel(masker, separate=False)
 
     def prepared(self, plain: Prepared) -> Prepared:
-        """`plain`: what the student would train with on rows of its task, of which this takes the model."""
+        """What the phase trains with; `plain` is what the student trains with on rows of its task, and has the model."""
         rows = self.rows
         return replace(
             plain,
@@ -144,20 +144,20 @@ class PlainTextPhase:
         return Feed(rows, collate, masked.units, online=online, device=self.device, draw=masked.begin_step)
 
     def _whole(self, index: np.ndarray) -> Batch:
-        """Rows at positions `index` [B] as they are."""
+        """The rows at positions `index` [B], without masks."""
         tokens = torch.from_numpy(self.rows.take(index)[0].astype(np.int64))
         ones = torch.ones(len(index), dtype=torch.int64)
         return Batch(index, index, {"input_ids": tokens}, {}, ones.bool(), ones)
 
     def _masked(self, rows: MaskedRows, index: np.ndarray) -> Batch:
-        """Rows at positions `index` [B] of the step under way, masked."""
+        """The rows at positions `index` [B], masked for the current step."""
         found = rows.batch(index)
         targets = {"masked_labels": found.labels, "masked_rows": found.places // self.rows.length}
         units = torch.from_numpy(rows.units[index])
         return Batch(index, index, found.inputs, targets, torch.ones(len(index), dtype=torch.bool), units)
 
     def _evaluate(self, plain: Prepared, model: nn.Module, precision: str) -> dict[str, float]:
-        """On text that is held out; without masks as a model of its task, which it may not be yet."""
+        """Score on held-out text; without masks on the task's validation rows, for which it may not be trained yet."""
         if not self.masked:
             return plain.evaluate(model.model, precision)  # type: ignore[arg-type]
         return self.task.scores(_Scores(model), self.held_out, self.world, precision=precision)
@@ -173,7 +173,7 @@ class PlainTextPhase:
 
 
 class _Scores(nn.Module):
-    """A model as the task of pre-training calls it."""
+    """Wraps a model so that the task of masked language modelling can call it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -195,12 +195,12 @@ def ask(model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
 
 
 def vocabulary_of(student: Student, plan: Plan) -> int:
-    """How many tokens a student scores."""
+    """How many tokens a student's vocabulary has."""
     return len(_tokenizer(student, plan))
 
 
 def _tokenizer(student: Student, plan: Plan) -> PreTrainedTokenizerFast:
-    """The one that reads the rows of its task."""
+    """The tokenizer that reads the rows of a student's task."""
     (own, *_) = plan.of(student)
     return load_tokenizer(own.folder.data / "tokenizers" / tokenizer_name(student))
 
@@ -210,10 +210,10 @@ def _student(plan: Plan, name: str) -> Student:
 
 
 def _save(plain: Prepared, model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
-    """The student, without the head."""
+    """Save the student without the head."""
     plain.save(model.model, folder, metrics)  # type: ignore[arg-type]
 
 
 def _published(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The student's, without the head's."""
+    """The weights of the student, without those of the head."""
     return {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}

@@ -20,7 +20,7 @@ from dtrain.recipe.training import LossSpec, Student
 from dtrain.runfolder import fingerprint
 
 Way = Literal["all ranks", "peers", "fused", "streams", "beside", "alone"]
-MOST_FUSED = 16  # of one group; more members find the GPU full, and share one fate when memory runs out
+MOST_FUSED = 16  # members of a group; with more the GPU is full, and more of them run out of memory together
 MOST_STREAMS = 4
 MOST_BESIDE = 16
 MOST: dict[Way, int] = {"fused": MOST_FUSED, "streams": MOST_STREAMS, "beside": MOST_BESIDE}
@@ -39,7 +39,7 @@ class TrainingGroup:
     """Students that one rank trains at the same time (`all ranks`: one student that all train).
 
     Attributes:
-        why: the reason for not being fused; empty where fused.
+        why: the reason why they are not fused; empty where they are.
         cost: an estimate, of which only ratios matter.
     """
 
@@ -55,11 +55,11 @@ class TrainingGroup:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan is for."""
+    """The ranks and devices that the plan is for."""
 
     ranks: int
     device: str  # cpu | cuda
-    precision: Callable[[Student], str]  # that a student will train in
+    precision: Callable[[Student], str]  # gives the precision that a student will train in
 
 
 def plan_groups(
@@ -75,12 +75,13 @@ def plan_groups(
     """Every student in exactly one group; groups that all ranks train first, then longest first.
 
     Args:
-        students: to be trained now.
-        recipe: all of its students. Who could be stacked with one of them trains as a stack, of itself alone where
-            the others are done, failed or elsewhere: kernels, and so the last bits, do not depend on who is left.
-        task: the value of `data.task` for a student.
-        order: the seed of a student's order of rows.
-        cost: of one student.
+        students: those to be trained now.
+        recipe: all students of the recipe. A student that could be stacked with another of these trains as a stack,
+            even alone where the others are done, failed or elsewhere: so the kernels, and with them the last bits of
+            its weights, do not depend on which others are left.
+        task: gives the value of `data.task` for a student.
+        order: gives the seed of a student's order of rows.
+        cost: gives the estimated cost of a student.
 
     Returns:
         The same list on every rank.
@@ -181,7 +182,7 @@ def _way(student: Student, placement: Placement, machine: Machine, task: str) ->
 
 
 def _asks_a_teacher(student: Student) -> bool:
-    """Whether a teacher answers beside it on rows of its task, in one phase at least."""
+    """Whether a teacher runs beside it on rows of its task, in at least one phase."""
     return any(training.asks.online and training.rows != [CORPUS] for training in student.trainings)
 
 
@@ -191,12 +192,12 @@ def _rows(student: Student, order: int) -> str:
     named = (tokenizer_name(student), student.task, student.rows, rule, order)
     if student.reads is None:
         return fingerprint(*named)
-    # Which rows something is learnt from depends on losses and teachers, where rows have several sides.
+    # Where rows have several sides, losses and teachers decide from which rows something can be learnt.
     return fingerprint(*named, student.teachers, [loss.model_dump(mode="json") for loss in student.losses or []])
 
 
 def _teachers_and_rows(student: Student, order: int) -> str:
-    """What decides which teachers answer, and what they are asked about, in each phase."""
+    """What decides which teachers run beside a student, and on which rows, in each phase."""
     asked = [
         [_rows(training, order + number), sorted(training.asks.online)]
         for number, training in enumerate(student.trainings)
@@ -205,12 +206,12 @@ def _teachers_and_rows(student: Student, order: int) -> str:
 
 
 def _structure(student: Student, order: int) -> str:
-    """What members of a stack have in common; all else is theirs."""
+    """What members of a stack must have in common; everything else may differ."""
     shape = student.model.model_dump(mode="json", exclude={"dropout"})
     return fingerprint(_rows(student, order), shape, student.optimizer.type, student.precision)
 
 
 def _cut(members: list[Student], pieces: int) -> list[list[Student]]:
-    """Into stretches of like length."""
+    """Cut `members` into consecutive parts of nearly equal length."""
     ends = [round(len(members) * piece / pieces) for piece in range(pieces + 1)]
     return [members[start:end] for start, end in zip(ends, ends[1:], strict=False)]

@@ -1,8 +1,8 @@
 """Successive halving (Jamieson & Talwalkar 2016, 1502.07943): students are compared on the way, and the worst stopped.
 
 Every student trains to an epoch, waits there with a checkpoint until all others have come, and goes on if its best
-score so far is among the best share of them. What was decided is in `search.json`: a run that is continued, on
-another number of ranks too, decides nothing twice.
+score so far is among the best share of them. Decisions are kept in `search.json`: a run that is continued, even on
+another number of ranks, makes none of them twice.
 """
 
 from __future__ import annotations
@@ -36,16 +36,21 @@ class Halving:
 
     @property
     def next_epoch(self) -> int | None:
-        """After which students are compared next; None when all that is left is to end."""
+        """The epoch after which students are compared next; None when no comparison is left."""
         return self.spec.epochs[len(self.rungs)] if len(self.rungs) < len(self.spec.epochs) else None
 
     @property
     def stopped(self) -> dict[str, str]:
-        """Why each stopped student was, by name."""
+        """The reason for which each stopped student was stopped, by name."""
         return {name: reason for rung in self.rungs for name, reason in rung["stopped"].items()}
 
     def decide(self, scores: Mapping[str, float], metric: str) -> dict[str, str]:
-        """Compare at `next_epoch`; who is stopped, with the reason. Written to `search.json`."""
+        """Compare students at `next_epoch`, and write the decision to `search.json`; returns who is stopped, and why.
+
+        Args:
+            scores: the score of each student by name, the higher the better (a loss is given as its negative).
+            metric: the name of the score, for the reason.
+        """
         epoch = self.next_epoch
         assert epoch is not None
         order = sorted(scores, key=lambda name: (-scores[name], name))

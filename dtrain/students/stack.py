@@ -1,11 +1,11 @@
 """Parameters and optimizer state of K models of one structure, side by side in memory, and their common step.
 
-A parameter of K members is one tensor [K, ...]. The members' own models and optimizers look into it: what scores,
-saves and loads one model sees no difference. Rates, decay, moments' factors, step counts and clipping are vectors
-over members.
+A parameter of K members is one tensor [K, ...]. The members' own models and optimizers hold views of it, so that code
+which scores, saves or loads a single model works unchanged. Rates, decay, moments' factors, step counts and clipping
+are vectors over members.
 
-A member's numbers are the same in any stack, bit for bit, as far as kernels let them be: one operation a kernel (what
-fuses a product and a sum rounds otherwise in the last few numbers of a tensor), and norms of one member at a time.
+As far as kernels allow, a member's numbers are the same in any stack, bit for bit. So each kernel does one operation (a
+fused product and sum rounds differently in the last few elements of a tensor), and norms are of one member at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 class _Segment:
-    """Parameters that every member's optimizer treats alike: values, gradients and moments, [K, numbers] each."""
+    """Parameters that every member's optimizer treats alike: values, gradients and moments, [K, elements] each."""
 
     def __init__(self, names: list[str], shapes: list[torch.Size], members: int, device: torch.device) -> None:
         self.names = names
@@ -34,7 +34,7 @@ class _Segment:
         self.moments: dict[str, Tensor] = {}
 
     def views(self, of: Tensor) -> dict[str, Tensor]:
-        """By name, [K, ...]."""
+        """Views of a tensor [K, elements], [K, ...] for each parameter, by name."""
         return {
             name: of[:, start:end].unflatten(1, shape)
             for name, shape, start, end in zip(self.names, self._shapes, self._ends, self._ends[1:], strict=False)
@@ -45,11 +45,11 @@ class Stack:
     """K models and their optimizers, AdamW or SGD, in float32.
 
     Args:
-        engines: of one structure and one optimizer; their weights and states move in.
+        engines: of models of one structure with one kind of optimizer; their weights and states are moved here.
         kind: 'adamw' or 'sgd'.
 
     Attributes:
-        weights: by name, [K, ...], leaves.
+        weights: by name, [K, ...]; leaf tensors of autograd.
     """
 
     def __init__(self, engines: Sequence[Engine], kind: str) -> None:
@@ -76,7 +76,7 @@ class Stack:
         ]
 
     def attach(self) -> None:
-        """Let the models look here again: who scores one may have moved it (to `cpu:0`, which makes a copy)."""
+        """Make the models views of the stack again: scoring one may have moved it (to `cpu:0`, which makes a copy)."""
         for own, views in zip(self._parameters, self._views, strict=True):
             for name, view in views.items():
                 if own[name].data_ptr() != view.data_ptr():
@@ -94,7 +94,11 @@ class Stack:
                 own.add_(gradient)
 
     def step(self, clips: Sequence[float | None]) -> list[Tensor]:
-        """Clip each member's gradients to its own norm and apply them; the norms before clipping, on the device."""
+        """Clip each member's gradients to its own limit and apply them.
+
+        Returns:
+            The norms before clipping, 0-d tensors on the device.
+        """
         for name, row in self._padding.items():
             self._gradients[name][:, row].zero_()
         norms = self._norms()
@@ -111,7 +115,7 @@ class Stack:
         return list(norms.unbind())
 
     def _norms(self) -> Tensor:
-        """[K]; each from its own numbers alone, so that it is the same in another stack."""
+        """Gradient norms [K]; each from its member's numbers alone, so that it is the same in another stack."""
         pieces = [torch._foreach_norm(list(segment.gradients.unbind())) for segment in self._segments]
         return torch.stack([torch.stack(list(own)) for own in zip(*pieces, strict=True)]).norm(dim=1)
 
@@ -142,7 +146,7 @@ class Stack:
         values.sub_((first / denominator).mul_(each(rates)))
 
     def _lay_out(self) -> list[_Segment]:
-        """Embeddings alone (their lookup wants them in one piece), the rest by the groups of the optimizers."""
+        """A segment for each embedding, whose lookup needs a contiguous table, and for each group of the optimizers."""
         tables = {f"{name}.weight" for name, m in self.models[0].named_modules() if isinstance(m, nn.Embedding)}
         names: dict[tuple[object, ...], list[str]] = {}
         for name in self._parameters[0]:
@@ -155,7 +159,7 @@ class Stack:
         ]
 
     def _move_in(self, member: int) -> Tensor:
-        """Copy one member's weights and state, and let its model and optimizer look here; its step count."""
+        """Copy a member's weights and state here and let its model and optimizer view them; returns its step count."""
         optimizer = self.engines[member].optimizer
         count = torch.zeros(())
         for segment in self._segments:
@@ -178,11 +182,11 @@ class Stack:
                     optimizer.state[parameter]["step"] = count
         for state in optimizer.state.values():
             if "step" in state:
-                state["step"] = count  # one for all: they count alike
+                state["step"] = count  # one tensor for all parameters, as they count the same steps
         return count
 
     @staticmethod
     def _group_of_each(engine: Engine, own: dict[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
-        """The optimizer's group of each parameter, by name; groups keep their rates of each step."""
+        """The optimizer's group of each parameter, by name; its rates are set before each step."""
         by_id = {id(p): group for group in engine.optimizer.param_groups for p in group["params"]}
         return {name: by_id[id(parameter)] for name, parameter in own.items()}

@@ -1,4 +1,4 @@
-"""The layers that stacked models are made of. A member's numbers do not depend on who else is in the stack."""
+"""The layers that stacked models are made of. A member's numbers do not depend on the other members of the stack."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# A batched product may round otherwise by where a matrix begins in memory: on a CPU with AVX-512, MKL's did so for
-# matrices that did not begin at a multiple of 64 bytes, 32 numbers of two bytes. Where a member's matrix begins depends
-# on how many stand before it, unless each has a multiple of this many numbers.
+# How a batched product rounds may depend on where a matrix begins in memory: on a CPU with AVX-512, MKL's rounded
+# differently for matrices that did not begin at a multiple of 64 bytes (32 elements of two bytes). Where a member's
+# matrix begins depends on how many come before it, unless each has a multiple of this many elements.
 ALIGNED = 32
 
 
@@ -31,7 +31,7 @@ def embed_each(table: Tensor, ids: Tensor) -> Tensor:
 
 
 def linear_each(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[K, N, I], [K, O, I], [K, O] -> [K, N, O]."""
+    """A linear layer for each member: [K, N, I], [K, O, I], [K, O] -> [K, N, O]."""
     rows = inputs.shape[1]
     more = rows_to_align(rows, inputs.shape[2], weight.shape[1])
     if more:
@@ -40,13 +40,13 @@ def linear_each(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def rows_to_align(rows: int, *widths: int) -> int:
-    """How many rows to add, so that matrices of so many rows and each of these widths begin alike for every member."""
+    """How many rows to add to `rows`, so that matrices of all these widths have a multiple of `ALIGNED` elements."""
     multiple = ALIGNED // math.gcd(ALIGNED, *widths)
     return -rows % multiple
 
 
 def dropout_each(features: Tensor, rates: Sequence[float], random: Sequence[torch.Generator]) -> Tensor:
-    """Drop out of [K, ...] by a rate and a generator a member; on a CPU the masks are those of `nn.Dropout`."""
+    """Dropout of [K, ...], each member with its rate and generator; on a CPU the masks are those of `nn.Dropout`."""
     if not any(rates):
         return features
     kept = torch.ones_like(features)

@@ -1,4 +1,4 @@
-"""K bidirectional LSTMs as one: a batched product a layer for the inputs, and one a time step for all states.
+"""K bidirectional LSTMs as one: in each layer one batched product for the inputs, and one for all states at each step.
 
 Both directions of all members run in the same loop, the reverse one from the padded end: there its state stays zero
 until a text's last token.
@@ -24,20 +24,20 @@ def forward_bilstm(
     attention_mask: Tensor,
     random: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
-    """What each of K models of one shape answers to the same texts; see `BiLSTM`.
+    """The outputs of K models of one shape for the same texts; see `BiLSTM`.
 
     Args:
-        models: for what they have in common, and their dropout rates.
+        models: give what they have in common, and their dropout rates.
         weights: by name, float [K, ...].
         input_ids: int64 [B, L].
         attention_mask: [B, L].
-        random: of each member's dropout.
+        random: the generator of each member's dropout.
 
     Returns:
         Logits [K, B, C] and features [K, B, 2 x hidden].
     """
     first, rows = models[0], len(input_ids)
-    more = rows_to_align(rows, first.lstm.hidden_size)  # rows without a token, which nothing is asked of
+    more = rows_to_align(rows, first.lstm.hidden_size)  # rows without a token, whose outputs are dropped
     input_ids, attention_mask = (functional.pad(given, (0, 0, 0, more)) for given in (input_ids, attention_mask))
     lengths = attention_mask.sum(1).clamp(min=1)
     ids = padded_ids(input_ids, attention_mask, first.pad_token_id)
@@ -59,7 +59,7 @@ def forward_bilstm(
 def _layer(inputs: Tensor, real: Tensor, weights: Mapping[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
     """[K, B, L, I] -> the states [K, B, L, 2 H] of both directions and the final ones [K, B, 2 H]."""
     members, rows, tokens, _ = inputs.shape
-    gates = []  # of both directions [K, B, L, 4 H], in the order in which they are walked through
+    gates = []  # of both directions [K, B, L, 4 H], in the order of their time steps
     for direction in ("", "_reverse"):
         name = f"l{layer}{direction}"
         bias = weights[f"lstm.bias_ih_{name}"] + weights[f"lstm.bias_hh_{name}"]

@@ -19,14 +19,14 @@ def forward_textcnn(
     attention_mask: Tensor,
     random: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
-    """What each of K models of one shape answers to the same texts; see `TextCNN`.
+    """The outputs of K models of one shape for the same texts; see `TextCNN`.
 
     Args:
-        models: for what they have in common, and their dropout rates.
+        models: give what they have in common, and their dropout rates.
         weights: by name, float [K, ...].
         input_ids: int64 [B, L].
         attention_mask: [B, L].
-        random: of each member's dropout.
+        random: the generator of each member's dropout.
 
     Returns:
         Logits [K, B, C] and features [K, B, F].

@@ -30,10 +30,10 @@ from dtrain.training.phases import train_phases
 
 
 class GroupTrainer:
-    """What all groups of a rank are trained with.
+    """Trains the groups of a rank, one after another.
 
     Args:
-        open_store: opens and verifies a teacher's store; called once a teacher, for all groups of this rank.
+        open_store: opens and verifies a teacher's store; called once for each teacher, for all groups of this rank.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class GroupTrainer:
         self._online = OnlineTeachers(plan, members.world)
 
     def train(self, group: TrainingGroup, pause: int | None = None) -> Iterator[Trained]:
-        """Each student as it ends.
+        """Train a group; yields each student as it ends.
 
-        An error that meets a whole group is no student's failure yet: the group is cut in two, which continue from
-        their checkpoints, until the error is one student's.
+        An error of the whole group is not yet a student's failure: the group is cut into halves, which continue from
+        their checkpoints, until the error is that of a single student.
 
         Args:
-            pause: epochs after which each is to wait; see `ModelJob`.
+            pause: the epoch after which each student pauses; see `ModelJob`.
 
         Raises:
             Stopped: on request, after checkpoints.
@@ -101,7 +101,7 @@ class GroupTrainer:
                 shared.reading.close()
 
     def _in_phases(self, students: list[Student], pause: int | None) -> Iterator[Trained]:
-        """Students whose last phase has ended, or that have failed."""
+        """Train students that have phases; yields those whose last phase has ended or that failed."""
         shared = _SharedPhases(self.members, self._online, students)
         jobs_of = []
         for student in students:
@@ -147,7 +147,7 @@ class GroupTrainer:
             return job, lambda prepared: prepared
         beside = self._online.on_plain_text(training, vocabulary_of(training, self.plan))
         texts = PlainTextPhase(training, place.phase, self.plan, self.members.folder, self.world, beside)
-        # As on rows of its task, which are not read.
+        # The job is that of rows of its task, which are then not read.
         on_task = training.model_copy(update={"rows": ["train"]})
         return self.members.student(on_task, identity, {}, online=beside, order=order, pause=pause), texts.prepared
 
@@ -190,7 +190,7 @@ class _Shared:
     """Rows and batches that the students of a group read together."""
 
     def __init__(self, members: Members, students: list[Student]) -> None:
-        # Students step one after another, so a step's micro-batches are asked for once by each of them.
+        # Students make a step one after another, and each asks for all micro-batches of the step.
         most = max(student.accumulation for student in students)
         self.reading = Reading(members.world.device, most + AHEAD + 1)
         self._members = members
@@ -198,7 +198,7 @@ class _Shared:
 
     def rows(self, student: Student, teachers: Mapping[str, StoredTeacher]) -> EncodedSplit:
         written = [student.teachers, student.answers] if student.taught_rows else []
-        # Where rows have several sides, those are left out that neither label nor teacher says anything of.
+        # Where rows have several sides, rows with neither a label nor a teacher's answer are left out.
         useful = [[loss.model_dump(mode="json") for loss in student.losses or []]] if student.reads else []
         beside = filter(None, [self._members.annotations(student)])
         key = fingerprint(tokenizer_name(student), student.task, student.rows, *written, *useful, *beside)
@@ -208,7 +208,7 @@ class _Shared:
 
 
 class _SharedPhases:
-    """What students of a group read together in their phases on rows of their task, and who answers beside them there."""
+    """The rows and the online teachers that students of a group share in their phases on rows of their task."""
 
     def __init__(self, members: Members, online: OnlineTeachers, students: list[Student]) -> None:
         self._members, self._online = members, online
@@ -216,7 +216,7 @@ class _SharedPhases:
         self._phases: dict[int, tuple[dict[str, OnlineTeacher], _Shared | None]] = {}
 
     def of(self, number: int) -> tuple[dict[str, OnlineTeacher], _Shared | None]:
-        """Of a phase, from 0: teachers by name, and rows where there are several students."""
+        """Of phase `number` (from 0): the online teachers by name, and the rows, None for a single student."""
         if number not in self._phases:
             now = [trainings[number] for trainings in self._trainings]
             shared = _Shared(self._members, now) if len(now) > 1 else None

@@ -68,7 +68,7 @@ class Fused:
 
     @staticmethod
     def _loss(state: TrainState, answer: list[Tensor], rows: np.ndarray, number: int, counts: bool) -> Tensor:
-        """A member's own loss of what the stack answered for it."""
+        """A member's loss, from the outputs [logits, features] that the stack computed for it."""
         batch = state.job.feed.batch(rows)
         state.read_ahead(number)
         objective = state.job.engine.module
@@ -80,8 +80,9 @@ class Fused:
 def _answers(stack: Stack, inputs: dict[str, Tensor], random: list[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Logits and features of every member, [K, B, ...].
 
-    A member that is alone is computed beside a copy of itself: batched products of one take other kernels than those of
-    more and round otherwise (1e-7 for a BiLSTM 11/9), and a member's bits must not depend on who is left of its stack.
+    A single member is computed beside a copy of itself: batched products of one matrix use other kernels than those of
+    several, and round differently (by 1e-7 for a BiLSTM 11/9); but a member's bits must not depend on which others are
+    left in its stack.
     """
     forward = FORWARDS[type(stack.models[0])]
     models, weights = stack.models, stack.weights
@@ -95,12 +96,12 @@ def _answers(stack: Stack, inputs: dict[str, Tensor], random: list[torch.Generat
 class Peers:
     """Steps students that learn from each other's answers: deep mutual learning (Zhang et al. 2018, 1706.00384).
 
-    The loss of peer k of K is its own plus 1/(K-1) sum_l KL(p_l || p_k) (equations 3 to 5), with all p of the same
-    moment and p_l taken as given. A peer whose answers are not finite leaves before others learn from them.
+    The loss of peer k of K is its own plus 1/(K-1) sum_l KL(p_l || p_k) (equations 3 to 5), with all p computed before
+    the step and without gradient through p_l. A peer whose answers are not finite leaves before others learn from them.
     """
 
     def __init__(self) -> None:
-        # Of the micro-batch under way.
+        # Of the current micro-batch.
         self._answers: dict[TrainState, tuple[Batch, dict[str, Tensor]]] = {}
         self._losses: dict[TrainState, Tensor] = {}
 
@@ -130,7 +131,7 @@ class Peers:
         self._answers[state] = batch, outputs
 
     def _compare(self, scale: float, state: TrainState) -> None:
-        """Its own losses and the distance to the others."""
+        """Compute the peer's own losses and its divergence from the others."""
         engine, (batch, outputs) = state.job.engine, self._answers[state]
         peers = {}
         for other, (_, answer) in self._answers.items():
@@ -152,7 +153,7 @@ class Peers:
 
 
 def _not_finite(values: dict[TrainState, Tensor]) -> dict[TrainState, Exception]:
-    """Those whose values are not finite, by one wait for the device."""
+    """The states whose values are not finite, with their errors; waits for the device once."""
     if not values:
         return {}
     finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
@@ -164,7 +165,7 @@ class Streams:
     """Steps members one after another, each in a CUDA stream of its own: small kernels of several run at once.
 
     Args:
-        stream: the region in which the n-th member's work is issued; default: on a GPU a new stream each.
+        stream: gives the region in which the n-th member's work is issued; default: on a GPU a new stream for each.
     """
 
     def __init__(
@@ -192,6 +193,6 @@ class Streams:
         while len(self._streams) <= number:
             self._streams.append(torch.cuda.Stream(self._device))
         stream = self._streams[number]
-        stream.wait_stream(torch.cuda.current_stream(self._device))  # weights as the last evaluation left them
+        stream.wait_stream(torch.cuda.current_stream(self._device))  # sees the weights as the last evaluation left them
         with torch.cuda.stream(stream):
             yield

@@ -51,8 +51,8 @@ class Adversary:
         self.spec = spec
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self._active = False
-        self._delta: Tensor | None = None  # of the pass under way; a leaf, so that it has a gradient
-        self._start: Tensor | None = None  # what the pass begins from; None for zeros
+        self._delta: Tensor | None = None  # of the current pass; a leaf, so that it has a gradient
+        self._start: Tensor | None = None  # the perturbation that the pass begins with; None for zeros
         self._mask: Tensor | None = None
         self._size: Tensor | None = None  # ‖x‖₂ of each row [B, 1, 1]
         self._hooks = [
@@ -141,7 +141,7 @@ class Adversary:
         return embedded.float().masked_fill(~self._real(embedded)[:, :, None], 0.0)
 
     def _real(self, embedded: Tensor) -> Tensor:
-        """bool [B, L]: which tokens are no padding."""
+        """bool [B, L]: which tokens are not padding."""
         assert self._mask is not None
         # A model may have added padding to texts that are too short for it.
         return functional.pad(self._mask.bool(), (0, embedded.shape[1] - self._mask.shape[1]))

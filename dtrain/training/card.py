@@ -1,4 +1,4 @@
-"""What a model card says of use: how the model is asked, and what is done to text before it reads."""
+"""What a model card says about use: how to call the model, and how text is normalised before the model reads it."""
 
 from __future__ import annotations
 

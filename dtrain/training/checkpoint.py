@@ -96,7 +96,7 @@ class Checkpoints:
         """Begin to write the checkpoint of `step`, after waiting for the one before; the tensors must not change any more.
 
         Raises:
-            DtrainError, OSError: why the one before could not be written.
+            DtrainError, OSError: the checkpoint before could not be written.
         """
         self.wait()
         self._pending = self._writer.submit(self._write, step, state, tensors, best)
@@ -118,7 +118,7 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
-        """Wait for the last write to end; whether it failed is not looked at."""
+        """Wait for the last write to end, without raising its error."""
         self._writer.shutdown(wait=True)
 
     def _write(
@@ -134,8 +134,8 @@ class Checkpoints:
             sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
             record = {"identity": self.identity, "section": self.section, "step": step, "sha256": sums, **state}
             write_json(aside / STATE, record | {"checksum": fingerprint(record)})
-        # A later checkpoint must be damaged, or training would have continued from it: it does not count among those
-        # that are kept.
+        # A checkpoint of a later step is damaged, or not all peers have one: otherwise training would have continued
+        # from it. It does not count among those that are kept.
         own = [path for path in _steps(self.folder) if path.name <= final.name and self._is_own(path)]
         for other in _steps(self.folder):
             if other not in own[: self.keep]:

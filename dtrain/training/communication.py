@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-EVERY = 200  # steps; the first is the 10th, when all memory is in place
+EVERY = 200  # steps between two measurements; the first is of step 10, when all memory is allocated
 FIRST = 10
 
 
@@ -36,7 +36,7 @@ class CommunicationShare:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints that it starts and ends
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler prints that it starts and ends
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
         with profile(activities=activities) as watched:
             begin = time.perf_counter()
@@ -44,7 +44,7 @@ class CommunicationShare:
             if self._cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - begin
-        # gloo's records are the CPU's where it serves GPUs, too.
+        # gloo is recorded among the CPU's events, even where it serves GPUs.
         nccl = self._cuda and dist.is_initialized() and "nccl" in dist.get_backend()
         device, name = (DeviceType.CUDA, "nccl") if nccl else (DeviceType.CPU, "gloo:")
         found = [

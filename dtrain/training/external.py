@@ -35,7 +35,7 @@ def publish_external(teacher: Teacher, identity: str, of: PreparedTask, world: W
     tokenizer = tokenizer_name(teacher)
     precision = resolve_precision(teacher.precision, world.device, f"teachers.{teacher.name}.precision")
     scores, found = {}, []
-    if "valid" in data.label_counts(tokenizer):  # else no such row has the side that it reads
+    if "valid" in data.label_counts(tokenizer):  # otherwise no validation row has the side that it reads
         valid = data.part("valid", tokenizer)
         scores = task.scores(model, valid, Workers.of(world, precision, recipe.knowledge.batch_tokens))
         found = remarks([scores], scores, valid.labels, [] if task.types else task.labels)

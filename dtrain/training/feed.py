@@ -4,7 +4,7 @@
     stored teacher outputs ──┴─▶ on a GPU pinned and copied in a stream of its own ──▶ Batch on the device
     teachers that run beside the student ────────────────────────────────────────────────┘ when it is asked for
 
-Students of a group read the same rows: what one of them has read, the others are given.
+Students of a group that read the same rows share what one of them has read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AHEAD = 2  # micro-batches that are read before they are needed
 
 
 class Rows(Hashable, Protocol):
-    """What is trained on, as far as the loop looks at it."""
+    """The training rows, as far as the loop needs to know them."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -38,7 +38,9 @@ class Rows(Hashable, Protocol):
 
 
 class Reading:
-    """Reads pieces of batches ahead, and keeps the last ones for every student that reads the same.
+    """Reads batches ahead in a thread, and keeps the latest ones for all students that read the same rows.
+
+    A batch is read in pieces: its rows, and the stored outputs of each teacher.
 
     Args:
         batches: how many batches are kept, those read ahead included.
@@ -52,7 +54,7 @@ class Reading:
         self._stream: Any = None
 
     def start(self, index: np.ndarray, piece: Hashable, read: Callable[[], Any]) -> Future[_Copied]:
-        """Begin to read a piece of the batch of rows `index`, unless that was done a moment ago."""
+        """Begin to read a piece of the batch of rows `index` [B], unless that was begun already and is still kept."""
         key = index.tobytes()
         pieces = self._kept.setdefault(key, {})
         self._kept.move_to_end(key)
@@ -65,11 +67,11 @@ class Reading:
         return pieces[piece]
 
     def take(self, index: np.ndarray, piece: Hashable, read: Callable[[], Any]) -> Any:
-        """The piece, on the device, ready for the current stream."""
+        """Wait for a piece; returns it on the device, ready for the current CUDA stream."""
         return self.start(index, piece, read).result().here()
 
     def forget(self) -> None:
-        """What was read is read anew when it is asked for again."""
+        """Drop what was read; it is read again when it is asked for."""
         self._kept.clear()
 
     def close(self) -> None:
@@ -95,7 +97,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Copied:
-    """Tensors on the device, and the event after which their copies are there."""
+    """Tensors on the device, and the CUDA event after which their copies are complete (None on a CPU)."""
 
     value: Any
     event: Any
@@ -115,15 +117,15 @@ class Feed:
     Args:
         rows: what it is trained on.
         collate: gives the batch of some rows, on the CPU and without teachers; it may be called by a thread.
-        units: what each row counts in the mean that is trained on, int [N].
-        teachers: by name, where a teacher's outputs come from, and which kinds are read.
-        online: the same of teachers that answer beside the student, also of those that have a store as well.
+        units: how much each row counts in the mean loss (1, or for tagging its characters), int [N].
+        teachers: by name, the source of a teacher's outputs and the kinds that are read from it.
+        online: the same for teachers that run beside the student; a teacher may be in both.
         device: where batches go.
-        reading: of a group of students that read the same rows; None: its own.
-        piece: which other feeds of the group collate the same: those with an equal `piece`.
+        reading: shared by a group of students that read the same rows; None: a new one.
+        piece: feeds of a group that collate rows in the same way have an equal `piece`, and share the batches.
         perturb: changes a batch when it is handed out, by torch's random generator of the step (token noise).
-        draw: called before each step with (global batch, epoch, step), and may set `units` of these rows (masked
-            language modelling does). Then nothing is read beyond the step under way.
+        draw: called before each step with (global batch, epoch, step); it may set `units` of these rows, as masked
+            language modelling does. With it, nothing is read ahead of the current step.
     """
 
     def __init__(
@@ -155,23 +157,23 @@ class Feed:
         return _batches(self.rows, seed, epoch, batch_size, batch_tokens)
 
     def steps(self, epochs: int, seed: int, batch_size: int | None, batch_tokens: int | None) -> int:
-        """The batches of all epochs. Only batches of tokens have to be cut for that, which takes its time."""
+        """The number of batches in all epochs. With `batch_tokens` every epoch has to be cut, which takes time."""
         if batch_size is not None:
             return epochs * -(-len(self.rows.lengths) // batch_size)
         return sum(len(self.epoch(seed, epoch, batch_size, batch_tokens)) for epoch in range(epochs))
 
     def first_rows(self) -> list[int]:
-        """Positions of a row of each kind of batch: the first row's, of several tasks that of the first of each."""
+        """The position of one row of each kind of batch: of the first row, for several tasks the first of each task."""
         return [0]
 
     def begin_step(self, batch: np.ndarray, epoch: int, step: int) -> None:
-        """Before the micro-batches of a global batch are asked for."""
+        """Called before the micro-batches of a global batch are asked for."""
         if self.draw:
-            self._reading.forget()  # the same rows are other batches in another step
+            self._reading.forget()  # the same rows give another batch in another step
             self.draw(batch, epoch, step)
 
     def read_ahead(self, indices: Iterable[np.ndarray]) -> None:
-        """Begin to read the next micro-batches, `AHEAD` at most: a group keeps no more."""
+        """Begin to read the next micro-batches; at most `AHEAD`, as a group keeps no more."""
         for index in indices:
             for piece, read in self._pieces(index):
                 self._reading.start(index, piece, read)
@@ -188,12 +190,12 @@ class Feed:
         for name, (source, kinds) in self._teachers.items():
             teachers[name] = next(stored) if isinstance(source, StoredTeacher) else source.outputs(found, kinds)
         for name, (teacher, kinds) in self._online.items():
-            # Without the student's noise: as what is stored, it is what the teacher makes of the text itself.
+            # Without the student's noise: like stored outputs, these are the teacher's outputs for the unchanged text.
             teachers[name] = teachers.get(name, {}) | teacher.outputs(clean, kinds)
         return replace(found, teachers=teachers)
 
     def close(self) -> None:
-        """Let go of the thread; a group's reading is closed by the group."""
+        """Stop the thread that reads; a shared `Reading` is closed by its group."""
         if self._own:
             self._reading.close()
 
@@ -211,7 +213,7 @@ class Feed:
 def _batches(
     rows: Rows, seed: int, epoch: int, batch_size: int | None, batch_tokens: int | None
 ) -> Sequence[np.ndarray]:
-    """Models trained together share the very arrays."""
+    """Cached, so that models trained together share the arrays."""
     return training_batches(rows.lengths, seed, epoch, batch_size=batch_size, batch_tokens=batch_tokens)
 
 

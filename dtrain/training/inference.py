@@ -1,8 +1,8 @@
-"""Answers of a model for many rows: what precomputing and evaluation share.
+"""A model's outputs for many rows, as precomputing and evaluation need them.
 
     batches of rows -> collated and copied ahead -> model -> what is kept of its output, in the order of the batches
 
-On a CPU every product runs on one thread, and cores are used by several batches at a time: so an answer is a
+On a CPU every product runs on one thread, and the cores compute several batches at a time: so an output is a
 function of its batch alone, bit for bit, whatever the number of ranks, cores or threads. (A product shared by
 two threads may add in another order.) On a GPU threads collate and copy ahead, and nothing waits for the device.
 """
@@ -31,11 +31,11 @@ Batch = dict[str, Tensor]
 Answer = tuple[Tensor, ...]
 
 BATCH_TOKENS = 4096  # padded tokens in one call of a model, unless the recipe says otherwise
-CPU_BATCH_TOKENS = 512  # the same for a large model on a CPU: what its layers hand on then stays in the cache
+CPU_BATCH_TOKENS = 512  # the same for a transformer on a CPU: what its layers pass on then stays in the cache
 
 
 def usual_tokens(model: nn.Module, device: torch.device) -> int:
-    """Padded tokens in one call of `model`, where nobody says how many.
+    """Padded tokens in one call of `model`, where the recipe does not say how many.
 
     A BERT-base on a CPU answers 145 rows a second in batches of 512 tokens, 100 in batches of 4,096. LSTMs and convolutions
     take the large ones, as a step of an LSTM costs as much for few rows.
@@ -47,14 +47,14 @@ def usual_tokens(model: nn.Module, device: torch.device) -> int:
 def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
     """Keep the weights of linear layers and convolutions in autocast's type, for a model that is not trained further.
 
-    The answers are the same bits: autocast would cast these weights again for every batch, which takes a tenth of
+    The outputs have the same bits: autocast would cast these weights again for every batch, which takes a tenth of
     the time of BERT-base on a CPU with batches of 2,048 tokens.
     """
     if precision != "fp32":
         with autocast(precision, device):
             dtype = torch.get_autocast_dtype(device.type)
         exempt = model.emissions if isinstance(model, SequenceTagger) else None  # float32 under autocast, too
-        # Weights that are also vectors of tokens stay: those are added up in float32.
+        # Weights shared with an embedding stay: embeddings are added up in float32.
         shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv1d) and module is not exempt and id(module.weight) not in shared:
@@ -65,7 +65,7 @@ def cast_products(model: nn.Module, precision: str, device: torch.device) -> nn.
 def pack_products(model: nn.Module, device: torch.device) -> nn.Module:
     """Lay out bf16 weights of linear layers as a CPU's products read them, for a model that is not trained further.
 
-    The answers are the same bits: torch would lay them out again for every batch, which takes about a tenth of
+    The outputs have the same bits: torch would lay them out again for every batch, which takes about a tenth of
     the time of BERT-base. Does nothing on a GPU and on CPUs without products in bf16.
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -147,7 +147,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: i
 
     `items` is asked for the next one by the calling thread; at most `threads` x `ahead` results wait.
     """
-    # OpenMP's number of threads belongs to the thread that sets it: each worker does, and the caller's stays.
+    # OpenMP's number of threads is a setting of each thread: every worker sets its own, and the caller's stays.
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[Result]] = deque()
     try:
@@ -186,7 +186,7 @@ class _Forward:
         self.limit: float = float("inf")  # padded tokens in one call
 
     def __call__(self, batch: Batch) -> Answer:
-        # Both modes belong to the thread.
+        # Each thread has an inference mode and an autocast mode of its own.
         with torch.inference_mode(), autocast(self.precision, self.device):
             return self._answer(batch)
 

@@ -29,7 +29,7 @@ class Diverged(DtrainError):
 
 @dataclass
 class Position:
-    """Everything that continuing needs, besides tensors."""
+    """Everything that a training needs to continue, besides tensors."""
 
     step: int = 0  # optimizer steps tried so far
     applied: int = 0  # steps that fp16 overflow did not skip; the schedule follows these
@@ -42,16 +42,16 @@ class Position:
     worse: int = 0  # evaluations since the score last rose
     skipped: int = 0  # steps in a row that fp16 overflow skipped
     rows: int = 0
-    seconds: float = 0.0  # in training steps, without evaluation; of models trained side by side, this one's part
-    checkpoint_seconds: float = 0.0  # that steps waited for checkpoints
-    finished: bool = False  # patience is over
+    seconds: float = 0.0  # in training steps, without evaluations; for models trained side by side, this one's share
+    checkpoint_seconds: float = 0.0  # that training waited for checkpoints
+    finished: bool = False  # patience has run out, or `stop_epoch` is reached
     running: dict[str, list[float]] = field(default_factory=dict)  # sum and count by term since the last evaluation
     unlogged: dict[str, list[float]] = field(default_factory=dict)  # the same since the last point of the curves
-    communication_share: float | None = None  # of the last step that was watched, see training/communication.py
+    communication_share: float | None = None  # of the last step that was measured, see training/communication.py
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def advance(self, rows: int, epoch_steps: int, applied: bool) -> bool:
-        """Count one step; whether it was the last of its epoch."""
+        """Count one step; returns whether it was the last of its epoch."""
         self.step += 1
         self.batch += 1
         self.rows += rows
@@ -68,22 +68,23 @@ Snapshot = Callable[[dict[str, torch.Tensor], Position], None]
 
 @dataclass(eq=False)
 class TrainJob:
-    """One model to train, and where.
+    """One model to train, and the folders of its checkpoints and curves.
 
     Attributes:
         engine: holds the objective (model and losses) and its optimizer.
-        feed: what it is trained on, as batches.
+        feed: gives the training batches.
         evaluate: scores the model on the validation rows.
-        identity: fingerprint of all that decides the model; checkpoints of another one are not continued from.
-        headline: scores in words.
+        identity: fingerprint of all that determines the model; checkpoints of another one are not used.
+        headline: puts scores into words.
         order: the seed of the order of rows; None: the spec's.
-        pause: epochs after which to stop for a comparison with others.
-        keep_last: the weights of the last evaluation are kept, whatever their score.
-        peers: other students learn from its answers, so it can only continue from a step that all of them have.
-        snapshots: what is called with the weights at the end of an epoch, on rank 0.
-        keep_epoch: what is called with each epoch's number and weights on rank 0, and at the beginning with 0.
-        data: where the rows come from, to say how a checkpoint differs.
-        turns: after how many steps of the losses' weights alone the model makes one alone; 0: both learn in each step.
+        pause: the epoch after which training pauses, for a comparison with other models; None: it does not.
+        keep_last: whether the weights of the last evaluation are kept, whatever their score.
+        peers: whether other students learn from its answers; then it continues from a step that all of them have.
+        snapshots: by epoch, a function that is called at its end on rank 0, with the weights and the position.
+        keep_epoch: a function that is called on rank 0 with each epoch's number and weights, at the beginning with 0.
+        data: settings of the data, to explain how another training's checkpoint differs.
+        turns: how many steps train the weights of the losses alone before each step that trains the model alone; 0:
+            every step trains both.
     """
 
     title: str
@@ -112,22 +113,22 @@ class TrainJob:
 
     @property
     def units(self) -> np.ndarray:
-        """What each row counts in the mean that is trained on, int [N]."""
+        """How much each row counts in the mean loss, int [N]; see `Feed`."""
         return self.feed.units
 
     def close(self) -> None:
-        """Let go of the weights, the optimizer's state and the feed's thread."""
+        """Free the weights and the optimizer's state, and stop the feed's thread."""
         self.feed.close()
         self.engine.close()
 
 
 def checkpoint_identity(model: str, precision: str) -> str:
-    """Which checkpoints a training continues from: those of the same model (its fingerprint) in the same precision."""
+    """The identity of a training's checkpoints, from its model's fingerprint and the precision it is trained in."""
     return fingerprint(model, precision)
 
 
 def checkpoints_of(job: TrainJob) -> Checkpoints:
-    """The checkpoints of a job. Peers keep two at least: they continue from a step that all of them have."""
+    """The checkpoints of a job. Peers keep at least two: they continue from a step that all of them have."""
     identity = checkpoint_identity(job.identity, job.engine.precision)
     keep = max(job.spec.keep_checkpoints, 2 if job.peers else 1)
     section = job.spec.model_dump(mode="json") | {"precision": job.engine.precision, "data": job.data}

@@ -17,18 +17,23 @@ from torch import Tensor
 from dtrain.models.folder import write_weights
 from dtrain.runfolder import ASIDE
 
-# What keeps the weights of an epoch: the epoch, from the training's own beginning, and the weights.
+# Saves the weights of an epoch, given the epoch (counted from the beginning of this training) and the weights.
 KeepEpoch = Callable[[int, Mapping[str, Tensor]], None]
 
 
 def keeper(folder: Path, identity: str, first_epoch: int) -> KeepEpoch:
-    """Writes epochs into `folder` for a training with this fingerprint, counted on from `first_epoch`."""
+    """A function that saves epochs in `folder`.
+
+    Args:
+        identity: the fingerprint of the training.
+        first_epoch: the student's epoch at which this training begins; not 0 in a later phase.
+    """
     return functools.partial(_keep, folder, identity, first_epoch)
 
 
 def _keep(folder: Path, identity: str, first_epoch: int, epoch: int, weights: Mapping[str, Tensor]) -> None:
     if epoch == 0:
-        if first_epoch:  # what a later phase begins with is what the one before it has kept
+        if first_epoch:  # the phase before has saved this epoch
             return
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier student of this name
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,10 +41,10 @@ def _keep(folder: Path, identity: str, first_epoch: int, epoch: int, weights: Ma
 
 
 def kept_epochs(folder: Path, identity_at: Callable[[int], str | None]) -> list[int]:
-    """The epochs that are there, ascending.
+    """The epochs whose weights are in `folder`, ascending.
 
     Args:
-        identity_at: of an epoch, the fingerprint of the training that it is the end of; None where there is none.
+        identity_at: gives the fingerprint of the training that an epoch belongs to; None where it belongs to none.
     """
     found = []
     for path in sorted(folder.glob("*.safetensors")):

@@ -3,10 +3,10 @@
     step.py   what one optimizer step does
     state.py  one training's place, batches, rates, scores and checkpoints
     job.py    what a training consists of
-    here      many of them in step: who is due, who failed, who has ended, who is asked to stop
+    loop.py   several trainings side by side: which make the next step, failed, have ended, or are asked to stop
 
-Models that are trained side by side make their steps at the same time, and are otherwise on their own: each has its
-scores, its checkpoints, its end, and its failure.
+Models that are trained side by side make their steps at the same time and are otherwise independent: each has its own
+scores and checkpoints, and ends or fails by itself.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dtrain.training.monitor import Monitor
 from dtrain.training.state import TrainState
 from dtrain.training.step import train_step
 
-ASK_SECONDS = 10.0  # without a question whether to stop; `STOP_EVERY` slow steps would take too long
+ASK_SECONDS = 10.0  # at most, between two checks for a stop request: `STOP_EVERY` slow steps may take longer
 
-# Makes one step of each training, all of them at the same position; the answer holds those that failed, and why.
+# Makes one step of each training, all of them at the same position; returns those that failed, with their errors.
 MakeSteps = Callable[[list[TrainState]], dict[TrainState, Exception]]
 
 
@@ -37,9 +37,9 @@ class Ended:
     """How one model's training ended: with its best weights, or with the reason of its failure.
 
     Attributes:
-        best: on the CPU; empty on ranks that do not write.
-        monitor: open; None after a failure.
-        paused: it was to wait for a look at its scores, and has a checkpoint.
+        best: the best weights, on the CPU; empty on ranks that do not write.
+        monitor: the training's monitor, still open; None after a failure.
+        paused: whether it stopped at `TrainJob.pause`, after a checkpoint, to be compared with others.
     """
 
     job: TrainJob
@@ -73,7 +73,11 @@ def in_turn(runs: list[TrainState]) -> dict[TrainState, Exception]:
 
 
 def attempt(runs: list[TrainState], work: Callable[[TrainState], None]) -> dict[TrainState, Exception]:
-    """Do the work of each; the answer holds those that failed, and why. Running out of memory fails all at once."""
+    """Call `work` for each run; returns those that failed, with their errors.
+
+    Raises:
+        torch.OutOfMemoryError: from any of them, as it concerns all that share the device.
+    """
     failed: dict[TrainState, Exception] = {}
     for run in runs:
         try:
@@ -86,13 +90,13 @@ def attempt(runs: list[TrainState], work: Callable[[TrainState], None]) -> dict[
 
 
 def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[Ended]:
-    """Train several models side by side; each comes out as soon as it has ended.
+    """Train several models side by side; yields each as soon as it has ended.
 
-    Where checkpoints leave them at different steps, those behind catch up first.
+    Where their checkpoints are of different steps, those behind catch up first.
 
     Raises:
         Stopped: after a complete checkpoint of each, when asked to stop.
-        torch.OutOfMemoryError: they do not fit together; those that have not come out can go on from their checkpoints.
+        torch.OutOfMemoryError: they do not fit together; those not yielded yet can continue from their checkpoints.
     """
     live: list[TrainState] = []
     clock = Clock()
@@ -118,9 +122,8 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
         ask_at = time.monotonic() + ASK_SECONDS
         while live:
             stop, data_parallel = live[0].job.stop, live[0].job.engine.data_parallel
-            answer = (
-                stop.ask(_trouble(live)) if data_parallel else None
-            )  # it goes round the ranks while they make the step
+            # The answers of all ranks are collected while the ranks make the step.
+            answer = stop.ask(_trouble(live)) if data_parallel else None
             behind = min(run.position.step for run in live)
             now = [run for run in live if run.position.step == behind]
             clock.share_among([run.position for run in now])
@@ -153,12 +156,12 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
 
 
 def _trouble(live: list[TrainState]) -> str | None:
-    """What this rank failed in by itself."""
+    """The reason for which a training failed on this rank alone; None where none did."""
     return next((reason_of(run.trouble) for run in live if run.trouble is not None), None)
 
 
 def _heard(live: list[TrainState], answer: Callable[[], bool]) -> tuple[bool, dict[TrainState, Exception]]:
-    """Whether to stop; and what fails on every rank because one has failed."""
+    """Wait for the answer: whether to stop, and the trainings that fail on every rank because one rank failed."""
     try:
         return answer(), {}
     except DtrainError as error:
@@ -186,7 +189,10 @@ def _take_failed(live: list[TrainState], failed: dict[TrainState, Exception]) ->
 
 
 def _common_step(jobs: list[TrainJob]) -> int | None:
-    """The step from which peers, who cannot go on without each other, go on together; None: each from its own."""
+    """The newest step of which all peers have a checkpoint, 0 where there is none; None where there are no peers.
+
+    Peers learn from each other in each step, so they continue from the same one.
+    """
     peers = [job for job in jobs if job.peers]
     if not peers:
         return None

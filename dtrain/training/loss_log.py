@@ -1,4 +1,4 @@
-"""Loss terms of the steps between two looks at them, kept on the device so that no step waits for it."""
+"""Sums of the loss terms over several steps, kept on the device so that no step waits for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dtrain.training.job import Diverged, Position
 
 
 class LossLog:
-    """Sums and counts of each loss term since the last look."""
+    """Sums and counts of each loss term since the last `flush`."""
 
     def __init__(self, engine: Engine, title: str, position: Position, clock: Clock) -> None:
         self.engine, self.title, self.position, self.clock = engine, title, position, clock
         self._pending: dict[str, list[torch.Tensor]] = {}
 
     def add(self, losses: Losses, batch: Batch, *, counts: bool) -> None:
-        """Take in a micro-batch; without `counts` (a rank without rows that only took part) as zeros."""
+        """Add the losses of a micro-batch; without `counts` as zeros, for a rank without rows that only took part."""
         total, sums, numbers = losses
         terms = [("loss", total.detach(), batch.units.sum()), *((name, sums[name], numbers[name]) for name in sums)]
         for name, sum_, number in terms:
@@ -29,9 +29,9 @@ class LossLog:
             self._pending.setdefault(name, []).append(pair if counts else torch.zeros_like(pair))
 
     def flush(self) -> None:
-        """Add what all ranks lost since the last flush, unweighted and by term, to the sums in the position.
+        """Add the losses of all ranks since the last flush, unweighted and by term, to the sums in the position.
 
-        It waits for the device: the time since the last flush is what the steps took, and is counted.
+        This waits for the device, so the time since the last flush is what the steps took, and is credited to them.
 
         Raises:
             Diverged: a term is not finite.
@@ -52,17 +52,17 @@ class LossLog:
         self.clock.look()
 
     def means_since_point(self) -> dict[str, float]:
-        """Means by term since the last point of the curves."""
+        """The mean of each term since the last point of the curves; flushes first."""
         self.flush()
         return _means(self.position.unlogged)
 
     def means_since_evaluation(self) -> dict[str, float]:
-        """Means by term of all that was flushed since the last evaluation."""
+        """The mean of each term over all that was flushed since the last evaluation."""
         return _means(self.position.running)
 
 
 def _means(sums: dict[str, list[float]]) -> dict[str, float]:
-    """The means of sums and counts, which begin anew."""
+    """The means by term of (sum, count), which are then reset."""
     means = {name: sum_ / count if count else 0.0 for name, (sum_, count) in sums.items()}
     sums.clear()
     return means

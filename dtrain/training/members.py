@@ -43,7 +43,7 @@ from dtrain.training.workers import Workers
 if TYPE_CHECKING:
     from dtrain.tasks.prepared import PreparedTasks
 
-UNSCORED = "not scored"  # no validation row with a label has the side of rows that it reads
+UNSCORED = "not scored"  # no validation row with a label has the side that the model reads
 
 
 class Members:
@@ -53,7 +53,7 @@ class Members:
         self.tasks, self.world, self.folder = tasks, world, folder
 
     def teacher(self, spec: Teacher, identity: str) -> ModelJob:
-        """A teacher, which all ranks train together."""
+        """The job of a teacher, which all ranks train together."""
         return self._job("teachers", spec, identity, {}, None)
 
     def student(
@@ -68,15 +68,15 @@ class Members:
         reading: Reading | None = None,
         rows: EncodedSplit | None = None,
     ) -> ModelJob:
-        """A student.
+        """The job of a student.
 
         Args:
-            teachers: by name, where their outputs come from.
-            online: those that answer beside the student, also of those that have a store as well.
+            teachers: the source of each teacher's outputs, by name.
+            online: teachers that run beside the student; they may have a store as well.
             order: the seed of the order of rows; None: the spec's.
-            pause: epochs after which to stop for a comparison with others.
-            reading: what students of a group read together.
-            rows: what it is trained on, where that was read already.
+            pause: the epoch after which training pauses, for a comparison with other models; None: it does not.
+            reading: shared by a group of students that read the same rows.
+            rows: its training rows, where they were read already.
         """
         job = self._job("students", spec, identity, teachers, reading, rows, online or {})
         job.data_parallel = spec.parallel == "data"
@@ -86,10 +86,13 @@ class Members:
         return job
 
     def rows(self, spec: Teacher | Student, teachers: Mapping[str, TeacherSource]) -> EncodedSplit:
-        """What a teacher or student is trained on.
+        """The training rows of a teacher or student.
 
         Args:
-            teachers: by name, where their outputs come from: some rows are those of a store.
+            teachers: the source of each teacher's outputs, by name; some rows come from a teacher's store.
+
+        Raises:
+            InputError: nothing can be learnt from any of the rows.
         """
         tokenizer = tokenizer_name(spec)
         if isinstance(spec, Student):
@@ -113,7 +116,7 @@ class Members:
         return rows if len(useful) == len(rows) else rows.take(useful)
 
     def annotations(self, spec: Teacher | Student) -> Literal["own", "teachers"] | None:
-        """Who reads the annotations of its rows: itself, or a teacher that answers beside it."""
+        """Who reads the annotations of its rows: the model itself, a teacher that runs beside it, or nobody (None)."""
         if spec.model.reads_privileged:
             return "own"
         online = spec.asks.online if isinstance(spec, Student) else {}
@@ -121,22 +124,22 @@ class Members:
         return "teachers" if any(name in online for name in readers) else None
 
     def _taught(self, kind: str, spec: Teacher | Student, teachers: Mapping[str, TeacherSource]) -> EncodedSplit:
-        """Rows whose targets the student's only teacher wrote."""
+        """Rows whose targets were written by the student's only teacher."""
         assert isinstance(spec, Student)
         of, (name,) = self.tasks.of(spec), spec.teachers or []
         source = teachers[name]
         assert isinstance(source, StoredTeacher)
         teacher = next(member for member in of.recipe.teachers if member.name == name)
         rows = of.kind.taught(kind, of.data, tokenizer_name(spec), tokenizer_name(teacher), source.store)
-        # What answers beside the student is asked about these very targets.
+        # A teacher that runs beside the student is asked about these targets, too.
         return replace(rows, known_prefix=None) if spec.answers == "online" else rows
 
     def _is_scored(self, spec: Teacher | Student) -> bool:
-        """Whether it has validation rows: where rows have several sides, none of these may have the one that it reads."""
+        """Whether there are validation rows to score it on: where rows have several sides, none may have its side."""
         return spec.reads is None or "valid" in self.tasks.of(spec).data.label_counts(tokenizer_name(spec))
 
     def terms(self, spec: Teacher | Student) -> Sequence[LossSpec]:
-        """The losses that it is trained on."""
+        """The terms of the loss that a teacher or student is trained on."""
         if isinstance(spec, Student):
             return spec.all_losses
         terms = self.tasks.of(spec).kind.teacher_losses(spec)
@@ -171,7 +174,7 @@ class Members:
     def _prepare_tasks(
         self, spec: Teacher | Student, teachers: Mapping[str, TeacherSource], online: Mapping[str, OnlineTeacher]
     ) -> Prepared:
-        """Of a student of several tasks: what it would train with on each of them, and together."""
+        """What a student of several tasks trains with, made of what it would train with on each task alone."""
         assert isinstance(spec, Student)
         prepared = {}
         for task, part in spec.parts.items():
@@ -182,7 +185,7 @@ class Members:
         return prepare_tasks(spec, self.tasks.all_of(spec), prepared, begin, baseline_of(spec, self.folder))
 
     def _begin(self, spec: Teacher | Student, model: nn.Module) -> None:
-        """Give a new model the weights that it is to begin with, where they are a teacher's."""
+        """Copy those initial weights into a new model that the recipe takes from a teacher."""
         if spec.model.classifier_of is not None:
             teacher = load(self.folder.model("teachers", spec.model.classifier_of))
             copy_classifier(model, teacher, f"students.{spec.name}.model.classifier: {spec.model.classifier_of}")
@@ -207,7 +210,7 @@ class Members:
         noisy = spec.noisy if isinstance(spec, Student) else None
         if noisy:
             stores = {name: source.store for name, source in teachers.items() if isinstance(source, StoredTeacher)}
-            if spec.reads is not None:  # chosen by the mean of all teachers, which may read other sides
+            if spec.reads is not None:  # rows are chosen by the mean of all teachers, which may read other sides
                 answered = [store.holds(train.ids) for store in stores.values()]
                 train = train.take(np.flatnonzero((train.labels >= 0) | np.logical_and.reduce(answered)))
             train = noisy_rows(train, stores, noisy)
@@ -271,7 +274,7 @@ class Members:
 
         def save(model: nn.Module, folder: Path, metrics: dict[str, Any]) -> None:
             save_model(model, folder, data.tokenizer_path(tokenizer), self._card(kind, spec, metrics))
-            write_preprocessing(folder, section, data.info, spec.reads)  # with it the folder answers anywhere
+            write_preprocessing(folder, section, data.info, spec.reads)  # with it the folder can be used anywhere
 
         return Prepared(
             make=make,
@@ -326,16 +329,16 @@ class Members:
         )
 
     def _use(self, kind: str, spec: Teacher | Student) -> str:
-        """How it is used."""
+        """The part of the model card that says how to use the model."""
         of = self.tasks.of(spec)
         beside = of.data.privileged if spec.model.reads_privileged else []
         return use_in_words(self.folder.model(kind, spec.name), of.recipe.data, spec.reads, beside)
 
 
 def useful_rows(rows: EncodedSplit, terms: Sequence[LossSpec], teachers: Mapping[str, TeacherSource]) -> np.ndarray:
-    """Positions of the rows from which something can be learnt, int64 [M], where teachers may read other sides than these.
+    """Positions of the rows from which something can be learnt, int64 [M], where teachers may read another side.
 
-    Rows that have a label, those that a teacher has answered, and all where a loss needs neither.
+    These are the rows that have a label and those that a teacher has answered; all rows if a loss needs neither.
     """
     if any(not term.loss.hard and not term.loss.teacher_output for term in terms):
         return np.arange(len(rows))
@@ -348,7 +351,7 @@ def useful_rows(rows: EncodedSplit, terms: Sequence[LossSpec], teachers: Mapping
 
 
 def with_drawn(rows: EncodedSplit, share: float, seed: int) -> np.ndarray:
-    """Positions of the rows with a label, and of `share` times as many without one, as far as there are some, int64 [M]."""
+    """Positions, int64 [M], of the rows with a label and of `share` times as many without one (at most all)."""
     labelled, others = np.flatnonzero(rows.labels >= 0), np.flatnonzero(rows.labels < 0)
     count = min(len(others), max(1, round(share * len(labelled))))
     drawn = np.random.default_rng(seed).choice(others, count, replace=False)
@@ -356,19 +359,19 @@ def with_drawn(rows: EncodedSplit, share: float, seed: int) -> np.ndarray:
 
 
 def _phases(phases: list[dict[str, Any]]) -> str:
-    """A line of the model card, before what it says of the last one of them."""
+    """The line of the model card that lists the phases; the lines after it are about the last phase."""
     told = [f"{p['name']} ({' and '.join(p['rows'])}, {' and '.join(p['losses'])})" for p in phases]
     return f"- phases: {', '.join(told)}; of the last one:\n" if told else ""
 
 
 def _read(losses: LossSum, teacher: str, spec: Teacher | Student, *, online: bool) -> list[str]:
-    """What is read of a teacher from its store, or asked of the one that answers beside the student."""
+    """The kinds of outputs that are read from a teacher's store, or (`online`) asked of it beside the student."""
     answers = spec.answers if isinstance(spec, Student) else "stored"
     return [output for output in losses.outputs_of(teacher) if is_online(output, answers) == online]
 
 
 def _shapes(model: nn.Module, online: Mapping[str, OnlineTeacher]) -> Shapes:
-    """The transformers of a student and of the teachers that answer beside it."""
+    """The shapes of the transformers of a student and of the teachers that run beside it."""
     theirs = {name: shape_of(source.inner) for name, source in online.items()}
     return Shapes(shape_of(model), {name: shape for name, shape in theirs.items() if shape is not None})
 
@@ -376,7 +379,7 @@ def _shapes(model: nn.Module, online: Mapping[str, OnlineTeacher]) -> Shapes:
 def _widths(
     model: nn.Module, teachers: Mapping[str, TeacherSource], online: Mapping[str, OnlineTeacher], data: PreparedData
 ) -> dict[str, int]:
-    """Last dimensions by need, for losses that have weights of their own."""
+    """The last dimension of each tensor that a loss may need, for losses that have weights of their own."""
     widths: dict[str, int] = {}
     for of, one in [("", model), *((OF_TEACHERS, source.inner) for source in online.values())]:
         widths |= {f"{of}{kind}": len(data.labels) for kind in ("logits", "emissions", "marginals")}
@@ -393,13 +396,13 @@ def _widths(
 
 
 def _row_counts(rows: EncodedSplit) -> dict[str, int]:
-    """How many training rows there are, and how many of some kinds; for losses that tell kinds apart."""
+    """The numbers of training rows, labelled rows and pairs, for losses that tell these kinds of rows apart."""
     pairs = 0 if rows.parallel is None else int(rows.parallel.sum())
     return {"training_rows": len(rows), "labelled_rows": int((rows.labels >= 0).sum()), "paired_rows": pairs}
 
 
 def _piece(rows: EncodedSplit, losses: LossSum) -> Hashable:
-    """Students whose feeds agree in this are given the same batches."""
+    """A key of what a feed collates: students whose feeds have the same one share their batches."""
     return id(rows), frozenset(losses.needs & {"nll", "parallel"})
 
 

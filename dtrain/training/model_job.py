@@ -39,30 +39,31 @@ from dtrain.training.kept_epochs import KeepEpoch
 from dtrain.training.loop import Ended, MakeSteps, fit_all, in_turn
 from dtrain.training.reach import freeze_unreached
 
-LOSSES = "losses.safetensors"  # of a phase's folder: weights of its losses that the next phase goes on with
+LOSSES = "losses.safetensors"  # in a phase's folder: weights of its losses, with which the next phase continues
 
 
 @dataclass
 class Prepared:
-    """What a job trains with, read and checked, before there are any weights.
+    """What a job trains with: its data, read and checked, and functions that build the rest.
 
     Attributes:
-        make: gives the model with its first weights, on the CPU.
-        losses: gives the losses of that model, after it was made: a `LossSum`, of several tasks one for each.
-        outputs: asks the model for what its losses need; see `Task.outputs`.
-        objective: makes the objective of (model, losses, together=); None: the usual one, with `outputs`.
-        feed: gives the batches, for these losses.
-        evaluate: scores a model in a precision, over all ranks where they train it together.
-        metrics: what `metrics.json` holds beyond the scores and what every training has.
+        make: builds the model with its initial weights, on the CPU.
+        losses: builds the losses for that model: a `LossSum`, for several tasks one for each.
+        outputs: calls the model for what its losses need; see `Task.ask`.
+        objective: builds the objective from (model, losses, together=); None: `Objective` with `outputs`.
+        feed: builds the feed of the batches for these losses.
+        evaluate: gives the validation scores of a model in a precision, over all ranks where they train it together.
+        headline: puts scores into words.
+        metrics: gives what `metrics.json` holds beyond the scores and what every training has.
         save: writes the model's own files into a folder.
-        published: of the weights that are trained, by name, those that are published, by their names there.
-        data: where the rows come from, to say how a checkpoint differs.
-        rows: how many rows there are, in words.
-        count: the same as a number.
-        history: what `history.json` holds, from the training's own evaluations.
-        took: how long it took, in words, from the metrics.
-        terms: what the losses are made of.
-        remarks: what a person should hear of its evaluations and the metrics of those that were kept.
+        published: maps the trained weights by name to those that are published, by their names in the model's folder.
+        data: settings of the data, to explain how another training's checkpoint differs.
+        rows: the number of rows, in words.
+        count: the number of rows.
+        history: turns the training's own evaluations into what `history.json` holds.
+        took: puts into words how long it took, from the metrics.
+        terms: the specifications of the losses.
+        remarks: gives warnings for a person, from all evaluations and the metrics of the weights that were kept.
     """
 
     make: Callable[[], nn.Module]
@@ -90,19 +91,19 @@ class ModelJob:
 
     Attributes:
         title: what messages call it.
-        where: the recipe's key of its section, as `teachers.bert`.
-        identity: fingerprint of all that decides it.
+        where: the recipe's key of its section, such as `teachers.bert`.
+        identity: fingerprint of all that determines the model.
         prepare: reads its rows and builds what it needs; an error is this job's own failure.
-        final, checkpoints, tensorboard: its folders.
+        final, checkpoints, tensorboard: the folders of the published model, of its checkpoints and of its curves.
         data_parallel: whether all ranks train it, each on its share of a batch.
         order: the seed of the order of rows; None: the spec's.
-        pause: epochs after which to stop for a comparison with others.
+        pause: the epoch after which training pauses, for a comparison with other models; None: it does not.
         keep_last: publish the last weights, whatever their score.
-        freezes: parameters that its losses do not reach are frozen: engines would wait for their gradients.
-        hands_on: what is lasting of its losses' weights is left beside the model, for the phase that follows.
-        peers: other students learn from it while it trains.
-        keeps: what keeps the weights of each epoch; None: nothing does.
-        early: by epoch, teachers that are this one at its end, to be published on the way.
+        freezes: whether parameters that no loss depends on are frozen: engines would wait for their gradients.
+        hands_on: whether weights of lasting losses are saved beside the model, for the phase that follows.
+        peers: whether other students learn from it while it trains.
+        keeps: saves the weights of each epoch; None: they are not kept.
+        early: by epoch, the teachers whose weights are those of this one at its end; they are published on the way.
         log_settings: adds its row to TensorBoard's table of hyper-parameters.
     """
 
@@ -128,7 +129,7 @@ class ModelJob:
 
 @dataclass
 class Trained:
-    """What came of one job: its metrics; or the reason of its failure; or neither, where it is paused."""
+    """The outcome of one job: its metrics, or the error that it failed with, or neither where it is paused."""
 
     job: ModelJob
     metrics: dict[str, Any] | None = None
@@ -143,7 +144,7 @@ class _Built:
     prepared: Prepared
     training: TrainJob
     parameters: int
-    trained: int  # of the parameters, those that are not frozen
+    trained: int  # number of parameters that are not frozen
 
     @property
     def rows(self) -> int:
@@ -151,7 +152,7 @@ class _Built:
 
 
 def train_model(job: ModelJob, world: World, stop: StopRequest) -> dict[str, Any]:
-    """Train, keep the best weights by the spec's metric, publish the folder; returns its metrics.
+    """Train a model, keep the best weights by the spec's metric and publish them; returns the metrics.
 
     Raises:
         Stopped: asked to stop, after a checkpoint.
@@ -166,7 +167,7 @@ def train_model(job: ModelJob, world: World, stop: StopRequest) -> dict[str, Any
 def train_models(
     jobs: list[ModelJob], world: World, stop: StopRequest, make_steps: MakeSteps = in_turn
 ) -> Iterator[Trained]:
-    """Train models side by side; each comes out, published, as soon as it has ended.
+    """Train models side by side; yields each as soon as it has ended and is published.
 
     Raises:
         Stopped: asked to stop, after a checkpoint of each that is left.
@@ -193,7 +194,7 @@ def train_models(
             yield Trained(built.job, error=error)
             continue
         if metrics is not None and built.job.peers:
-            peers.append(built.job.checkpoints)  # a peer that is not published yet continues from all of them
+            peers.append(built.job.checkpoints)  # a peer that is not published yet needs them to continue
         elif metrics is not None and ended.job.engine.rank == 0:
             remove_checkpoints(built.job.checkpoints)
         yield Trained(built.job, metrics)
@@ -258,7 +259,7 @@ def _build(job: ModelJob, world: World, stop: StopRequest) -> _Built:
 
 
 def _turns(terms: Sequence[LossSpec]) -> int:
-    """After how many steps of its losses' weights a model makes one."""
+    """How many steps train the losses' weights alone before each step of the model; 0: every step trains both."""
     return max((term.loss.turns(term.parameters()) for term in terms if term.loss.turns is not None), default=0)
 
 
@@ -298,7 +299,7 @@ def _finish(built: _Built, ended: Ended, world: World) -> dict[str, Any]:
 
 
 def _publish_early(built: _Built, others: list[ModelJob], weights: dict[str, torch.Tensor], position: Position) -> None:
-    """Publish teachers that are this one at the end of an earlier epoch."""
+    """Publish the teachers whose weights are those of this one at the end of an earlier epoch."""
     here = replace(position, best_step=position.step, best_epoch=float(position.epoch))
     model = built.training.engine.with_weights(weights)
     for other in others:

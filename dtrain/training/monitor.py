@@ -41,7 +41,7 @@ class Monitor:
             total=total_steps,
             initial=first_step,
             desc=title,
-            # The rate is in rows. Within 80 columns, a bar of tqdm's own layout would leave no place for it.
+            # The postfix gives the rate in rows; tqdm's own layout would leave no room for it within 80 columns.
             bar_format="{l_bar}{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             disable=quiet,
             leave=False,
@@ -77,7 +77,7 @@ class Monitor:
         say_anywhere(f"{self.title}: epoch {epoch:g}, step {step}: {words}; {seconds:.0f} s")
 
     def flush(self) -> None:
-        """Have everything that was logged so far in the event file, where a kill of this process leaves it."""
+        """Write all that was logged so far to the event file, so that it survives a kill of this process."""
         if self.speaks:
             self.writer.flush()
 
@@ -111,7 +111,7 @@ def log_hyperparameters(
     terms = {"losses": [loss.model_dump(mode="json") for loss in losses]}
     simple = values | _flat({"model": spec.model.model_dump(mode="json", exclude={"type"})} | section | terms)
     with SummaryWriter(str(folder)) as writer:
-        shown = dict.fromkeys(("accuracy", "f1", spec.metric or "loss", "loss"))  # the metric that chose, too
+        shown = dict.fromkeys(("accuracy", "f1", spec.metric or "loss", "loss"))  # `metric` chose the weights
         metrics = {f"valid_best/{name}": scores[name] for name in shown if name in scores}
         writer.add_hparams(simple, metrics, run_name=".")
 

@@ -1,4 +1,4 @@
-"""Phases of trainings as jobs, one after another: each starts from the folder that the one before has published."""
+"""The phases of trainings, one after another: each starts from the folder that the one before published."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from dtrain.training.model_job import ModelJob, Trained, train_models
 
 
 def train_phases(jobs_of: Sequence[Sequence[ModelJob]], world: World, stop: StopRequest) -> Iterator[Trained]:
-    """Train the phases of one model or of several, each phase of all of them side by side, that are not there yet.
+    """Train the phases of several models that are not complete yet; yields each phase as it ends.
 
-    Each phase comes out as it ends. Where one fails or waits, those behind it are left out.
+    The first phases of all models are trained side by side, then the second ones, and so on. Where a phase fails or
+    pauses, the later phases of its model are left out.
+
+    Args:
+        jobs_of: the phases of each model, in order.
 
     Raises:
         Stopped: asked to stop, after a checkpoint.
-        torch.OutOfMemoryError: they do not fit.
+        torch.OutOfMemoryError: the models do not fit into memory together.
     """
     going = list(jobs_of)
     for number in range(max(map(len, going), default=0)):
@@ -37,11 +41,11 @@ def train_phases(jobs_of: Sequence[Sequence[ModelJob]], world: World, stop: Stop
 
 
 def _is_there(job: ModelJob, world: World) -> bool:
-    """Whether a phase is done; says so."""
+    """Whether a phase is complete; if so, say it and remove checkpoints that are left."""
     there = functools.partial(is_done, job.final, job.identity)
     if not (world.run_on_main(there) if job.data_parallel else there()):
         return False
     (say if job.data_parallel else say_anywhere)(f"{job.title}: complete, nothing to do")
-    if world.is_main or not job.data_parallel:  # of a run that was killed just before it did so
+    if world.is_main or not job.data_parallel:  # left by a run that was killed before it removed them
         remove_checkpoints(job.checkpoints)
     return True

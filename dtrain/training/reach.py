@@ -1,4 +1,4 @@
-"""Which parameters are trained: those that a phase names, and of them those that its losses depend on.
+"""Which parameters are trained: of those that a phase names, the ones that its losses depend on.
 
 A parameter without a gradient is left alone by every optimizer, so freezing what no loss reaches changes no number. But
 DDP waits for the gradient of each parameter, and ZeRO would let those that have none decay.
@@ -26,11 +26,11 @@ _LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
 
 
 def trained_names(phase: StudentPhase, names: Iterable[str]) -> set[str]:
-    """The parameters that a phase lets be trained, of those of its model; names are those of the model folder.
+    """Those of a model's parameters that a phase trains. Names are those of the model folder.
 
     Raises:
-        InputError: naming the phase's key, where a prefix is that of no parameter, where the model has no such layer, or
-            where nothing would be left.
+        InputError: naming the phase's key, where no parameter has the prefix, where the model has no such layer, or
+            where no parameter would be left to train.
     """
     known = list(names)
     if phase.up_to_layer is not None:
@@ -56,7 +56,7 @@ def trained_names(phase: StudentPhase, names: Iterable[str]) -> set[str]:
 
 
 def freeze(model: nn.Module, phase: StudentPhase) -> None:
-    """Freeze what a phase does not let be trained, and heads of tasks that it is not on; raises as `trained_names`."""
+    """Freeze parameters that a phase does not train and heads of other tasks; raises as `trained_names` does."""
     if phase.chooses:
         names = Objective.folder_names(model)
         trained = trained_names(phase, names.values())
@@ -69,17 +69,18 @@ def freeze(model: nn.Module, phase: StudentPhase) -> None:
 def freeze_unreached(
     objective: Objective, feed: Feed, losses: Sequence[LossSpec], world: World, *, together: bool
 ) -> None:
-    """Freeze the model's parameters that no loss depends on, at any moment of training (a collective if `together`).
+    """Freeze the model's parameters that no loss depends on at any moment of training (a collective if `together`).
 
-    A backward pass of one row shows them, of several tasks one row of each. Ranks that hold the structure alone are told
-    by rank 0.
+    A backward pass of one row (for several tasks, one row of each) finds them. With `together` rank 0 makes it and
+    tells the others, which may hold the model's structure without weights.
 
     Args:
-        objective: not `together`, as one rank alone computes it.
-        losses: the terms, for the moments at which other weights than before are not 0.
+        objective: one that is not `together`, as one rank alone computes it.
+        losses: the terms; their schedules give the moments of training at which it is tried.
 
     Raises:
-        InputError: none is left; or `together`, and some moments' losses reach fewer parameters than others'.
+        InputError: no parameter is left; or `together`, and at some moment the losses reach fewer parameters than at
+            another.
     """
     if not any(parameter.requires_grad for parameter in objective.model.parameters()):
         return  # a phase that trains the weights of its losses alone
@@ -112,7 +113,7 @@ def freeze_unreached(
 
 
 def _reached(objective: Objective, batch: Any, moment: float, *, whole: bool) -> set[str]:
-    """The model's parameters that have a gradient; `whole`: with those that take part with one of 0."""
+    """The model's parameters that get a gradient; with `whole` also those that take part with a gradient of 0."""
     sums = [module for module in objective.losses.modules() if isinstance(module, LossSum)]
     for each in sums:
         each.whole = whole
@@ -129,6 +130,6 @@ def _reached(objective: Objective, batch: Any, moment: float, *, whole: bool) ->
 
 
 def _moments(losses: Sequence[LossSpec]) -> set[float]:
-    """Shares of training at one of which every loss has a weight that has one at all: weights go one way to their end."""
+    """Shares of training such that a loss that ever has a weight has one at some of them: schedules are monotonic."""
     ends = {loss.weight.until for loss in losses if isinstance(loss.weight, WeightSchedule)}
     return {0.0} | {end for end in ends if end < 1.0} | {1.0 - 2.0**-20}

@@ -1,4 +1,4 @@
-"""What a trained model's scores say that a person should hear: that it has learnt nothing, or gives one answer."""
+"""Warnings that follow from a trained model's scores: it has learnt nothing, or gives every row the same answer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def remarks(
     """Sentences about a model, to be logged and written to its metrics.json; mostly there are none.
 
     Args:
-        evaluations: its scores on the validation rows over the training.
-        kept: those of the weights that were kept.
+        evaluations: the scores on the validation rows of each evaluation during the training.
+        kept: the scores of the weights that were kept.
         gold: int [N], the validation rows' classes, -1 where a row has none, 0 where it has a number or several labels.
         labels: names of the classes; empty where a row has more than one answer (tagging).
     """
@@ -32,7 +32,7 @@ def remarks(
 
 
 def _only_class(scores: Mapping[str, float], gold: np.ndarray, labels: Sequence[str]) -> str | None:
-    """The class that a model gives to every row, told from its scores.
+    """The class that a model gives to every row, inferred from its scores; None where it does not give one to all.
 
     With K classes among the gold labels and a class of share a given to all rows, accuracy is a, macro recall 1 / K
     and macro precision a / K.

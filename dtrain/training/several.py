@@ -30,7 +30,7 @@ from dtrain.training.tasks_feed import TasksFeed
 if TYPE_CHECKING:
     from dtrain.tasks.prepared import PreparedTask
 
-ENCODER = "encoder"  # in its folder: the encoder alone, as a transformers model to begin other models with
+ENCODER = "encoder"  # in the model's folder: the encoder alone, as a transformers model that others can begin with
 
 
 def prepare_tasks(
@@ -43,10 +43,10 @@ def prepare_tasks(
     """What a student of several tasks trains with.
 
     Args:
-        tasks: those that it is for, by name, in its order: it has a head for each.
-        prepared: by task, what the student of that task alone would train with; in a phase, of those that the phase is on.
-        begin: gives a new model the weights that it is to begin with.
-        baseline: by task, what its metric is divided by in the mean.
+        tasks: the student's tasks by name, in its order; the model has a head for each.
+        prepared: by task, what a student of that task alone would train with; in a phase, for the phase's tasks only.
+        begin: copies initial weights into a new model.
+        baseline: by task, the number that its metric is divided by in the mean.
     """
     first = next(iter(tasks.values()))
     tokenizer = tokenizer_name(spec)
@@ -130,7 +130,7 @@ def prepare_tasks(
 
 
 def baseline_of(spec: Student, folder: RunFolder) -> dict[str, float]:
-    """By task, what its metric is divided by in the mean: a number of the recipe, or the score of teachers of this run.
+    """By task, what its metric is divided by in the mean: a number of the recipe, or the mean score of its teachers.
 
     Raises:
         DtrainError: a teacher is not trained yet.

@@ -1,4 +1,4 @@
-"""One training under way: its place among steps and epochs, its batches and rates, its checkpoints and scores."""
+"""A training in progress: its position in steps and epochs, its batches, learning rates, checkpoints and scores."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from dtrain.training.loss_log import LossLog
 from dtrain.training.monitor import Monitor
 
 LOG_EVERY = 20  # steps
-STOP_EVERY = 5  # steps after which a rank that trains its own models asks whether it is to stop
-MAX_SKIPPED = 50  # fp16 steps in a row
+STOP_EVERY = 5  # steps between two checks for a stop request, on a rank that trains models by itself
+MAX_SKIPPED = 50  # consecutive steps that may be skipped because fp16 overflowed
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A rank's part of a step.
+    """One micro-batch of a rank's share of a step.
 
     Attributes:
         scale: the factor on its sum of losses; 0 on a rank without rows, which takes part with a row of another rank.
-        last: of the step.
+        last: whether it is the last one of the step.
     """
 
     batch: Batch
@@ -44,21 +44,22 @@ class MicroBatch:
 
 
 class TrainState:
-    """A `TrainJob` under way. Its checkpoint is loaded when it is built.
+    """The state of a `TrainJob` in progress. The constructor loads its checkpoint.
 
     Attributes:
-        norm, applied: of the last step: the gradient's norm before clipping, and whether fp16 skipped the step.
-        trouble: an error of this rank alone, in work after its part of the step; see `_own_work`.
+        norm: the gradient norm of the last step before clipping, a 0-d tensor.
+        applied: whether the last step was applied; False where fp16 overflowed.
+        trouble: an error that only this rank met, after its part of a step; see `_own_work`.
     """
 
     def __init__(self, job: TrainJob, from_step: int | None = None, clock: Clock | None = None) -> None:
-        """Continue from the checkpoint of `from_step` (0: from the beginning; None: from the newest).
+        """Continue from the checkpoint of `from_step` (0: from the beginning; None: from the newest one).
 
         Args:
-            clock: of all models that are trained side by side.
+            clock: shared by all models that are trained side by side; None: a new one.
 
         Raises:
-            DtrainError: ranks that train together do not find the same checkpoint.
+            DtrainError: ranks that train together found different checkpoints.
         """
         self.job = job
         spec, engine = job.spec, job.engine
@@ -98,7 +99,7 @@ class TrainState:
         return self.job.pause is not None and self.position.epoch >= self.job.pause
 
     def warm_up(self) -> None:
-        """Before the first step; see `Engine.warm_up`."""
+        """Before the first step: keep the initial weights if asked to, and call `Engine.warm_up`."""
         if self.position.step == 0:
             self._keep_epoch()
         if not self.ended:
@@ -120,16 +121,16 @@ class TrainState:
 
     @property
     def turn(self) -> Turn | None:
-        """Who learns in the next step; None: model and losses together."""
+        """What the next step trains, the model or its losses; None: both."""
         turns = self.job.turns
         return None if not turns else "model" if self.position.step % (turns + 1) == turns else "losses"
 
     def random_seed(self) -> int:
-        """Of this step's dropout: a function of (seed, rank, step), so that no random state has to be kept."""
+        """The seed of this step's dropout: a function of (seed, rank, step), so no random state has to be saved."""
         return int(fingerprint(self.job.spec.seed, self.job.engine.rank, self.position.step)[:15], 16)
 
     def begin_step(self) -> None:
-        """Set the rates, and let the feed draw what is new with each step."""
+        """Set the learning rates, and let the feed draw what is random in each step (the masks of pre-training)."""
         for group, lr in zip(self.job.engine.optimizer.param_groups, self._base, strict=True):
             group["lr"] = lr * self._factor(self.position.applied)
         self.job.feed.begin_step(self._batch, self.position.epoch, self.position.step)
@@ -217,23 +218,22 @@ class TrainState:
             self.monitor.training(position.step, means | watched, self._speed.look(position.seconds), ratios)
 
     def _evaluate(self, epoch_steps: int) -> bool:
-        """Score the model as it is; whether it is the best so far. Sets `finished` when patience is over."""
+        """Score the current weights; returns whether they are the best so far. Sets `finished` if patience is over."""
         job, position, spec = self.job, self.position, self.job.spec
         with job.engine.full_model() as model:
             scores = job.evaluate(model)
         assert spec.metric is not None  # filled by the recipe
-        loss = scores.get(
-            "loss", 0.0
-        )  # without a row to score, which none has of the side that is read, there are none
+        # There are no scores where no validation row has the side that the model reads.
+        loss = scores.get("loss", 0.0)
         score = -loss if spec.metric == "loss" else scores[spec.metric] if scores else 0.0
         if not math.isfinite(loss):
             raise Diverged(f"{job.title}: the validation loss is {loss} at step {position.step}")
         epoch = round(position.epoch + position.batch / epoch_steps, 4)
-        stop_epoch = getattr(spec, "stop_epoch", None)  # a teacher that ends there, whatever its score
+        stop_epoch = getattr(spec, "stop_epoch", None)  # a teacher that ends at this epoch, whatever its score
         risen = position.best_score is None or score > position.best_score
         risen |= stop_epoch is not None or job.keep_last
-        # Of equal scores (an F1 that is still 0.0, or already 1.0) the better calibrated weights are kept, as teachers'
-        # probabilities are what is distilled. Patience is about the score alone.
+        # Of equal scores (an F1 that is still 0.0, or already 1.0) the weights with the lower loss are kept: they are
+        # better calibrated, and a teacher's probabilities are what is distilled. Patience depends on the score alone.
         better = risen or (score == position.best_score and (position.best_loss is None or loss < position.best_loss))
         if better:
             position.best_score, position.best_loss = score, loss
@@ -267,10 +267,10 @@ class TrainState:
 
     @contextlib.contextmanager
     def _own_work(self) -> Iterator[None]:
-        """Work of one rank alone: its error is kept in `trouble`, and the collectives of the step go on.
+        """A region for work of this rank alone: an error in it is kept in `trouble`, and the step goes on.
 
-        A rank that left the collectives would keep the others waiting; they learn of the error when all ranks next
-        agree on whether to stop.
+        A rank that left out the step's collectives would keep the others waiting; they learn of the error when all
+        ranks next agree on whether to stop.
         """
         try:
             yield
@@ -278,13 +278,13 @@ class TrainState:
             self.trouble = self.trouble or error
 
     def close(self) -> None:
-        """Let go of files; a checkpoint that is being written is complete when this returns."""
+        """Close the files. A checkpoint that is being written is complete when this returns."""
         self.checkpoints.close()
         self.monitor.close()
 
     @property
     def asks_to_stop(self) -> bool:
-        """Whether this is a step after which a rank that trains its own models asks whether it is to stop."""
+        """Whether a rank that trains models by itself checks for a stop request after this step."""
         return not self.ended and self.position.step % STOP_EVERY == 0
 
     # --- checkpoints and the end ---------------------------------------------------------------------
@@ -296,14 +296,14 @@ class TrainState:
         return (due or self.paused) and not self.ended
 
     def checkpoint(self) -> None:
-        """Begin to write all that continuing needs (a collective); steps may follow while it is written.
+        """Begin to write a checkpoint (a collective); training may go on while it is written.
 
         Raises:
             Diverged: the loss or the weights are not finite; the same on every rank, and nothing is written.
         """
         self.log.flush()
         begin = time.perf_counter()
-        # The loss is that of the weights before the last step, and says nothing of those that would be written.
+        # The loss was computed before the last step, and says nothing of the weights that would be written.
         norm = float(self.job.engine.parameter_norm())
         if not math.isfinite(norm):
             raise Diverged(f"{self.job.title}: the norm of the weights is {norm} at step {self.position.step}")
@@ -319,21 +319,21 @@ class TrainState:
         self.clock.restart()
 
     def wait_for_checkpoint(self) -> None:
-        """Return when it is complete, or could not be written."""
+        """Wait until the last checkpoint is complete; if it could not be written, the error is kept in `trouble`."""
         with self._own_work():
             self.checkpoints.wait()
 
     def compare_troubles(self) -> None:
-        """After a step that no other follows: raise on all ranks the error that the first rank met by itself.
+        """After the last step: raise on all ranks the error that only rank 0 met, if any.
 
-        Errors of other ranks do not matter any more: only the first one writes.
+        Errors of other ranks do not matter any more, as only rank 0 writes.
         """
 
         def look() -> None:
             if self.trouble is not None:
                 raise self.trouble
 
-        self.job.engine.world.run_on_main(look)  # and nobody leaves before the checkpoint is complete
+        self.job.engine.world.run_on_main(look)  # the other ranks wait until the checkpoint is complete
 
     def leave(self) -> None:
         """Stop on request, after a checkpoint. Raises Stopped."""
@@ -341,14 +341,14 @@ class TrainState:
         raise Stopped(f"{self.job.title}: {reason}; the same command continues")
 
     def explain(self, error: Exception) -> Exception:
-        """A divergence tells where to find the last good weights."""
-        # Not looked for in the folder, where rank 0 may just be writing: every rank says the same.
+        """Add the path of the last good checkpoint to a divergence; any other error is returned as it is."""
+        # The step is remembered and not looked up in the folder, where rank 0 may be writing: all ranks say the same.
         if not isinstance(error, Diverged) or self._saved is None:
             return error
         return Diverged(f"{error}; the last good checkpoint is {self.checkpoints.path(self._saved)}")
 
     def _compare_checkpoints(self) -> None:
-        """A rank whose machine does not see a new file yet would continue from another step than the others."""
+        """Raise DtrainError where ranks would continue from different steps, as one may not see a new file yet."""
         steps = self.job.engine.world.gather_objects(self._saved)
         if len(set(steps)) > 1:
             shown = ", ".join("none" if step is None else f"step {step}" for step in steps)
@@ -360,7 +360,7 @@ class TrainState:
     # --- epochs --------------------------------------------------------------------------------------
 
     def _steps(self) -> int:
-        """Of all epochs."""
+        """The number of steps in all epochs."""
         spec = self.job.spec
         return self.job.feed.steps(spec.epochs, self._order, spec.batch_size, spec.batch_tokens)
 

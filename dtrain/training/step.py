@@ -26,8 +26,8 @@ def train_step(state: TrainState) -> None:
     engine = state.job.engine
     watched = engine.data_parallel and is_watched(state.position.step)
     with state.communication.watch() if watched else contextlib.nullcontext():
-        state.begin_step()  # rates; the masks of pre-training
-        seed_dropout(engine.world.device, state.random_seed())  # it follows from (seed, rank, step)
+        state.begin_step()  # sets the learning rates; draws the masks of pre-training
+        seed_dropout(engine.world.device, state.random_seed())  # a function of (seed, rank, step)
         for micro in state.micro_batches():  # the next ones are read while one is computed
             add_gradients(state, micro)
         state.norm, state.applied = engine.step(state.job.spec.clip, state.turn)
@@ -59,8 +59,8 @@ def add_gradients(state: TrainState, micro: MicroBatch) -> None:
         return losses[0] * micro.scale
 
     if adversary is None:
-        with engine.synchronise_when(micro.last):  # gradients cross ranks once a step
+        with engine.synchronise_when(micro.last):  # gradients are reduced over ranks once a step
             engine.backward(forward())
     else:
         adversary.micro_step(forward, engine.backward, lambda ends: engine.synchronise_when(micro.last and ends))
-    state.log.add(passes[0], micro.batch, counts=micro.scale > 0)  # of the plain pass
+    state.log.add(passes[0], micro.batch, counts=micro.scale > 0)  # of the pass without perturbation

@@ -20,13 +20,13 @@ class JoinedRows:
 
 
 class TasksFeed(Feed):
-    """Batches of one task each.
+    """Gives batches of one task each.
 
-    A row's position is that among the rows of all tasks, one task after another.
+    Positions count the rows of all tasks, one task after another.
 
     Args:
-        feeds: of each task by its name. They may share what they read with, if their `piece` tells them apart.
-        exponent: how often each task comes; see `dtrain.data.mixing`.
+        feeds: the feed of each task, by name. They may share a `Reading` if they differ in `piece`.
+        exponent: decides how often each task comes; see `dtrain.data.mixing`.
     """
 
     def __init__(self, feeds: Mapping[str, Feed], exponent: float) -> None:
@@ -62,7 +62,7 @@ class TasksFeed(Feed):
             feed.close()
 
     def task_of(self, index: np.ndarray) -> str:
-        """The task of the rows at positions `index`, which are of one."""
+        """The task of the rows at positions `index`, which are all of one task."""
         return self._of(index)[0]
 
     def _of(self, index: np.ndarray) -> tuple[str, Feed, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Who computes a model's answers for the rows of a part: all ranks of a world in turn, or one process alone."""
+"""Which processes compute a model's outputs for the rows of a part: all ranks of a world, or one process alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers that share rows must call the same methods in the same order, with the same weights.
+    """Computes a model's outputs for rows, on this process alone or shared with the other ranks.
+
+    Workers that share rows must call the same methods in the same order, with the same weights.
 
     Attributes:
         threads: CPU cores of this process.
@@ -47,7 +49,8 @@ class Workers:
     ) -> Iterator[tuple[np.ndarray, tuple[Tensor, ...]]]:
         """This worker's batches as row numbers [B], and what `keep` picks of the model's output for each.
 
-        The batches are a function of the rows alone, and batch i is that of rank i % size: ranks change no answer.
+        The batches are a function of the rows alone, and batch i is computed by rank i % size: so the number of ranks
+        changes no output.
 
         Args:
             rows: int [N], those to answer; by default all of the part.
