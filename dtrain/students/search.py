@@ -54,7 +54,7 @@ class Halving:
         epoch = self.next_epoch
         assert epoch is not None
         order = sorted(scores, key=lambda name: (-scores[name], name))
-        kept = max(1, math.ceil(self.spec.keep * len(order)))
+        kept = max(1, math.ceil(self.spec.keep * len(order) - 1e-9))  # as floats, 0.28 * 25 is a little over 7
         stopped = {
             name: f"stopped by the search after epoch {epoch}: {metric} {abs(scores[name]):.4f}, "
             f"place {place} of {len(order)}, of which {kept} went on"

@@ -50,6 +50,12 @@ def test_the_best_share_goes_on_ties_by_name(tmp_path: Path) -> None:
     assert set(search.stopped) == {"a", "b", "c", "e"}
 
 
+def test_a_share_that_is_a_whole_number_is_not_rounded_up(tmp_path: Path) -> None:
+    search = Halving(FakePlan("many", keep=0.28), tmp_path / "search.json")  # type: ignore[arg-type]
+    search.decide({f"s{n:02d}": n / 25 for n in range(25)}, "accuracy")
+    assert len(search.rungs[0]["kept"]) == 7
+
+
 def test_decided_once_and_anew_for_another_search(tmp_path: Path) -> None:
     path = tmp_path / "search.json"
     Halving(FakePlan("abcde"), path).decide(SCORES, "loss")  # type: ignore[arg-type]
