@@ -38,7 +38,7 @@ class Ended:
 
     Attributes:
         best: the best weights, on the CPU; empty on ranks that do not write.
-        monitor: the training's monitor, still open; None after a failure.
+        monitor: the training's monitor, closed if it paused and still open if it ended; None after a failure.
         paused: whether it stopped at `TrainJob.pause`, after a checkpoint, to be compared with others.
     """
 
@@ -174,6 +174,7 @@ def _take_ended(live: list[TrainState]) -> Iterator[Ended]:
         run.checkpoints.close()
         run.job.feed.close()
         if not run.ended:
+            run.monitor.close()
             run.job.close()
         with run.clock.stopped():
             yield Ended(run.job, run.best, run.position, run.monitor, paused=not run.ended)

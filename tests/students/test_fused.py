@@ -211,6 +211,17 @@ def test_who_left_holds_no_memory(job: Any) -> None:
     assert names == ["ends", "bad", "waits", "last"]
 
 
+def test_who_waits_leaves_no_file_of_curves_open(job: Any) -> None:
+    """In a search of many students each would hold a file, a thread and a progress bar until the end of the process."""
+    ended = list(fit_all([job(student("waits"), pause=1), job(student("last", seed=4, epochs=1))]))
+    files = {one.job.title: one.monitor.writer.file_writer for one in ended if one.monitor is not None}
+    assert files["waits"] is None
+    assert files["last"] is not None
+    for one in ended:
+        if one.monitor is not None:
+            one.monitor.close()
+
+
 @pytest.mark.parametrize("way", [Fused, None])
 def test_time_is_shared_and_only_training_counts(job: Any, monkeypatch: pytest.MonkeyPatch, way: Any) -> None:
     """With a fake clock, a step takes one second for each member and an evaluation a thousand, and so does the
