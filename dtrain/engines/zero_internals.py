@@ -109,16 +109,27 @@ def loss_scale(engine: Any) -> float:
 
 
 def scaler_state(engine: Any) -> dict[str, float]:
-    """The loss scale of an fp16 engine, and how many steps have gone well since it last changed."""
+    """The loss scale of an fp16 engine, how many steps have gone well since it last changed, and at which overflow it
+    shrinks (1: at the next); empty where the config fixes the scale.
+    """
     scaler = engine.optimizer.loss_scaler
-    return {"scale": float(scaler.cur_scale), "good_steps": float(scaler.cur_iter - scaler.last_overflow_iter - 1)}
+    if not scaler.dynamic:
+        return {}
+    good_steps = scaler.cur_iter - scaler.last_overflow_iter - 1
+    return {
+        "scale": float(scaler.cur_scale),
+        "good_steps": float(good_steps),
+        "hysteresis": float(scaler.cur_hysteresis),
+    }
 
 
 def load_scaler_state(engine: Any, state: dict[str, float]) -> None:
     """Continue from what `scaler_state` gave."""
     scaler = engine.optimizer.loss_scaler
-    scaler.cur_scale = state["scale"]
-    scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["good_steps"])
+    if scaler.dynamic:
+        scaler.cur_scale = state["scale"]
+        scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["good_steps"])
+        scaler.cur_hysteresis = int(state.get("hysteresis", scaler.cur_hysteresis))  # other engines have none
 
 
 # --- where parameters lie ----------------------------------------------------------------------------

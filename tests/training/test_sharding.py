@@ -130,6 +130,38 @@ def test_what_the_recipe_says_otherwise_is_refused(section: dict[str, Any], told
         )
 
 
+def test_the_loss_scale_of_zero_is_continued_as_it_was() -> None:
+    """With `hysteresis` of 2, DeepSpeed's default, the first overflow leaves the scale; a restart must not forget it."""
+    from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+
+    from dtrain.engines.zero_internals import load_scaler_state, scaler_state
+
+    def engine(static: float = 0.0) -> Any:
+        options = {"init_scale": 65536.0, "scale_window": 4, "min_scale": 1.0, "delayed_shift": 2}
+        scaler = CreateLossScaler(torch.half, static, not static, {**options, "consecutive_hysteresis": False})
+        return SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler))
+
+    first, second = engine(), engine()
+    scaler = first.optimizer.loss_scaler
+    scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis, scaler.cur_scale = 9, 6, 1, 1024.0
+    state = scaler_state(first)
+    load_scaler_state(second, state)
+    again = second.optimizer.loss_scaler
+    assert scaler_state(second) == state
+    assert (again.cur_scale, again.cur_hysteresis) == (1024.0, 1)
+    for _ in range(5):
+        scaler.update_scale(False)
+        again.update_scale(False)
+        assert again.cur_scale == scaler.cur_scale
+    assert again.cur_scale == 2048.0
+    load_scaler_state(second, {"scale": 8.0, "good_steps": 0.0})  # from DDP or FSDP2
+    assert again.cur_scale == 8.0
+    fixed = engine(static=128.0)
+    assert scaler_state(fixed) == {}
+    load_scaler_state(fixed, state)
+    assert fixed.optimizer.loss_scaler.cur_scale == 128.0
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in configs_folder("ds_configs").glob("*.json")))
 def test_pgd_is_refused_under_zero(name: str) -> None:
     world: Any = SimpleNamespace(size=2, device=torch.device("cpu"), sharding=read_deepspeed(name + ".json"))
