@@ -119,8 +119,15 @@ def _deepspeed_problems(config: dict[str, Any]) -> list[str]:
         problems.append(f"optimizer: {kind!r}: remove it; {why}")
     if config.get("scheduler") is not None:
         problems.append("scheduler: remove it; the recipe's schedule is used")
-    offload = isinstance(zero, dict) and (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    if offload and config.get("zero_force_ds_cpu_optimizer", True) is not False:
+    offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
+    sections: dict[str, Any] = {key: config[key] for key in ("fp16", "bf16") if key in config}
+    if offload is not None:
+        sections["zero_optimization.offload_optimizer"] = offload
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            problems.append(f"{key}: {section!r} (must be a JSON object)")
+    offloads = isinstance(offload, dict) and offload.get("device", "none") != "none"
+    if offloads and config.get("zero_force_ds_cpu_optimizer", True) is not False:
         problems.append(
             "zero_force_ds_cpu_optimizer: must be false: else DeepSpeed's Adam takes the place of the recipe's optimizer"
         )

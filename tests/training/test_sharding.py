@@ -86,6 +86,9 @@ def test_shipped_ways_are_read(path: Path) -> None:
         ('{"zero_optimization": {"stage": 1}, "optimizer": {"type": "AdamW"}}', "the recipe's optimizer is used"),
         ('{"zero_optimization": {"stage": 1}, "scheduler": {"type": "WarmupLR"}}', "the recipe's schedule is used"),
         ('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}', "must be false"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer: 'cpu' .must be a JSON"),
+        ('{"zero_optimization": {"stage": 2}, "fp16": true}', "fp16: True .must be a JSON object"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": null}', "bf16: None .must be a JSON object"),
     ],
 )
 def test_a_config_that_cannot_be_exact_is_refused(tmp_path: Path, text: str, told: str) -> None:
