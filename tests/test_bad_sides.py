@@ -108,6 +108,10 @@ CASES = [
      "students.chinese.rows: interpolated are training rows, whose targets choose among the candidates of english, and none of "
      "train has en and zh"),
     (["knowledge_points={words: p.en}"], "knowledge_points: is not for rows with several sides"),
+    (["data.transfer=[{path: pairs.tsv, columns: {en: 0, zh: 1}}, {path: one.txt, columns: {zh: 0}}]",
+      "students=[{name: a, reads: zh, peers: p, teachers: [english], model: {type: bilstm}}, {name: b, reads: zh, peers: p, "
+      "teachers: [english], model: {type: bilstm}, losses: [{type: soft_targets}, {type: domain_adversary}]}]"],
+     "students.1 (b).losses: learn from other rows than those of its peer a"),
     (["students.0={name: s, reads: zh, answers: online, model: {type: bilstm}}"],
      "it reads zh, and its teacher en: stored outputs alone join them, by row"),
 ]  # fmt: skip

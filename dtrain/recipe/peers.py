@@ -34,4 +34,22 @@ def check_peers(students: list[Student], contexts: list[Context], reports: list[
             for key in (*shared, "task", "rows", "epochs", "batch_size", "batch_tokens", "accumulation", "precision"):
                 if getattr(student, key) != getattr(first, key):
                     own(key, f"must be that of its peer {first.name}, as they share each batch")
+            if student.reads is not None and _learns_from(student) != _learns_from(first):
+                own(
+                    "losses",
+                    f"learn from other rows than those of its peer {first.name} (with a label, answered by a teacher, or "
+                    "all), and peers share each batch",
+                )
     return bool(sets)
+
+
+def _learns_from(student: Student) -> set[str] | None:
+    """What its losses ask of rows of several sides to learn from them: answers of these teachers, or a label.
+
+    None where a loss learns from every row; see `useful_rows` in training/members.py.
+    """
+    terms = student.all_losses
+    if any(not term.loss.hard and not term.loss.teacher_output for term in terms):
+        return None
+    readers = [term for term in terms if term.loss.teacher_output]
+    return {name for name in student.teachers or [] if any(t.teachers is None or name in t.teachers for t in readers)}
