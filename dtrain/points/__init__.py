@@ -1,1 +1,1 @@
-"""What a student knows of a text, token by token: how it is measured, and counted over its training."""
+"""Knowledge points: which tokens of a text a student uses, measured and counted over its training."""

@@ -1,15 +1,18 @@
-"""Knowledge points, counted over a training (Cheng et al., CVPR 2020, sections 3.2 and 3.3).
+"""Knowledge points, counted over the training of a model (Cheng et al., CVPR 2020, sections 3.2 and 3.3).
 
-With H_i the entropy of a token, its text's background B, and a threshold b:
+Let H_i be the entropy of a token, B the background of its text, and b a threshold:
 
     token i is a knowledge point    mean_B H - H_i > b
-    share in the foreground         mean over texts of N_fg / (N_fg + N_bg), of texts that have points
+    share                           mean of N_fg / (N_fg + N_bg) over the texts that have points
     m                               the first epoch at which a text has the most foreground points
-    D_mean, D_std                   mean and standard deviation over texts of sum_{k <= m} |w_k - w_{k-1}| / |w_0|
-    kept                            of the foreground tokens that were a point at some epoch, those that still are at the end
+    D_mean, D_std                   mean and standard deviation of sum_{k <= m} |w_k - w_{k-1}| / |w_0| over the texts
+                                    that have foreground points at some epoch
+    kept                            the share of the foreground tokens that were points at some epoch and still are at
+                                    the end
 
-w_k are all weights after epoch k. A model that learns its points early has a small D_mean, one that learns them together
-a small D_std.
+N_fg and N_bg are the numbers of points of a text in its foreground and its background. w_k are all weights after
+epoch k (of the measured epochs). A model that learns its points early has a small D_mean, and one that learns them at
+the same time has a small D_std.
 """
 
 from __future__ import annotations
@@ -21,11 +24,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-Masks = Sequence[np.ndarray]  # bool [tokens], a text each
+Masks = Sequence[np.ndarray]  # one for each text, bool [tokens]
 
 
 def points_of(entropies: Sequence[np.ndarray], background: Masks, threshold: float) -> list[np.ndarray]:
-    """Which tokens of each text are knowledge points, bool [tokens]."""
+    """Which tokens of each text are knowledge points, bool [tokens] for each text.
+
+    Args:
+        entropies: of the tokens of each text, float [tokens].
+        background: which tokens of each text are background; each text has at least one.
+        threshold: b, in nats.
+    """
     return [
         own[back].astype(np.float64).mean() - own.astype(np.float64) > threshold
         for own, back in zip(entropies, background, strict=True)
@@ -33,7 +42,10 @@ def points_of(entropies: Sequence[np.ndarray], background: Masks, threshold: flo
 
 
 def path_lengths(weights: Iterable[Mapping[str, Tensor]]) -> list[float]:
-    """The length of the path that the weights have come at each of them, in norms of the first; they come one by one."""
+    """The length of the path of the weights from the first to each of them, divided by the norm of the first.
+
+    `weights` are consumed one by one, so that only two of them are in memory.
+    """
     lengths: list[float] = []
     before: Mapping[str, Tensor] = {}
     first = 0.0
@@ -59,16 +71,18 @@ def summary(
     path: Sequence[float],
     end: int,
 ) -> dict[str, Any]:
-    """What a training comes to.
+    """The knowledge points of a training in numbers, as defined at the top of this module.
 
     Args:
-        points: of each epoch that was measured, of each text.
-        path: of each epoch, as `path_lengths` gives it.
-        end: which of the epochs the finished model is from.
+        points: for each measured epoch and each text, which tokens are points (`points_of`).
+        foreground, background: which tokens of each text are foreground, and which background.
+        path: for each measured epoch, the length that `path_lengths` gives.
+        end: the position, among the measured epochs, of the one from which the finished model is.
 
     Returns:
-        `epochs`: a mapping each with `foreground`, `background` (points of a text, on average) and `share`; those of the
-        end as `foreground`, `background`, `share`; `d_mean`, `d_std`, `kept`. A number that no text gives is None.
+        `epochs`, a mapping for each epoch with `foreground`, `background` (mean number of points of a text) and
+        `share`; `foreground`, `background` and `share` of the epoch at `end`; `d_mean`, `d_std`, `kept`. A value is
+        None if there is no text from which to compute it.
     """
     front, back = (
         np.array([[int((own & mask).sum()) for own, mask in zip(each, masks, strict=True)] for each in points])
@@ -78,7 +92,7 @@ def summary(
         {"foreground": float(f.mean()), "background": float(b.mean()), "share": _share(f, b)}
         for f, b in zip(front, back, strict=True)
     ]
-    most = front.argmax(0)  # the first of equal ones
+    most = front.argmax(0)  # the first of equal numbers
     learnt = [path[epoch] for epoch, best in zip(most, front.max(0), strict=True) if best]
     ever, still = 0, 0
     for text, mask in enumerate(foreground):
@@ -95,6 +109,6 @@ def summary(
 
 
 def _share(front: np.ndarray, back: np.ndarray) -> float | None:
-    """Of foreground points among all, the mean over texts that have some."""
+    """The share of foreground points among all points of a text, averaged over texts that have points."""
     some = front + back > 0
     return float((front[some] / (front[some] + back[some])).mean()) if some.any() else None

@@ -1,4 +1,4 @@
-"""The foreground of a text: the words that matter for its label, from a column of its file or from a list of words."""
+"""The foreground of a text: the words that matter for its label, from a column of its file or a file of words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "knowledge_points"
 
 
 def listed_words(name: str) -> list[str]:
-    """The words of a file, one a line; raises InputError where there are none."""
+    """The words of a file with one word per line; raises InputError if it is missing or holds no words."""
     problems = Problems()
     lines = numbered_lines(existing_file(name, f"{KEY}.words"), name, problems)
     words = [line.strip() for _, line in lines if line.strip()]
@@ -32,7 +32,11 @@ def listed_words(name: str) -> list[str]:
 
 
 def words_of_column(value: Any, separator: str) -> list[str]:
-    """The words in a column: a list of texts, or one text; none of what is empty. Raises ValueError for anything else."""
+    """The non-empty words in the value of a column: a list of texts, or one text that `separator` divides.
+
+    Raises:
+        ValueError: the value is anything else but null, which gives no words.
+    """
     if value is None:
         return []
     found = value.split(separator) if isinstance(value, str) else value
@@ -42,7 +46,7 @@ def words_of_column(value: Any, separator: str) -> list[str]:
 
 
 def check_foreground(spec: KnowledgePoints, data: Data) -> list[str]:
-    """What is wrong with the words that the section names, a line a problem; looks at the first row of each file."""
+    """Problems with the words that the section names, one message each; only the first row of each file is read."""
     try:
         if spec.words is not None:
             listed_words(spec.words)
@@ -66,20 +70,21 @@ def check_foreground(spec: KnowledgePoints, data: Data) -> list[str]:
 
 
 def _parts(spec: KnowledgePoints, data: Data) -> list[str]:
-    """The parts whose files hold the rows of the section's part: a part without a file is cut from train."""
+    """The parts whose files hold the rows of the section's part; a part without a file is split off train."""
     cut = {"valid": data.split.valid, "test": data.split.test}
     given = bool(getattr(data, spec.part))
     return [spec.part] if given else ["train"] if cut.get(spec.part) else []
 
 
 def words_of_rows(spec: KnowledgePoints, data: Data, places: Sequence[tuple[str, int]]) -> list[list[str]]:
-    """The words of each row as its file has them.
+    """The words of each row, as its file gives them.
 
     Args:
-        places: of each row its file, as the recipe names it, and its line there.
+        places: for each row its file, as the recipe names it, and its line there.
 
     Raises:
-        InputError: a file is gone or has other lines, or its column holds something else.
+        InputError: a file is gone or has other lines than when the rows were prepared, or a value of its column is
+            neither a text nor a list of texts.
     """
     if spec.words is not None:
         words = listed_words(spec.words)
@@ -105,7 +110,7 @@ def words_of_rows(spec: KnowledgePoints, data: Data, places: Sequence[tuple[str,
 
 
 def marked(text: str, words: Iterable[str]) -> np.ndarray:
-    """bool [characters]: those that a word covers, wherever it stands."""
+    """Which characters are part of an occurrence of one of the words, bool [characters]."""
     found = np.zeros(len(text), dtype=bool)
     for word in words:
         start = text.find(word) if word else -1
@@ -116,11 +121,11 @@ def marked(text: str, words: Iterable[str]) -> np.ndarray:
 
 
 def of_tokens(spans: Iterable[tuple[int, int, int]], marks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens are foreground, and which background, bool [tokens] each; special tokens are neither.
+    """Which tokens of a row are foreground, and which background, bool [tokens] each; special tokens are neither.
 
     Args:
-        spans: as `Encoder.spans` gives them.
-        marks: of each text of the row, its characters.
+        spans: the places of the tokens, as `Encoder.spans` gives them.
+        marks: for each text of the row, which of its characters are foreground (`marked`).
     """
     inside = [
         (which, marks[which][start:end]) if which >= 0 and end > start else (-1, None) for which, start, end in spans
@@ -131,7 +136,7 @@ def of_tokens(spans: Iterable[tuple[int, int, int]], marks: Sequence[np.ndarray]
 
 
 def spread(count: int, wanted: int) -> Collection[int]:
-    """At most `wanted` of 0 .. count - 1, evenly spread."""
+    """At most `wanted` of the numbers 0 .. count - 1, evenly spaced."""
     if count <= wanted:
         return range(count)
     return [number * count // wanted for number in range(wanted)]

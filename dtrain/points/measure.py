@@ -1,4 +1,4 @@
-"""The entropies of all tokens of chosen texts under one model, over all ranks that share them."""
+"""Measuring the entropies of all tokens of the chosen texts under one model; the texts are shared among ranks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from dtrain.training.inference import in_threads
 from dtrain.training.workers import Workers
 
 FEATURES = "features"
-ROW_TOKENS = 2048  # padded tokens of the texts of one call, all draws of noise counted
+ROW_TOKENS = 2048  # padded tokens in one call of the model, over all samples of noise
 
 
 def measure(model: nn.Module, texts: Texts, search: NoiseSearch, seed: int, workers: Workers) -> list[np.ndarray]:
-    """The entropy of each token of each text, float32 [tokens] a text.
+    """The entropy of each token of each text in nats, float32 [tokens] for each text.
 
-    Texts go to ranks by batches that are a function of the texts alone, on a CPU each on one thread; the noise of a text
-    follows from `seed` and its id. So ranks and threads change nothing.
+    The result does not depend on the number of ranks or threads: batches depend on the texts alone, a CPU computes each
+    batch on one thread, and the noise of a text depends on `seed` and its row id. The model is left in eval mode with
+    frozen parameters.
 
     Raises:
-        DtrainError: the model gives all texts the same vector, or has none.
+        DtrainError: the vector before the classifier is the same for all texts, or the model has no such vector.
     """
     noisy = NoisyModel(model.to(workers.device), _feature, model_options(model, [FEATURES]))
     batches = inference_batches(texts.part.lengths[texts.rows], max(1, ROW_TOKENS // search.samples))

@@ -1,16 +1,17 @@
-"""The noise that a token of a text can bear: the entropy of Cheng et al. (CVPR 2020) and Guan et al. (ICML 2019).
+"""The noise that a token of a text tolerates: the entropy of Cheng et al. (CVPR 2020) and Guan et al. (ICML 2019).
 
-With x the word embeddings of a text's N tokens, f its feature before the classifier and V the variance of f over texts,
+Let x be the word embeddings of a text's N tokens, f its feature vector before the classifier, V the variance of f over
+texts, and s_i the standard deviation of the noise on token i. The problem
 
-    maximise  1/N sum_i log s_i   where   E |f(x + s e) - f(x)|^2 = share * V,   e ~ N(0, 1), s_i one number a token
+    maximise  1/N sum_i log s_i   subject to   E |f(x + s e) - f(x)|^2 = share * V,   e ~ N(0, 1)
 
-is solved as its Lagrangian, E |f(x + s e) - f(x)|^2 / (2 share V) - 1/N sum_i log s_i, by gradient in log s. Its weight
-is the one by which the constraint holds wherever f is linear in the noise:
+is solved by gradient descent in log s on its Lagrangian, E |f(x + s e) - f(x)|^2 / (2 share V) - 1/N sum_i log s_i. The
+multiplier is the one with which the constraint holds exactly wherever f is linear in the noise:
 
-    f(x) = sum_i W_i x_i + c     s_i^2 = share V / (N |W_i|^2)     (|W_i| the Frobenius norm)
+    f(x) = sum_i W_i x_i + c     s_i^2 = share V / (N |W_i|^2)     (|W_i| is the Frobenius norm)
 
-A token's entropy is H_i = log s_i + log(2 pi e) / 2, in nats and of one dimension: the less of it, the more the model
-reads the token.
+The entropy of a token is H_i = log s_i + log(2 pi e) / 2, in nats per dimension. The lower it is, the more the model
+uses the token.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from torch.nn import functional
 
 from dtrain.models import embedding_of
 
-PROBES = 8  # directions of the feature whose gradients tell how much the model reads a token, to begin with
-RATE = 0.1  # of log s, falling to 0
-LEAST, MOST = 1e-3, 10.0  # s, in standard deviations of a text's embeddings: ten times as much leaves nothing of them
-ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a standard normal number
+PROBES = 8  # random directions of the feature whose gradients estimate the sensitivity to each token, for the start
+RATE = 0.1  # learning rate of log s, decayed linearly to 0
+LEAST, MOST = 1e-3, 10.0  # bounds of s in standard deviations of a text's embeddings; at 10, little of them is left
+ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a standard normal variable, in nats
 
 Inputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class NoiseSearch:
-    """How noise is looked for.
+    """Settings of the optimisation.
 
     Attributes:
-        share: of the variance of the feature, by which noise may move it.
-        steps: of gradient.
-        samples: draws of noise in each step.
+        share: the expected squared change of the feature vector, as a share of its variance over texts.
+        steps: number of gradient steps.
+        samples: samples of noise in each step.
     """
 
     share: float
@@ -52,10 +53,13 @@ class NoiseSearch:
 
 
 class NoisyModel:
-    """A model in eval mode whose word embeddings can be moved; threads may call it at the same time.
+    """A model to whose word embeddings noise can be added; several threads may call it at once.
+
+    The model is put into eval mode and its parameters are frozen; both remain after `close`.
 
     Args:
-        feature: the vector before the classifier, [B, F], of what the model returns.
+        model: the model.
+        feature: a function that picks the vector before the classifier, [B, F], from the model's output.
         options: further arguments of each call.
     """
 
@@ -69,15 +73,19 @@ class NoisyModel:
         self._hook = self._embedding.register_forward_hook(self._move)
 
     def embedded(self, inputs: Inputs) -> Tensor:
-        """[B, L, E]."""
+        """The word embeddings, float32 [B, L, E]."""
         found: Tensor = self._embedding(inputs["input_ids"])
         return found.float()
 
     def features(self, inputs: Inputs, noise: Tensor | None = None) -> Tensor:
-        """float32 [B, F]; `noise` [B, L, E] is added to the word embeddings."""
+        """The feature vectors, float32 [B, F]; `noise` [B, L, E] is added to the word embeddings.
+
+        Raises:
+            ValueError: the model did not call its word embedding exactly once.
+        """
         self._here.noise, self._here.times = noise, 0
         try:
-            # cuDNN's recurrent layers have no gradient in eval mode. The switch is of the process, not of a thread.
+            # cuDNN's recurrent layers have no backward pass in eval mode. The flag is global, not one of a thread.
             on_gpu = inputs["input_ids"].device.type == "cuda"
             with torch.backends.cudnn.flags(enabled=False) if on_gpu else contextlib.nullcontext():
                 found = self.feature(self.model(**inputs, **self.options)).float()
@@ -88,7 +96,7 @@ class NoisyModel:
         return found
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hook from the model."""
         self._hook.remove()
 
     def _move(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -96,19 +104,20 @@ class NoisyModel:
         if noise is None:
             return output
         self._here.times += 1
-        # A model may have added padding to texts that are too short for it.
+        # The model may have padded texts that are too short for it.
         return output + functional.pad(noise, (0, 0, 0, output.shape[1] - noise.shape[1]))
 
 
 def entropies(model: NoisyModel, inputs: Inputs, variance: float, search: NoiseSearch, seeds: Sequence[int]) -> Tensor:
-    """The entropy of each token, float32 [B, L]; at padded places it means nothing.
+    """The entropy of each token in nats, float32 [B, L]; the values at padded positions are meaningless.
 
-    Rows do not depend on each other, nor on how they are padded.
+    The result for a row depends neither on other rows nor on its padding.
 
     Args:
-        inputs: input_ids and attention_mask, int64 [B, L], and what else the model takes.
-        variance: of the feature over texts, the sum over its numbers.
-        seeds: of each row's noise.
+        inputs: input_ids and attention_mask, int64 [B, L], and other inputs of the model.
+        variance: the variance of the feature vector over texts, summed over its components.
+        search: the settings of the optimisation.
+        seeds: for each row, the seed of its noise.
     """
     real = inputs["attention_mask"].bool()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -135,7 +144,7 @@ def entropies(model: NoisyModel, inputs: Inputs, variance: float, search: NoiseS
         optimizer.step()
         with torch.no_grad():
             log_sigma.clamp_(least, most)
-            if 2 * step >= search.steps:  # the mean of the later half: each step has noise of its own
+            if 2 * step >= search.steps:  # average the second half of the steps, since each has new noise
                 mean += log_sigma
                 kept += 1
     return (mean / kept if kept else log_sigma).detach() + ENTROPY
@@ -144,7 +153,7 @@ def entropies(model: NoisyModel, inputs: Inputs, variance: float, search: NoiseS
 def _sensitivity(
     model: NoisyModel, inputs: Inputs, embedded: Tensor, target: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """About |df / dx_i|^2 of each token, [B, L]: the mean over directions v of |d(v f) / dx_i|^2."""
+    """An estimate of |df / dx_i|^2 for each token, [B, L]: the mean of |d(v f) / dx_i|^2 over random directions v."""
     still = torch.zeros_like(embedded, requires_grad=True)
     features = model.features(inputs, still)
     total = torch.zeros_like(embedded[..., 0])
@@ -157,7 +166,7 @@ def _sensitivity(
 
 
 def _deviation(embedded: Tensor, real: Tensor) -> Tensor:
-    """[B]: the standard deviation of the numbers in a text's embeddings; of one without any, a small number."""
+    """The standard deviation of all components of a text's embeddings, [B], and at least 1e-6."""
     count = real.sum(1) * embedded.shape[-1]
     mean = (embedded * real[..., None]).sum((1, 2)) / count
     squares = ((embedded - mean[:, None, None]) * real[..., None]).square().sum((1, 2))
@@ -165,7 +174,7 @@ def _deviation(embedded: Tensor, real: Tensor) -> Tensor:
 
 
 def _draw(generators: Sequence[torch.Generator], samples: int, lengths: Sequence[int], like: Tensor) -> Tensor:
-    """[samples, B, L, E]: each row's own draws, zeros at padded places."""
+    """Standard normal noise [samples, B, L, E], from each row's own generator; 0 at padded positions."""
     width, size = like.shape[1:]
     rows = [
         functional.pad(torch.randn(samples, length, size, generator=generator), (0, 0, 0, width - length))

@@ -1,4 +1,4 @@
-"""The texts that are looked at, and which of their tokens are foreground as a model reads them."""
+"""Choosing the texts that are measured, and finding their foreground and background tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from dtrain.tasks.prepared import PreparedTask
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as one tokenizer reads them.
+    """The chosen texts, encoded with one tokenizer.
 
     Attributes:
-        rows: positions in `part`, int64 [N].
-        foreground, background: of each, which of its tokens, bool [tokens]; both have some.
-        pieces: of each, what each token stands for in the text; empty for special ones.
+        part: the encoded part that holds the texts.
+        rows: positions of the texts in `part`, int64 [N].
+        foreground, background: for each text, which of its tokens are foreground or background, bool [tokens]; each has
+            at least one.
+        pieces: for each text, the characters of each token; empty for special tokens.
     """
 
     part: EncodedSplit
@@ -34,10 +36,12 @@ class Texts:
 
 
 def choose_texts(spec: KnowledgePoints, of: PreparedTask) -> dict[int, list[str]]:
-    """By position in the part, the words of the texts to look at: evenly spread over those with a foreground.
+    """The words of the texts to measure, by position in the part.
+
+    The texts are evenly spaced among those with a foreground and a background.
 
     Raises:
-        InputError: fewer than two texts have some.
+        InputError: there are no rows of the part, or fewer than two such texts.
     """
     if spec.part not in of.data.parts:
         raise InputError(f"{KEY}.part: there are no {spec.part} rows (found: {', '.join(of.data.parts)})")
@@ -67,10 +71,10 @@ def choose_texts(spec: KnowledgePoints, of: PreparedTask) -> dict[int, list[str]
 
 
 def read_texts(spec: KnowledgePoints, of: PreparedTask, tokenizer: str, chosen: dict[int, list[str]]) -> Texts:
-    """The chosen texts as a tokenizer reads them, without those that have no foreground or no background left when cut.
+    """The chosen texts, encoded; those of which truncation leaves no foreground or no background are left out.
 
     Raises:
-        InputError: fewer than two are left.
+        InputError: fewer than two texts are left, or the prepared rows were encoded with another tokenizer.
     """
     part, rows = of.data.part(spec.part, tokenizer), of.data.rows(spec.part).select(list(chosen))
     texts = [list(rows["text"])] + ([list(rows["text_b"])] if "text_b" in rows.column_names else [])

@@ -1,1 +1,1 @@
-"""Answers of trained models to new text: which texts, what the model says, and how it is written down."""
+"""Prediction: reading new text, choosing the model that answers it, and computing the answers."""

@@ -1,6 +1,6 @@
-"""A tagger whose entities stand in for the annotations that a teacher reads beside the text.
+"""Annotating texts with the entities of a tagger, for a teacher that reads annotations with the text.
 
-texts -> the tagger's entities -> the same texts, annotated with them
+texts -> the tagger's entities -> the same texts with these entities as annotations
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from dtrain.training.workers import Workers
 
 
 class Annotator:
-    """Annotates texts by a tagger's model folder, over all ranks of `workers`; each rank has all answers.
+    """Annotates texts with the entities that a tagger finds, over all ranks of `workers`; every rank gets all of them.
 
     Args:
-        types: of annotations that the teacher knows.
+        place: the tagger's model folder.
+        types: the types of annotations that the teacher knows.
+        workers: the ranks that share the texts.
 
     Raises:
         InputError: the tagger finds entities of other types.
@@ -43,7 +45,7 @@ class Annotator:
         self._read = self.answers.reader(place, known.normalize, known.max_length)
 
     def __call__(self, texts: Texts) -> Texts:
-        """The same texts with its entities as annotations."""
+        """The same texts, with the tagger's entities as annotations."""
         plain = blocks_of(replace(texts, privileged=[]))
         found = find_answers(self.answers, self.model, self._read, plain, self.workers)
         return replace(
@@ -51,7 +53,7 @@ class Annotator:
         )
 
     def rows(self, part: EncodedSplit) -> EncodedSplit:
-        """Prepared rows, pieces of documents, with its entities in place of their annotations."""
+        """Prepared rows (pieces of documents), with the tagger's entities in place of their annotations."""
         texts = self(prepared_texts(part))
         numbers = {name: number for number, name in enumerate(self.types)}
         tags: Iterator[np.ndarray] = (

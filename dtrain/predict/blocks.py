@@ -1,7 +1,7 @@
-"""Answers to any number of rows, block by block: the same blocks, so the same answers, for a file and for an iterator.
+"""Answering any number of rows in blocks: a file and an iterator give the same blocks, and so the same answers.
 
-A block is sorted by length and cut into batches, as all rows that are scored are. What a block holds follows from the
-rows alone, and memory holds a block at a time.
+A block is sorted by length and divided into batches, as in scoring. The blocks depend on the rows alone, and only one
+block is in memory at a time.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from dtrain.errors import InputError
 from dtrain.tasks.answers import Answers, Texts
 from dtrain.training.workers import Workers
 
-ROWS = 4096  # of a block at most: enough to sort by length well, few enough to keep
-CHARACTERS = 1 << 21  # of a block's texts at most, or one row
+ROWS = 4096  # most rows of a block: enough that sorting by length saves padding, few enough for the memory
+CHARACTERS = 1 << 21  # most characters of a block with more than one row
 
 
 def blocks(
     texts: Iterable[str], texts_b: Iterable[str] | None = None, privileged: Iterable[list[Span]] | None = None
 ) -> Iterator[Texts]:
-    """Texts, or pairs of texts, as blocks of rows whose ids are their positions.
+    """Texts, or pairs of texts, as blocks of rows whose ids are their positions from 0.
 
     Args:
+        texts: the texts, or the first texts of pairs.
+        texts_b: the second texts of pairs.
         privileged: annotations of each text, for a model that reads them.
 
     Raises:
-        InputError: one of the two has more texts than the other, or than there are annotations.
+        InputError: the arguments have different numbers of elements.
     """
     beside = None if privileged is None else iter(privileged)
     rows = zip(texts, strict=True) if texts_b is None else _pairs(texts, texts_b)
@@ -48,7 +50,7 @@ def blocks(
 
 
 def blocks_of(texts: Texts) -> Iterator[Texts]:
-    """The same blocks of rows that are in memory."""
+    """The blocks, as `blocks` makes them, of rows that are in memory."""
     start = 0
     for block in _cut(zip(texts.text, texts.text_b, strict=True) if texts.text_b else zip(texts.text, strict=True)):
         yield texts[start : start + len(block)]
@@ -84,6 +86,11 @@ def _columns(block: list[tuple[str, ...]]) -> tuple[list[str], list[str]]:
 def find_answers(
     answers: Answers, model: nn.Module, read: Callable[[Texts], EncodedSplit], found: Iterable[Texts], workers: Workers
 ) -> Iterator[Any]:
-    """The model's answer to each row of the blocks, in their order, on every rank."""
+    """The model's answer to each row of the blocks, in order, on every rank.
+
+    Args:
+        read: a function that encodes texts for the model (`Answers.reader`).
+        found: blocks of rows, the same on every rank.
+    """
     for block in found:
         yield from answers.find(model, read(block), block, workers)

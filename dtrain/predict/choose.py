@@ -1,4 +1,4 @@
-"""Which of a recipe's models answers, and for which of its tasks."""
+"""Choosing the model of a recipe that answers, and the task for which it does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ CHANGES = "keys that were changed on the command line of `dtrain run` must be ch
 
 
 def of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
-    """The plan of the task that is to be answered."""
+    """The plan of the task for which the model answers.
+
+    Args:
+        plan: the plan of the whole recipe.
+        model: the name of the model that was asked for, if any.
+        task: the name of the task that was asked for, if any.
+
+    Raises:
+        InputError: there is no such task, the model is not for it, or one of several tasks has to be named.
+    """
     names = list(plan.recipe.tasks or ())
     allowed = f"(allowed: {', '.join(names)})"
     if task is not None and task not in names:
@@ -32,7 +41,7 @@ def of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
     if model is None or model not in known:
         if task is None and model is None:
             raise InputError(f"--task: must say which of the recipe's tasks to answer {allowed}")
-        return plan.tasks[task or names[0]]  # where an unknown model is named among those that there are
+        return plan.tasks[task or names[0]]  # `choose` reports an unknown model with all names
     own = plan.recipe.tasks_of(known[model])
     if task is None and len(own) > 1:
         raise InputError(f"--task: must say which of the tasks of {model} to answer (allowed: {', '.join(own)})")
@@ -42,7 +51,13 @@ def of_task(plan: Plan, model: str | None, task: str | None) -> Plan:
 
 
 def choose(name: str | None, plan: Plan) -> tuple[str, str]:
-    """Kind and name of the model that was asked for, or of the best one."""
+    """Kind ("teachers" or "students") and name of the model that was asked for, or of the best one.
+
+    The best one is the student, or without any trained student the teacher, with the highest validation score.
+
+    Raises:
+        InputError: there is no model of this name, or it is not trained; no model is trained at all.
+    """
     trained = [
         (kind, member)
         for kind, member in plan.members()
@@ -79,16 +94,16 @@ def _valid_score(entry: tuple[str, Teacher | Student], plan: Plan) -> float:
     kind, member = entry
     metrics = read_json(plan.folder.model(kind, member.name) / "metrics.json")
     scores = scores_of(metrics, plan.recipe.task)
-    if "loss" not in scores:  # a student of several tasks whose last phase was on others
+    if "loss" not in scores:  # the last phase of a student of several tasks was on other tasks
         return -math.inf
     return float(-scores["loss"] if member.metric == "loss" else scores[str(member.metric)])
 
 
 def trained_tagger(plan: Plan, name: str) -> tuple[str, Path]:
-    """Kind and folder of a tagger of the recipe, of whichever of its tasks.
+    """Kind ("teachers" or "students") and folder of a tagger of the recipe, for any of its tasks.
 
     Raises:
-        InputError: it is not trained.
+        InputError: the tagger is not trained.
     """
     whole = plan.whole
     kind = next(kind for kind, member in whole.members() if member.name == name)

@@ -1,4 +1,4 @@
-"""What a model folder says of its texts: how they are prepared, and how the files were laid out that it learnt from."""
+"""How the texts of a model folder are prepared, and the layout of the files that the model was trained on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from dtrain.tasks.registry import ANSWERS
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder that answers from text.
+    """What the file of preprocessing in a model folder says about one task.
 
     Attributes:
-        task: as `data.task`.
-        texts: of a row, 1 or 2.
-        normalize, max_length: how a text becomes tokens; more of them are cut off, or for tagging are further pieces.
-        layout: keys of the section `data` about files, and `format`, that of the files that were trained on.
-        written: what forms of answers depend on.
+        folder: the model folder.
+        task: the value of `data.task`.
+        texts: number of texts in a row, 1 or 2.
+        normalize: how a text is normalised.
+        max_length: most tokens of a row; longer ones are truncated, and for tagging cut into pieces.
+        layout: keys of the section `data` about files; `format` is the format of the training files.
+        written: entries of the prepared data's data.json on which the forms of answers depend.
     """
 
     folder: Path
@@ -43,24 +45,25 @@ class ModelFolder:
 
     @property
     def section(self) -> Data:
-        """As a recipe's section `data` with no file that is there."""
+        """A section `data` with this task and layout, whose only file is a placeholder."""
         return Data.model_validate({"train": ["-"], "task": self.task, **self.layout})
 
     @property
     def prepared(self) -> PreparedData:
-        """As much of prepared data as answers are written by."""
+        """Prepared data without rows, with what writing answers needs."""
         return PreparedData(self.folder, self.written)
 
 
 def read_folder(folder: Path, name: str | None = None, option: str = "task") -> ModelFolder:
-    """What `dtrain.data.preprocessing` wrote.
+    """Read what `dtrain.data.preprocessing` wrote to a model folder.
 
     Args:
-        name: which task, of a model of several; option: what it was given by, for messages.
+        name: the task to answer, for a model of several tasks.
+        option: the option or argument that named it, for messages.
 
     Raises:
-        InputError: the folder does not say how its texts were prepared, or for a kind of task that is not known here; or
-            no task is named where there are several, or an unknown one.
+        InputError: the folder is missing, or does not say how its texts were prepared; its kind of task is unknown; it
+            has several tasks and none is named, or an unknown one.
     """
     path = folder / FILE
     try:
@@ -98,7 +101,7 @@ def read_folder(folder: Path, name: str | None = None, option: str = "task") -> 
 
 
 def _no_model_folder(folder: Path) -> str:
-    """What a folder is that does not say how texts are prepared."""
+    """The message for a folder that does not say how texts are prepared."""
     if not folder.is_dir():
         return f"{folder}: no such folder"
     if (folder / "recipe.yaml").is_file():

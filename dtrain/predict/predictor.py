@@ -1,4 +1,4 @@
-"""A model folder that answers from text, wherever it was copied to."""
+"""`Predictor`: a model folder that answers new text, independently of its run folder."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ from dtrain.recipe.values import Precision
 from dtrain.training.inference import cast_products, pack_products
 from dtrain.training.workers import Workers
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half of a pair
+SURROGATE = re.compile("[\ud800-\udfff]")  # escapes in JSON can denote half of a surrogate pair
 
 
 class Predictor:
-    """Answers as `dtrain predict` does: `predictor(texts)`, for pairs `predictor(texts, texts_b)`.
+    """Answers new text as `dtrain predict` does: `predictor(texts)`, or `predictor(texts, texts_b)` for pairs.
 
-    Several threads may call one predictor at a time. A CPU computes a batch on one core and several batches at a time, so
-    that an answer does not depend on the number of cores.
+    Several threads may call one predictor at once. A CPU computes each batch on one core, and several batches in
+    parallel, so that an answer does not depend on the number of cores.
 
     Args:
-        folder: of a model that dtrain wrote; it says how texts are prepared.
-        device: where the model computes.
+        folder: a model folder that dtrain wrote; it says how texts are prepared.
+        device: the device of the model.
         batch_tokens: padded tokens in one call of the model; None: 512 for a transformer on a CPU, else 4096.
-        task: of a model of several tasks, which to answer.
-        precision: `fp32`, or what products are computed in: `bf16`, on a CPU that has such products about twice as fast
-            for a transformer; `fp16` on a GPU; `auto`: bf16 on GPUs that compute in it, else fp32.
-        beam: of a model that writes, hypotheses that it looks at; 1: the most likely token at each place.
-        length_penalty: of a beam: a hypothesis of n tokens is scored by its log-probability over n to this power.
+        task: the task to answer, for a model of several tasks.
+        precision: `fp32`, or the type of matrix products: `bf16`, about twice as fast for a transformer on a CPU that
+            supports it; `fp16` on a GPU; `auto`: bf16 on GPUs that support it, else fp32.
+        beam: number of hypotheses of beam search, for a model that generates text; 1: greedy decoding.
+        length_penalty: for beam search; the score of a hypothesis of n tokens is its log-probability divided by n to
+            this power.
+
+    Attributes:
+        privileged: types of the annotations that the model reads with each text; empty if it reads none.
 
     Raises:
-        InputError: the folder is no model folder, or does not say how its texts were prepared; of several tasks none is
-            named, or one that it does not have; an unknown precision, or one that the device lacks; a device that is not
-            here; a beam for a model that writes nothing, or one of more hypotheses than the model has tokens.
+        InputError: the folder is no model folder, or does not say how its texts were prepared; it has several tasks and
+            none is named, or an unknown one; the precision is unknown, or the device does not support it; the device
+            does not exist; `beam` is given for a model that generates no text, or is more than its number of tokens.
     """
 
     def __init__(
@@ -85,17 +89,20 @@ class Predictor:
         """The answer to each text.
 
         Args:
-            privileged: for a teacher that reads annotations, those of each text: a list of [start, end, type], ends
-                exclusive, or of what a tagger answers.
+            texts: the texts, or the first texts of pairs.
+            texts_b: the second texts of pairs.
+            privileged: for a teacher that reads annotations, those of each text: a list of [start, end, type] with
+                exclusive ends, or of entities as a tagger answers them.
 
         Returns:
-            Of a classifier its `label`, the label's probability `score`, and all probabilities `scores` by label. Of a
-            tagger a list of entities: `text`, `type`, `start`, `end` (exclusive) and `score`, the least probability of a
-            character's tag in it. Of task regression a `number`; of multi_label its `labels`, and all `scores`.
+            For each row: of a classifier a mapping with the `label`, its probability `score`, and the probabilities
+            `scores` of all labels; of a tagger a list of entities with `text`, `type`, `start`, `end` (exclusive) and
+            `score`, the least probability of a tag among its characters; of task regression a mapping with the
+            `number`; of multi_label one with `labels`, and `scores` of all labels; of seq2seq one with the `target`.
 
         Raises:
-            InputError: one text a row for a model of pairs, or two for another; or something that is no text; no annotations
-                for a model that reads them, or some that it does not know, or for a model that reads none.
+            InputError: the model reads pairs and one text is given, or the reverse; something is no text; annotations
+                are missing, of an unknown type, or given to a model that reads none.
         """
         return list(self.stream(texts, texts_b, privileged))
 
@@ -105,10 +112,10 @@ class Predictor:
         texts_b: Iterable[str] | None = None,
         privileged: Iterable[Any] | None = None,
     ) -> Iterator[Any]:
-        """The same for any number of texts, as from a generator; memory holds a few thousand rows at a time.
+        """As `__call__`, for any number of texts, as from a generator; a few thousand at a time are in memory.
 
         Raises:
-            InputError: as `__call__`; the first rows may have been answered then.
+            InputError: as `__call__`; answers to earlier rows may have been yielded before.
         """
         if (texts_b is None) != (self.texts == 1):
             needed = "one text" if self.texts == 1 else "two texts"
@@ -126,7 +133,7 @@ class Predictor:
 
 
 def _spans(privileged: Iterable[Any]) -> Iterator[list[Span]]:
-    """Annotations of texts, in either form, as spans."""
+    """The annotations of each text, in either form, as spans."""
     for row, given in enumerate(privileged):
         try:
             yield [_span(*((one["start"], one["end"], one["type"]) if isinstance(one, dict) else one)) for one in given]
@@ -135,7 +142,7 @@ def _spans(privileged: Iterable[Any]) -> Iterator[list[Span]]:
 
 
 def _span(start: Any, end: Any, kind: Any) -> Span:
-    """Raises TypeError where these are not two whole numbers and a text."""
+    """A span; raises TypeError unless the arguments are two whole numbers and a text."""
     if not isinstance(kind, str):
         raise TypeError
     return Span(operator.index(start), operator.index(end), kind)
@@ -155,6 +162,6 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"row {place}: must be a text, found {type(text).__name__}")
-        if not text.isascii() and SURROGATE.search(text):  # no tokenizer takes one
+        if not text.isascii() and SURROGATE.search(text):  # tokenizers refuse it
             raise InputError(f"row {place}: holds half of a surrogate pair (an escape from \\ud800 to \\udfff)")
         yield text

@@ -1,4 +1,4 @@
-"""What is to be answered: rows of a file or of standard input, or the prepared test rows."""
+"""Reading the rows that are to be answered: from a file, from standard input, or the prepared test rows."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STDIN = Path("/dev/stdin")
-ROLES = ("text", "text_b", "id", "privileged")  # of columns, of rows without labels
-ARRAY = re.compile(r"\s*\[\s*(\{|$)")  # how an array of JSON objects begins
+ROLES = ("text", "text_b", "id", "privileged")  # columns of rows without labels
+ARRAY = re.compile(r"\s*\[\s*(\{|$)")  # the beginning of an array of JSON objects
 HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-# What readers advise for a recipe's files, and the options of `predict` that do the same for the input. The recipe's own
-# keys are no way out there: with another data.quoting it asks for other models than those that were trained.
+# Advice in messages about a recipe's files, and its replacement by options of `predict` for the input. Changing the
+# recipe's keys would be wrong there: a recipe with another data.quoting needs other models than those that are trained.
 ADVICE = (
     (re.compile(r"set data\.(encoding|delimiter|quoting): "), r"give --\1 "),
     (re.compile(r"set data\.header: false and data\.columns to numbers"), "give --columns text=0"),
@@ -49,9 +49,9 @@ ADVICE = (
     (re.compile(r"data\.columns\."), "--columns: "),
     (re.compile(r"data\.transfer: "), "--input: "),
 )
-# What standard input begins with where it is no text, and the suffix of such a file.
+# The first bytes of binary files on standard input, and the suffix of such files.
 PACKED = {b"\x1f\x8b": ".txt.gz", b"PAR1": ".parquet"}
-COMPARED_ROWS = 100  # of a table, to tell whether its first row is a header
+COMPARED_ROWS = 100  # rows of a table that are read to tell whether the first is a header
 
 
 def read_texts(
@@ -63,22 +63,25 @@ def read_texts(
     *,
     privileged: bool = False,
 ) -> Texts:
-    """The rows of a file, read as the recipe's unlabelled files are: labels are neither needed nor looked at.
+    """The rows of a file, read like the recipe's unlabelled files; labels are ignored.
 
-    A row's id is the user's where the file has the recipe's id column, else its position from 0.
+    A row's id is the user's id if the file has the recipe's id column, else its position from 0.
 
     Args:
+        data: the section `data` of the recipe or of the model folder.
         name: a path, or `-` for standard input, which is read to its end.
-        format: one of `data.format`; default: by suffix, else the recipe's where the first line is of it, else plain lines.
-        columns: `role=column` with a name, or a number from 0 where there is no header; default: the recipe's.
-        as_written: how the text is written, by the recipe's key: encoding, delimiter, quoting; default: the recipe's.
-        privileged: whether the annotations are read, too, which the recipe's `columns.privileged` names.
+        format: a value of `data.format`; default: by the suffix, else the recipe's format if the first line fits it,
+            else plain lines.
+        columns: words `role=column`, in which a column is a name, or a number from 0 for a file without a header;
+            default: the recipe's columns.
+        as_written: values of the recipe's keys encoding, delimiter and quoting for this file; default: the recipe's.
+        privileged: whether to read the annotations in the recipe's `columns.privileged` as well.
 
     Raises:
-        InputError: naming file and line, or the option.
+        InputError: something is wrong with the file or an option; messages name file and line, or the option.
     """
     data = data.model_copy() if privileged else _changed(data, {"privileged": None})
-    data.stands_at(DATA)  # the advice below is told from messages about a section of that name
+    data.stands_at(DATA)  # so that messages name `data`, as the patterns of ADVICE expect
     with _file(name) as path:
         try:
             data = _written_so(_with_columns(data, columns), as_written)
@@ -114,7 +117,7 @@ def read_texts(
 
 @contextmanager
 def _file(name: str) -> Iterator[str]:
-    """The path of a file, for `-` of a copy: standard input is looked at before it is read, and cannot be rewound."""
+    """The path of a file; for `-` that of a copy, since the format is guessed before reading, and stdin has no seek."""
     if name != "-":
         yield name
         return
@@ -152,7 +155,7 @@ def _has_column(data: Data, source: Source, column: Column) -> bool:
 
 
 def _written_so(data: Data, keys: Mapping[str, str | None]) -> Data:
-    """The section with the keys that options of `predict` name."""
+    """The section with the values that options of `predict` give; None leaves a key as it is."""
     values = {key: value for key, value in keys.items() if value is not None}
     try:
         Data.model_validate({"train": ["-"], **values})
@@ -166,7 +169,10 @@ def _written_so(data: Data, keys: Mapping[str, str | None]) -> Data:
 
 
 def _with_columns(data: Data, words: Sequence[str]) -> Data:
-    """The section with the columns that `--columns` names: names mean a header, numbers none."""
+    """The section with its columns replaced by those of `--columns`.
+
+    Columns given by name mean that the file has a header; columns given by number mean that it has none.
+    """
     found: dict[str, Column | None] = {**_roles(words, data)}
     if "text_b" in found and data.columns.text_b is None:
         raise InputError("--columns: text_b: is only for task 'pairs'")
@@ -184,7 +190,7 @@ def _with_columns(data: Data, words: Sequence[str]) -> Data:
 
 
 def _roles(words: Sequence[str], data: Data) -> dict[str, Column]:
-    """Columns by role, of words as `text=title,id=key`; a text that another is written for is called `source`, too."""
+    """Columns by role, from words such as `text=title,id=key`; for tasks that generate text, `source` is `text`."""
     found: dict[str, Column] = {}
     also = {"source": "text"} if rules_of(data.task).writes else {}
     for word in (part for words_ in words for part in words_.split(",")):
@@ -202,9 +208,10 @@ def _changed(data: Data, columns: dict[str, Any]) -> Data:
 
 
 def _header_of(source: Source, data: Data) -> str:
-    """The first row of a table whose columns are read by their numbers, where it looks like a header, else nothing.
+    """The first row of a table whose columns are read by number, if it looks like a header; else an empty text.
 
-    Its cells are then names, each the only one in its column. A single column cannot be told from a text of one word.
+    All cells of a header are names that occur nowhere else in their column, and some other row has a cell that is not a
+    name. With a single column, a header cannot be told from a text of one word.
     """
     records = (record for _, record in read_records(source, False, data.columns.text, Problems()))
     rows = [list(record.values()) for record in islice(records, COMPARED_ROWS)]
@@ -219,9 +226,9 @@ def _header_of(source: Source, data: Data) -> str:
 
 
 def _check_not_ids(texts: Sequence[str], source: Source, data: Data) -> None:
-    """Raise InputError where the column that is read as text holds whole numbers alone, and another one holds words.
+    """Raise InputError if the column that is read as text holds whole numbers only, and another one has none.
 
-    Such a file has its ids where the recipe's files have their texts; its answers would look like any others.
+    Such a file has ids where the recipe's files have texts, and nothing in the answers would show the mistake.
     """
     if not all(text.strip().isdigit() for text in texts[:COMPARED_ROWS]):
         return
@@ -239,7 +246,7 @@ def _check_not_ids(texts: Sequence[str], source: Source, data: Data) -> None:
 
 
 def _format(data: Data, path: str, name: str) -> str:
-    """By the file's suffix; where that tells nothing, by its first line, which the recipe's own format is tried on."""
+    """The format by the file's suffix; for .txt or no suffix by the first line, if the recipe's own format fits it."""
     place = resolve_path(path)
     if suffix_of(place) not in ("", ".txt") or not place.is_file():
         return _format_by_name(data, path)
@@ -248,7 +255,7 @@ def _format(data: Data, path: str, name: str) -> str:
         raise InputError(f"data.transfer: {path}: {'nothing was read' if name == '-' else 'the file is empty'}")
     own = _own_format(data)
     if _is_object(first) or ARRAY.match(first):
-        found = "jsonl"  # of which the reader says that an array is none, and how to make lines of it
+        found = "jsonl"  # for an array, the reader explains how to convert it to lines
     elif own in TABLES and _is_row(first, Source("transfer", path, own, delimiter=data.delimiter), data):
         found = own
     else:
@@ -264,11 +271,11 @@ def _format_by_name(data: Data, path: str) -> str:
 
 
 def _own_format(data: Data) -> str:
-    """The format of the recipe's training files."""
+    """The format of the recipe's training files (of the first one)."""
     try:
         return find_sources(data.model_copy(update={"valid": [], "test": [], "transfer": []}))[0].format
     except InputError:
-        # The files may have gone since the model was trained, or a model folder tells their format alone.
+        # The files may be gone since the model was trained; a model folder only has their format.
         return "lines" if data.format == "auto" else data.format
 
 
@@ -282,7 +289,7 @@ def _is_object(line: str) -> bool:
 def _is_row(line: str, source: Source, data: Data) -> bool:
     """Whether the first line of a file is one of a table with the recipe's columns.
 
-    A tab is rare in a text: a line with one is of a table, and its columns are refused by name where they are others.
+    Since tabs are rare in text, a line with a tab is always one of a table; a later check reports missing columns.
     """
     cells = [cell.strip(' "') for cell in line.split(source.separator)]
     columns = [column for column in (data.columns.text, data.columns.text_b) if column is not None]
@@ -295,10 +302,10 @@ def _is_row(line: str, source: Source, data: Data) -> bool:
 
 
 def prepared_texts(part: EncodedSplit, types: Sequence[str] = ()) -> Texts:
-    """The test rows as they were prepared (normalised); for tagging, documents as the user has them.
+    """The texts of prepared rows, which are normalised; for tagging, whole documents as in the user's files.
 
     Args:
-        types: of annotations, where these are wanted, too.
+        types: the types of annotations, if these are to be included.
     """
     rows = part.rows()
     if part.documents is not None:
@@ -310,7 +317,7 @@ def prepared_texts(part: EncodedSplit, types: Sequence[str] = ()) -> Texts:
 
 
 def _documents(pieces: Dataset, types: Sequence[str]) -> Texts:
-    """The pieces of each document joined."""
+    """Documents, joined from their pieces."""
     texts: list[str] = []
     tags: list[list[int]] = []
     places: list[tuple[str, int, int]] = []
@@ -330,7 +337,7 @@ def _documents(pieces: Dataset, types: Sequence[str]) -> Texts:
 
 
 def _ids(keys: Any, files: Any, lines: Any) -> list[str | int]:
-    """The user's ids (whole numbers as such), or positions where the key is only the place in a file."""
+    """The user's ids, as int if they are whole numbers; positions from 0 for rows without an id of the user."""
     ids: list[str | int] = []
     for position, (key, file, line) in enumerate(zip(keys, files, lines, strict=True)):
         if key == f"{file}:{line}":

@@ -1,1 +1,1 @@
-"""Kinds of task: each folder holds all that one kind decides. `registry.py` finds the one of a recipe's data."""
+"""Kinds of task. Each subpackage holds everything that one kind decides; `registry.py` maps `data.task` to them."""

@@ -1,4 +1,4 @@
-"""Answers of a trained model to new text: what each kind of task says of how they are found and written down."""
+"""Answers (predictions) of trained models for new text: how each kind of task computes and writes them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dtrain.training.workers import Workers
 
 @dataclass(frozen=True)
 class Texts:
-    """What is to be labelled, a list a column."""
+    """Rows of new text that a model is to answer, one list for each column."""
 
     ids: list[str | int]
     text: list[str]
     text_b: list[str]  # pairs only, else empty
-    lines: list[int]  # where each row began in its file, from 1
+    lines: list[int]  # the line of its file on which each row begins, from 1
     # annotations of each text, for a model that reads them; else empty
     privileged: list[list[Span]] = field(default_factory=list)
 
@@ -33,21 +33,22 @@ class Texts:
         return len(self.text)
 
     def __getitem__(self, rows: slice) -> Texts:
-        """Some of the rows."""
+        """The rows of a slice."""
         return Texts(self.ids[rows], self.text[rows], self.text_b[rows], self.lines[rows], self.privileged[rows])
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an exported model of one kind of task needs beside its graphs.
+    """What an exported model of one kind of task needs besides its graphs.
 
     Attributes:
-        script: a module of this package, whose file becomes `predict.py`: no import of this package, 100 lines at most.
-        settings: what it has to know, as JSON holds it.
-        normalization: what it does to text first, likewise.
-        tokenizer: the text of `tokenizer.json`.
-        types: whether the graph reads token types.
-        more: further files of the folder, as name and text.
+        script: name of the module of this package whose source is copied as `predict.py`. It imports nothing of this
+            package and has at most 100 lines.
+        settings: the content of `settings.json`, which the script reads.
+        normalization: the content of `normalization.json`, by which the script normalises text.
+        tokenizer: the content of `tokenizer.json`.
+        types: whether the graph takes token types.
+        more: further files of the folder, as pairs of a name and the file's content.
     """
 
     script: str
@@ -59,66 +60,70 @@ class Exported:
 
 
 class Answers(ABC):
-    """How models of one kind of task answer."""
+    """How models of one kind of task answer new text."""
 
-    forms: tuple[str, ...]  # what `dtrain predict --form` can write
-    formats: tuple[str, ...]  # what `dtrain predict --format` can read
-    texts: int = 1  # of a row; 0: one or two, as the recipe, and a model's folder, say
+    forms: tuple[str, ...]  # output formats: the values of `dtrain predict --form`
+    formats: tuple[str, ...]  # input formats: the values of `dtrain predict --format`
+    texts: int = 1  # texts in a row; 0: one or two, as the recipe and the model's folder say
 
     @abstractmethod
     def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
-        """What makes of texts what the model in this folder reads; several threads may call it at a time."""
+        """A function that encodes texts as the model in this folder reads them; several threads may call it at once."""
 
     def searching(self, model: Path, beam: int, length_penalty: float, option: str) -> Answers:
-        """These answers, each the best of `beam` hypotheses.
+        """The same answers, found by beam search.
 
         Args:
             model: the folder of the model that is to answer.
-            length_penalty: a hypothesis of n tokens is scored by its log-probability over n to this power.
-            option: what asks for it, for messages.
+            beam: number of hypotheses.
+            length_penalty: the score of a hypothesis of n tokens is its log-probability divided by n to this power.
+            option: the option or argument that asked for beam search, for error messages.
 
         Raises:
-            InputError: such models look for nothing, or this one has fewer tokens than `beam`.
+            InputError: models of this kind of task generate no text; `beam` is not positive, or more than the number of
+                tokens that this model can generate; `length_penalty` is not finite.
         """
         raise InputError(f"{option}: is for models that write texts (task seq2seq), and {model} writes none")
 
     def encode(self, model: Path, texts: Texts, normalize: Normalization, max_length: int) -> EncodedSplit:
-        """Texts as the model in this folder reads them."""
+        """Encode texts as the model in this folder reads them."""
         return self.reader(model, normalize, max_length)(texts)
 
     def reads_privileged(self, model: Path) -> list[str]:
-        """Types of the annotations that the model in this folder reads beside each text; empty where it reads none."""
+        """Types of the annotations that the model in this folder reads with each text; empty if it reads none."""
         return []
 
     def types(self, model: nn.Module) -> list[str]:
-        """Of a model that finds entities, their types in order; of any other none."""
+        """The entity types of a tagger, in the order of their numbers; empty for any other model."""
         return []
 
     @abstractmethod
     def find(self, model: nn.Module, part: EncodedSplit, texts: Texts, workers: Workers) -> Iterable[Any]:
-        """The model's answer to each text, in their order, on every rank; plain values, as JSON has them."""
+        """The model's answer to each text, in the order of the texts, on every rank: values that JSON can represent."""
 
     @abstractmethod
     def lines(
         self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
     ) -> Iterator[str]:
-        """The answers as lines of a file, in one of `forms`.
+        """Write the answers as the lines of a file.
 
         Args:
-            section: the recipe's; data: what was prepared from it. Some forms are those of the user's own files.
+            form: one of `forms`.
+            section: the recipe's section `data`; some forms follow the layout of the user's own files.
+            data: the data that was prepared from it.
         """
 
     def exported(
         self, model: nn.Module, place: Path, normalize: Normalization, max_length: int, texts: int
     ) -> Exported:
-        """How a model answers away from this package.
+        """What a model needs besides its graphs to answer without this package.
 
         Args:
             place: the model's folder.
-            texts: of a row, 1 or 2.
+            texts: number of texts in a row, 1 or 2.
 
         Raises:
-            InputError: such models cannot be exported.
+            InputError: models of this kind of task cannot be exported.
         """
         raise InputError(f"export: {place}: models for this kind of task cannot be exported")
 

@@ -1,4 +1,4 @@
-"""What a kind of task decides for training and scoring: its batches, what its losses may ask for, its scores."""
+"""The base class of kinds of task in training and scoring: batches, the tensors that losses read, and scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Task(ABC):
-    """How rows are trained on and scored.
+    """How rows of one kind of task are trained on and scored.
 
     Args:
         labels: names of the classes or tags, in the order of a model's outputs.
@@ -48,71 +48,83 @@ class Task(ABC):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the `config.json` of its models says beside their shape and labels."""
+        """Entries of the `config.json` of its models besides their shape and labels."""
         return {}
 
     @property
     def answer_in_words(self) -> str:
-        """What its models answer with, as a model card says it."""
+        """What its models answer with, as a phrase for the model card."""
         names = self.types or self.labels
         shown = ", ".join(names[:40]) + (" ..." if len(names) > 40 else "")
         return f"{'entity types' if self.types else 'labels'}: {shown}"
 
-    ways: tuple[str, ...] = ("",)  # in which models are timed, each a word; the first needs none
+    ways: tuple[str, ...] = ("",)  # modes of inference whose speed is measured; the default comes first, without a name
 
-    compared: tuple[str, ...] = ()  # scores that an export is compared by, beside the one that models are chosen by
+    # Scores by which an export is compared with the original model, besides the metric that models are chosen by.
+    compared: tuple[str, ...] = ()
 
     def timed(self, model: nn.Module, part: EncodedSplit, way: str) -> nn.Module:
-        """What is called with collated rows of `part` where a model's speed is measured."""
+        """The module that is called with collated rows of `part` when speed is measured; `way` is one of `ways`."""
         return model
 
     def settle(self, knowledge: Knowledge) -> None:
-        """Take from the recipe's section what scoring depends on."""
+        """Store the settings of the recipe's section `knowledge` that scoring depends on."""
         return
 
     def check_vocabulary(self, name: str, tokens: int) -> None:
-        """Look at how many tokens are written with a tokenizer of the recipe; 0: with this one nothing is written.
+        """Check that a tokenizer has enough tokens for the settings that `settle` stored.
+
+        Args:
+            name: the tokenizer's name in the recipe.
+            tokens: number of tokens that can be generated with it; 0 if no text is generated with it.
 
         Raises:
-            InputError: fewer than what was settled needs.
+            InputError: there are too few.
         """
         return
 
     def answering(self, model: nn.Module, part: EncodedSplit, outputs: Sequence[str]) -> tuple[nn.Module, str | None]:
-        """What is called with collated rows of `part` for outputs that are to be stored; and how texts are looked for, in
-        words, where it writes some."""
+        """The module that is called with collated rows of `part` to compute outputs for the knowledge store.
+
+        Args:
+            outputs: the kinds of output that are to be stored.
+
+        Returns:
+            The module, and a description of its decoding; None in place of the latter where no text is generated.
+        """
         return model, None
 
     def taught(self, kind: str, data: PreparedData, tokenizer: str, teacher: str, store: StoreReader) -> EncodedSplit:
-        """Rows whose labels are what a teacher has stored.
+        """Rows whose labels are taken from a teacher's knowledge store.
 
         Args:
-            kind: as `students.N.rows` has it.
-            tokenizer: the reader's; teacher: the teacher's.
+            kind: the kind of rows, as in `students.N.rows`.
+            tokenizer: name of the tokenizer that the student reads with.
+            teacher: name of the teacher's tokenizer.
 
         Raises:
-            ValueError: this kind of task has none.
+            ValueError: this kind of task has no such rows.
         """
         raise ValueError(f"{kind}: a task {self.name!r} has no such rows")
 
     @abstractmethod
     def units(self, rows: EncodedSplit) -> np.ndarray:
-        """What each row counts in the mean that is trained on, int [N]."""
+        """The weight of each row in the denominator of the mean training loss, int [N]: 1, or its number of tokens."""
 
     @abstractmethod
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
-        """The terms that a teacher is trained on."""
+        """The loss terms that a teacher is trained on."""
 
     @abstractmethod
     def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
-        """The rows at positions `index` [B] as a batch on the CPU; `needs` are the losses' (`LossSum.needs`)."""
+        """The rows at positions `index` [B] as a batch on the CPU; `needs` names what losses read (`LossSum.needs`)."""
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        """Call the model once for a batch, and name what the losses need of what it returns."""
+        """Call the model once for a batch, and return those of its outputs that the losses need, by name."""
 
     def ask(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        """`outputs`, and what losses need of the inside of the model."""
+        """`outputs`, and in addition the tensors inside the model (such as hidden states) that losses need."""
         inside = {name for name in needs if layer_of(name)}
         once_more = twice_differentiable(model) if TWICE in needs else contextlib.nullcontext()
         with taking(model, inside) as taken, once_more:
@@ -124,19 +136,19 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:
-        """Scores of a part's labelled rows, and `loss`."""
+        """The scores of a part's labelled rows, and their mean `loss`."""
 
     @abstractmethod
     def record(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
-        """What `evaluation.json` tells of a part, the scores included."""
+        """The entry of `evaluation.json` for a part, with its scores."""
 
     @abstractmethod
     def headline(self, scores: Mapping[str, float]) -> str:
-        """The scores that matter most, in words."""
+        """The most important scores as a short text."""
 
 
 def check_coverage(part: EncodedSplit, times: Tensor) -> None:
-    """Raise DtrainError unless every labelled row, and no other, was scored once; `times` [N] says how often."""
+    """Raise DtrainError unless each labelled row was scored once and no other row was; `times` [N] holds the counts."""
     wrong = np.flatnonzero(times.numpy() != (part.labels >= 0))
     if len(wrong):
         shown = ", ".join(f"{part.ids[i]} ({times[i]:g} times)" for i in wrong[:5])

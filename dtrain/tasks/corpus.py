@@ -1,4 +1,4 @@
-"""All rows of a recipe, read and checked: labels numbered, missing parts cut. Nothing is written here."""
+"""Read and check all rows of a recipe, number their labels, and split off missing parts. Nothing is written here."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ READINGS: dict[str, Reading] = {
 
 
 def find_sources(data: Data) -> list[Source]:
-    """Every source in the order train, valid, test, transfer, with its format settled; patterns and folders opened.
+    """Every source in the order train, valid, test, transfer, with its format; patterns and folders are expanded.
 
-    Raises InputError where a file is missing, empty or of no known format; reads at most one line of each.
+    At most one line of each file is read.
+
+    Raises:
+        InputError: a file is missing, empty or of no known format.
     """
     with data.named():
         return _find_sources(data)
@@ -62,9 +65,10 @@ def _find_sources(data: Data) -> list[Source]:
 
 
 def source_files(data: Data) -> list[Path]:
-    """Files whose bytes decide the rows: sources and label map. A hub name gives none.
+    """The files on which the rows depend: sources and label map. A hub data set has no files here.
 
-    Raises InputError where one is missing.
+    Raises:
+        InputError: a file is missing.
     """
     files = [path for source in find_sources(data) for path in source.files]
     files += [existing_file(name, key) for key, name in READINGS[data.task].beside(data)]
@@ -77,7 +81,7 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     """Read every source; `seed` decides which training rows go to a part without a file.
 
     Raises:
-        InputError: a line a kind of problem, each with file and line or the recipe's key.
+        InputError: something is wrong; one message for each kind of problem, with file and line or the recipe's key.
     """
     with data.named():
         corpus = _read_corpus(data, seed)
@@ -109,9 +113,10 @@ def _read_corpus(data: Data, seed: int) -> Corpus:
 
 
 def check_sources(data: Data, seed: int = 0) -> Corpus:
-    """Read and check every row, as `prepare` will.
+    """Read and check every row, as `prepare` will, without torch and without writing anything.
 
-    Raises InputError. Needs no torch and writes nothing.
+    Raises:
+        InputError: as `read_corpus`; or the package of the tagger that `data.augment` names is not installed.
     """
     if data.augment is not None:
         with data.named():

@@ -1,4 +1,4 @@
-"""A recipe's tasks as `prepare` left them: of each its part of the recipe, its rows, and what its kind decides."""
+"""The tasks of a recipe after `prepare`: for each its part of the recipe, its prepared rows and its `Task`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dtrain.tasks.registry import task_of
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """One task.
+    """One task of a recipe.
 
     Attributes:
-        recipe: of this task alone.
-        folder: the run's, with this task's data.
-        kind: what is trained and scored, for this task's labels.
+        recipe: the recipe, restricted to this task.
+        folder: the run folder, with the data of this task.
+        data: the task's prepared rows.
+        kind: how these rows are trained on and scored.
     """
 
     recipe: Recipe
@@ -31,21 +32,26 @@ class PreparedTask:
 
     @property
     def name(self) -> str:
-        """Empty where the recipe has one task."""
+        """The name of the task; empty if it is the only one of the recipe."""
         return self.recipe.task
 
     @property
     def section(self) -> Data:
-        """Its rows in the recipe."""
+        """The section of the recipe that describes its rows."""
         return self.recipe.data
 
 
 class PreparedTasks(dict[str, PreparedTask]):
-    """All tasks of a recipe by name; the only one's name is empty."""
+    """All tasks of a recipe by name. The name is empty if there is only one."""
 
     @classmethod
     def open(cls, recipe: Recipe, folder: RunFolder) -> PreparedTasks:
-        """Raises DtrainError where nothing was prepared, and InputError where the rows are too few for the recipe."""
+        """Open what `prepare` wrote.
+
+        Raises:
+            DtrainError: nothing was prepared.
+            InputError: a tokenizer that was learnt from the rows has too few tokens for the recipe.
+        """
         found = cls()
         for view in recipe.views():
             place = folder.of_task(view.task)
@@ -58,11 +64,11 @@ class PreparedTasks(dict[str, PreparedTask]):
         return found
 
     def all_of(self, member: Teacher | Student) -> dict[str, PreparedTask]:
-        """Those that a model is for, by name, in the model's order."""
+        """The tasks that a model is trained for, by name, in the model's order."""
         any_task = next(iter(self.values()))
         return {name: self[name] for name in any_task.recipe.tasks_of(member)}
 
     def of(self, member: Teacher | Student) -> PreparedTask:
-        """The one that a model of one task is for."""
+        """The task of a model that is trained for one task only."""
         (task,) = self.all_of(member).values()
         return task

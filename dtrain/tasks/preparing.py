@@ -1,4 +1,4 @@
-"""How rows are written and encoded: what each kind of task decides of the stage `prepare`."""
+"""How rows are written and encoded: what each kind of task decides in the stage `prepare`."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ if TYPE_CHECKING:
 
 
 class Preparing(ABC):
-    """One kind of task's way from a corpus to encoded rows."""
+    """How one kind of task turns a corpus into encoded rows."""
 
     @abstractmethod
     def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
-        """Write the rows of every part, with ids counted over the parts, and data.json."""
+        """Write data.json and the rows of every part; row ids are consecutive over all parts."""
 
     def normalised(self, texts: Iterable[list[str]], data: Data) -> Iterator[list[str]]:
-        """Batches of the texts of written rows as vocabularies are counted on them; by default the rows' own."""
+        """Normalise batches of texts of written rows, to build a vocabulary; by default they are normalised already."""
         return iter(texts)
 
     @abstractmethod
     def tokenizer(
         self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data, targets: Iterable[list[str]] = ()
     ) -> PreTrainedTokenizerFast:
-        """A tokenizer whose vocabulary is counted on batches of texts that are normalised.
+        """A tokenizer whose vocabulary is built from batches of normalised texts.
 
         Args:
-            spec: of the transformer that reads with it; None: the students'.
-            targets: batches of the texts that are to be written, where a row's label is one.
+            spec: the section of the transformer that uses the tokenizer; None: the tokenizer that students share.
+            texts: batches of the texts that models read.
+            targets: batches of the texts that models generate, for tasks whose labels are texts.
         """
 
     def complete(self, tokenizer: PreTrainedTokenizerFast, source: str) -> None:
-        """Look at a tokenizer that came with a model, before anything is written.
+        """Check a tokenizer that comes with a pretrained model, and complete it, before anything is written.
 
         Args:
             source: the model's folder, or its name on the hub.
 
         Raises:
-            InputError: it does not serve this kind of task.
+            InputError: the tokenizer is unsuitable for this kind of task.
         """
         return
 
@@ -54,17 +55,17 @@ class Preparing(ABC):
         tokenizer.save_pretrained(folder)
 
     def record(self, tokenizer: PreTrainedTokenizerFast, spec: object) -> dict[str, Any]:
-        """What `encoded.json` says of a tokenizer beside what it says of every task's.
+        """Entries of `encoded.json` about a tokenizer that only this kind of task has.
 
         Args:
-            spec: the section of the model that brings it; None: the students'.
+            spec: the section of the model that brings the tokenizer; None: the tokenizer that students share.
         """
         return {}
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> Encode:
-        """What makes token ids of rows; it can be sent to worker processes."""
+        """A function that encodes rows as token ids; it can be sent to worker processes."""
 
     @abstractmethod
     def specials(self, tokenizer: PreTrainedTokenizerFast, data: Data) -> int:
-        """Tokens of each row that are none of its characters, where a token stands for a character; else 0."""
+        """Number of special tokens in each row, for tasks in which every other token is a character; else 0."""

@@ -1,6 +1,6 @@
-"""How the files of a kind of task become rows: what each kind decides, in the order in which it is asked.
+"""How each kind of task reads files into rows. The methods are in the order in which they are called.
 
-Needs no torch and no `datasets`: `dtrain check` and the launching process read with it.
+This module needs neither torch nor `datasets`, since `dtrain check` and the launching process use it.
 """
 
 from __future__ import annotations
@@ -14,38 +14,46 @@ from dtrain.recipe.data import Data
 
 
 class Reading(ABC):
-    """One kind of task's way with the files of `data`."""
+    """How one kind of task reads the files that the recipe's section `data` names."""
 
     @abstractmethod
     def suffixes(self, data: Data) -> set[str]:
-        """Suffixes of the files that a folder in the recipe stands for."""
+        """Suffixes of the files that are read where the recipe names a folder."""
 
     @abstractmethod
     def format_of(self, part: str, name: str, data: Data) -> str:
-        """The format of a file that is there; raises InputError, in the user's words, where none is known."""
+        """The format of an existing file, as a name from `data.format`, or "hub".
+
+        Raises:
+            InputError: the format cannot be told, or rows of `part` cannot be read from it.
+        """
 
     @abstractmethod
     def read(
         self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
     ) -> Corpus:
-        """The rows of all sources, their labels not yet looked at; problems and remarks are collected.
+        """Read the rows of all sources; `number_labels` checks their labels later.
 
         Args:
-            files: names of the sources, in the order of the rows' numbers of files.
-            keep_empty: keep empty texts of which nothing can be learnt, but which want an answer.
+            files: names of the source files; a row refers to its file by the position in this list.
+            problems: collects what is wrong with rows, and remarks.
+            keep_empty: keep rows with an empty text even if nothing can be learnt from them, since `predict` answers
+                every row.
 
         Raises:
-            InputError: where the recipe's columns or settings do not fit a file.
+            InputError: the recipe's columns or settings do not fit a file.
         """
 
     def beside(self, data: Data) -> list[tuple[str, str]]:
-        """Files that belong to the sources without being one: the recipe's key and the name of each."""
+        """Files that are read together with the sources, as pairs of the recipe's key and the file's name."""
         return []
 
     @abstractmethod
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
-        """Settle `corpus.labels` and number the labels of every part.
+        """Set `corpus.labels`, and `corpus.numbers` to the numbers of the labels in every part.
+
+        Labels that neither the recipe nor the training rows have become `problems`.
 
         Raises:
-            InputError: for labels that the recipe or the training rows do not know.
+            InputError: the label map is invalid, or the training rows have too few different labels.
         """

@@ -1,4 +1,4 @@
-"""The kinds of task by the name that `data.task` gives them. Nothing outside of this folder compares such a name."""
+"""The kinds of task by their name in `data.task`. No module outside of `dtrain.tasks` compares such a name."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ VIEWS: dict[str, View] = {
 
 
 def task_of(data: PreparedData) -> Task:
-    """The task of prepared data, for its labels."""
+    """The task of prepared data, with the labels of the data."""
     return TASKS[data.info["task"]].of(data)
 
 
 @dataclass(frozen=True)
 class TaskKind:
-    """All that one kind of task decides; each part is described by its class."""
+    """Everything that one kind of task decides; each field is described by its class."""
 
     rules: TaskRules
     reading: Reading
@@ -86,11 +86,12 @@ class TaskKind:
 
 
 def register_task(name: str, kind: TaskKind) -> None:
-    """Let `data.task` have another value.
+    """Register a further value of `data.task`.
 
-    Losses and kinds of output are known by `kind.rules.name`: a task whose models answer like those of another one,
-    `classification` for instance, shares them by that name. A task with a name of its own says in its rules which needs
-    its losses may have, and has those losses, of other tasks too, whose needs it has.
+    Losses and kinds of output refer to a task by `kind.rules.name`. A task whose models give the same outputs as
+    those of another task, for instance `classification`, uses the losses and kinds of that task by having the same
+    name in its rules. A task with a name of its own lists in its rules the needs that it supplies; it can use every
+    loss, of other tasks as well, that has no further needs.
 
     Raises:
         ValueError: the name is taken.

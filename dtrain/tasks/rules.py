@@ -1,6 +1,7 @@
-"""What each kind of task allows in a recipe, and what it does where the recipe leaves it open.
+"""What each kind of task allows in a recipe, and its defaults.
 
-Recipes are checked by these rules, so this module imports nothing of the package: no torch, and no other room.
+Recipes are checked by these rules before anything heavy is loaded, so this module imports neither torch nor any other
+module of the package.
 """
 
 from __future__ import annotations
@@ -11,30 +12,32 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class TaskRules:
-    """The rules of one value of `data.task`. The first of its metrics is the default.
+    """The rules of one value of `data.task`.
 
     Attributes:
-        name: the task as losses know it; pairs of texts are classified.
-        models: types of models that are for it, beside the architectures that say so themselves.
-        losses: the default loss on labels, and the one on teachers' outputs.
-        needs: what its losses may ask for beside the kinds of output, each with what it is; see `COMMON_NEEDS`. What the
-            names stand for is given by its `Task.collate` and `Task.outputs`.
-        gold: the needs that come from the labels: a row without a label lacks the losses that read one of them, but for
-            those that read `labelled` as well.
-        outputs: kinds of output (`knowledge/kinds.py`) that it shares with the tasks they were registered for; the
-            first is what is stored where no loss reads any.
-        weightings: the ways to weigh several teachers that its losses have.
-        formats: of its files.
-        excluded: keys of the recipe's sections that are not for it.
-        keys: keys of `data` that are for it and no other task, but for those that name them, too.
-        two_texts: whether a row is a pair of texts; None: where `data.columns.text_b` names the second one.
-        least_labels: how many labels there are at least; 0: a row has none, and the recipe names none.
-        logits: what its models' logits are, which some losses are particular about: `classes` of a softmax over them,
-            `labels` each with a sigmoid of its own, a `number`.
-        tags: whether a row has a tag a character: then long texts are cut into pieces of `max_length`, so that the
-            rows themselves depend on it, and `labels` are types of entities.
-        writes: whether a row's label is a text, which models write.
-        split: the shares of validation and test rows that are cut off the training rows where no file is named.
+        name: the task's name in the registries of losses and kinds of output; `pairs` is `classification` there.
+        metrics: the scores that models can be chosen by; the first is the default.
+        losses: the default loss on labels, and the default loss on teachers' outputs.
+        weightings: the weightings of several teachers that its losses support.
+        formats: the allowed values of `data.format`.
+        needs: what its losses may read besides the kinds of output, with a description of each; see also
+            `COMMON_NEEDS`. `Task.collate` and `Task.outputs` supply them by these names.
+        gold: the needs that come from the labels. A loss that reads one of them is left out for rows without a label,
+            unless it reads `labelled` as well.
+        outputs: kinds of output (`knowledge/kinds.py`) registered for other tasks that this task has, too. The first is
+            stored where no loss reads any.
+        models: types of models for this task, in addition to the architectures that name the task themselves.
+        excluded: keys and features of the recipe that cannot be used with this task.
+        keys: keys of `data` that only this task, and others that list them here, may have.
+        two_texts: whether a row is a pair of texts; None: it is one where `data.columns.text_b` is set.
+        least_labels: the least number of labels; 0: the task has no label map, so the recipe may not name labels.
+        logits: the meaning of its models' logits, on which some losses depend: `classes` of one softmax, `labels` with
+            a sigmoid each, or a `number`; empty for other tasks.
+        tags: whether each character of a row has a tag. Then long texts are cut into pieces of at most `max_length`
+            tokens, so that the rows themselves depend on `max_length`, and `labels` are entity types.
+        writes: whether a row's label is a text that models generate.
+        split: the shares of validation and test rows that are split off the training rows where the recipe names no
+            file for these parts.
     """
 
     name: str
@@ -56,7 +59,7 @@ class TaskRules:
     split: tuple[float, float] = (0.1, 0.0)
 
 
-# What the losses of every task may ask for; B is the number of rows.
+# What the losses of every task may read; B is the number of rows.
 COMMON_NEEDS = {
     "labelled": "bool [B]: whether the row has a label",
     "parallel": "bool [B]: whether the row has further sides; False where rows have none",
@@ -78,7 +81,7 @@ _CLASSIFICATION = TaskRules(
     gold=frozenset({"labels"}),
     logits="classes",
 )
-# What takes logits for those of a softmax over classes.
+# Keys and features that treat logits as those of a softmax over classes.
 _NO_CLASSES = frozenset({"label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"})
 _RULES = {
     "classification": _CLASSIFICATION,
@@ -128,7 +131,7 @@ _RULES = {
         excluded=frozenset({"augment", "label_smoothing", "class_weights", "tolerance", "noisy", "peers", "top_k"})
         | frozenset({"domain_adversary"}),
         tags=True,
-        split=(0.1, 0.2),  # 7:1:2, as entity corpora without splits are cut
+        split=(0.1, 0.2),  # 7:1:2, the usual split of entity corpora that come without one
     ),
     "seq2seq": TaskRules(
         name="seq2seq",
@@ -151,7 +154,7 @@ _RULES = {
 }
 
 
-# What students are asked on rows of plain text, in a phase: no task of a recipe's, but one that losses are for.
+# Rows of plain text in a phase of a student. This is no value of `data.task`, but losses are registered for it.
 PLAIN_TEXT = TaskRules(
     name="plain_text",
     metrics=("loss",),
@@ -166,7 +169,7 @@ PLAIN_TEXT = TaskRules(
 
 
 def task_names() -> list[str]:
-    """The values that `data.task` may have."""
+    """The allowed values of `data.task`."""
     return list(_RULES)
 
 
@@ -176,12 +179,12 @@ def rules_of(task: str) -> TaskRules:
 
 
 def keys_of_others(task: str) -> set[str]:
-    """Keys of `data` that are for other tasks."""
+    """Keys of `data` that only other tasks may have."""
     return {key for rules in _RULES.values() for key in rules.keys} - rules_of(task).keys
 
 
 def loss_tasks() -> dict[str, TaskRules]:
-    """The tasks as losses know them: rules by their `name`, those of the first `data.task` that has it."""
+    """Rules by `name`, under which losses are registered; of several tasks with one name, those of the first."""
     found: dict[str, TaskRules] = {}
     for rules in (*_RULES.values(), PLAIN_TEXT):
         found.setdefault(rules.name, rules)
@@ -189,7 +192,11 @@ def loss_tasks() -> dict[str, TaskRules]:
 
 
 def register_rules(task: str, rules: TaskRules) -> None:
-    """Let recipes have a task of this name."""
+    """Allow this value of `data.task` in recipes.
+
+    Raises:
+        ValueError: the name is taken.
+    """
     if task in _RULES:
         raise ValueError(f"task {task!r} is registered twice")
     _RULES[task] = rules

@@ -1,4 +1,4 @@
-"""What tasks with one vector of logits a text, or a pair of texts, have in common: batches, outputs, scoring by row."""
+"""Tasks whose models give one vector of logits for each row (a text or a pair): batches, outputs, scoring by row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dtrain.training.workers import Workers
 
 
 class TextTask(Task):
-    """A row counts 1, and a model answers it by logits [B, C]. `targets` is what a kind of task adds to a batch."""
+    """Base class of tasks with logits [B, C]; each row has weight 1 in the loss. Subclasses define `targets`."""
 
     card_tag = "text-classification"
 
@@ -26,7 +26,7 @@ class TextTask(Task):
         return np.broadcast_to(np.int64(1), len(rows))  # takes no memory
 
     def targets(self, rows: EncodedSplit, index: np.ndarray) -> ByName:
-        """What the losses compare the rows at `index` [B] with, by need."""
+        """The gold values of the rows at `index` [B], by the names under which losses read them."""
         raise NotImplementedError
 
     def collate(self, rows: EncodedSplit, index: np.ndarray, needs: set[str]) -> Batch:
@@ -62,10 +62,11 @@ class TextTask(Task):
 
 
 def _state_with_features(model: nn.Module) -> str | None:
-    """What of the inside of a transformers classifier its features are taken from; None for a model that gives them itself.
+    """The hidden state that gives the features of a transformers classifier; None for a model that returns features.
 
-    It is asked by a hook, for transformers itself gives no states in a process that was sent the model, as ranks are where
-    it is cut up: only where one is built does it note down which modules have some (5.17 and 5.23).
+    The state is read by a forward hook. transformers (5.17 and 5.23) returns no hidden states in a process that
+    received the model from another one, as ranks do where the model is sharded: it registers the modules that have
+    hidden states only in the process that builds the model.
     """
     shape = shape_of(model)
     if shape is None or not find_kind("features").options(model):
@@ -80,12 +81,14 @@ def by_row(
     values: Callable[[Tensor, np.ndarray], Tensor],
     width: int = 1,
 ) -> Tensor:
-    """Numbers of each labelled row of a part, computed once by one of those who share the rows, and added over them.
+    """Compute numbers for each labelled row of a part: each row on one rank only, then summed over all ranks.
 
-    Every other worker adds an exact zero, so that the numbers are the same for any number of ranks.
+    The other ranks add an exact zero, so that the numbers are the same for any number of ranks.
 
     Args:
-        values: of the logits, float32 [B, C], of the rows at positions [B]: float [B, width], on any device.
+        values: a function of logits, float32 [B, C], and the positions of their rows [B]; it returns float [B, width]
+            on any device.
+        width: how many numbers there are for each row.
 
     Returns:
         float64 [N, width] on the CPU, 0 in rows without a label.

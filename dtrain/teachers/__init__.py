@@ -1,1 +1,1 @@
-"""Teachers as training sees them: where their outputs for a batch come from."""
+"""Sources of teachers' outputs for the batches of training."""

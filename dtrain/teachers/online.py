@@ -1,7 +1,7 @@
-"""A teacher that computes its outputs beside its students, on the very batch that they are trained on.
+"""A teacher that computes its outputs during the training of its students, on the batch that they are trained on.
 
-student 1 ── outputs(batch) ──▶ one pass of the teacher, for all that any student of the group asks for
-student 2 ── outputs(batch) ──▶ the same answers
+student 1 ── outputs(batch) ──▶ one forward pass of the teacher, for all kinds that any student of the group needs
+student 2 ── outputs(batch) ──▶ the same outputs, without another pass
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ GRADIENTS = at_layer("embedding_gradients", 0)
 
 
 class OnlineTeacher(TeacherSource):
-    """A model that answers in eval mode, without gradient and in a precision of its own.
+    """A model, in eval mode, that computes outputs without gradients and in a precision of its own.
 
-    Where the gradient of its loss by its embeddings is asked for, that is its answer; its parameters have none.
+    The kind `embedding_gradients` is the gradient of the teacher's cross-entropy with respect to its embeddings; even
+    then its parameters get no gradient.
 
     Args:
-        model: what is called; it may be cut up over the ranks, which then ask at the same time.
-        inner: the model itself, by which its options and layers are found.
-        device: where it is.
+        model: the module that is called. It may be sharded over the ranks; all of them must then call it together.
+        device: the device of the model.
         precision: 'fp32', or the autocast type 'bf16' or 'fp16'.
-        batches: how many batches' answers are kept: as many as a student of the group sees in one step, since students
-            step one after another.
+        inner: the model without wrappers, in which options and layers are looked up; default: `model`.
+        batches: for how many batches outputs are kept: as many as a student of the group sees in one step, since
+            students step one after another.
 
     Attributes:
         passes: how often the model was called.
@@ -55,20 +56,20 @@ class OnlineTeacher(TeacherSource):
         self.device, self.precision, self.batches = device, precision, batches
         self.passes = 0
         self._asked: set[str] = set()
-        # By the identity of the tokens: what has other ones, as masked rows of another step, is another batch.
+        # By the identity of the tensor of tokens, which is kept here, too: two batches never share one.
         self._kept: OrderedDict[int, tuple[Tensor, ByName, Any]] = OrderedDict()
 
     def expect(self, kinds: Iterable[str]) -> None:
-        """Say before the first batch what a student will ask for, so that one pass is enough for all."""
+        """Announce, before the first batch, the kinds that a student needs, so that one pass serves all students."""
         self._asked |= set(kinds)
 
     def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:
-        """The asked outputs of the batch; of layers by the names of `at_layer`, in the type they were computed in."""
+        """Outputs of the batch by kind, in the dtype in which they were computed; `at_layer` names those of layers."""
         tokens = batch.inputs["input_ids"]
         kept = self._kept.get(id(tokens))
         if kept is None or not set(kinds) <= kept[1].keys():
             self.expect(kinds)
-            while len(self._kept) >= self.batches:  # let go first: two batches' states may not fit
+            while len(self._kept) >= self.batches:  # free the oldest first: the memory may not hold two batches
                 self._kept.popitem(last=False)
             answers = self._compute(batch)
             event = None
@@ -79,7 +80,7 @@ class OnlineTeacher(TeacherSource):
         self._kept.move_to_end(id(tokens))
         _, answers, event = kept
         found = {kind: answers[kind] for kind in kinds}
-        if event is not None:  # another student's stream may have computed them
+        if event is not None:  # they may have been computed on the stream of another student
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(event)
             for tensor in found.values():
@@ -98,7 +99,7 @@ class OnlineTeacher(TeacherSource):
                 )
                 (gradient,) = torch.autograd.grad(errors, embeddings)
             return {name: answer.detach() for name, answer in found.items()} | {GRADIENTS: gradient}
-        # Not inference mode, whose tensors autograd does not keep for the student's backward pass.
+        # No inference mode: autograd cannot save its tensors for the student's backward pass.
         with torch.no_grad():
             return self._pass(batch, inside, plain)
 

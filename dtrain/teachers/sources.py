@@ -1,8 +1,8 @@
-"""Where a teacher's outputs for a batch come from: read from its store, computed beside the student, or a peer's.
+"""Sources of a teacher's outputs for a batch: a knowledge store, the teacher itself, or a student of the same group.
 
-stored   known ahead by row id: read by the feed's thread while the step before is computed
-online   computed from the very batch, once it is on the device; the last answers are kept for other students
-peer     another student of the group, which answers in the same step
+stored   read by row id, in the thread of the feed, while the previous step is computed
+online   computed from the batch itself once it is on the device, and kept for other students
+peer     outputs of another student of the group in the same step
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ class TeacherSource(ABC):
 
     @abstractmethod
     def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:
-        """The asked kinds of output, by name, rows first, without gradient."""
+        """The outputs of the given kinds by name, without gradient; the first dimension is that of rows."""
 
 
 class StoredTeacher(TeacherSource):
-    """Reads a knowledge store by row id: needs no batch on the device, so a thread may read ahead.
+    """Reads a knowledge store by row id. It needs no batch on the device, so a thread can read ahead.
 
     Args:
-        partial: rows may be asked for that the store does not hold; else that is an error.
+        store: the reader of the store.
+        partial: whether batches may hold rows that the store does not have; else these are an error.
     """
 
     def __init__(self, store: StoreReader, *, partial: bool = False) -> None:
@@ -39,13 +40,14 @@ class StoredTeacher(TeacherSource):
         return self.read(batch.ids, kinds)
 
     def read(self, ids: np.ndarray, kinds: Sequence[str]) -> ByName:
-        """Outputs of the rows `ids`, float32 on the CPU: [B, width], or [B, N, T] for kinds with a vector a character.
+        """Outputs of the rows `ids`, float32 on the CPU: [B, width], or [B, N, width] for kinds with a vector a token.
 
-        Of a teacher that reads another side of rows, some may be unknown: then their outputs are zeros, and KNOWN, bool [B],
-        says which are not.
+        N is the length of the longest of these rows in the store. If the store lacks some of the rows (`partial`), as
+        when the teacher reads another side of rows, their outputs are zeros, and the entry KNOWN, bool [B], says which
+        rows the store has.
 
         Raises:
-            StoreError: a kind is not in the store, or none of the rows.
+            StoreError: a kind is not in the store, or a row is not, unless `partial`.
         """
         known = self.store.holds(ids) if self.partial else np.ones(len(ids), dtype=bool)
         if known.all():
@@ -53,7 +55,7 @@ class StoredTeacher(TeacherSource):
         found: ByName = {KNOWN: torch.from_numpy(known)}
         some = known if known.any() else None
         for kind in kinds:
-            # Of a batch without any known row, the shape is that of any row of the store.
+            # If the store has no row of the batch, its first row gives the shape.
             values = self.store.read(kind, ids[known] if some is not None else self.store.first_id)
             found[kind] = values.new_zeros(len(ids), *values.shape[1:])
             if some is not None:
@@ -62,13 +64,13 @@ class StoredTeacher(TeacherSource):
 
 
 class Peer(TeacherSource):
-    """A student that trains beside others: its outputs of the step under way are what they learn from."""
+    """A student of a group whose outputs in the current step are targets of the other students (mutual learning)."""
 
     def __init__(self) -> None:
         self._answers: ByName = {}
 
     def answer(self, outputs: ByName) -> None:
-        """Keep what the peer gave for the batch of this moment; others take it as given, without gradient."""
+        """Store the detached outputs of the peer for the current batch."""
         self._answers = {name: tensor.detach() for name, tensor in outputs.items()}
 
     def outputs(self, batch: Batch, kinds: Sequence[str]) -> ByName:

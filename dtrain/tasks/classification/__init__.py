@@ -1,1 +1,1 @@
-"""One label a text, or a pair of texts."""
+"""One label for each text or pair of texts."""

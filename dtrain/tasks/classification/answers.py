@@ -1,4 +1,4 @@
-"""A classifier's answers: a label for each text, as lines of JSON, of a table, or of a CLUE submission."""
+"""A classifier's answers: a label for each text, written as JSON lines, as a table or as a CLUE submission."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ SCRIPT = "dtrain.tasks.classification.exported"
 
 
 class TextAnswers(Answers):
-    """Of tasks with one vector of logits a text, or a pair: how texts are encoded, and answers written.
+    """Answers of tasks with one vector of logits for each text or pair: how texts are encoded and answers written.
 
-    A kind of task says how logits are an answer, and which columns of a table it has.
+    A subclass defines how logits become an answer, and which columns an answer has in a table.
     """
 
     forms: tuple[str, ...] = ("jsonl", "tsv")
     formats = ("jsonl", "tsv", "csv", "parquet", "lines", "dataset")
-    columns: tuple[str, ...] = ()  # of a table, of the answer
+    columns: tuple[str, ...] = ()  # the columns of a table that hold the answer
 
     def __init__(self, texts: int = 1) -> None:
         self.texts = texts
 
     def answers(self, logits: torch.Tensor, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """The answers to float32 [N, C]."""
+        """The answers for logits, float32 [N, C], one for each row."""
         raise NotImplementedError
 
     def cells(self, answer: dict[str, Any]) -> list[str]:
-        """An answer in a table, a text for each of `columns`."""
+        """An answer as the cells of a table, one for each of `columns`."""
         raise NotImplementedError
 
     def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
         normalizer = Normalizer(normalize)
-        with quiet_transformers():  # it warns of the package's own model types
+        with quiet_transformers():  # transformers warns about model types of this package
             tokenizer = load_tokenizer(model)
         encoders = [Encoder(tokenizer, max_length, pairs=pairs) for pairs in (False, True)]
 
@@ -63,7 +63,7 @@ class TextAnswers(Answers):
         return read
 
     def meaning(self, model: nn.Module) -> dict[str, Any]:
-        """How `predict.py` of an exported model makes an answer of logits: the entry `answer`, and what belongs to it."""
+        """Entries of `settings.json` by which an exported model turns logits into an answer: `answer`, parameters."""
         raise InputError(f"export: models that answer with {', '.join(self.columns)} cannot be exported")
 
     def exported(
@@ -108,7 +108,7 @@ class TextAnswers(Answers):
 
 
 class Labels(TextAnswers):
-    """Of tasks `classification` and `pairs`: an answer is the label, its probability `score`, and all `scores`."""
+    """Answers of tasks `classification` and `pairs`: the `label`, its probability `score`, and all `scores`."""
 
     forms = ("jsonl", "tsv", "clue")
     columns = ("label", "score")
@@ -135,7 +135,7 @@ class Labels(TextAnswers):
 
 
 def _clue_lines(texts: Texts, answers: Iterable[Any], descriptions: dict[str, str]) -> Iterator[str]:
-    """A file to hand in to CLUE: id, label, and the label's description where the recipe's files have one."""
+    """The lines of a CLUE submission: id, label, and the label's description if the recipe's files have one."""
     for key, answer in zip(texts.ids, answers, strict=True):
         entry = {"id": key, "label": answer["label"]}
         if answer["label"] in descriptions:
@@ -144,7 +144,7 @@ def _clue_lines(texts: Texts, answers: Iterable[Any], descriptions: dict[str, st
 
 
 def label_descriptions(data: Data) -> dict[str, str]:
-    """`label_desc` by label, as CLUE's files have it: from the label file, else from a training file; or none."""
+    """CLUE's `label_desc` by label, from the label file, else from a training file; empty if neither has any."""
     files = [(name, data.columns.label) for name in data.train]
     if isinstance(data.labels, str):
         files.insert(0, (data.labels, "label"))

@@ -1,8 +1,8 @@
-"""Answers to new text as dtrain's Predictor gives them; needs onnxruntime, numpy and tokenizers, and this folder.
+"""Answers new text as dtrain's Predictor does; needs onnxruntime, numpy and tokenizers, and this folder.
 
-python predict.py < texts.txt   a text a line (of pairs two, with a tab between) -> a JSON object a line
+python predict.py < texts.txt   a text per line (for pairs: two, separated by a tab) -> a JSON object per line
 from predict import Model       Model()(["a text", "another"]), for pairs Model()(texts, texts_b);
-                                    `threads` of the CPU compute a batch of `rows`
+                                    `threads`: CPU threads of a batch; `rows`: rows of a batch
 """
 
 import json
@@ -29,7 +29,7 @@ class Model:
         self.before, self.after = (str.maketrans(self.table[name]) for name in ("before", "after"))
         self.words = re.compile(self.table["pattern"])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.encode_special_tokens = True  # a text that spells "[SEP]" stays a text
+        self.tokenizer.encode_special_tokens = True  # "[SEP]" in a text is ordinary text
         self.graphs = [open_graph(folder / name, threads) for name in self.settings["graphs"]]
 
     def normalize(self, text):
@@ -47,7 +47,7 @@ class Model:
             yield [mask if number == blank else number for number in row.ids] or [unknown], row.type_ids or [0]
 
     def logits(self, rows):
-        """Of one batch of (ids, types). Where there are several graphs, a row leaves at the first that is sure of it."""
+        """Logits of a batch of (ids, types). With several graphs, a row exits at the first that is confident enough."""
         ids, types, mask = (np.zeros((len(rows), max(len(row[0]) for row in rows)), np.int64) for _ in range(3))
         ids += self.settings["pad_id"]
         for place, (row, kinds) in enumerate(rows):
@@ -69,13 +69,13 @@ class Model:
         if (texts_b is None) != (self.settings["texts"] == 1):
             raise ValueError(f"this model reads {self.settings['texts']} text(s) a row (on stdin, with a tab between)")
         rows, logits = list(self.encode(texts, texts_b)), {}
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))  # little padding
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))  # similar lengths: little padding
         for batch in (order[start : start + self.rows] for start in range(0, len(order), self.rows)):
             logits |= zip(batch, self.logits([rows[row] for row in batch]), strict=True)
         return [self.answer(logits[row].astype(np.float64)) for row in range(len(rows))]
 
     def answer(self, logits):
-        """What the logits [C] of one row say, by the kind of task."""
+        """The answer that the logits [C] of one row give, by the kind of task."""
         names, kind = self.settings["labels"], self.settings["answer"]
         if kind == "number":
             return {"number": float(f"{logits[0] * self.settings['scale'] + self.settings['shift']:.7g}")}

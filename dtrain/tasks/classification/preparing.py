@@ -1,4 +1,4 @@
-"""Texts and pairs of texts, normalised and encoded."""
+"""Normalising and encoding texts and pairs of texts."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 class TextPreparing(Preparing):
-    """Of tasks `classification` and `pairs`; of other tasks of texts what they say of the values of rows.
+    """Preparing for tasks `classification` and `pairs`, and the base class for other tasks whose rows are texts.
 
     Attributes:
-        values: type of the values that a row has beside its number, where it has a list of them.
-        answers: columns of texts that are a row's label.
+        values: type of the elements of the column `values`, a list for each row; None if rows have no such column.
+        answers: columns of texts that are labels rather than input.
     """
 
     values: Value | None = None
     answers: tuple[str, ...] = ()
 
     def texts_of(self, rows: Rows, data: Data) -> dict[str, Iterable[str]]:
-        """The texts of rows, column by column."""
+        """The texts of rows by column."""
         return {
             name: getattr(rows, name)
             for name in ("text", "text_b")
@@ -47,15 +47,15 @@ class TextPreparing(Preparing):
         }
 
     def values_of(self, rows: Rows, corpus: Corpus) -> Iterator[list[Any]]:
-        """A list for each row, empty where it has no label."""
+        """The column `values`: a list for each row, empty for a row without a label."""
         raise NotImplementedError
 
     def info(self, corpus: Corpus, data: Data) -> dict[str, Any]:
-        """What `data.json` says beside what it says of every task."""
+        """Entries of `data.json` that only this kind of task has."""
         return {}
 
     def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
-        """As the base class; texts are normalised."""
+        """As the base class; the texts are written normalised."""
         columns = list(self.texts_of(Rows(), data))
         beside = [name for name in columns if name in self.answers] + ["values"] * (self.values is not None)
         asked = [name for name in columns if name not in self.answers]

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts with a label each: their files, and the label map."""
+"""Reading texts and pairs of texts with one label each, and their label map."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from dtrain.tasks.reading import Reading
 
 
 class TextReading(Reading):
-    """Of tasks `classification` and `pairs`: JSON lines, tables, parquet files, folders and hub data sets of `datasets`.
+    """Reading for tasks `classification` and `pairs`: JSON lines, tables, Parquet, and data sets of `datasets`.
 
-    Other tasks of texts read the same files, and say what a row is labelled with.
+    Subclasses read the same files with another kind of label.
     """
 
     def target(self, data: Data) -> Target:
-        """What a row is labelled with."""
+        """The kind of label that rows have."""
         return ONE_LABEL
 
     def remark(self, train: Rows, data: Data, sources: list[Source], files: list[str], problems: Problems) -> None:
-        """Remark on signs of a slip in the training rows."""
+        """Add remarks on likely mistakes in the training rows."""
         remark_on_labels(train, sources, files, data.header, problems)
 
     def suffixes(self, data: Data) -> set[str]:
-        """A .txt is among them where the recipe says how it is read."""
+        """As the base class; .txt files count where `data.format` says how to read them."""
         return {*SUFFIXES, ".txt"} if data.format in SUFFIXES.values() else {*SUFFIXES}
 
     def format_of(self, part: str, name: str, data: Data) -> str:
-        """`auto` goes by suffix. Transfer files do so even where a format is set: they often come from elsewhere."""
+        """As the base class; `auto` goes by the suffix.
+
+        Transfer files go by the suffix even where a format is set, since they often come from elsewhere.
+        """
         if name.startswith(HUB):
             if data.format not in ("auto", "dataset"):
                 raise InputError(
@@ -78,7 +81,7 @@ class TextReading(Reading):
     def read(
         self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
     ) -> Corpus:
-        """Empty texts are rows like others."""
+        """As the base class; rows with an empty text are kept in any case."""
         parts = read_rows(data, sources, files, problems, self.target(data))
         if not problems and "train" in parts:
             self.remark(parts["train"], data, sources, files, problems)
@@ -90,7 +93,7 @@ class TextReading(Reading):
 
 
 def _looks_like_table(path: Path, data: Data) -> bool:
-    """Whether a .txt beside tab-separated ones is one too; read as plain lines its labels would become text."""
+    """Whether a .txt for transfer is a table like the other files; as plain lines, its labels would become text."""
     first = first_line(path, data.encoding)
     separator = Source("transfer", "", data.format, delimiter=data.delimiter).separator
     return (separator != "," and separator in first) or (data.header and first == data.columns.text)
@@ -99,10 +102,10 @@ def _looks_like_table(path: Path, data: Data) -> bool:
 def _label_map(data: Data, parts: dict[str, Rows], problems: Problems) -> list[str]:
     """Labels in the order of their numbers.
 
-    Where `data.labels` are names, and the rows hold numbers that count them from 0, the names take the numbers' places
-    in the rows.
+    Where `data.labels` lists names and the rows hold positions in that list (from 0), the rows get the names.
 
-    Raises InputError for a label file that is wrong, or where fewer than two labels are found.
+    Raises:
+        InputError: the label file is invalid, or fewer than two labels are found.
     """
     if data.labels is not None:
         given = data.labels
@@ -116,7 +119,7 @@ def _label_map(data: Data, parts: dict[str, Rows], problems: Problems) -> list[s
 
 
 def _name_numbers(labels: list[str], parts: dict[str, Rows], problems: Problems) -> None:
-    """Put names in the place of numbers, where no row has a name of `labels` and every row a number of one."""
+    """Replace positions in `labels` by the names, if all labels of rows are such positions and none is a name."""
     found = {label for rows in parts.values() for label in rows.label.counts()}
     names = {str(number): label for number, label in enumerate(labels)}
     if not found or not found <= set(names) or found & set(labels):
@@ -129,9 +132,9 @@ def _name_numbers(labels: list[str], parts: dict[str, Rows], problems: Problems)
 
 
 def _label_numbers(data: Data, corpus: Corpus, problems: Problems) -> dict[str, np.ndarray]:
-    """Every part's labels as numbers, int64 [N], -1 for none.
+    """The labels of every part as numbers, int64 [N], -1 for none.
 
-    Raises InputError for labels outside the map, and for a test part that is labelled in places only.
+    Labels outside the map, and a test part in which only some rows are labelled, become `problems`.
     """
     numbers = {label: number for number, label in enumerate(corpus.labels)}
     columns = {}
@@ -147,7 +150,7 @@ def _label_numbers(data: Data, corpus: Corpus, problems: Problems) -> dict[str, 
 
 
 def _add_unknown(data: Data, corpus: Corpus, unknown: list[tuple[Rows, int]], problems: Problems) -> None:
-    """One problem for all rows, of any part, whose label is none of the corpus's."""
+    """Add one problem for all rows, of any part, whose label is not in the label map."""
     rows, first = unknown[0]
     label = str(rows.label[first])
     why, remedy = outside(data)

@@ -1,6 +1,6 @@
-"""Scores of a model on a part: each labelled row exactly once, equal for any number of ranks.
+"""Scores of a classifier on a part: each labelled row counts exactly once, and the scores do not depend on the ranks.
 
-fixed batches of the part -> batch i to rank i % size -> counts and per-row losses -> added over ranks -> scores
+fixed batches of the part -> batch i to rank i % size -> counts and per-row losses -> summed over ranks -> scores
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def evaluate_part(model: nn.Module, part: EncodedSplit, workers: Workers, classe
 
 
 def count_part(model: nn.Module, part: EncodedSplit, workers: Workers, classes: int) -> tuple[Confusion, float]:
-    """The confusion matrix of a part's labelled rows and their mean cross-entropy; as `evaluate_part`."""
+    """The confusion matrix of a part's labelled rows, and their mean cross-entropy.
+
+    Raises:
+        DtrainError: a row was not scored exactly once.
+    """
     pairs: list[tuple[np.ndarray, Tensor]] = []
 
     def losses(logits: Tensor, rows: np.ndarray) -> Tensor:

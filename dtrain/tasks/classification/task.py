@@ -1,4 +1,4 @@
-"""Classifying rows: what a classifier's training and scoring do with a batch of rows."""
+"""Classification: loss terms, targets and scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Classification(TextTask):
         return [LossSpec.model_validate(term) for term in terms]
 
     def targets(self, rows: EncodedSplit, index: np.ndarray) -> ByName:
-        return {"labels": rows.collate_labels(index).clamp(min=0)}  # a class that exists also where there is no label
+        return {"labels": rows.collate_labels(index).clamp(min=0)}  # a valid class also where there is no label
 
     def scores(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, float]:
         return evaluate_part(model, part, workers, len(self.labels))

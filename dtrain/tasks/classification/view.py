@@ -1,4 +1,4 @@
-"""What a report shows of classifiers."""
+"""What a report shows for classifiers."""
 
 from __future__ import annotations
 

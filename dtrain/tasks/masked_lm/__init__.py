@@ -1,1 +1,1 @@
-"""Pre-training: masked words of plain text, and optionally whether one text follows another."""
+"""Pre-training on plain text: masked language modelling and, optionally, next-sentence prediction."""

@@ -1,14 +1,14 @@
-"""Random numbers as hashes of where they are used: (seed, epoch, row), an index within the row, and what for.
+"""Counter-based random numbers: hashes of (seed, epoch, row), an index within the row, and a purpose.
 
-No generator has a state that would depend on the order in which rows are met; a continued run, or one on another
-number of ranks, draws the same numbers.
+There is no generator whose state would depend on the order in which rows are visited, so a resumed run, or one on
+another number of ranks, draws the same numbers.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# What a number is for; eight at most, see `draw`.
+# Purposes of random numbers; `draw` allows eight at most.
 UNIT, CROSSING, LENGTH, ACTION, TOKEN, CUT, SIDE, PARTNER = range(8)
 
 
@@ -19,12 +19,12 @@ def row_keys(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
 
 
 def draw(key: np.ndarray, index: np.ndarray, purpose: int) -> np.ndarray:
-    """64 random bits for each index (from 0) under each key, uint64; the two are broadcast."""
+    """64 random bits for each index (from 0) under each key, uint64; `key` and `index` are broadcast."""
     return _mix(key + _spread(index * 8 + purpose + 1))
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """uint64 -> float64 in [0, 1)."""
+    """Uniform numbers in [0, 1), float64, from random bits, uint64."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,8 +1,8 @@
-"""From documents of any length to rows of exactly L tokens, without padding, and the reading of them.
+"""Packing documents of any length into rows of exactly L tokens without padding, and reading these rows.
 
-A document is `[CLS] tokens [SEP]`, or several such pieces where it has more than L - 2 tokens: pieces end with a
-sentence where one ends in reach. Pieces follow each other in one stream that is cut every L tokens. A word that such
-a cut goes through is not to be masked: whole words only. The last tokens, fewer than L, are left out.
+A document is `[CLS] tokens [SEP]`, or several such pieces if it has more than L - 2 tokens. Pieces end at the end of a
+sentence where possible. All pieces form one stream, which is cut every L tokens. A word that is cut there is not
+masked, since only whole words are. The last tokens, fewer than L, are left out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Documents = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat tokens, flat flags
 
 
 def pack(documents: Iterable[Documents], length: int, cls: int, sep: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of stretches of documents as (tokens int32 [N, length], kinds uint8 [N, length]), see masking.py.
+    """Pack documents, which come in batches, into rows: (tokens int32 [N, length], kinds uint8 [N, length]).
 
-    Rows do not depend on how the documents are cut into stretches.
+    `kinds` are the flags of masking.py. The rows do not depend on how the documents are divided into batches.
     """
     tokens, kinds = np.empty(0, np.int32), np.empty(0, np.uint8)
     for stretch in documents:
@@ -34,16 +34,16 @@ def pack(documents: Iterable[Documents], length: int, cls: int, sep: int) -> Ite
         if whole:
             cut = len(kinds) > whole and bool(goes_on(kinds[whole]))
             rows = kinds[:whole].reshape(-1, length).copy()
-            # The last word of a row is cut if the next row goes on with it.
+            # The last word of a row is cut if the next row begins with the rest of it.
             yield tokens[:whole].reshape(-1, length), without_cut_words(rows, np.append(goes_on(rows[1:, 0]), cut))
-            if cut:  # the rest begins with a word's end
+            if cut:  # the rest begins with the end of a word, which is not maskable
                 rest = kinds[whole:]
                 rest[: np.argmax(np.append(~goes_on(rest), True))] = 0
             tokens, kinds = tokens[whole:], kinds[whole:]
 
 
 def _stream(tokens: np.ndarray, flags: np.ndarray, offsets: np.ndarray, length: int, cls: int, sep: int) -> tuple:
-    """Documents as pieces with their special tokens, one after another."""
+    """One batch of documents as a stream of pieces with special tokens: (tokens int32 [M], kinds uint8 [M])."""
     starts = _piece_starts(flags, offsets, length - 2)
     piece = np.zeros(len(tokens), dtype=np.int64)
     piece[starts[1:]] = 1
@@ -65,9 +65,10 @@ def _stream(tokens: np.ndarray, flags: np.ndarray, offsets: np.ndarray, length: 
 
 
 def _piece_starts(flags: np.ndarray, offsets: np.ndarray, room: int) -> np.ndarray:
-    """Where pieces begin: with documents, and in those of more than `room` tokens with the last sentence that fits.
+    """The positions at which pieces of at most `room` tokens begin, in ascending order.
 
-    A sentence of more than `room` tokens is cut before a word, one word of more than that anywhere.
+    Every document begins a piece. A longer one is cut before the last sentence that begins within reach, else (in a
+    sentence of more than `room` tokens) before the last word, else anywhere.
     """
     begins = offsets[:-1][np.diff(offsets) > 0]
     more: list[int] = []
@@ -87,14 +88,16 @@ def _piece_starts(flags: np.ndarray, offsets: np.ndarray, room: int) -> np.ndarr
 
 
 def goes_on(kinds: np.ndarray) -> np.ndarray:
-    """Whether a token continues the word of the one in front."""
+    """Whether a token continues the word of the token before it."""
     return (kinds & (MASKABLE | WORD_START)) == MASKABLE
 
 
 def without_cut_words(kinds: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Rows [N, L], changed in place: the parts of words that a row's end has cut are not maskable.
+    """Clear the flags of tokens whose word is cut by the beginning or end of their row; returns `kinds`.
 
-    `cut`: whether a row's last word goes on behind it, bool [N].
+    Args:
+        kinds: uint8 [N, L], changed in place.
+        cut: whether a row's last word continues after it, bool [N].
     """
     head = goes_on(kinds)
     places = np.arange(kinds.shape[1])
@@ -111,7 +114,7 @@ def without_cut_words(kinds: np.ndarray, cut: np.ndarray) -> np.ndarray:
 
 
 def write_rows(rows: Iterable[tuple[np.ndarray, np.ndarray]], length: int, folder: Path) -> int:
-    """Write stretches of rows as Arrow files in `folder`; how many rows there are."""
+    """Write each batch of rows as an Arrow file in `folder`, which is created; return the number of rows."""
     folder.mkdir(parents=True)
     schema = pa.schema({"tokens": pa.list_(pa.int32(), length), "kinds": pa.list_(pa.uint8(), length)})
     count = 0
@@ -127,17 +130,21 @@ def write_rows(rows: Iterable[tuple[np.ndarray, np.ndarray]], length: int, folde
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows of `length` tokens, mapped from disk. Attribute of `Fit`: `lengths`."""
+    """Packed rows of `length` tokens, memory-mapped from disk."""
 
     paired: ClassVar[bool] = False  # see pairs.py
     length: int
-    tokens: list[np.ndarray]  # a file each, int32 [n, length]
+    tokens: list[np.ndarray]  # one array for each file, int32 [n, length]
     kinds: list[np.ndarray]  # uint8 [n, length]
-    ends: np.ndarray  # int64 [files], rows up to the end of each file
+    ends: np.ndarray  # int64 [files], number of rows up to the end of each file
 
     @classmethod
     def open(cls, folder: Path) -> PackedRows:
-        """Raises DtrainError where there are no rows."""
+        """Open what `write_rows` wrote.
+
+        Raises:
+            DtrainError: the folder holds no rows.
+        """
         files = sorted(folder.glob("rows-*.arrow"))
         if not files:
             raise DtrainError(f"{folder}: no packed rows here; run the stage `pretrain`")
@@ -154,11 +161,11 @@ class PackedRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int32 [N]: the same for all."""
+        """Number of tokens of each row, int32 [N]; all are equal."""
         return np.full(len(self), self.length, dtype=np.int32)
 
     def take(self, index: np.ndarray, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, length] and kinds uint8 [B, length] of the rows at `index` [B]; of any epoch."""
+        """Tokens int32 [B, length] and kinds uint8 [B, length] of the rows at `index` [B], the same in every epoch."""
         tokens = np.empty((len(index), self.length), np.int32)
         kinds = np.empty((len(index), self.length), np.uint8)
         file = np.searchsorted(self.ends, index, side="right")

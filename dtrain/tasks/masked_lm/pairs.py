@@ -1,15 +1,16 @@
-"""Rows of two texts for next-sentence prediction: `[CLS] A [SEP] B [SEP]`, full, where B goes on from A or does not.
+"""Rows of two texts for next-sentence prediction: `[CLS] A [SEP] B [SEP]` without padding; B follows A, or does not.
 
-Devlin et al. 2018 (1810.04805), section 3.1, task 2. On disk is one stream: documents one after another, a [SEP]
-behind each, cut every `length` - 3 tokens. What a row of it becomes is drawn anew in each epoch, as masks are:
+Devlin et al. 2018 (1810.04805), section 3.1, task 2. The files hold one stream: all documents in order, each followed
+by [SEP], cut every `length` - 3 tokens. The pair that a row of the stream becomes is drawn anew in each epoch, as masks
+are. First a sentence of the row is drawn at which the row is divided; it is never the first of its document.
 
-    A      what comes before one of its sentences, not a document's first, so that A ends inside a document
-    B      in half of the rows what follows there in the stream, just as much as fills the row;
-           in the others as much from where another row is divided, one that shares no document with this row
+    A      the tokens of the row before that sentence
+    B      in half of the rows: the stream from that sentence on, as many tokens as fill the row;
+           in the others: as many tokens from the division of another row, which shares no document with this row
 
-In both cases B begins with a sentence inside a document, so neither text alone tells which case it is. A text goes on
-over its document's end, as rows without pairs do. Documents of one sentence are therefore read beside others, but no
-row is divided at one; a row of the stream in which no sentence follows another is left out.
+In both cases B begins with a sentence inside a document, so neither text alone tells which case it is. A and B may
+extend across ends of documents, as rows without pairs do. Documents of a single sentence are thus part of rows, but no
+row is divided at one. A row of the stream in which no sentence follows another of its document is left out.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ SPAN = pa.schema({name: pa.int32() for name in ("first", "last", "sentences")})
 
 
 def write_pairs(documents: Iterable[Documents], length: int, sep: int, folder: Path) -> tuple[int, int]:
-    """Write what pairs of `length` tokens are made of; how many there are, and how many rows were left out.
+    """Write the stream from which pairs of `length` tokens are drawn.
 
-    What is written does not depend on how the documents are cut into stretches.
+    The files do not depend on how the documents are divided into batches.
+
+    Returns:
+        The number of pairs, and the number of rows of the stream that were left out.
 
     Raises:
-        InputError: saying why there are none; without the key of the text, which the caller knows.
+        InputError: no pairs can be made, with the reason; the caller adds the key of the text.
     """
     spans: list[np.ndarray] = [np.zeros((0, len(SPAN)), np.int32)]
 
@@ -80,7 +84,7 @@ def write_pairs(documents: Iterable[Documents], length: int, sep: int, folder: P
 
 
 def _stream(documents: Iterable[Documents], room: int, sep: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Stretches of the stream's rows: tokens int32, kinds uint8 and the number of each token's document, [N, room].
+    """Batches of rows of the stream: tokens int32, kinds uint8 and the number of each token's document, all [N, room].
 
     The last tokens, fewer than `room`, are left out.
     """
@@ -95,14 +99,14 @@ def _stream(documents: Iterable[Documents], room: int, sep: int) -> Iterator[tup
         rest = [values[whole:] for values in joined]
         if whole:
             rows, row_kinds, row_owners = (values[:whole].reshape(-1, room) for values in joined)
-            row_kinds[:, 0] &= 0xFF ^ SENTENCE_START  # nothing of the row comes before it
+            row_kinds[:, 0] &= 0xFF ^ SENTENCE_START  # a row cannot be divided before its first token
             yield rows, row_kinds, row_owners
 
 
 def _with_ends(
     tokens: np.ndarray, flags: np.ndarray, offsets: np.ndarray, sep: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Documents with a [SEP] behind each: tokens, their kinds, and the number of each one's document, from 0."""
+    """Documents, each followed by [SEP]: tokens, their kinds, and the number of each token's document, from 0."""
     filled = np.diff(offsets) > 0
     starts, sizes = offsets[:-1][filled], np.diff(offsets)[filled]
     number = np.repeat(np.arange(len(sizes)), sizes)
@@ -119,25 +123,29 @@ def _with_ends(
 
 @dataclass(frozen=True, eq=False)
 class PairedRows:
-    """Pairs of two texts, made when they are read; functions of (seed, epoch, row). Used as `PackedRows` is."""
+    """Pairs of two texts, made when they are read, as functions of (seed, epoch, row). Used like `PackedRows`."""
 
     paired: ClassVar[bool] = True
     stream: PackedRows
-    numbers: np.ndarray  # int64 [N], the rows of the stream that pairs begin with
-    first: np.ndarray  # int32 [N], the documents that such a row begins and ends in
+    numbers: np.ndarray  # int64 [N], the row of the stream from which each pair takes A
+    first: np.ndarray  # int32 [N], the document in which this row begins; `last`: in which it ends
     last: np.ndarray
-    reach: np.ndarray  # int32 [N], the document that the next row of the stream ends in
+    reach: np.ndarray  # int32 [N], the document in which the next row of the stream ends
     seed: int
     cls: int
     sep: int
 
     @classmethod
     def open(cls, folder: Path, seed: int, cls_id: int, sep_id: int) -> PairedRows:
-        """What `write_pairs` wrote. Raises DtrainError where there are no rows."""
+        """Open what `write_pairs` wrote.
+
+        Raises:
+            DtrainError: the folder holds no rows.
+        """
         stream = PackedRows.open(folder)
         batch = pa.ipc.open_file(pa.memory_map(str(folder / SPANS))).get_batch(0)
         spans = {name: batch.column(name).to_numpy() for name in SPAN.names}
-        numbers = np.flatnonzero(spans["sentences"][:-1])  # the last row has none behind it to go on with
+        numbers = np.flatnonzero(spans["sentences"][:-1])  # the last row has no next row from which B could continue
         first, last = spans["first"][numbers], spans["last"][numbers]
         return cls(stream, numbers, first, last, spans["last"][numbers + 1], seed, cls_id, sep_id)
 
@@ -146,16 +154,16 @@ class PairedRows:
 
     @property
     def length(self) -> int:
-        """Tokens of a row, special ones included."""
+        """Number of tokens of a row, special tokens included."""
         return self.stream.length + SPECIAL
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int32 [N]: the same for all."""
+        """Number of tokens of each row, int32 [N]; all are equal."""
         return np.full(len(self), self.length, dtype=np.int32)
 
     def take(self, index: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [B, length] and kinds uint8 [B, length] of the rows at `index` [B], as an epoch has them."""
+        """Tokens int32 [B, length] and kinds uint8 [B, length] of the pairs at `index` [B] in an epoch."""
         other = (self._draw(index, epoch, SIDE) & np.uint64(1)).astype(bool)
         source = np.where(other, self._partners(index, epoch), index)
         tokens, kinds = self.stream.take(self.numbers[index])
@@ -184,19 +192,19 @@ class PairedRows:
         return row, row_kinds
 
     def near(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows (from, up to) whose B may share a document with the rows at `index`; these are among them."""
+        """The range [begin, end) of pairs whose B may share a document with each pair at `index`, itself included."""
         begin = np.searchsorted(self.reach, self.first[index], side="left")
         return begin, np.searchsorted(self.first, self.last[index], side="right")
 
     def _partners(self, index: np.ndarray, epoch: int) -> np.ndarray:
-        """For each row one whose B is of other documents, each such row as likely."""
+        """For each pair another one whose B is from other documents, drawn uniformly."""
         begin, end = self.near(index)
         among = (len(self) - (end - begin)).astype(np.uint64)
         chosen = (self._draw(index, epoch, PARTNER) % among).astype(np.int64)
         return chosen + np.where(chosen >= begin, end - begin, 0)
 
     def _cuts(self, kinds: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
-        """Where B begins in the rows of the stream at `index`: before one of their sentences, each as likely."""
+        """The places at which rows are divided, int [B]: at one of their sentences, drawn uniformly."""
         starts = (kinds & SENTENCE_START) > 0
         chosen = self._draw(index, epoch, CUT) % starts.sum(axis=1).astype(np.uint64)
         return np.argmax(starts.cumsum(axis=1) > chosen.astype(np.int64)[:, None], axis=1)

@@ -1,4 +1,4 @@
-"""Packed rows or pairs with their masks: which tokens are asked for in an epoch, and what a model reads in their place."""
+"""Packed rows or pairs with the masks of an epoch: the tokens to predict, and the input that a model reads."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ HELD_OUT_EPOCH = 2**32  # beyond every epoch of training: held-out rows have the
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Rows as the model reads them, and what it is asked."""
+    """Rows as the model reads them, and the labels that it has to predict."""
 
     input_ids: Tensor  # int64 [B, L]
-    places: Tensor  # int64 [M], in the flattened [B · L]
-    labels: Tensor  # int64 [M]
-    pieces: Tensor | None = None  # int64 [B, L]; only where documents are kept apart
+    places: Tensor  # int64 [M], positions of the masked tokens in the flattened [B · L]
+    labels: Tensor  # int64 [M], the tokens that stood there
+    pieces: Tensor | None = None  # int64 [B, L], the number of each token's piece; only if documents are kept apart
     segments: Tensor | None = None  # int64 [B, L], 0 for A and 1 for B; only of pairs
     other: Tensor | None = None  # int64 [B], 0 where B follows A and 1 where it does not; only of pairs
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """The model's arguments."""
+        """The arguments of the model."""
         given = {"input_ids": self.input_ids, "places": self.places, "pieces": self.pieces, "segments": self.segments}
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
@@ -41,26 +41,28 @@ class MaskedBatch:
 
 
 class MaskedRows:
-    """Packed rows or pairs with the masks of one epoch after another.
+    """Packed rows or pairs, masked anew in each epoch.
 
     Attributes:
-        units: int64 [N], how many tokens of a row are to be predicted; of the rows of the batch under way. Of pairs 1:
-            their loss has two means, one over tokens and one over rows, and is summed up as the latter.
+        units: int64 [N], the number of tokens of a row that are to be predicted, set for the rows of the current global
+            batch. For pairs it is 1: their loss is a mean over tokens plus a mean over rows, expressed as a sum over
+            rows (see `MaskedLosses`).
+        tokens_a_row: for pairs, the number of masked tokens of the current global batch divided by its rows.
     """
 
     def __init__(self, rows: Rows, masker: Masker, world: World, *, separate: bool) -> None:
         self.rows, self.masker, self.world, self.separate = rows, masker, world, separate
         self.units = np.zeros(len(rows), dtype=np.int64)
-        self._place = np.full(len(rows), -1, dtype=np.int64)  # of a row in `_chosen`
-        self._mine = np.zeros(0, dtype=np.int64)  # rows of `_chosen`
+        self._place = np.full(len(rows), -1, dtype=np.int64)  # each row's position in `_chosen`
+        self._mine = np.zeros(0, dtype=np.int64)  # the rows of `_chosen`
         self._chosen = np.zeros((0, rows.length), dtype=bool)
         self._epoch = 0
-        self.tokens_a_row = 1.0  # to be predicted in the batch under way, over all ranks
+        self.tokens_a_row = 1.0
 
     def begin_step(self, batch: np.ndarray, epoch: int, step: int) -> None:
-        """Draw the masks of this rank's share of a global batch, and count with the others (a collective).
+        """Draw the masks of this rank's share of a global batch, and count masked tokens over all ranks (a collective).
 
-        The draw comes first: on a GPU it is done while the last step is still at work there.
+        The masks are drawn first, so that the CPU does this while a GPU is still busy with the previous step.
         """
         world, self._epoch = self.world, epoch
         self._place[self._mine] = -1
@@ -71,16 +73,16 @@ class MaskedRows:
         self.units[self._mine] = self._chosen.sum(axis=1)
         self.units[batch] = world.sum(torch.from_numpy(self.units[batch])).numpy()
         if not self.units[batch].any():
-            self.units[batch[0]] = 1  # a batch in which nothing can be masked has a loss of 0
+            self.units[batch[0]] = 1  # without any maskable token, the loss of the batch is 0
         if self.rows.paired:
             self.tokens_a_row = float(self.units[batch].sum()) / len(batch)
             self.units[batch] = 1
 
     def batch(self, index: np.ndarray) -> MaskedBatch:
-        """Rows at `index` [B] of the epoch under way, masked."""
+        """The rows at `index` [B], with their masks of the current epoch."""
         tokens, kinds = self.rows.take(index, self._epoch)
         place = self._place[index]
-        # A rank without rows borrows one to take part.
+        # A rank without rows of its own takes part in the step with a row of another rank.
         chosen = self._chosen[place] if (place >= 0).all() else self.masker.choose(kinds, index, self._epoch)
         batch = masked_batch(self.masker, tokens, kinds, chosen, index, self._epoch, separate=self.separate)
         return with_pairs(batch, kinds) if self.rows.paired else batch
@@ -96,7 +98,7 @@ def masked_batch(
     *,
     separate: bool,
 ) -> MaskedBatch:
-    """Rows [B, L] with their chosen tokens replaced and asked for."""
+    """Rows [B, L] whose chosen tokens are replaced in the input, and are the labels."""
     places = np.flatnonzero(chosen)
     pieces = torch.from_numpy(np.cumsum(kinds == PIECE_START, axis=1)) if separate else None
     return MaskedBatch(
@@ -108,6 +110,6 @@ def masked_batch(
 
 
 def with_pairs(batch: MaskedBatch, kinds: np.ndarray) -> MaskedBatch:
-    """Rows [B, L] that are pairs, with their texts told apart, and whether the second follows the first asked for."""
+    """The same rows as pairs: with segments, and the label whether the second text is from another document."""
     segments = torch.from_numpy(((kinds & SECOND) > 0).astype(np.int64))
     return replace(batch, segments=segments, other=torch.from_numpy(((kinds[:, 0] & OTHER) > 0).astype(np.int64)))

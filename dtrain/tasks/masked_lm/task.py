@@ -1,4 +1,4 @@
-"""Masked language modelling as a task: what is asked of a model in pre-training, its losses and its scores."""
+"""Masked language modelling as a task: batches, losses and scores of pre-training."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BATCH_TOKENS = 8192
 
 
 class MaskedLosses(nn.Module):
-    """The cross-entropy summed over the masked tokens of a batch, beside how many answers are right.
+    """The cross-entropy summed over the masked tokens of a batch, and the number of correct predictions.
 
-    Of pairs it is such that over the global batch, divided by its rows, it is the mean over masked tokens plus the
-    mean over rows of the next sentence's.
+    For pairs the sum is scaled so that, summed over the global batch and divided by its number of rows, it is the mean
+    cross-entropy over masked tokens plus the mean cross-entropy of next-sentence prediction over rows.
     """
 
     needs: set[str] = set()
@@ -42,7 +42,7 @@ class MaskedLosses(nn.Module):
         peers: Any = None,
     ) -> Losses:
         """Called as `LossSum` is, with the scores of `MaskedLanguageModel.outputs` and the batch's targets."""
-        count = known["labels"].new_full((), len(known["labels"]), dtype=torch.float32)  # waits for no device
+        count = known["labels"].new_full((), len(known["labels"]), dtype=torch.float32)  # does not wait for the device
         losses, right = answered(known["scores"], known["labels"])
         if "other" not in known:
             return losses.sum(), {"accuracy": right.sum()}, {"accuracy": count}
@@ -62,11 +62,11 @@ class MaskedLosses(nn.Module):
 
 
 class MaskedLanguageModel:
-    """What the training of an encoder on plain text decides.
+    """The task of training an encoder on plain text.
 
     Args:
-        masker: draws the masks, a function of (seed, epoch, row).
-        separate: a token attends to the tokens of its own document only.
+        masker: draws the masks as a function of (seed, epoch, row).
+        separate: whether a token attends to the tokens of its own document only.
     """
 
     name = "masked_lm"
@@ -76,7 +76,7 @@ class MaskedLanguageModel:
         self.masker, self.separate = masker, separate
 
     def collate(self, rows: MaskedRows, index: np.ndarray) -> Batch:
-        """Rows at positions `index` [B] of the step under way, masked, on the CPU."""
+        """The rows at positions `index` [B] of the current step, masked, on the CPU."""
         found = rows.batch(index)
         targets = {"labels": found.labels}
         if found.other is not None:
@@ -85,7 +85,7 @@ class MaskedLanguageModel:
         return Batch(index, index, found.inputs, targets, torch.ones(len(index), dtype=torch.bool), units)
 
     def outputs(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]:
-        """Scores over the vocabulary at masked positions, [M, V]; of pairs also whether B follows A, [B, 2]."""
+        """`scores`: logits over the vocabulary at masked positions, [M, V]; for pairs also `follows`, logits [B, 2]."""
         found = model(**batch.inputs)
         return {"scores": found} if isinstance(found, Tensor) else dict(zip(("scores", "follows"), found, strict=True))
 
@@ -94,7 +94,7 @@ class MaskedLanguageModel:
         return evaluate(model, rows, self.masker, world, precision=precision, separate=self.separate)
 
     def headline(self, scores: Mapping[str, float]) -> str:
-        """The scores that matter most, in words."""
+        """The most important scores as a short text."""
         told = f"accuracy {scores['accuracy']:.4f}, perplexity {scores['perplexity']:.2f}"
         if "next_sentence_accuracy" in scores:
             told += f", next sentence {scores['next_sentence_accuracy']:.4f} (loss {scores['next_sentence_loss']:.4f})"
@@ -102,7 +102,7 @@ class MaskedLanguageModel:
 
 
 def answered(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, and whether the largest score is the label's, [M] each: of [M, C], in float32 at least."""
+    """The cross-entropy of logits [M, C] in float32 at least, and 1 where the prediction is right, else 0; both [M]."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     losses = functional.cross_entropy(scores, labels, reduction="none")
     return losses, (scores.detach().argmax(dim=1) == labels).to(losses.dtype)
@@ -113,10 +113,10 @@ def evaluate(
 ) -> dict[str, float]:
     """`loss` and `accuracy` over the masked tokens of held-out rows, `perplexity`, `tokens`; equal for any world size.
 
-    Of pairs also `next_sentence_loss` and `next_sentence_accuracy` over rows, and `masked_loss`; `loss` then is the sum
-    of both losses.
+    For pairs also `next_sentence_loss` and `next_sentence_accuracy` over rows, and `masked_loss`; `loss` is then the
+    sum of both losses.
 
-    Every rank takes its share of fixed batches; sums by row are added over ranks, and then in the order of rows.
+    Batches are fixed and shared among ranks. Sums for each row are added over ranks, and then in the order of rows.
     """
     size = max(1, BATCH_TOKENS // rows.length)
     everything = np.arange(len(rows))
@@ -140,7 +140,7 @@ def evaluate(
         sums = torch.zeros(len(index), 3, dtype=torch.float64).index_add_(0, row, answers)
         return index, torch.cat([sums, *(values.double().cpu()[:, None] for values in of_pairs)], dim=1)
 
-    # Loss, right answers, tokens; of pairs also next sentence's loss and right answer.
+    # Loss, correct predictions, tokens; for pairs also loss and correctness of next-sentence prediction.
     by_row = torch.zeros(len(rows), 5 if rows.paired else 3, dtype=torch.float64)
     for index, sums in in_threads(work, mine, world.threads if world.device.type == "cpu" else 1):
         by_row[torch.from_numpy(index)] = sums

@@ -1,1 +1,1 @@
-"""Any number of labels a text, or a pair of texts."""
+"""Any number of labels for each text or pair of texts."""

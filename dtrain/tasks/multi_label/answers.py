@@ -1,4 +1,4 @@
-"""A model's answer is a set of labels."""
+"""Answers that are sets of labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dtrain.tasks.multi_label.task import THRESHOLD
 
 
 class LabelSets(TextAnswers):
-    """Of task `multi_label`: an answer is its `labels`, those above the threshold, and the `scores` of all labels."""
+    """Answers of task `multi_label`: the `labels` with a probability above the threshold, and all `scores`."""
 
     columns = ("labels",)
 

@@ -1,4 +1,4 @@
-"""Rows with any number of labels: how they are stored."""
+"""Storing rows with any number of labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtrain.tasks.classification.preparing import TextPreparing
 
 
 class LabelSetPreparing(TextPreparing):
-    """Of task `multi_label`."""
+    """Preparing for task `multi_label`: the values of a row are the numbers of its labels, in ascending order."""
 
     values = Value("int32")
 

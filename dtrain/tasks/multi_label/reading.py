@@ -1,4 +1,4 @@
-"""Texts and pairs of texts with any number of labels each: how labels are read, and the label map."""
+"""Reading texts and pairs of texts with any number of labels each, and their label map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dtrain.tasks.classification.reading import TextReading
 
 
 class LabelSetReading(TextReading):
-    """Of task `multi_label`."""
+    """Reading for task `multi_label`."""
 
     def target(self, data: Data) -> Target:
         separator = None if data.separator == "blank" else data.separator
@@ -68,11 +68,12 @@ class LabelSetReading(TextReading):
 
 
 def read_labels(value: Any, column: Column, separator: str | None) -> list[str] | None:
-    """Labels of a list, or of a text in which `separator` (None: white space) stands between them; None where there is
-    nothing. An empty list or text has no label.
+    """The labels in a list, or in a text that `separator` (None: white space) divides.
+
+    Null gives None: the row is not labelled. An empty list or text gives an empty list: the row has no label.
 
     Raises:
-        RowError: what is no label, or a label that is there twice.
+        RowError: the value is neither a list nor a text, one of the labels is invalid or empty, or one occurs twice.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Labelling rows with any number of labels: what training and scoring do with a batch of rows."""
+"""Multi-label classification: loss terms, targets and scores."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.texts import TextTask, by_row
 from dtrain.training.workers import Workers
 
-THRESHOLD = "threshold"  # the entry of config.json
+THRESHOLD = "threshold"  # the name of the entry in config.json
 
 
 class MultiLabel(TextTask):
-    """Task `multi_label`: a label is one of a row's where sigmoid(logit) is above the threshold."""
+    """Task `multi_label`: a row has a label if sigmoid(logit) is above the threshold."""
 
     name = "multi_label"
     threshold = 0.5
@@ -58,16 +58,16 @@ class MultiLabel(TextTask):
         return f"f1 {scores['f1']:.4f}, macro {scores['f1_macro']:.4f}, exact match {scores['exact_match']:.4f}"
 
     def _sets(self, rows: EncodedSplit, index: np.ndarray) -> np.ndarray:
-        """bool [B, C]: whether a row has a label; none where it is not labelled."""
+        """Whether a row has a label, bool [B, C]; False for rows that are not labelled."""
         sets = np.zeros((len(index), len(self.labels)), dtype=bool)
         values, owner = rows.collate_values(index)
         sets[owner, values] = True
         return sets
 
     def _count(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> tuple[Tensor, dict[str, float]]:
-        """Counts a label, int64 [C, 3], and the scores, over all who share the rows."""
+        """Counts for each label, int64 [C, 3] (see `count_labels`), and the scores, over all ranks."""
         counts = torch.zeros(len(self.labels), 3, dtype=torch.int64)
-        # p > t as a logit, which rounds alike wherever it is computed.
+        # The threshold as a logit: comparing logits avoids a sigmoid that different devices round differently.
         least = math.log(self.threshold / (1 - self.threshold))
 
         def measure(logits: Tensor, rows: np.ndarray) -> Tensor:

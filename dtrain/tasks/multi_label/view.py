@@ -1,4 +1,4 @@
-"""What a report shows of models that give a row any number of labels."""
+"""What a report shows for multi-label classifiers."""
 
 from __future__ import annotations
 

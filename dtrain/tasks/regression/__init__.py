@@ -1,1 +1,1 @@
-"""A number a text, or a pair of texts."""
+"""One number for each text or pair of texts."""

@@ -1,4 +1,4 @@
-"""A model's answer is a number in the user's own unit."""
+"""Answers that are numbers, in the unit of the user's files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dtrain.tasks.regression.scale import SCALE, Scale
 
 
 class Numbers(TextAnswers):
-    """Of task `regression`: an answer is a `number`."""
+    """Answers of task `regression`: a `number`."""
 
     columns = ("number",)
 
     def answers(self, logits: torch.Tensor, model: nn.Module) -> Iterator[dict[str, Any]]:
         scale = Scale.from_config(described(model, SCALE, None))
         for number in scale.outward(logits[:, 0].double().numpy()).tolist():
-            yield {"number": float(f"{number:.7g}")}  # the digits of float32
+            yield {"number": float(f"{number:.7g}")}  # float32 has about 7 significant digits
 
     def cells(self, answer: dict[str, Any]) -> list[str]:
         return [f"{answer['number']:.7g}"]

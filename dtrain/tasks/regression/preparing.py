@@ -1,4 +1,4 @@
-"""Rows with a number: how it is stored, and what is told of the training rows' numbers."""
+"""Storing rows with a number, and statistics of the training rows' numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtrain.tasks.classification.preparing import TextPreparing
 
 
 class NumberPreparing(TextPreparing):
-    """Of task `regression`."""
+    """Preparing for task `regression`: the value of a row is its number, in the unit of the user's files."""
 
     values = Value("float64")
 

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts with a number each: how numbers are read, and what they come to."""
+"""Reading texts and pairs of texts with one number each, and checking the numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dtrain.recipe.data import Data
 from dtrain.recipe.values import Column
 from dtrain.tasks.classification.reading import TextReading
 
-NUMBER = "number"  # what the one output of a model is called
-# As people write numbers; Python's float() would also take 1_000, nan, infinity and digits of other scripts.
+NUMBER = "number"  # the name of a model's only output
+# Decimal numbers; float() would also accept 1_000, nan, infinity and digits of other scripts.
 WRITTEN = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class NumberReading(TextReading):
-    """Of task `regression`. Training rows may lack their number: teachers answer them, as they do transfer rows."""
+    """Reading for task `regression`. Training rows may lack a number; then teachers label them, as transfer rows."""
 
     def target(self, data: Data) -> Target:
         return Target("number", read_number, needed=("valid",), words="a number")
@@ -38,7 +38,7 @@ class NumberReading(TextReading):
             )
 
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
-        train = np.unique(corpus.parts["train"].number.values)  # of all NaN it gives one
+        train = np.unique(corpus.parts["train"].number.values)  # keeps one of all NaN
         train = train[~np.isnan(train)]
         if len(train) < 2:
             found = f"every number is {train[0]:g}" if len(train) else "no row has a number"
@@ -57,7 +57,11 @@ class NumberReading(TextReading):
 
 
 def read_number(value: Any, column: Column) -> float | None:
-    """A number, or the text of one; None where there is nothing."""
+    """A number from a number or a decimal text; None for null and for an empty text.
+
+    Raises:
+        RowError: the value is something else, NaN, or more than 1e18.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
@@ -71,7 +75,7 @@ def read_number(value: Any, column: Column) -> float | None:
             number = math.inf
     else:
         raise RowError(f"{column!r} must be a number", f", found {kind_of(value)}")
-    # float32, in which models compute, ends at 3.4e38, and squares of errors must be in it.
+    # Models compute in float32, whose maximum is 3.4e38, and squared errors must stay below it.
     if math.isnan(number):
         raise RowError(f"{column!r} must be a number", ", found nan")
     if not abs(number) <= 1e18:

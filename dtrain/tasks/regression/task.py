@@ -1,4 +1,4 @@
-"""Predicting numbers: what training and scoring do with a batch of rows."""
+"""Regression: loss terms, targets and scores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dtrain.tasks.regression.scale import SCALE, Scale
 from dtrain.tasks.texts import TextTask, by_row
 from dtrain.training.workers import Workers
 
-PLOTTED = 1000  # rows whose numbers are kept for the report
+PLOTTED = 1000  # rows whose numbers are kept for the scatter plot of the report
 
 
 class Regression(TextTask):
-    """Task `regression`: one number a row, the one logit of a model, in the unit of `scale`."""
+    """Task `regression`: one number for each row, predicted by the only logit of a model, in the unit of `scale`."""
 
     name = "regression"
     scale = Scale()
@@ -33,7 +33,7 @@ class Regression(TextTask):
             spread = data.info["numbers"]
             task.scale = Scale(
                 spread["mean"], spread["deviation"] or 1.0
-            )  # one number may be left of those that differ
+            )  # after a split, all numbers may be equal
         return task
 
     @property

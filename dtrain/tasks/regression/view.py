@@ -1,4 +1,4 @@
-"""What a report shows of models that predict numbers."""
+"""What a report shows for regression models."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A text for each text: what is read is the source, what is written the target."""
+"""Text to text: models read a source and generate a target."""

@@ -1,4 +1,4 @@
-"""What a model writes for new texts, as lines of JSON or of a table."""
+"""Texts that a model generates for new texts, written as JSON lines or as a table."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SCRIPT = "dtrain.tasks.seq2seq.exported"
 
 
 class Targets(Answers):
-    """Of task `seq2seq`: an answer is the `target`.
+    """Answers of task `seq2seq`: the generated `target`.
 
     Args:
-        beam: hypotheses at a time; 1: greedily.
-        length_penalty: as of `Decoding`.
+        beam: number of hypotheses of beam search; 1: greedy decoding.
+        length_penalty: as in `Decoding`.
     """
 
     forms = ("jsonl", "tsv")
@@ -77,7 +77,8 @@ class Targets(Answers):
         with quiet_transformers():
             tokenizer, writer = load_tokenizer(place), load_writer(place)
         encoder = Encoder(tokenizer, max_length, pairs=False)
-        # The encoder's copy knows a token more, which is none of the model's where the model has more than its tokenizer.
+        # The encoder's copy of the tokenizer has one token more. If the model has more tokens than its tokenizer, the
+        # model may generate the id of that token, so decoding needs a tokenizer without it.
         apart = (place / TARGET_FILE).is_file() or model.get_output_embeddings().weight.shape[0] > len(tokenizer)  # type: ignore[operator]
         settings = {
             "max_length": max_length,
@@ -116,7 +117,7 @@ class Targets(Answers):
 
 
 def _joined(tokenizer: PreTrainedTokenizerFast) -> list[list[str]]:
-    """What a tokenizer puts in place of pieces of a text that it has put together, one after another."""
+    """The replacements (piece, instead) in a decoded text, in order, if the tokenizer cleans up tokenization spaces."""
     if not tokenizer.clean_up_tokenization_spaces or type(tokenizer.backend_tokenizer.model).__name__ == "BPE":
         return []
     marks = [[f" {mark}", mark] for mark in (".", "?", "!", ",")]

@@ -1,7 +1,7 @@
-"""Texts written for texts as dtrain's Predictor writes them; needs onnxruntime, numpy and tokenizers, and this folder.
+"""Generates a text for each text as dtrain's Predictor does; needs onnxruntime, numpy and tokenizers, and this folder.
 
-python predict.py < texts.txt   a text a line -> a JSON object a line, which has the `target`
-from predict import Model       Model()(["a text", "another"]); `threads` of the CPU compute a batch of `rows`
+python predict.py < texts.txt   one text per line -> one JSON object per line, with the generated text as `target`
+from predict import Model       Model()(["a text", "another"]); `threads`: CPU threads of a batch; `rows`: its rows
 """
 
 import json
@@ -28,7 +28,7 @@ class Model:
         self.before, self.after = (str.maketrans(self.table[name]) for name in ("before", "after"))
         self.words = re.compile(self.table["pattern"])
         self.tokenizer, self.target = (Tokenizer.from_file(str(folder / self.settings[n])) for n in ("reads", "writes"))
-        self.tokenizer.encode_special_tokens = True  # a text that spells "[SEP]" stays a text
+        self.tokenizer.encode_special_tokens = True  # "[SEP]" in a text is ordinary text
         self.read, self.step = (open_graph(folder / name, threads) for name in self.settings["graphs"])
 
     def normalize(self, text):
@@ -45,7 +45,7 @@ class Model:
 
     def __call__(self, texts):
         rows, found = list(self.encode(texts)), {}
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # little padding
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # similar lengths: little padding
         for batch in (order[start : start + self.rows] for start in range(0, len(order), self.rows)):
             ids = np.full((len(batch), len(rows[batch[-1]])), self.settings["pad_id"])
             mask = np.zeros_like(ids)
@@ -55,7 +55,7 @@ class Model:
         return [{"target": self.text(found[row])} for row in range(len(rows))]
 
     def write(self, ids, mask):
-        """Token ids of the target of each row, its end included; `ids` and `mask` are int64 [B, L]."""
+        """Token ids of each row's target, with the end token, by greedy decoding; `ids` and `mask` are int64 [B, L]."""
         found, left = [None] * len(ids), np.arange(len(ids))
         (source,) = self.read({"input_ids": ids, "attention_mask": mask})
         tokens = np.full((len(ids), 1), self.settings["start"])
@@ -68,12 +68,12 @@ class Model:
             ended = np.isin(tokens[:, -1], self.settings["ends"]) | (tokens.shape[1] > self.settings["max_length"])
             for row in np.flatnonzero(ended):
                 found[left[row]] = tokens[row, 1:]
-            if ended.any():  # what others still write does not wait for them
+            if ended.any():  # finished rows leave the batch
                 left, tokens, past, source, mask = (each[~ended] for each in (left, tokens, past, source, mask))
         return found
 
     def choose(self, logits, tokens):
-        """The likeliest next token of each row, of those that the model's rules allow; `tokens` begin with the start."""
+        """The most likely next token of each row that the rules of generation allow, after `tokens` [B, T]."""
         rules, place, n = self.settings, tokens.shape[1], self.settings["unrepeated"]
         forced = rules["last"] if place == rules["max_length"] else None
         forced = rules["first"] if place == 1 and forced is None else forced

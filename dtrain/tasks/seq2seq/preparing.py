@@ -1,4 +1,4 @@
-"""Pairs of texts, normalised, and encoded with the pieces that a model reads and writes."""
+"""Normalising and encoding pairs of a source and a target text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 class SidesPreparing(TextPreparing):
-    """Of task `seq2seq`."""
+    """Preparing for task `seq2seq`."""
 
     answers = (TARGET,)
 
@@ -39,7 +39,7 @@ class SidesPreparing(TextPreparing):
     def tokenizer(
         self, spec: EncoderSpec | None, texts: Iterable[list[str]], data: Data, targets: Iterable[list[str]] = ()
     ) -> PreTrainedTokenizerFast:
-        assert spec is not None  # models of this task bring their tokenizer
+        assert spec is not None  # every model of this task brings its own tokenizer
         two = bool(getattr(spec, "two_vocabularies", False))
         return learnt_tokenizer(spec.vocabulary_size, texts, targets, data.normalize.lower, two=two)
 
@@ -51,7 +51,7 @@ class SidesPreparing(TextPreparing):
         save_tokenizer(tokenizer, folder)
 
     def record(self, tokenizer: PreTrainedTokenizerFast, spec: object) -> dict[str, Any]:
-        """Tokens of what is read and of what is written, and the one that a decoder begins with."""
+        """Sizes of the source and the target vocabulary, and the token with which the decoder starts."""
         read, written = token_counts(tokenizer)
         return {"vocabulary": read, "target_vocabulary": written, "start": ends_of(tokenizer)["start"]}
 
@@ -78,7 +78,7 @@ class _EncodeSides:
 
 
 def _bleu_words(corpus: Corpus, data: Data) -> str:
-    """How BLEU parts texts into words, once the training targets are known."""
+    """The tokenizer of BLEU; `auto` is settled by the training targets: zh if most of their characters are Chinese."""
     if data.bleu != "auto":
         return data.bleu
     chinese = characters = 0

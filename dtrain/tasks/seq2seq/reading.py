@@ -1,4 +1,4 @@
-"""Pairs of a source and a target text: how they are read."""
+"""Reading pairs of a source and a target text."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dtrain.recipe.data import Data
 from dtrain.recipe.values import Column
 from dtrain.tasks.classification.reading import TextReading
 
-TARGET = "target"  # what the one label of all rows is called: that they have a target
+TARGET = "target"  # name of the only label: a row with a target has number 0
 
 
 class SidesReading(TextReading):
-    """Of task `seq2seq`. Transfer rows are sources alone: teachers write their targets."""
+    """Reading for task `seq2seq`. Transfer rows have sources only; teachers generate their targets."""
 
     def format_of(self, part: str, name: str, data: Data) -> str:
         if data.targets is None or part == "transfer":
@@ -57,10 +57,10 @@ class SidesReading(TextReading):
     def read(
         self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
     ) -> Corpus:
-        """As the base class; of two files of a part, line by line."""
+        """As the base class; with `data.targets`, sources and targets are read line by line from two files."""
         if data.targets is None:
             return super().read(data, sources, files, problems, keep_empty=keep_empty)
-        if data.columns.target not in (None, "target"):  # what a resolved recipe has
+        if data.columns.target not in (None, "target"):  # the latter is what a resolved recipe has
             problems.remark(
                 f"{data.key}.columns.target: {data.columns.target!r} is not read: the lines of data.targets are the targets"
             )
@@ -68,7 +68,7 @@ class SidesReading(TextReading):
         places = [existing_file(name, key) for key, name in self.beside(data)]
         own = [source for source in sources if source.part != "transfer"]
         parts: dict[str, Rows] = {}
-        if len(own) != len(names):  # a pattern or a folder stands for several
+        if len(own) != len(names):  # a pattern or a folder stands for several files
             raise InputError(f"data.targets: {len(names)} file(s) for {len(own)} of sources: name each one by itself")
         for source, name, place in zip(own, names, places, strict=True):
             rows = parts.setdefault(source.part, Rows())
@@ -88,11 +88,11 @@ class SidesReading(TextReading):
             problems.remark(f"data.train: {same:,} of {len(train):,} rows have the same text on both sides")
 
     def number_labels(self, corpus: Corpus, data: Data, problems: Problems) -> None:
-        """As the base class; a row's number says whether it has a target (0) or none (-1)."""
+        """As the base class; the number of a row is 0 if it has a target, else -1."""
         if find_spec("sacrebleu") is None:
             install = "pip install 'dtrain[translation]'"
             raise InputError(f"{data.key}.task: 'seq2seq' is scored by sacrebleu, which is not installed: {install}")
-        if find_spec("lxml") is None:  # sacrebleu imports it, whatever it is asked for
+        if find_spec("lxml") is None:  # sacrebleu always imports it
             raise InputError(
                 f"{data.key}.task: 'seq2seq' is scored by sacrebleu, whose lxml is not installed: pip install lxml"
             )
@@ -104,7 +104,7 @@ class SidesReading(TextReading):
 
 
 def _may_be_sources(name: str) -> bool:
-    """Whether this is a file with text in it, and of no format that its name tells."""
+    """Whether this is a non-empty file whose suffix is none of the known formats."""
     path = resolve_path(name)
     return path.is_file() and path.stat().st_size > 0 and suffix_of(path) not in SUFFIXES
 
@@ -112,7 +112,7 @@ def _may_be_sources(name: str) -> bool:
 def _read_pairs(
     data: Data, source: Source, number: int, target: tuple[Path, str], rows: Rows, problems: Problems
 ) -> None:
-    """Lines of two files, one beside the other, into `rows`; `number` is that of the source among all files."""
+    """Append pairs of lines of two files to `rows`; `number` is the position of the source among all files."""
     place, name = target
     sides = (
         numbered_lines(source.files[0], source.name, problems, source.encoding, "data.encoding"),
@@ -129,7 +129,7 @@ def _read_pairs(
             if not text.strip() or (side == name and not _is_seen(text)):
                 problems.add_row(side, line, RowError("is empty", ": both sides of a pair need words"))
         rows.append(read[1], None, number, line, target=written[1])
-    if lengths[0] != lengths[1] and len(problems.lines) == before:  # what cannot be read has no lines to count
+    if lengths[0] != lengths[1] and len(problems.lines) == before:  # a file with other problems may have lost lines
         problems.add(
             f"{source.key}: {source.name} has {lengths[0]:,} lines, and {name} {lengths[1]:,}: each line of one is the other "
             "side of the same line there"
@@ -137,20 +137,24 @@ def _read_pairs(
 
 
 def read_target(value: Any, column: Column) -> str | None:
-    """A text with words in it; None where there is nothing, or nothing but blanks and characters that cannot be seen."""
+    """A target text; None for null and for a text without visible characters.
+
+    Raises:
+        RowError: the value is no text, or holds half of a surrogate pair.
+    """
     if value is None or (isinstance(value, str) and not _is_seen(value)):
         return None
     if not isinstance(value, str):
         raise RowError(f"{column!r} must be a text", f", found {kind_of(value)}")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # as sources are looked at
+    except UnicodeEncodeError as error:  # checked in the same way as sources
         raise RowError(f"{column!r} holds half a character", f" (\\u{ord(value[error.start]):04x})") from None
     return value
 
 
 def _is_seen(text: str) -> bool:
-    """Whether a text has more than blanks and invisible characters, as U+200B, of which normalisation leaves nothing."""
+    """Whether a text has visible characters: others, such as blanks and U+200B, are lost by normalisation."""
     return any(
         character.isprintable() or category(character) not in ("Cc", "Cf")
         for character in text

@@ -1,7 +1,7 @@
-"""Writing a text for each text: what an encoder-decoder's training and scoring do with a batch of rows.
+"""Text to text: batches, loss terms and scores of encoder-decoders.
 
-training    sources, targets a place later ──▶ logits of every token of the targets ──▶ sums over tokens
-scoring     sources ──▶ generate, each row once over all ranks ──▶ text ──▶ whole numbers a row ──▶ BLEU, chrF, ROUGE-L
+training    sources, targets shifted by one ──▶ logits of every target token ──▶ sums over tokens
+scoring     sources ──▶ generation, each row on one rank ──▶ text ──▶ counts for each row ──▶ BLEU, chrF, ROUGE-L
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ if TYPE_CHECKING:
     from dtrain.knowledge.reader import StoreReader
     from dtrain.recipe.schema import Knowledge
 
-SHOWN = 8  # texts in the report
+SHOWN = 8  # generated texts that the report shows
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a part's labelled rows came to, added over ranks.
+    """Scoring results of a part's labelled rows, over all ranks.
 
     Attributes:
-        counts: int64 [rows, COUNTS], in their order.
-        loss: mean cross-entropy a token of the references; 0 where it was not asked for.
-        written: the first rows' texts, by row.
+        counts: the counts of each row (see `count_text`), int64 [rows, COUNTS], in the order of the rows.
+        loss: mean cross-entropy per token of the references; 0 if it was not computed.
+        tokens: number of tokens of the references.
+        written: the texts generated for the first rows, by row.
     """
 
     counts: np.ndarray
@@ -55,12 +56,12 @@ class Scored:
 
 
 class Seq2Seq(Task):
-    """Task `seq2seq`: a text a row, scored by what a model writes greedily, and in the end by a beam, too."""
+    """Task `seq2seq`: texts for texts, scored by greedy decoding and, in `record`, by beam search as well."""
 
     name = "seq2seq"
     card_tag = "translation"
-    words = "13a"  # of BLEU
-    beam, candidates, length_penalty = 5, 5, 1.0  # of the search whose scores stand beside those of greedy decoding
+    words = "13a"  # the tokenizer of BLEU
+    beam, candidates, length_penalty = 5, 5, 1.0  # beam search; its scores are reported beside those of greedy decoding
 
     @classmethod
     def of(cls, data: PreparedData) -> Seq2Seq:
@@ -73,7 +74,7 @@ class Seq2Seq(Task):
         self.candidates = min(knowledge.candidates or self.beam, self.beam)
 
     def check_vocabulary(self, name: str, tokens: int) -> None:
-        """As the base class: a beam of more hypotheses than there are tokens."""
+        """As the base class: there must be at least as many tokens as hypotheses of the beam."""
         if 0 < tokens < self.beam:
             raise InputError(
                 f"knowledge.beam: {self.beam} is more than the {tokens} tokens that are written with the tokenizer of {name}, "
@@ -84,7 +85,7 @@ class Seq2Seq(Task):
         """As the base class.
 
         Raises:
-            InputError: a beam wider than the vocabulary.
+            InputError: the beam has more hypotheses than the teacher has tokens.
         """
         tokens = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         search = Decoding(part.max_length, self.beam, self.candidates, self.length_penalty)
@@ -105,12 +106,12 @@ class Seq2Seq(Task):
     compared = ("bleu", "chrf")
 
     def timed(self, model: nn.Module, part: EncodedSplit, way: str) -> nn.Module:
-        """Writing greedily, or by the beam."""
+        """Generation by greedy decoding, or by beam search where `way` is "beam"."""
         search = Decoding(part.max_length, self.beam if way else 1, length_penalty=self.length_penalty)
         return Writer(model, decoding=search)
 
     def units(self, rows: EncodedSplit) -> np.ndarray:
-        return np.maximum(rows.target_lengths, 1)  # a row without a target has no loss, and a batch of them no mean
+        return np.maximum(rows.target_lengths, 1)  # a batch without any target must not divide by 0
 
     def teacher_losses(self, spec: Teacher) -> list[LossSpec]:
         return [LossSpec.model_validate({"type": "token_cross_entropy", "label_smoothing": spec.label_smoothing})]
@@ -139,7 +140,7 @@ class Seq2Seq(Task):
         return self._scores(self._score(model, part, workers, Decoding(part.max_length)))
 
     def record(self, model: nn.Module, part: EncodedSplit, workers: Workers) -> dict[str, Any]:
-        """As the base class; scores of a beam have its name behind them (`bleu_beam`)."""
+        """As the base class; scores of beam search have the suffix `_beam`."""
         greedy = self._score(model, part, workers, Decoding(part.max_length))
         search = Decoding(part.max_length, self.beam, length_penalty=self.length_penalty)
         by_beam = self._score(model, part, workers, search, forced=False)
@@ -171,19 +172,19 @@ class Seq2Seq(Task):
     def _score(
         self, model: nn.Module, part: EncodedSplit, workers: Workers, decoding: Decoding, *, forced: bool = True
     ) -> Scored:
-        """Write the targets of a part's labelled rows, each once over those who share them, and compare.
+        """Generate the targets of a part's labelled rows, each on one rank only, and compare them with the references.
 
         Args:
-            forced: compute the loss of the references as well.
+            forced: whether to compute the loss of the references (teacher forcing) as well.
 
         Raises:
-            DtrainError: a row was not written exactly once.
+            DtrainError: a row was not generated exactly once.
         """
         assert part.tokenizer is not None
         tokenizer = load_writer(part.tokenizer)
         labelled = np.flatnonzero(part.labels >= 0)
         references = part.rows()[TARGET]
-        counts = torch.zeros(len(part), COUNTS + 1, dtype=torch.int64)  # and how often a row was written
+        counts = torch.zeros(len(part), COUNTS + 1, dtype=torch.int64)  # the last column: how often a row was generated
         losses = torch.zeros(len(part), dtype=torch.float64)
         mine: dict[int, str] = {}
 
@@ -218,12 +219,12 @@ class Seq2Seq(Task):
 
 
 def as_text(tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray) -> str:
-    """The text of what was written, int [max_length] with NO_TOKEN behind its end."""
+    """The text of generated tokens, int [max_length], which are followed by NO_TOKEN."""
     return str(tokenizer.decode(tokens[tokens != NO_TOKEN].tolist(), skip_special_tokens=True)).strip()
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over each row's tokens, float64 [B] on the CPU."""
+    """Cross-entropy summed over the tokens of each row, float64 [B] on the CPU; targets [B, T] end with NO_TOKEN."""
     with torch.inference_mode():
         gold = targets.to(logits.device)
         values = functional.cross_entropy(

@@ -1,6 +1,7 @@
-"""Rows whose targets are a teacher's: its best sequences, or of its candidates those nearest the references.
+"""Rows whose targets a teacher generated: its best sequences, or the candidates that are nearest to the references.
 
-Sequence-level distillation and sequence-level interpolation of Kim and Rush (1606.07947, sections 3.2 and 3.3).
+These are sequence-level distillation and sequence-level interpolation (Kim and Rush 2016, 1606.07947, sections 3.2 and
+3.3).
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ INTERPOLATED = "interpolated"
 
 
 def taught_rows(kind: str, data: PreparedData, tokenizer: str, teacher: str, store: StoreReader) -> EncodedSplit:
-    """The rows of a teacher's store, read with `tokenizer`, with its sequences as targets.
+    """The rows of a teacher's store, encoded with `tokenizer`, with its sequences as targets.
 
     Args:
-        kind: `sequences`: the best one of every row, transfer rows too; `interpolated`: of each training row the candidate
-            with the highest smoothed sentence-BLEU against the reference, in the teacher's own pieces.
-        teacher: the name of the tokenizer that the sequences are written in; where it is another one than `tokenizer`,
-            they are read again as text.
+        kind: `sequences`: the best sequence of every training and transfer row; `interpolated`: for each training row
+            the candidate with the highest smoothed sentence-BLEU against the reference, over tokens of the teacher.
+        tokenizer: name of the student's tokenizer.
+        teacher: name of the tokenizer of the sequences; if its target vocabulary is not that of `tokenizer`, the
+            sequences are decoded and encoded again.
+        store: the teacher's knowledge store.
 
     Raises:
         StoreError: a row has no sequences there.
@@ -37,7 +40,7 @@ def taught_rows(kind: str, data: PreparedData, tokenizer: str, teacher: str, sto
     names = [name for name in ("train", "transfer") if name in there and (kind != INTERPOLATED or name == "train")]
     rows = EncodedSplit.concat([data.part(name, tokenizer) for name in names])
     own, theirs = side_of(tokenizer), side_of(teacher)
-    if own != theirs:  # the teacher has written for rows that have both sides
+    if own != theirs:  # the teacher has sequences only for rows that have both sides
         rows = rows.take(np.flatnonzero(store.holds(rows.ids)))
     tokens, _ = store.candidates(rows.ids)
     chosen = np.zeros(len(rows), dtype=np.int64)
@@ -65,7 +68,7 @@ def _nearest(candidates: np.ndarray, reference: np.ndarray) -> int:
 
 
 def _read_again(written: list[np.ndarray], data: PreparedData, tokenizer: str, teacher: str) -> list[np.ndarray]:
-    """Sequences of one tokenizer as those of another."""
+    """Sequences of tokens of the teacher's tokenizer, decoded and encoded with the student's."""
     theirs, own = (load_writer(data.tokenizer_path(name)) for name in (teacher, tokenizer))
     encoder = Encoder(own, data.part(data.parts_read(tokenizer)[0], tokenizer).max_length, pairs=False)
     texts = theirs.batch_decode([tokens.tolist() for tokens in written], skip_special_tokens=True)

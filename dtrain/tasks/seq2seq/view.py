@@ -1,4 +1,4 @@
-"""What a report shows of models that write."""
+"""What a report shows for models that generate text."""
 
 from __future__ import annotations
 

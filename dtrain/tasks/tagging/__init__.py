@@ -1,1 +1,1 @@
-"""Entities in text: a tag a character."""
+"""Entities in text: one tag for each character."""

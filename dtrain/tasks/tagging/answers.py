@@ -1,6 +1,6 @@
-"""A tagger's answers: where it finds entities in each text.
+"""A tagger's answers: the entities in each text.
 
-pieces of texts -> fixed batches over ranks -> best tags and their probabilities -> texts joined again -> lines
+pieces of texts -> fixed batches over ranks -> best tags and their probabilities -> pieces joined to texts -> lines
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from dtrain.tasks.answers import Answers, Exported, Texts, model_labels
 from dtrain.tasks.tagging.spans import EXCLUSIVE, Entities, GivenSpan
 from dtrain.training.workers import Workers
 
-BLANK = "\u2581"  # stands for white space, which has no place in a column
-TaggedPiece = tuple[np.ndarray, np.ndarray]  # tags of a row's characters, and their log-probabilities
+BLANK = "\u2581"  # replaces white space, which would be read as the end of a column
+TaggedPiece = tuple[np.ndarray, np.ndarray]  # the tags of a piece's characters, and their log-probabilities
 
 
 class Spans(Answers):
-    """Of task `tagging`: an answer is a list of entities, each with text, type, start, end (exclusive) and score."""
+    """Answers of task `tagging`: a list of entities, each with text, type, start, end (exclusive) and score."""
 
     forms = ("jsonl", "tsv", "clue", "conll")
     formats = ("jsonl", "lines", "conll")
 
     def reader(self, model: Path, normalize: Normalization, max_length: int) -> Callable[[Texts], EncodedSplit]:
-        with quiet_transformers():  # it warns of the package's own model types
+        with quiet_transformers():  # transformers warns about model types of this package
             tokenizer = load_tokenizer(model)
         encoder = CharacterEncoder(tokenizer, normalize)
         types = {name: number for number, name in enumerate(self.reads_privileged(model))}
@@ -99,13 +99,15 @@ class Spans(Answers):
     def lines(
         self, texts: Texts, answers: Iterable[Any], form: str, section: Data, data: PreparedData
     ) -> Iterator[str]:
-        """The answers as lines.
+        """As the base class, in one of these forms:
 
-        `jsonl` is a line a text with its spans, which can be read as training data (`columns: {label: spans}`): their ends
-        mean what they meant in the recipe's own files. `tsv` is a line a span, its end exclusive; `clue` a line a text as
-        CLUENER has it; `conll` a line a character with its tag in the user's scheme, and blank lines between texts.
+        `jsonl`: one line for each text with its spans, which can be read as training data (`columns: {label: spans}`);
+        ends are inclusive or exclusive as in the recipe's own files.
+        `tsv`: one line for each span; ends are exclusive.
+        `clue`: one line for each text in the format of CLUENER.
+        `conll`: one line for each character with its tag in the user's scheme, and a blank line after each text.
         """
-        last = 1 if data.info.get("span_end") == "inclusive" else 0  # how far a written end is before the exclusive one
+        last = 1 if data.info.get("span_end") == "inclusive" else 0  # subtracted from the exclusive end
         if form == "tsv":
             yield "\t".join(["id", "type", "start", "end", "score", "text", "line"])
         for key, line, text, spans in zip(texts.ids, texts.lines, texts.text, answers, strict=True):
@@ -131,10 +133,15 @@ def _types(model: nn.Module) -> list[str]:
 
 
 def numbered(texts: Texts, types: Mapping[str, int], model: Path) -> list[np.ndarray]:
-    """The annotations of each text as numbers, integer [characters]; of some inside one another the outer one.
+    """The annotations of each text as tag numbers, integer [characters]; of nested annotations the outer one counts.
+
+    Args:
+        types: the numbers of the types that the model knows, by name.
+        model: the model's folder, for messages.
 
     Raises:
-        InputError: there are none, or one of a type that the model does not know, or outside its text, or two that overlap.
+        InputError: there are no annotations; one has a type that the model does not know, or is outside its text; or
+            two of them overlap.
     """
     if len(texts.privileged) != len(texts):
         raise InputError(
@@ -155,7 +162,7 @@ def numbered(texts: Texts, types: Mapping[str, int], model: Path) -> list[np.nda
 
 
 def _clue_line(key: str | int, spans: list[dict[str, Any]]) -> str:
-    """As CLUENER's files have it: places by type and text, the end that of the last character."""
+    """A line in the format of CLUENER: places by type and text; ends are inclusive."""
     labels: dict[str, dict[str, list[list[int]]]] = {}
     for span in spans:
         places = labels.setdefault(span["type"], {}).setdefault(span["text"], [])
@@ -164,7 +171,7 @@ def _clue_line(key: str | int, spans: list[dict[str, Any]]) -> str:
 
 
 def best_tags(model: nn.Module, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best tags [B, N] (-1 at padding), and log p(tag | text) of each, [B, N]."""
+    """The best tags, int64 [B, N] (-1 at padding), and log p(tag | text) of each, [B, N]."""
     tags = model.decode(output.logits, output.mask)  # type: ignore[operator]
     marginals = model.log_marginals(output.logits, output.mask)  # type: ignore[operator]
     return tags, marginals.gather(2, tags.clamp(min=0)[:, :, None])[:, :, 0]
@@ -173,7 +180,7 @@ def best_tags(model: nn.Module, output: Any) -> tuple[torch.Tensor, torch.Tensor
 def _joined(text: str, pieces: list[TaggedPiece], types: Sequence[str]) -> list[dict[str, Any]]:
     tags = np.concatenate([tags for tags, _ in pieces])
     sure = np.concatenate([sure for _, sure in pieces])
-    # An empty text was shown to the model as one unknown character.
+    # The model read an empty text as one unknown character, whose tag is dropped here.
     answers = answer_spans(text, tags[: len(text)], types, sure[: len(text)])
     for answer in answers:
         answer["score"] = round(answer["score"], 6)

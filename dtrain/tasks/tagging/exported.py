@@ -1,6 +1,6 @@
-"""Entities in new text as dtrain's Predictor finds them; needs onnxruntime, numpy and tokenizers, and this folder.
+"""Finds entities in new text as dtrain's Predictor does; needs onnxruntime, numpy and tokenizers, and this folder.
 
-python predict.py < texts.txt   a text a line -> a JSON list a line, each entity with text, type, start, end, score
+python predict.py < texts.txt   a text per line -> a JSON list per line; an entity has text, type, start, end, score
 from predict import Model       Model()(["a text", "another"])
 """
 
@@ -30,10 +30,10 @@ class Model:
         self.numbers = {token[2:]: n for token, n in known.items() if len(token) == 3 and token[:2] == "##"}
         self.numbers |= {token: n for token, n in known.items() if len(token) == 1}
         self.graph = open_graph(folder / self.settings["graphs"][0], threads)
-        crf = self.settings["crf"]  # without one, each character is decided alone
+        crf = self.settings["crf"]  # without a CRF, each tag is decided by itself
         self.start, self.end, self.moves = (np.array(crf[name], np.float32) for name in crf) if crf else (0, 0, 0)
 
-    def pieces(self, text):  # cut behind the last full stop that fits, else at the limit
+    def pieces(self, text):  # cut after the last full stop that fits, else at the limit
         start, limit = 0, self.settings["max_length"] - 2
         while len(text) - start > limit:
             stops = (at for at in range(start + limit, start, -1) if text[at - 1] in self.settings["full_stops"])
@@ -61,7 +61,7 @@ class Model:
         return [self.spans(text, *columns) for text, columns in zip(texts, joined, strict=True)]
 
     def decide(self, emissions):
-        """The best tags of a text (Viterbi) and log p(tag | text) of each (forward-backward), of float32 [N, T]."""
+        """The best tags (Viterbi), and log p(tag | text) of each (forward-backward), for emissions float32 [N, T]."""
         emissions = emissions - emissions.max(1, keepdims=True)
         if self.settings["crf"] is None:
             tags = emissions.argmax(1).tolist()

@@ -1,4 +1,4 @@
-"""Documents cut into pieces with their tags, and encoded a token a character."""
+"""Cutting documents into pieces with their tags, and encoding them with one token for each character."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ FEATURES = Features(
 
 
 class DocumentPreparing(Preparing):
-    """Of task `tagging`."""
+    """Preparing for task `tagging`: a row is a piece of a document."""
 
     def write(self, corpus: Corpus, data: Data, folder: Path) -> None:
-        """As the base class; documents in pieces.
+        """As the base class; documents are cut into pieces of at most `max_length` - 2 characters.
 
-        Training documents are cut where no entity is: each piece has its tags whole. All others are cut as `predict` cuts
-        new text, without a look at the entities, so that scores tell what a user will get.
+        Training documents are never cut inside an entity. All others are cut as `predict` cuts new text, regardless of
+        entities, so that scores are those of new text.
 
-        Texts stay as the user has them: normalisation is the encoder's, and part of the rows' fingerprint only.
+        Texts are written as they are in the user's files. They are normalised when they are encoded; the normalisation
+        is part of the fingerprint of the rows.
         """
         normalize = data.normalize.model_dump(mode="json")
         beside = ["privileged"] if corpus.privileged else []
@@ -87,7 +88,7 @@ class DocumentPreparing(Preparing):
         write_json(folder / "data.json", info)
 
     def normalised(self, texts: Iterable[list[str]], data: Data) -> Iterator[list[str]]:
-        """Rows hold texts as the user has them."""
+        """As the base class; the written rows are not normalised."""
         normalizer = CharacterNormalizer(data.normalize)
         return ([normalizer(text).replace(DROPPED, "") for text in batch] for batch in texts)
 
@@ -117,7 +118,7 @@ class _EncodeCharacters:
 
 
 class _Pieces:
-    """Cuts the documents of a part into pieces, in order, and gives these in blocks."""
+    """Cuts the documents of a part into pieces, in order, and yields these in blocks of rows."""
 
     def __init__(self, limit: int, corpus: Corpus) -> None:
         self.limit = limit

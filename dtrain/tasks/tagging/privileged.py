@@ -1,7 +1,7 @@
-"""Annotations that only teachers may read (`data.columns.privileged`): spans as entities are, or a tag for each character.
+"""Annotations that only teachers may read (`data.columns.privileged`): spans, or a tag for each character.
 
-They are read like labels: one character has one annotation, of spans inside one another the outer one is kept, and the
-types are those of the training rows.
+They are read like labels: a character has one annotation at most, the outer one of nested spans is kept, and all types
+must occur in the training rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEY = "data.columns.privileged"
 
 
 class PrivilegedColumn:
-    """The annotations of one file of JSON lines, collected row by row and settled once all files are read."""
+    """The annotations of one file of JSON lines: collected row by row, and converted once all files are read."""
 
     def __init__(self, column: Column, rows: Rows, name: str) -> None:
         self.column, self.rows, self.name = column, rows, name
@@ -35,7 +35,11 @@ class PrivilegedColumn:
         self._tagged, self.tags = array("q"), Sentences()  # rows that have a tag for each character
 
     def read(self, record: Record, text: str) -> list[str] | list[GivenSpan]:
-        """What a record holds; raises RowError, in the user's words, where that is nothing, or no annotation."""
+        """The annotations of a record as they are given: a tag for each character, or spans.
+
+        Raises:
+            RowError: the column is missing or null, or holds something else.
+        """
         if self.column not in record:
             raise missing_columns([self.column], record)
         value = record[self.column]
@@ -54,7 +58,7 @@ class PrivilegedColumn:
             raise self._named(error) from None
 
     def add(self, row: int, line: int, found: list[str] | list[GivenSpan]) -> None:
-        """Keep what `read` gave for a row."""
+        """Store what `read` returned for a row."""
         tags = [one for one in found if isinstance(one, str)]
         if tags:
             self._tagged.append(row)
@@ -65,27 +69,29 @@ class PrivilegedColumn:
 
     @property
     def given(self) -> Iterator[tuple[int, list[GivenSpan]]]:
-        """Rows with spans, and the spans."""
+        """The rows that have spans, and their spans."""
         for row, spans in zip(self._rows, self._spans, strict=True):
             yield row, [GivenSpan(*span) for span in spans]
 
     def _named(self, error: RowError) -> RowError:
-        """The same with the column, for labels are spans, too."""
+        """The same error with the column's name, since labels are spans as well."""
         column = f"{self.column!r}"
         if error.kind.startswith(column):
             return error
         return RowError(f"{column}: {error.kind}", str(error)[len(error.kind) :])
 
     def see_ends(self, finder: EndFinder) -> None:
-        """Let its spans tell what the ends of spans are."""
+        """Pass its spans to `finder`, which determines whether ends are inclusive."""
         for row, given in self.given:
             finder.see(f"{self.name}:{self.rows.line[row]}", given, self.rows.text[row])
 
     def settle(self, span_end: str, scheme: str, strict: bool, problems: Problems) -> None:
-        """Make annotations of what was read.
+        """Convert what was read into annotations of `rows`.
 
         Args:
-            scheme: of its tags; strict: whether the recipe names it, so that tags of another one are problems.
+            span_end: what ends of spans mean, `inclusive` or `exclusive`.
+            scheme: the scheme of its tags.
+            strict: whether the recipe names the scheme, so that tags of another one are problems.
         """
         entities = Entities(span_end)
         for row, given in self.given:
@@ -104,7 +110,7 @@ class PrivilegedColumn:
 
 
 def annotated(sentences: Sentences, name: str, scheme: str, strict: bool, problems: Problems) -> Iterator[list[Span]]:
-    """The annotations of each sentence of a CoNLL file, over the characters of its text."""
+    """The annotations of each sentence of a CoNLL file, as spans of characters of its text."""
     tags = _Tags(name, scheme, strict, problems)
     for sentence in sentences:
         spans = tags.spans(sentence.privileged or [], lambda token, line=sentence.line: line + token)
@@ -113,7 +119,10 @@ def annotated(sentences: Sentences, name: str, scheme: str, strict: bool, proble
 
 
 def scheme_of(files: list[tuple[str, Sentences]], data: Data) -> str:
-    """The scheme of the annotations that are tags: the recipe's, else the one in which the fewest are lost.
+    """The scheme of annotations that are given as tags: the recipe's, else the one in which the fewest tags are lost.
+
+    Args:
+        files: the name and the annotations of each file.
 
     Raises:
         InputError: as `find_scheme`.
@@ -132,17 +141,17 @@ def of_conll(sentences: Sentences) -> Sentences:
 
 
 class _Tags:
-    """Reads rows of tags of one file, and counts what it reads as O because it is no whole entity."""
+    """Reads the tags of one file, and counts those that are read as O because their entity is incomplete."""
 
     def __init__(self, name: str, scheme: str, strict: bool, problems: Problems) -> None:
         self.name, self.scheme, self.strict, self.problems = name, scheme, strict, problems
         self._lost, self._first = 0, ""
 
     def spans(self, tags: list[str] | None, line_of: Any) -> list[Span] | None:
-        """Spans over what has the tags; None where they are no tags, which is told.
+        """The spans of a row's tags, over positions of tags; None if some are invalid, which becomes a problem.
 
         Args:
-            line_of: the line of the n-th tag.
+            line_of: a function from the position of a tag to its line.
         """
         tags = tags or []
         try:
@@ -162,7 +171,7 @@ class _Tags:
         return found
 
     def tell(self) -> None:
-        """Say what was lost."""
+        """Add a remark on the tags that were read as O."""
         if self._lost:
             self.problems.remark(
                 f"{self.name}: {KEY}: {self._lost:,} tag(s) are part of no complete annotation in scheme {self.scheme} and "
@@ -171,7 +180,7 @@ class _Tags:
 
 
 def number_types(corpus: Corpus, problems: Problems) -> None:
-    """Settle `corpus.privileged`, the types of annotations; others than those of the training rows are problems.
+    """Set `corpus.privileged` to the types of the training rows' annotations; other types become problems.
 
     Raises:
         InputError: the training rows have no annotation.

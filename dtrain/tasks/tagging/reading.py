@@ -1,4 +1,4 @@
-"""Documents with their entities: from CoNLL files, JSON lines and plain lines, and the map of entity types."""
+"""Reading documents with their entities from CoNLL files, JSON lines and plain lines; the map of entity types."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ from dtrain.tasks.tagging.spans import EndFinder, Entities, GivenSpan, given_spa
 
 
 class DocumentReading(Reading):
-    """Of task `tagging`. Spans given as such have no scheme; the user's is `bio` then, where the recipe names none."""
+    """Reading for task `tagging`. Where no file has tags and the recipe names no scheme, the scheme is `bio`."""
 
     def suffixes(self, data: Data) -> set[str]:
-        """None: files of tags have any suffix, so a folder does not tell which of its files are meant."""
+        """As the base class; none: CoNLL files may have any suffix, so a folder does not tell which files are meant."""
         return set()
 
     def format_of(self, part: str, name: str, data: Data) -> str:
-        """JSON lines by suffix, else CoNLL; a .txt for transfer is plain lines unless its first line ends with a tag."""
+        """As the base class; `auto` is JSON lines by the suffix, else CoNLL.
+
+        A .txt for transfer is read as plain lines unless its first line ends with a tag.
+        """
         path = resolve_path(name)
         if name.startswith(HUB) or path.is_dir():
             what = "a hub data set" if name.startswith(HUB) else "a folder"
@@ -106,13 +109,13 @@ class DocumentReading(Reading):
 
 
 def _ends_with_tag(path: Path, data: Data) -> bool:
-    """Whether the first line that holds something looks like one of a CoNLL file."""
+    """Whether the first non-empty line looks like one of a CoNLL file."""
     columns = first_line(path, data.encoding).split()
     return len(columns) > 1 and bool(re.fullmatch("O|[A-Z]-.+", columns[-1]))
 
 
 def _check_column_names(data: Data, sources: list[Source], problems: Problems) -> None:
-    """Names are for JSON; CoNLL files have numbers, or by default the first and the last column."""
+    """Add problems for columns of the wrong kind: JSON lines have names, CoNLL files have numbers."""
     for source in sources:
         if source.format != "conll":
             check_columns(data, source, problems)
@@ -128,7 +131,7 @@ def _check_column_names(data: Data, sources: list[Source], problems: Problems) -
                 "data.columns.privileged",
             )
     if all(source.format == "conll" for source in sources):
-        labelled = any(source.part != "transfer" for source in sources)  # else no label is looked at
+        labelled = any(source.part != "transfer" for source in sources)  # else no label is read
         for name in ("text", "label") if labelled else ("text",):
             column = getattr(data.columns, name)
             if isinstance(column, str) and column != Columns.model_fields[name].default:
@@ -139,9 +142,10 @@ def _check_column_names(data: Data, sources: list[Source], problems: Problems) -
 
 
 class SentenceReader:
-    """Makes documents of the sentences of one CoNLL file.
+    """Turns the sentences of one CoNLL file into documents.
 
-    Where the recipe names the scheme, tags of another one are problems; else they are read as O and told in a remark.
+    Where the recipe names the scheme (`strict`), tags of another scheme are problems; else they are read as O, with a
+    remark.
     """
 
     def __init__(self, source: Source, file: int, scheme: str, strict: bool, problems: Problems) -> None:
@@ -197,25 +201,25 @@ class SentenceReader:
 
 
 class SpanReader(RecordReader):
-    """Reads JSON lines with spans, or plain lines. What the ends of spans are is settled when all files are read."""
+    """Reads JSON lines with spans, or plain lines. What ends of spans mean is determined after all files are read."""
 
     keep_empty = False
     empty = 0
 
     def __init__(self, *what: Any) -> None:
         super().__init__(*what)
-        self._rows, self._spans = array("q"), JsonColumn()  # those that have spans
+        self._rows, self._spans = array("q"), JsonColumn()  # the rows that have spans, and their spans
         column = self.data.columns.privileged
         self.privileged = None if column is None else PrivilegedColumn(column, self.rows, self.source.name)
 
     @property
     def given(self) -> Iterator[tuple[int, list[GivenSpan]]]:
-        """Rows, and the spans that the file gives them."""
+        """The rows that have spans, and their spans as the file gives them."""
         for row, spans in zip(self._rows, self._spans, strict=True):
             yield row, [GivenSpan(*span) for span in spans]
 
     def add(self, line: int, record: Record) -> None:
-        """Append one record as a document; an empty text is left out, unless wanted."""
+        """Append one record as a document; an empty text is left out unless `keep_empty` is set."""
         text = text_of(record, self.text)
         given = self._given(record) if self.label_allowed else None
         beside = self.privileged.read(record, text) if self.privileged is not None else None
@@ -243,7 +247,7 @@ class SpanReader(RecordReader):
 
 
 def _settle_spans(readers: list[SpanReader], data: Data, problems: Problems) -> str | None:
-    """Make entities, and annotations, of the spans of all files; what the ends of spans are, None where none tells."""
+    """Convert the spans of all files into entities and annotations; return what their ends mean, or None if unknown."""
     finder, wanted = EndFinder(), data.columns.span_end
     beside = [reader.privileged for reader in readers if reader.privileged is not None]
     for reader in readers:
@@ -276,7 +280,8 @@ def _settle_spans(readers: list[SpanReader], data: Data, problems: Problems) -> 
 def _entity_types(data: Data, train: Rows) -> list[str]:
     """Entity types in the order of their numbers.
 
-    Raises InputError for a label file that is wrong, or where training holds no entity.
+    Raises:
+        InputError: the label file is invalid, or the training rows have no entity.
     """
     if isinstance(data.labels, list):
         return list(data.labels)
@@ -289,10 +294,10 @@ def _entity_types(data: Data, train: Rows) -> list[str]:
 
 
 def _check_entities(data: Data, corpus: Corpus, problems: Problems) -> dict[str, np.ndarray]:
-    """For every part whether its documents have spans: int64 [N], 0 or -1 for not.
+    """For every part, whether its documents have spans (0) or not (-1), int64 [N].
 
-    Problems are types outside the map, an entity longer than the pieces that documents are cut into, and a test part
-    that has spans in places only.
+    Types outside the map, entities longer than a piece of a document may be, and a test part in which only some
+    documents have spans become `problems`.
     """
     known = set(corpus.types)
     most = data.max_length - 2

@@ -1,4 +1,4 @@
-"""Which scheme the tags of a corpus are in: the one in which the fewest of them are lost."""
+"""Finding the tagging scheme of a corpus: the one in which the fewest tags are lost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from dtrain.data.problems import shortened
 from dtrain.data.schemes import OUTSIDE, SCHEMES, Span, outside_entities, parse_tag, read_spans
 from dtrain.errors import InputError
 
-ORDER = ("bio", "bioes", "bmes", "bilou", "iob1")  # of two that lose the same number of tags the first is taken
+ORDER = ("bio", "bioes", "bmes", "bilou", "iob1")  # of schemes that lose the same number of tags, the first is taken
 LOST = 0.1  # share of the tags other than O that may be read as O where the recipe names no scheme
 
 
 def read_among_strays(tags: Sequence[str], scheme: str) -> tuple[list[Span], list[int]]:
-    """The entities of one sentence in which some tags may be of another scheme, and the positions of those.
+    """The entities of a sentence in which some (stray) tags may be of another scheme, and the positions of these tags.
 
-    A stray tag makes no entity, nor does what goes on into it: `B-X E-X` in `bio` is not an entity of one token.
-    Raises ValueError for a malformed tag.
+    A stray tag is part of no entity, and neither are the tags that it continues: `B-X E-X` in `bio` is not an entity of
+    one token.
+
+    Raises:
+        ValueError: a tag is malformed.
     """
     parsed = [parse_tag(tag) for tag in tags]
     strays = [i for i, (prefix, _) in enumerate(parsed) if prefix != OUTSIDE and prefix not in SCHEMES[scheme]]
@@ -37,20 +40,20 @@ def read_among_strays(tags: Sequence[str], scheme: str) -> tuple[list[Span], lis
 
 
 def lost_tags(tags: Sequence[str], scheme: str) -> list[int]:
-    """Positions whose tag is not O, and that are in no entity."""
+    """Positions whose tag is not O but belongs to no entity."""
     return outside_entities(tags, read_among_strays(tags, scheme)[0])
 
 
 @dataclass
 class TagFile:
-    """The tags of one file, and how many of them each scheme that was tried would lose."""
+    """The tags of one file, and for each scheme that was tried how many of them it loses."""
 
     name: str
     sentences: Sequence[Sentence]
     lost: dict[str, int] = field(default_factory=dict)
 
     def tags(self) -> Iterator[list[str]]:
-        """Of each sentence that has some other than O, and none that is malformed: those are told elsewhere."""
+        """The tags of each sentence that has some other than O; sentences with malformed tags are skipped."""
         for sentence in self.sentences:
             if sentence.tags and any(tag != OUTSIDE for tag in sentence.tags) and _well_formed(sentence.tags):
                 yield sentence.tags
@@ -61,7 +64,7 @@ class TagFile:
         return self.lost[scheme]
 
     def first_lost(self, scheme: str) -> str:
-        """The first tag that a scheme loses, one of another scheme before all others, with its place."""
+        """The first tag that a scheme loses, with its place; tags of other schemes come before all others."""
         places = [
             (i not in read_among_strays(sentence.tags, scheme)[1], sentence.line + i, sentence.tags[i])
             for sentence in self.sentences
@@ -82,10 +85,10 @@ def _well_formed(tags: Sequence[str]) -> bool:
 
 
 def find_scheme(files: Sequence[TagFile]) -> str:
-    """The scheme of all files together.
+    """The scheme of all files.
 
     Raises:
-        InputError: where a file is in another scheme than the rest, or more than a tenth of the tags would be lost.
+        InputError: a file is in another scheme than the rest, or more than a tenth (`LOST`) of the tags would be lost.
     """
     counts = [Counter(tag for tags in file.tags() for tag in tags if tag != OUTSIDE) for file in files]
     totals = [count.total() for count in counts]
@@ -119,8 +122,9 @@ def find_scheme(files: Sequence[TagFile]) -> str:
 def _best(files: Sequence[TagFile], counts: Counter[str]) -> str:
     """The scheme that loses the fewest tags.
 
-    Tags of other schemes are lost, and in schemes that mark ends so are openings without an end. So schemes that
-    cannot be the best are not read: most corpora are read twice, not five times.
+    The counts of tags give a lower bound for each scheme: tags of other schemes are lost, and in schemes that mark ends
+    so are beginnings without an end. Schemes that cannot be the best by this bound are not tried: most corpora are read
+    twice, not five times.
     """
     prefixes = Counter[str]()
     for tag, count in counts.items():

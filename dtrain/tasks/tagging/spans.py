@@ -1,7 +1,8 @@
-"""Spans of JSON lines: their two forms, what their ends mean, and which of them are entities.
+"""Spans in JSON lines: their forms, whether their ends are inclusive, and which of them become entities.
 
-An end is the place of a span's last character (inclusive, as in CLUENER) or the place after it (exclusive, as slices
-have it). All files of a recipe have the same; where `data.columns.span_end` does not say which, the data often does.
+An end is the position of a span's last character (inclusive, as in CLUENER) or the position after it (exclusive, as in
+Python's slices). All files of a recipe must agree; where `data.columns.span_end` does not say which, the data often
+shows it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ INCLUSIVE, EXCLUSIVE = "inclusive", "exclusive"
 
 
 class GivenSpan(NamedTuple):
-    """A span as the file has it; `surface` is its text, where the file holds that, too."""
+    """A span as the file gives it; `surface` is its text, or None if the file does not give it."""
 
     start: int
     end: int
@@ -26,7 +27,7 @@ class GivenSpan(NamedTuple):
 
 
 def given_spans(value: Any, column: str | int) -> list[GivenSpan]:
-    """The spans of a row's column; raises RowError where they are none."""
+    """The spans in a row's column; raises RowError if the value is not a valid list or object of spans."""
     if type(value) is dict:
         return _by_type(value)
     if type(value) is list:
@@ -72,21 +73,21 @@ def _span(start: Any, end: Any, kind: Any, surface: Any) -> GivenSpan:
 
 
 class EndFinder:
-    """Counts the spans that tell what ends are, over all rows."""
+    """Counts over all rows the spans that show whether ends are inclusive or exclusive."""
 
     def __init__(self) -> None:
         self.counts = {INCLUSIVE: 0, EXCLUSIVE: 0}
-        self.places: dict[str, str] = {}  # the first of each
-        self.any: tuple[str, str] | None = None  # the place of the first span, and how it would read as inclusive
+        self.places: dict[str, str] = {}  # the place of the first span that shows either
+        self.any: tuple[str, str] | None = None  # the place of the first span, and its text if ends are inclusive
 
     def see(self, place: str, spans: Sequence[GivenSpan], text: str) -> None:
-        """Take note of the spans of one row."""
+        """Count the spans of one row."""
         for span in spans:
             self.any = self.any or (place, text[span.start : span.end + 1])
             self._note(place, _told_by(span, text))
         ordered = sorted(spans, key=lambda span: (span.start, span.end))
         for one, other in zip(ordered, ordered[1:], strict=False):
-            # Spans that touch would share a character were ends inclusive; one that holds the other may do so.
+            # With inclusive ends, adjacent spans would share a character, which only nested spans may do.
             if one.start < one.end == other.start < other.end:
                 self._note(place, EXCLUSIVE)
 
@@ -96,8 +97,8 @@ class EndFinder:
             self.places.setdefault(told, place)
 
     def warm_up(self, wanted: str, problems: Problems) -> str:
-        """What ends are: as the recipe says, else as most of the spans that tell say, else inclusive; with a remark
-        where the user should look."""
+        """What ends mean: as the recipe says, else what more spans show, else `inclusive`; with a remark if the user
+        should check it."""
         if wanted != "auto":
             return wanted
         if self.counts[EXCLUSIVE] > self.counts[INCLUSIVE]:
@@ -116,7 +117,7 @@ class EndFinder:
 
 
 def _told_by(span: GivenSpan, text: str) -> str | None:
-    """What a span by itself tells of its end."""
+    """What a single span shows about its end, `inclusive` or `exclusive`; None if both are possible."""
     if isinstance(span.surface, str):
         inclusive = text[span.start : span.end + 1] == span.surface
         if inclusive != (text[span.start : span.end] == span.surface):
@@ -129,7 +130,7 @@ def _told_by(span: GivenSpan, text: str) -> str | None:
 
 
 class Entities:
-    """Spans to entities, with what was left out on the way counted over the rows of one file."""
+    """Converts spans into entities, and counts the spans of one file that are left out."""
 
     def __init__(self, span_end: str) -> None:
         self.inclusive = span_end == INCLUSIVE
@@ -137,10 +138,11 @@ class Entities:
         self.first_nested = self.first_twice = ""
 
     def of(self, place: str, given: Sequence[GivenSpan], text: str) -> list[Span]:
-        """The entities of a row, in order: of spans inside one another the outer one, of equal ones one.
+        """The entities of a row, in order; the outer one of nested spans and one of equal spans are kept.
 
-        Raises RowError where a span is not in the text or not what its surface says, or two cross, or two of different
-        types are of the same characters: which of them to keep nobody can say.
+        Raises:
+            RowError: a span is not within the text, or its text differs from its surface; two spans overlap without
+                being nested; or two spans of different types have the same characters.
         """
         kept: list[Span] = []
         for span in sorted((self._checked(span, text) for span in given), key=lambda s: (s.start, -s.end, s.type)):
@@ -181,7 +183,7 @@ class Entities:
         return Span(start, end, kind)
 
     def tell(self, name: str, problems: Problems) -> None:
-        """Say what was left out of a file."""
+        """Add remarks on the spans of a file that were left out."""
         if self.nested:
             what = f"{self.nested:,} span(s) inside another left out, the outer one is kept ({self.first_nested})"
             problems.remark(f"{name}: {what}")

@@ -1,7 +1,7 @@
-"""Tagging characters: what a tagger's training and scoring do with a batch of rows.
+"""Tagging: batches, loss terms and scores of taggers of characters.
 
-Scores are counts of entities over whole documents: the pieces that a long text was cut into are joined again,
-whichever ranks tagged them.
+Entities are counted over whole documents: the pieces into which a long text was cut are joined again, whichever ranks
+tagged them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dtrain.recipe.training import LossSpec, Teacher
 from dtrain.tasks.base import Task, check_coverage
 from dtrain.training.workers import Workers
 
-WRONG, RIGHT = 8, 4  # texts shown in the report
+WRONG, RIGHT = 8, 4  # texts with and without mistakes that the report shows
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """What a part's labelled rows came to, added over ranks."""
+    """Scoring results of a part's labelled rows, over all ranks."""
 
     entities: Tensor  # int64 [types, 3]: right, predicted, gold
     correct: int  # characters with the right tag
     characters: int
     rows: int
-    loss: float  # mean negative log-likelihood a character
-    examples: list[tuple[int, np.ndarray]]  # rows, wrong ones first, and their predicted tags
+    loss: float  # mean negative log-likelihood per character
+    examples: list[tuple[int, np.ndarray]]  # rows, those with mistakes first, and their predicted tags
 
 
 class Tagging(Task):
-    """Task `tagging`: BIOES tags of characters, scored by entity."""
+    """Task `tagging`: BIOES tags of characters, scored by entities."""
 
     name = "tagging"
     card_tag = "token-classification"
@@ -66,7 +66,7 @@ class Tagging(Task):
         """As the base class.
 
         Raises:
-            DtrainError: a teacher saw other characters of these rows than the student.
+            DtrainError: a teacher's outputs for these rows have another shape than the student's.
         """
         output = model(**batch.inputs, tags=batch.targets.get("tags"), marginals="marginals" in needs)
         found = {"emissions": output.logits, "mask": output.mask}
@@ -123,14 +123,14 @@ class Tagging(Task):
 
 
 def gold_tags(part: EncodedSplit, row: int) -> np.ndarray:
-    """int16 [characters of the row]."""
+    """The gold tags of a row, int16 [characters]."""
     assert part.tags is not None
     start, end = part.tag_offsets[row], part.tag_offsets[row + 1]
     return part.tags[start:end]
 
 
 def tag_part(model: nn.Module, part: EncodedSplit, workers: Workers, types: int) -> Tagged:
-    """Tag a part's labelled rows, each once over those who share them; equal for any number of ranks.
+    """Tag a part's labelled rows, each on one rank only, and score them; equal for any number of ranks.
 
     Raises:
         DtrainError: a row was not tagged exactly once.
@@ -170,14 +170,14 @@ def tag_part(model: nn.Module, part: EncodedSplit, workers: Workers, types: int)
 
 
 def whole_entities(tags: Tensor, part: EncodedSplit, rows: np.ndarray) -> Tensor:
-    """Tags [B, N] of the pieces `rows`, what a cut left of an entity being an entity of its own.
+    """Gold tags [B, N] of the pieces `rows`, in which the fragment of an entity on either side of a cut is an entity.
 
-    Documents that are scored are cut without a look at their entities, and a CRF that is constrained to valid paths
-    has no likelihood for a text that begins or ends inside an entity.
+    Documents that are scored are cut regardless of their entities, and a CRF that allows only valid paths has no
+    likelihood for a text that begins or ends inside an entity.
     """
     assert part.documents is not None
     tags, everywhere = tags.clone(), torch.arange(len(tags))
-    joined = part.documents[1:] == part.documents[:-1]  # is there a cut between a row and the next?
+    joined = part.documents[1:] == part.documents[:-1]  # whether there is a cut between a row and the next
     for cut, place, change in (
         (np.append(False, joined)[rows], np.zeros(len(rows), dtype=np.int64), {1: -1, 2: 1}),  # I -> B, E -> S
         (np.append(joined, False)[rows], part.characters[rows].astype(np.int64) - 1, {0: 3, 1: 1}),  # B -> S, I -> E
@@ -193,7 +193,7 @@ def whole_entities(tags: Tensor, part: EncodedSplit, rows: np.ndarray) -> Tensor
 def _count(
     part: EncodedSplit, predicted: dict[int, np.ndarray], types: int, workers: Workers
 ) -> tuple[Tensor, list[tuple[int, np.ndarray]]]:
-    """This rank's share of the entity counts, and examples over all ranks."""
+    """This rank's share of the entity counts, int64 [types, 3], and examples over all ranks."""
     assert part.documents is not None
     document_of = np.unique(part.documents, return_inverse=True)[1]
     pieces = np.bincount(document_of)[document_of]
@@ -216,7 +216,7 @@ def _count(
 
 
 def _examples(part: EncodedSplit, predicted: dict[int, np.ndarray]) -> list[tuple[bool, int, np.ndarray]]:
-    """(right?, row, tags) of the first rows with a mistake, and of the first without one that hold an entity."""
+    """(correct, row, tags) of the first rows with a mistake, and of the first rows without one that have an entity."""
     found = []
     for row, tags in predicted.items():
         gold = gold_tags(part, row)
@@ -227,7 +227,7 @@ def _examples(part: EncodedSplit, predicted: dict[int, np.ndarray]) -> list[tupl
 
 
 def _first(examples: list[tuple[bool, int, np.ndarray]]) -> list[tuple[bool, int, np.ndarray]]:
-    """The same ones whether chosen at once, or from what several ranks chose."""
+    """The first examples by row number; choosing from the choices of all ranks gives the same ones."""
     examples = sorted(examples, key=lambda example: example[1])
     wrong, right = ([e for e in examples if e[0] is which] for which in (False, True))
     return wrong[:WRONG] + right[:RIGHT]

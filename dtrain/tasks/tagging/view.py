@@ -1,4 +1,4 @@
-"""What a report shows of taggers."""
+"""What a report shows for taggers."""
 
 from __future__ import annotations
 
