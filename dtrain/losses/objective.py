@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dtrain.data.batch import KNOWN
 from dtrain.errors import InputError
@@ -461,6 +462,10 @@ def _of_teachers(term: Term, output: str, teachers: Mapping[str, Mapping[str, Te
     if len({one.shape[-1] for one in found}) > 1:
         widths = ", ".join(f"{name} {one.shape[-1]}" for name, one in zip(names, found, strict=True))
         raise InputError(f"{term.name}: its teachers' {output} are of different widths ({widths})")
+    if found[0].dim() == 3 and len({one.shape[1] for one in found}) > 1:
+        # Outputs of tokens are as long as the longest row that a store has, and teachers of other sides lack other rows.
+        longest = max(one.shape[1] for one in found)
+        found = [functional.pad(one, (0, 0, 0, longest - one.shape[1])) for one in found]
     return torch.stack(found)
 
 

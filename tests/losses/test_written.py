@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dtrain.data.batch import KNOWN
+from dtrain.losses.objective import build_losses
 from dtrain.losses.written import token_cross_entropy, word_level
+from dtrain.recipe.training import LossSpec
 
 MASK = torch.tensor([[True, True], [True, False]])
 
@@ -86,3 +89,16 @@ def test_padding_and_other_lengths_change_nothing() -> None:
     assert torch.equal(token_cross_entropy(wide, more, mask), token_cross_entropy(student, tokens, MASK))
     longer = torch.cat([teacher, torch.zeros(2, 4, 6)], dim=1)  # as a store pads it, where another row is longest
     assert torch.equal(word_level(student, MASK, known, longer), word_level(student, MASK, known, teacher))
+
+
+def test_teachers_may_know_rows_of_different_lengths() -> None:
+    """A store pads to its longest row of a batch, and a teacher that reads another side may lack the longest one."""
+    student, full, short = logits(2, 2, 6), logits(2, 2, 6, seed=1), logits(2, 1, 6, seed=2)
+    mask, known = torch.tensor([[True, True], [True, False]]), torch.tensor([True, True])
+    losses = build_losses([LossSpec(type="word_level")])
+    given = {"token_logits": student, "target_mask": mask, "known_prefix": known}
+    teachers = {"a": {"token_logits": full}, "b": {"token_logits": short, KNOWN: torch.tensor([False, True])}}
+    total, _, counts = losses(given, teachers, torch.tensor([True, True]), mask.sum(1))
+    second = [word_level(student[1:], mask[1:], known[1:], of[1:]) for of in (full, short)]
+    torch.testing.assert_close(total, sum(second).sum() / 2)
+    assert counts["word_level"] == 1
