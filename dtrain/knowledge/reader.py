@@ -135,7 +135,7 @@ class StoreReader:
             StoreError: as `take`.
         """
         tokens, scores = self.take(ids, "sequences"), self.take(ids, "scores")
-        return tokens.reshape(len(ids), scores.shape[1], -1), scores
+        return tokens.reshape(*scores.shape, tokens.shape[1] // scores.shape[1]), scores
 
     def _check(self, name: str) -> None:
         if name not in self._columns:
