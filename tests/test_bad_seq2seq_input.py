@@ -196,3 +196,9 @@ def test_files_of_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     check_refused(capsys.readouterr().err, code, tmp_path, "data.targets.train: gone.zh: no such file")
     code = main(["check", recipe, "data.targets={train: gone.zh}"])
     check_refused(capsys.readouterr().err, code, tmp_path, "targets.valid: 0 file(s) for the 1 of valid")
+
+
+def test_a_hub_data_set_has_no_files_of_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = parallel(tmp_path, ["a"], ["b"]).replace(f"train: {tmp_path}/train.en", "train: 'hub:owner/set'")
+    code = main(["check", str(written(tmp_path)), data])
+    check_refused(capsys.readouterr().err, code, tmp_path, "data.train: hub:owner/set: is a hub data set; with data.")

@@ -11,7 +11,7 @@ from unicodedata import category
 import numpy as np
 
 from dtrain.data.corpus import Corpus
-from dtrain.data.files import SUFFIXES, Source, existing_file, resolve_path, suffix_of
+from dtrain.data.files import HUB, SUFFIXES, Source, existing_file, resolve_path, suffix_of
 from dtrain.data.labels import check_all_or_none
 from dtrain.data.lines import numbered_lines
 from dtrain.data.problems import Problems, RowError
@@ -37,8 +37,9 @@ class SidesReading(TextReading):
                     raise
                 hint = f"; where its lines are sources alone, name the file of their targets in data.targets.{part}"
                 raise InputError([problem + hint for problem in error.problems]) from None
-        if resolve_path(name).is_dir():
-            raise InputError(f"{name}: is a folder; with data.targets both sides are files, line by line")
+        if name.startswith(HUB) or resolve_path(name).is_dir():
+            what = "a hub data set" if name.startswith(HUB) else "a folder"
+            raise InputError(f"{name}: is {what}; with data.targets both sides are files, line by line")
         if data.format not in ("auto", "lines"):
             raise InputError(
                 f"data.format: {data.format!r} has both sides in one file, and with data.targets each is read line by line; "
