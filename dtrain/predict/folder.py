@@ -94,7 +94,7 @@ def read_folder(folder: Path, name: str | None = None, option: str = "task") -> 
             found.get("written", {}),
         )
         _ = made.section
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: does not say how texts are prepared: {reason}") from None
     return made
