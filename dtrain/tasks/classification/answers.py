@@ -14,7 +14,7 @@ from torch import nn
 from dtrain.data import EncodedSplit, Normalizer, encode_texts
 from dtrain.data.dataset import PreparedData
 from dtrain.data.encode import Encoder
-from dtrain.data.files import Source, resolve_path
+from dtrain.data.files import SUFFIXES, Source, matching_files, resolve_path, suffix_of
 from dtrain.data.normalization_table import table_of_texts
 from dtrain.data.problems import Problems
 from dtrain.data.records import read_records
@@ -149,11 +149,20 @@ def label_descriptions(data: Data) -> dict[str, str]:
     if isinstance(data.labels, str):
         files.insert(0, (data.labels, "label"))
     for name, column in files:
-        if resolve_path(name).suffix.lower() in (".json", ".jsonl"):
-            found = _descriptions(Source("train", name, "jsonl"), column)
+        for file in _json_files(name):
+            found = _descriptions(Source("train", file, "jsonl", data.encoding), column)
             if found:
                 return found
     return {}
+
+
+def _json_files(name: str) -> list[str]:
+    """The files of JSON lines that a path, pattern or folder of the recipe stands for; none if they are gone."""
+    try:
+        files = matching_files(name, [suffix for suffix, kind in SUFFIXES.items() if kind == "jsonl"])
+    except InputError:
+        return []
+    return [file for file in files if SUFFIXES.get(suffix_of(resolve_path(file))) == "jsonl"]
 
 
 def _descriptions(source: Source, column: str | int) -> dict[str, str]:
