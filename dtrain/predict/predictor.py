@@ -155,6 +155,8 @@ def _device(name: str | torch.device) -> torch.device:
         raise InputError(f"device: {name!r} is unknown (cpu, cuda, cuda:1, ...)") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: {str(name)!r}: torch sees no GPU here")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {str(name)!r}: torch sees {torch.cuda.device_count()} GPU(s) here, counted from 0")
     return found
 
 
