@@ -59,7 +59,8 @@ class SidesReading(TextReading):
         self, data: Data, sources: list[Source], files: list[str], problems: Problems, *, keep_empty: bool = False
     ) -> Corpus:
         """As the base class; with `data.targets`, sources and targets are read line by line from two files."""
-        if data.targets is None:
+        own = [source for source in sources if source.part != "transfer"]
+        if data.targets is None or not own:  # `predict` reads sources alone
             return super().read(data, sources, files, problems, keep_empty=keep_empty)
         if data.columns.target not in (None, "target"):  # the latter is what a resolved recipe has
             problems.remark(
@@ -67,7 +68,6 @@ class SidesReading(TextReading):
             )
         names = [name for _, name in self.beside(data)]
         places = [existing_file(name, key) for key, name in self.beside(data)]
-        own = [source for source in sources if source.part != "transfer"]
         parts: dict[str, Rows] = {}
         if len(own) != len(names):  # a pattern or a folder stands for several files
             raise InputError(f"data.targets: {len(names)} file(s) for {len(own)} of sources: name each one by itself")
