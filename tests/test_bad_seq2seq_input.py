@@ -154,6 +154,9 @@ def test_sides_may_lie_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {(text, target) for text, target in zip(rows.text, rows.target, strict=True)} <= set(
         zip(*sides, strict=True)
     )
+    (tmp_path / "more.en").write_text("one\ntwo\n", encoding="utf-8")
+    assert main(["check", str(recipe), data, f"data.transfer={tmp_path}/more.en"]) == 0
+    assert re.search(r"transfer +2 rows", capsys.readouterr().out)
     before = Plan(load_recipe(str(recipe), [data])).data
     parallel(tmp_path, sides[0], [*sides[1][:-1], "another"])
     # The fingerprint of the data includes the bytes of the targets.

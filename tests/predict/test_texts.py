@@ -96,8 +96,8 @@ def test_what_is_read_is_called_source_where_a_text_is_written(read):
 
 def test_sources_are_read_where_the_recipe_has_its_targets_in_other_files(read):
     section = {"task": "seq2seq", "train": "train.en", "targets": {"train": "train.zh"}}
-    for name, kind in (("new.txt", None), ("-", None), ("new.en", "lines")):
-        assert read(section, name, "one\n\ntwo\n", format=kind).text == ["one", "", "two"]
+    for name in ("new.txt", "-", "new.en"):
+        assert read(section, name, "one\n\ntwo\n").text == ["one", "", "two"]
 
 
 def test_a_column_of_ids_is_not_read_as_text(read):

@@ -29,6 +29,8 @@ class SidesReading(TextReading):
     """Reading for task `seq2seq`. Transfer rows have sources only; teachers generate their targets."""
 
     def format_of(self, part: str, name: str, data: Data) -> str:
+        if data.targets is not None and part == "transfer" and _may_be_sources(name):
+            return "lines"  # as the files of sources beside it, whose suffix is often that of a language
         if data.targets is None or part == "transfer":
             try:
                 return super().format_of(part, name, data)
