@@ -42,6 +42,7 @@ HEADER_CELL = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 # recipe's keys would be wrong there: a recipe with another data.quoting needs other models than those that are trained.
 ADVICE = (
     (re.compile(r"set data\.(encoding|delimiter|quoting): "), r"give --\1 "),
+    (re.compile(r"set data\.format \("), "give --format (lines, "),
     (re.compile(r"set data\.header: false and data\.columns to numbers"), "give --columns text=0"),
     (re.compile(r"\(1 column, counted from 0\)"), "(1 column); give --columns text=0"),
     (re.compile(r"; set data\.columns to its names"), "; give --columns text=NAME"),

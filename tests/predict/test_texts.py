@@ -231,6 +231,14 @@ def test_format_decides_over_the_suffix(read):
     assert read(NAMED, "new.txt", TABLE).text == ["好"]
 
 
+def test_a_suffix_that_tells_nothing_wants_an_option(read):
+    """The recipe's data.format was advised, with which no model counts as trained."""
+    told = r"^--input: .*new\.dat: the suffix \.dat tells no format; give --format \(lines, jsonl, tsv or csv\)"
+    with pytest.raises(InputError, match=told):
+        read(JSON, "new.dat", "好\n")
+    assert read(JSON, "new.dat", "好\n", format="lines").text == ["好"]
+
+
 # --- how the text is written ---------------------------------------------------------------------------
 
 CSV = {**NAMED, "train": "train.csv"}
