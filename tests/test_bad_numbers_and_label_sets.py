@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from dtrain.__main__ import main
+from dtrain.recipe import load_recipe
+from dtrain.tasks.corpus import read_corpus
 from tests.test_bad_input import check_refused, write_rows
 
 NUMBERS = [{"text": f"text number {n}", "label": n / 4} for n in range(12)]
@@ -143,6 +145,19 @@ def test_rows_to_be_scored_have_a_number(tmp_path: Path, capsys: pytest.CaptureF
     code = main(["check", str(recipe)])
     told = "valid.jsonl:2: 'label' is empty: a row for training or validation needs a number"
     check_refused(capsys.readouterr().err, code, tmp_path, told)
+
+
+def test_rows_without_a_number_are_not_set_aside_for_scoring(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "regression")
+    write_rows(tmp_path / "train.jsonl", [{"text": f"bare {n}", "label": None} for n in range(100)] + NUMBERS)
+    data = load_recipe(str(recipe), ["data.valid=[]", "data.split={valid: 0.1, test: 0.2}"]).data
+    corpus = read_corpus(data, seed=0)
+    assert {part: numbers.tolist() for part, numbers in corpus.numbers.items() if part != "train"} == {
+        "valid": [0],
+        "test": [0, 0],
+    }
+    assert (corpus.numbers["train"] < 0).sum() == 100 and len(corpus.parts["train"]) == 109
+    assert list(corpus.parts["train"].line) == sorted(corpus.parts["train"].line)
 
 
 def test_signs_of_a_slip_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

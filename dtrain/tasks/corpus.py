@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from dtrain.augment.words import check_tagger
 from dtrain.data.corpus import Corpus, parts_to_cut
 from dtrain.data.files import PARTS, Source, existing_file, matching_files, plain_file
@@ -102,7 +104,7 @@ def _read_corpus(data: Data, seed: int) -> Corpus:
     missing = parts_to_cut(data)
     if missing:
         whole, numbers = corpus.parts["train"], corpus.numbers["train"]
-        for part, index in stratified_split(numbers, missing, seed).items():
+        for part, index in _split(numbers, missing, seed).items():
             corpus.parts[part] = whole.take(index)
             corpus.numbers[part] = numbers[index]
     ordered = [part for part in PARTS if part in corpus.parts]
@@ -110,6 +112,16 @@ def _read_corpus(data: Data, seed: int) -> Corpus:
     corpus.numbers = {part: corpus.numbers[part] for part in ordered}
     corpus.remarks = problems.remarks
     return corpus
+
+
+def _split(numbers: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+    """`stratified_split` of the rows that have a label; the others, which cannot be scored, stay in `train`."""
+    bare = numbers < 0
+    if not bare.any():
+        return stratified_split(numbers, shares, seed)
+    labelled = np.flatnonzero(~bare)
+    parts = {part: labelled[index] for part, index in stratified_split(numbers[labelled], shares, seed).items()}
+    return {**parts, "train": np.union1d(parts["train"], np.flatnonzero(bare))}
 
 
 def check_sources(data: Data, seed: int = 0) -> Corpus:
