@@ -19,7 +19,7 @@ def test_what_was_stored_is_read_by_id(tmp_path: Path) -> None:
     store = StoreReader.open(job.make(tmp_path / "store", ranks=2))
     assert [column.name for column in store.manifest.columns] == ["token_logits", "tokens", "sequences", "scores"]
     ids = job.part.ids[[299, 0, 17]]
-    tokens, scores = store.candidates(ids[:0])  # as of a student that reads a side which no row has beside the teacher's
+    tokens, scores = store.candidates(ids[:0])  # of a student that shares no row with its teacher
     assert tokens.shape == (0, 2, 4) and scores.shape == (0, 2)
     tokens, scores = store.candidates(ids)
     assert tokens.shape == (3, 2, 4) and tokens.dtype == np.int32 and (scores[:, 0] >= scores[:, 1]).all()

@@ -31,9 +31,7 @@ class Regression(TextTask):
         task = cls(data.labels, [])
         if data.info["standardize"]:
             spread = data.info["numbers"]
-            task.scale = Scale(
-                spread["mean"], spread["deviation"] or 1.0
-            )  # after a split, all numbers may be equal
+            task.scale = Scale(spread["mean"], spread["deviation"] or 1.0)  # after a split, all numbers may be equal
         return task
 
     @property
