@@ -104,6 +104,5 @@ def test_students_of_several_machines_and_those_that_all_ranks_train(tmp_path: P
 
 def test_small_memory_holds_few_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks.psutil, "virtual_memory", lambda: type("M", (), {"total": 3 * 2**30})())
-    assert (
-        ranks.for_students(recipe_of(tmp_path, 8), 8) == 2
-    )  # at most 3 processes, since the slowest student takes as long with fewer cores
+    # Three processes at most fit into the memory, and with two the slowest student takes as long.
+    assert ranks.for_students(recipe_of(tmp_path, 8), 8) == 2
