@@ -104,5 +104,5 @@ def test_students_of_several_machines_and_those_that_all_ranks_train(tmp_path: P
 
 def test_small_memory_holds_few_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks.psutil, "virtual_memory", lambda: type("M", (), {"total": 3 * 2**30})())
-    # Three processes at most fit into the memory, and with two the slowest student takes as long.
+    # At most 3 ranks fit into the memory, and 2 ranks with 4 cores each are faster than 3 with 2.
     assert ranks.for_students(recipe_of(tmp_path, 8), 8) == 2
