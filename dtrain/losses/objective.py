@@ -267,7 +267,7 @@ class LossSum(nn.Module):
 
 
 class ModelOutputs(Protocol):
-    """A function that calls a model for a batch and returns what the losses need by name; see `Task.outputs`."""
+    """A function that calls a model for a batch and returns what the losses need by name; see `Task.ask`."""
 
     def __call__(self, model: nn.Module, batch: Batch, needs: set[str]) -> dict[str, Tensor]: ...
 

@@ -21,7 +21,7 @@ class TaskRules:
         weightings: the weightings of several teachers that its losses support.
         formats: the allowed values of `data.format`.
         needs: what its losses may read besides the kinds of output, with a description of each; see also
-            `COMMON_NEEDS`. `Task.collate` and `Task.outputs` supply them by these names.
+            `COMMON_NEEDS`. `Task.collate` and `Task.ask` supply them by these names.
         gold: the needs that come from the labels. A loss that reads one of them is left out for rows without a label,
             unless it reads `labelled` as well.
         outputs: kinds of output (`knowledge/kinds.py`) registered for other tasks that this task has, too. The first is
