@@ -14,6 +14,7 @@ from dtrain.models.folder import in_own_memory
 from dtrain.models.multi_exit import MultiExit
 from dtrain.models.with_vocabulary import WithVocabulary
 from dtrain.plan import Plan
+from dtrain.recipe.phases import CORPUS
 from dtrain.recipe.training import Student
 from dtrain.runfolder import is_done
 from dtrain.runtime.distributed import World
@@ -47,7 +48,11 @@ class OnlineTeachers:
     def keep_for(self, students: list[Student]) -> None:
         """Free the teachers that none of these students needs: a device may not have room for all of a recipe."""
         asked = {name for student in students for name in student.asks.online}
-        self._models = {name: model for name, model in self._models.items() if name in asked}
+        trainings = [training for student in students for training in student.trainings if training.rows == [CORPUS]]
+        on_text = {name for training in trainings for name in training.asks.online}  # keys of these begin "NAME, "
+        self._models = {
+            key: model for key, model in self._models.items() if key in asked or key.partition(",")[0] in on_text
+        }
 
     def of_group(self, students: list[Student]) -> dict[str, OnlineTeacher]:
         """The teachers of students that train side by side, by name; each computes a batch once for all of them.

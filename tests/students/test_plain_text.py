@@ -23,7 +23,9 @@ from dtrain.runfolder import read_json
 from dtrain.runtime.distributed import World
 from dtrain.stages import distill, finetune, precompute, prepare, pretrain
 from dtrain.stages.check import check_inputs
+from dtrain.students.online import OnlineTeachers
 from dtrain.students.phases import places
+from dtrain.students.plain_text import vocabulary_of
 from dtrain.teachers.online import OnlineTeacher
 from dtrain.training import loop
 from dtrain.training.state import TrainState
@@ -118,6 +120,17 @@ def test_the_teacher_is_the_model_that_it_started_from(plan: Plan, asked: list[t
         found = {key.removeprefix("model."): tensor for key, tensor in model.state_dict().items()}
         own = found.get(name, found.get(name.removeprefix("bert.")))
         assert own is not None and torch.equal(own, pretrained[name])
+
+
+def test_a_teacher_of_plain_text_is_loaded_once_for_groups_in_a_row(plan: Plan, world: World) -> None:
+    (student,) = plan.recipe.students
+    training, vocabulary = student.trainings[0], vocabulary_of(student, plan)
+    teachers = OnlineTeachers(plan, world)
+    first = teachers.on_plain_text(training, vocabulary)["t"].model
+    teachers.keep_for([student])
+    assert teachers.on_plain_text(training, vocabulary)["t"].model is first
+    teachers.keep_for([student.trainings[2]])  # rows of its task alone, and no teacher beside it
+    assert teachers.on_plain_text(training, vocabulary)["t"].model is not first
 
 
 def test_teacher_and_student_read_the_same_masked_rows(plan: Plan, asked: list[tuple[Any, Batch, ByName]]) -> None:
