@@ -14,13 +14,18 @@ from dtrain.data.problems import shown
 from dtrain.errors import InputError
 from dtrain.hub import ask_hub
 
+HIDDEN = -1  # in place of the number of a label that is not published
 BLOCK = 10_000  # rows of a Parquet file in memory at once
 
 
 def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
     """Rows numbered from 1; numbers of class labels are replaced by the labels' names.
 
-    Raises InputError, which names the recipe's key, where the data set does not exist or cannot be read.
+    Test sets of the hub whose labels are hidden hold -1 in their place: such a row has None, as has a row whose list
+    holds -1 alone.
+
+    Raises InputError, which names the recipe's key, where the data set does not exist or cannot be read; or the row,
+    where a number stands for no label.
     """
     features, rows = _rows_of_parquet(source) if source.format == "parquet" else _rows_of_dataset(source)
     names: dict[str, Callable[[int], str]] = {
@@ -33,13 +38,20 @@ def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]
     }
     for number, row in enumerate(rows, 1):
         record: dict[str | int, Any] = dict(row)
-        for column, name_of in lists.items():
-            if record[column] is not None:
-                record[column] = [name_of(value) for value in record[column]]
-        for column, name_of in names.items():
-            value = record[column]
-            # Test sets of the hub that have no labels hold -1.
-            record[column] = None if value is None or value < 0 else name_of(value)
+        column = ""
+        try:
+            for column, name_of in lists.items():
+                values = record[column]
+                hidden = values is None or bool(values) and all(value == HIDDEN for value in values)
+                record[column] = None if hidden else [name_of(value) for value in values]
+            for column, name_of in names.items():
+                value = record[column]
+                record[column] = None if value is None or value < 0 else name_of(value)
+        except (TypeError, ValueError):  # no label has the number, or an item of a list is null
+            raise InputError(
+                f"{source.name}:{number}: {column!r} holds {shown([str(row[column])])}, and the labels have the numbers "
+                f"from 0 (a row whose labels are hidden holds {HIDDEN} alone)"
+            ) from None
         yield number, record
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data
@@ -78,6 +78,29 @@ def test_folders_of_datasets(tmp_path: Path) -> None:
     assert corpus.parts["train"].text == ["一", "二"]
     assert corpus.numbers["train"].tolist() == [1, 0]
     assert corpus.numbers["test"].tolist() == [-1]
+
+
+def test_hidden_lists_of_labels_are_none(tmp_path: Path) -> None:
+    """A list of -1 alone, in place of labels that are not published, is no label; beside labels it is a mistake."""
+    features = Features({"text": Value("string"), "label": List(ClassLabel(names=["neg", "pos"]))})
+
+    def part(name: str, labels: list[list[int | None]]) -> None:
+        rows = {"text": ["一", "二", "三"][: len(labels)], "label": labels}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name)
+
+    part("train.parquet", [[1, 0], [0], []])
+    part("test.parquet", [[-1], [-1, -1]])
+    data = {"task": "multi_label", "train": "train.parquet", "test": "test.parquet", "split": {"valid": 0}}
+    corpus = read_corpus(section(tmp_path, data), seed=0)
+    assert list(corpus.parts["train"].several) == [["pos", "neg"], ["neg"], []]
+    assert list(corpus.parts["test"].several) == [None, None]
+    for labels, told in (
+        ([[1], [0, -1]], r"2: 'label' holds \[0, -1\]"),
+        ([[1, None]], r"1: 'label' holds \[1, None\]"),
+    ):
+        part("test.parquet", labels)
+        with pytest.raises(InputError, match=rf"test\.parquet:{told}, and the labels have the numbers from 0"):
+            read_corpus(section(tmp_path, data), seed=0)
 
 
 def test_transfer_files_go_by_their_own_suffix(tmp_path: Path) -> None:
