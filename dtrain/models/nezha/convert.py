@@ -40,6 +40,7 @@ from dtrain.models.folder import save_model
 from dtrain.models.nezha.configuration import NezhaConfig
 from dtrain.models.nezha.heads import TIED_WEIGHTS, NezhaForMaskedLM, NezhaForPreTraining
 from dtrain.models.nezha.modeling import NezhaModel, NezhaPreTrainedModel
+from dtrain.models.whole import first_line
 from dtrain.runfolder import publish_folder
 
 COMPUTED = "relative_positions"
@@ -146,8 +147,15 @@ def convert(source: Path, target: Path) -> NezhaPreTrainedModel:
     Raises:
         InputError: naming what is missing or cannot be read; nothing is written then.
     """
-    config = NezhaConfig(**_read_config(source))
-    model = build_model(config, _read_weights(source))
+    path, values = _read_config(source)
+    weights = _read_weights(source)
+    try:
+        config = NezhaConfig(**values)
+        model = build_model(config, weights)
+    except InputError:
+        raise
+    except Exception as error:  # wrong values of a configuration fail anywhere in the constructor
+        raise InputError(f"{path}: describes no NEZHA that can be built: {first_line(error)}") from None
     config.architectures = [type(model).__name__]
     vocabulary = source / "vocab.txt"
     if not vocabulary.is_file():
@@ -158,14 +166,17 @@ def convert(source: Path, target: Path) -> NezhaPreTrainedModel:
     return model
 
 
-def _read_config(source: Path) -> dict[str, Any]:
+def _read_config(source: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the configuration, and its values without those of poolers."""
     for path in (source / "bert_config.json", source / "config.json"):
         if path.is_file():
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(f"{path}: not valid JSON: {error}") from None
-            return {name: value for name, value in values.items() if not name.startswith("pooler_")}
+            if not isinstance(values, dict):
+                raise InputError(f"{path}: must be a JSON object")
+            return path, {name: value for name, value in values.items() if not name.startswith("pooler_")}
     raise InputError(f"{source}: has neither bert_config.json nor config.json")
 
 
@@ -173,9 +184,12 @@ def _read_weights(source: Path) -> dict[str, Tensor]:
     path = source / "pytorch_model.bin"
     if path.is_file():
         try:
-            return from_pytorch(torch.load(path, map_location="cpu", weights_only=True))
+            weights = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise InputError(f"{path}: holds no plain weights: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{path}: holds no plain weights: {first_line(error)}") from None
+        if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+            raise InputError(f"{path}: holds no plain weights: must be a mapping from names to tensors")
+        return from_pytorch(weights)
     indexes = sorted(source.glob("*.ckpt*.index"))
     if len(indexes) != 1:
         found = f"{len(indexes)} TensorFlow checkpoints where one is needed"

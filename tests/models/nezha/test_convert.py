@@ -175,11 +175,38 @@ def test_bad_folders(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused("read by tensorflow")
     (source / "bert_config.json").write_text("{")
     refused("bert_config.json: not valid JSON")
+    (source / "bert_config.json").write_text("[1]")
+    refused("bert_config.json: must be a JSON object")
     (source / "bert_config.json").unlink()
     refused("neither bert_config.json nor config.json")
     monkeypatch.setattr(sys, "argv", ["convert", str(source), str(target)])
     assert convert.main() == 2
     assert "neither" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_attention_heads": 3},
+        {"num_attention_heads": 0},
+        {"hidden_size": "16"},
+        {"vocab_size": -1},
+        {"hidden_act": "x"},
+    ],
+)
+def test_configs_that_describe_no_nezha(values: dict[str, Any], source: Path, tmp_path: Path) -> None:
+    place = source / "bert_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | values))
+    with pytest.raises(InputError, match=r"bert_config.json: describes no NEZHA that can be built: \S") as error:
+        convert.convert(source, tmp_path / "target")
+    assert len(error.value.problems) == 1 and not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(2), {"bert.pooler.dense.bias": 1}])
+def test_files_that_hold_no_weights(weights: object, source: Path, tmp_path: Path) -> None:
+    torch.save(weights, source / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pytorch_model.bin: holds no plain weights: must be a mapping"):
+        convert.convert(source, tmp_path / "target")
 
 
 def test_code_in_a_weights_file_is_not_run(source: Path, tmp_path: Path) -> None:
