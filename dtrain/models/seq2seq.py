@@ -9,7 +9,6 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from dtrain.data.files import resolve_path
 from dtrain.data.tokenizers import TARGET_FILE
 from dtrain.data.written import load_ends, load_written_count
 from dtrain.errors import InputError
@@ -77,8 +76,8 @@ def build_seq2seq(
 def writes(config: dict[str, Any]) -> bool:
     """Whether a config.json is of an encoder-decoder that transformers has a class for."""
     known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    names = config.get("architectures") or []
-    return config.get("model_type") in known and names == [known[config["model_type"]]]
+    kind = config.get("model_type")
+    return isinstance(kind, str) and kind in known and config.get("architectures") == [known[kind]]
 
 
 def load_seq2seq(folder: Path) -> PreTrainedModel:
@@ -91,9 +90,8 @@ def load_seq2seq(folder: Path) -> PreTrainedModel:
 
 
 def _pretrained(spec: EncoderSpec, vocabulary: int, written: int, max_length: int | None) -> PreTrainedModel:
-    name, key = str(resolve_path(str(spec.source))), "model.pretrained"
+    name, key = str(spec.source), "model.pretrained"
     if not Path(name).is_dir():
-        name = str(spec.source)
         ask_hub()
     elif not Path(name, "config.json").is_file():
         raise InputError(f"{key}: {name}: has no config.json")

@@ -115,6 +115,12 @@ def test_folders_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_type_that_is_no_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True, "model_type": ["bart"]}))
+    with pytest.raises(InputError, match=r"config.json: model_type: unknown \['bart'\]"):
+        load(tmp_path)
+
+
 def test_two_vocabularies() -> None:
     spec = MarianSpec(type="marian", hidden=16, layers=1, heads=2, vocabularies="two")
     assert spec.two_vocabularies and spec.reading != SPECS["marian"].reading
