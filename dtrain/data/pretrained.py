@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.data.external import positions
-from dtrain.data.files import resolve_path
+from dtrain.data.files import PACKAGE
 from dtrain.recipe.models import EncoderSpec
 
 WEIGHTS = "model.safetensors"
@@ -35,7 +35,12 @@ def check_pretrained(spec: EncoderSpec, key: str, max_length: int) -> list[str]:
     name = spec.pretrained
     if name is None or spec.made_here:
         return []
-    folder = resolve_path(name)
+    if name.startswith(PACKAGE):
+        return [
+            f"{key}: {name}: `{PACKAGE}` is for data files that come with dtrain, and no model comes with it; name the "
+            "model's folder or a model of the hub"
+        ]
+    folder = Path(name)
     if folder.is_dir():
         return [f"{key}: {problem}" for problem in _problems(spec, folder, max_length)]
     looks_like_a_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1

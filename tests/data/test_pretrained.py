@@ -51,6 +51,11 @@ def test_a_whole_folder_and_hub_names_pass(folder: Path) -> None:
     assert check_pretrained(BertSpec(type="bert"), KEY, 64) == []
 
 
+def test_no_model_comes_with_the_package() -> None:
+    (problem,) = check_pretrained(BertSpec(type="bert", pretrained="package:bert"), KEY, 64)
+    assert problem.startswith(f"{KEY}: package:bert: `package:` is for data files that come with dtrain")
+
+
 def test_more_tokens_than_embeddings(folder: Path) -> None:
     with (folder / "vocab.txt").open("a") as file:
         file.write("one more\n")
