@@ -18,7 +18,7 @@ from dtrain.recipe.corpus import MaskingSpec
 from dtrain.recipe.losses import LossSpec, choose_teachers
 from dtrain.recipe.optimizers import OptimizerSpec, ScheduleSpec
 from dtrain.recipe.several import TermsOf
-from dtrain.recipe.values import Closed, Positive, check_name
+from dtrain.recipe.values import Closed, Distinct, Positive, check_name
 from dtrain.tasks.rules import PLAIN_TEXT
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class StudentPhase(Closed):
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
     # what it trains on; corpus: plain text, of `corpus` or of `pretrain`, packed into rows, and no other rows beside
     # it; sequences and interpolated: as for a student
-    rows: (
-        Annotated[list[Literal["train", "transfer", "corpus", "sequences", "interpolated"]], Field(min_length=1)] | None
-    ) = None
+    rows: Distinct[Literal["train", "transfer", "corpus", "sequences", "interpolated"]] | None = None
     # tokens in a row of plain text; default: 128
     max_length: Annotated[int, Field(ge=8, le=512)] | None = None
     # which tokens of plain text are masked, if a loss asks for masks; default: as in `pretrain`, else 15 % of the

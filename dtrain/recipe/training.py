@@ -48,6 +48,7 @@ from dtrain.recipe.values import (
     PATTERN,
     TAUGHT,
     Closed,
+    Distinct,
     NamedPath,
     Positive,
     Precision,
@@ -292,7 +293,7 @@ class Student(TrainSpec):
     teachers: list[Annotated[str, Field(pattern=PATTERN)]] | None = None
     # what it trains on; default: train, and transfer if there is some and it has teachers; for seq2seq also sequences,
     # which its teacher writes for all these rows, and interpolated, its candidates nearest the targets
-    rows: Annotated[list[Literal["train", "transfer", "sequences", "interpolated"]], Field(min_length=1)] | None = None
+    rows: Distinct[Literal["train", "transfer", "sequences", "interpolated"]] | None = None
     # the tasks of a student of several tasks, which has one encoder and a head for each
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
     # for several tasks: how many batches of an epoch each of them has: proportional (default) to its own number of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticKnownError
@@ -48,6 +48,15 @@ def _known_output(name: str) -> str:
     return name
 
 
+def _distinct(values: list[Any]) -> list[Any]:
+    twice = next((value for number, value in enumerate(values) if value in values[:number]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is named twice")
+    return values
+
+
+T = TypeVar("T")
+Distinct = Annotated[list[T], Field(min_length=1), AfterValidator(_distinct)]  # at least one value, and none twice
 Output = Annotated[str, AfterValidator(_known_output)]  # a kind that is registered in knowledge/kinds.py
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")

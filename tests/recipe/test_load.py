@@ -189,6 +189,18 @@ def test_a_tagger_with_nothing_to_learn_is_told(path: str) -> None:
         load_recipe(path, [losses, "students.0.rows=[transfer]"])
 
 
+@pytest.mark.parametrize("rows", ["rows", "phases"])
+def test_rows_are_named_once(path: str, rows: str) -> None:
+    """Twice the transfer rows would pass for rows with labels."""
+    key = {
+        "rows": "students.0.rows=[transfer, transfer]",
+        "phases": "students.0.phases=[{name: a, rows: [train, train]}]",
+    }
+    told = {"rows": r"students\.0\.rows: 'transfer'", "phases": r"students\.0\.phases\.0\.rows: 'train'"}
+    with pytest.raises(InputError, match=f"{told[rows]} is named twice"):
+        load_recipe(path, [key[rows]])
+
+
 def test_a_limit_is_no_matter_for_one_teacher(path: str) -> None:
     one = "{type: soft_targets, teachers: [cnn-seed1], weighting: {type: gradient, limit: 0.3}}"
     load_recipe(path, [f"students.0.losses=[{one}]"])
