@@ -29,6 +29,7 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
         recipe.pretrain.resolve(recipe.seed, report.at("pretrain"))
         folder = RunFolder(Path(recipe.output_dir) / recipe.name)
         pretrained = str(folder.pretrained(len(recipe.pretrain.phases) - 1))
+    if recipe.pretrain or recipe.corpus:
         _check_normalization(recipe, report)
     reports = [
         [report.at(section, number) for number in numbers]
@@ -131,9 +132,10 @@ def _tokenizers(recipe: Recipe, task: str) -> dict[str, str]:
 
 
 def _check_normalization(recipe: Recipe, report: Reporter) -> None:
-    """Report tasks that normalise texts in different ways: a text to pre-train on is normalised once for all tasks."""
+    """Report tasks that normalise texts in different ways: plain text is normalised once for all tasks."""
+    text = "the text to pre-train on" if recipe.pretrain else "the plain text of `corpus`"
     first, *others = (recipe.tasks or {"": recipe.data}).values()
     for section in others:
         if section.normalize != first.normalize:
-            found = f"must be that of {first.key}.normalize, by which the text to pre-train on is normalised"
+            found = f"must be that of {first.key}.normalize, by which {text} is normalised"
             report((*section.key.split(".", 1), "normalize"), found)

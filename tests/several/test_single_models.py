@@ -52,6 +52,15 @@ def test_each_task_is_a_recipe_of_its_own(tmp_path: Path, tasks_folder: Path) ->
     assert load_recipe(str(tmp_path / "again.yaml")) == recipe
 
 
+@pytest.mark.parametrize("text", ["corpus={sources: [x]}", "pretrain={model: {type: bert}, corpus: {sources: [x]}}"])
+def test_plain_text_is_normalised_as_all_tasks_are(tmp_path: Path, tasks_folder: Path, text: str) -> None:
+    load(tmp_path, tasks_folder, [text])
+    with pytest.raises(
+        InputError, match=r"tasks\.names\.normalize: must be that of tasks\.topic\.normalize, by which the"
+    ):
+        load(tmp_path, tasks_folder, [text, "tasks.names.normalize.lower=false"])
+
+
 def test_a_task_changes_nothing_of_the_others(tmp_path: Path, tasks_folder: Path) -> None:
     def identities(recipe: Recipe) -> dict[str, str]:
         plan = Plan(recipe)
