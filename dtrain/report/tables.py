@@ -60,9 +60,13 @@ def every_model(results: dict[str, Any]) -> Table:
 
 
 def _compared(check: Row) -> str:
-    """Scores before and after an export; checks by versions before 0.2.0 have only that of `metric`."""
+    """Scores before and after an export, with the part whose rows were scored.
+
+    Checks by versions before 0.2.0 have only the score of `metric`.
+    """
     scores = check.get("scores", {check["metric"]: check})
-    return ", ".join(f"{name} {of['before']:.4f} → {of['after']:.4f}" for name, of in scores.items())
+    told = ", ".join(f"{name} {of['before']:.4f} → {of['after']:.4f}" for name, of in scores.items())
+    return f"{told} ({check['split']})" if "split" in check else told
 
 
 def exported(results: dict[str, Any]) -> Table:
@@ -90,7 +94,7 @@ def exported(results: dict[str, Any]) -> Table:
         *_millisecond_columns(),
         ("other answers", lambda e: check(e, lambda c: f"{plain(c['flips'])} of {plain(c['rows'])}")),
         ("numbers differ by", lambda e: check(e, lambda c: f"{c['largest_difference']:.1g}")),
-        ("score, valid", lambda e: check(e, _compared)),
+        ("score before → after (rows)", lambda e: check(e, _compared)),
     ]
     return _table(columns, results["exported"], set())
 

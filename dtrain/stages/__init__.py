@@ -189,7 +189,8 @@ _STAGES = [
             option(
                 "--check",
                 action="store_true",
-                help="compare answers and scores with the model's on the validation rows",
+                help="compare answers and scores with the model's on the validation rows (on the test rows, where no "
+                "validation row has a label)",
             ),
         ),
     ),

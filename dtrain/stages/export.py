@@ -1,6 +1,7 @@
 """export: a trained model as a folder that answers without dtrain, as ONNX also without torch.
 
-model folder -> graph(s), tokenizer, table of normalisation, predict.py -> compared with the model on validation rows
+model folder -> graph(s), tokenizer, table of normalisation, predict.py -> compared with the model on validation rows,
+or on test rows where no validation row has a label
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dtrain.runtime.distributed import World
 from dtrain.tasks.registry import task_of
 from dtrain.training.workers import Workers
 
-CHECKED = 2000  # validation rows on which answers are compared, at most; scores are computed on all rows
+CHECKED = 2000  # rows on which answers are compared, at most; scores are computed on all rows
 KINDS = ("teachers", "students")
 
 
@@ -44,7 +45,7 @@ class Options(TypedDict):
         task: for a model of several tasks, the one to export.
         to: `onnx` or `torch`.
         quantize: `int8`, or None.
-        check: compare it with the model on the validation rows.
+        check: compare it with the model on the validation rows or, where none of these has a label, on the test rows.
     """
 
     model: str | None
@@ -79,7 +80,7 @@ def run_folder(place: Path, world: World, **options: Unpack[Options]) -> None:
         run(recipe, world, plan_of(recipe).folder, **options)
         return
     if options["check"]:
-        raise InputError(f"--check: compares on the validation rows of a run, and {place} is in none")
+        raise InputError(f"--check: compares on the validation or test rows of a run, and {place} is in none")
     wish = Wish(place, place.name, options["to"], options["quantize"] is not None, options.get("task"))
     final = Path("export") / wish.folder_name
     world.run_on_main(lambda: _write(wish, final))
@@ -120,6 +121,8 @@ def _compared(
     wish: Wish, final: Path, model: nn.Module, data: PreparedData, tokenizer: str, metric: str
 ) -> dict[str, Any]:
     """Compare an export with its model: answers to texts (by `Predictor` and by `predict.py`), scores, speed.
+
+    The rows are those for validation or, where none of these has a label and the side that the model reads, for test.
 
     Returns:
         The entry `check` of the export's `metrics.json`.

@@ -98,7 +98,7 @@ def test_a_model_folder_away_from_its_run(run, world, tmp_path, monkeypatch, cap
     assert __main__.main(["export", "copied", "--check"]) == 2
     assert __main__.main(["export", "copied", "--model", "x"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert "--check: compares on the validation rows of a run" in lines[0] and "--model: chooses" in lines[1]
+    assert "--check: compares on the validation or test rows of a run" in lines[0] and "--model: chooses" in lines[1]
     assert __main__.main(["export", "copied"]) == 0
     assert (tmp_path / "export" / "copied" / "predict.py").is_file()
     assert kept.is_run_folder(tmp_path) is False

@@ -34,6 +34,16 @@ def test_mean_and_deviation():
     assert tables.spread_text({"mean": 0.5, "std": None}) == "50.00"
 
 
+def test_an_export_names_the_rows_that_it_was_compared_on():
+    model = {"kind": "students", "name": "s", "bytes": 200}
+    check = {"flips": 1, "rows": 9, "largest_difference": 0.5, "metric": "f1", "before": 0.75, "after": 0.5}
+    entry = {"kind": "students", "model": "s", "name": "s-int8", "to": "onnx", "int8": True, "bytes": 100}
+    of_test, older = {**entry, "check": {**check, "split": "test"}}, {**entry, "check": check}
+    table = tables.exported({"models": [model], "exported": [of_test, older]})
+    assert table.headers[-1] == "score before → after (rows)"
+    assert [row[-1] for row in table.rows] == ["f1 0.7500 → 0.5000 (test)", "f1 0.7500 → 0.5000"]
+
+
 def test_kinds():
     student = {"kind": "students", "teachers": []}
     assert tables.kind({"kind": "teachers"}) == "teacher"
