@@ -82,8 +82,9 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerFast, source: str, config: 
         raise InputError(f"{source}: {problem}")
     start, end = config["decoder_start_token_id"], config.get("eos_token_id")
     writer = writer_of(tokenizer)
-    last = [*writer("a")["input_ids"], None][-2]
-    if last not in (end if isinstance(end, list) else [end]):
+    ids: list[int] = writer("a")["input_ids"]
+    last = ids[-1] if ids else None
+    if last is None or last not in (end if isinstance(end, list) else [end]):
         raise InputError(
             f"{source}: its tokenizer ends no text with the token that config.json says texts end with (eos_token_id: "
             f"{end}), so that a model would not learn to end; the tokenizer lacks a post-processor that adds it"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from dtrain.data.encode import Encoder
-from dtrain.data.vocabularies import load_tokenizer
+from dtrain.data.vocabularies import load_tokenizer, wrapped
 from dtrain.data.written import (
     complete_tokenizer,
     learnt_tokenizer,
@@ -61,6 +62,13 @@ def test_what_came_with_a_model_knows_both_sides_and_the_model_s_own_ends(tmp_pa
     ):
         with pytest.raises(InputError, match=told):
             complete_tokenizer(given, str(tmp_path), config)
+
+
+def test_a_tokenizer_that_gives_nothing_for_a_text_is_refused(tmp_path: Path) -> None:
+    empty = wrapped(Tokenizer(models.BPE()), ["input_ids"])
+    for config in ({"decoder_start_token_id": 0, "eos_token_id": 0}, {"decoder_start_token_id": 0}):
+        with pytest.raises(InputError, match="ends no text with the token"):
+            complete_tokenizer(empty, str(tmp_path), config)
 
 
 @pytest.mark.parametrize("two", [False, True])
