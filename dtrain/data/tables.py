@@ -136,8 +136,9 @@ class SpanningRows:
             return
         # The first line holds the columns up to the one that spans lines, the last line those after it.
         broken = [place for place, column in enumerate(row.columns) if "\n" in column]
-        lines = row.lines[0 if self.label >= broken[0] else 1 : None if self.label <= broken[-1] else -1]
-        for offset, line in enumerate(lines, row.lines.index(lines[0]) if lines else 0):
+        first = 0 if self.label >= broken[0] else 1
+        lines = row.lines[first : None if self.label <= broken[-1] else -1]
+        for offset, line in enumerate(lines, first):
             columns = line.split(self.source.separator)
             if len(columns) == self.width:
                 self.suspects.append((row.line, row.line + offset, columns[self.label].strip(' "'), own))

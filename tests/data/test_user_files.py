@@ -93,6 +93,11 @@ def test_rows_that_a_stray_quote_swallowed_are_refused(write: Write) -> None:
     assert meant.remarks == [f"{train}:5: 1 row(s) span several lines, the first begins here"]
 
 
+def test_the_line_of_a_swallowed_row_that_equals_the_line_before(write: Write) -> None:
+    assert ":2: a quotation mark opens here" in (problem := refused(write("t.csv", 'label,text\na,"\na,"\n')))
+    assert "but line 3 looks like a row of its own with the label 'a'" in problem
+
+
 def test_swallowed_rows_of_unlabelled_files_are_refused(write: Write) -> None:
     train = write("t.csv", "text,label\n一,体育\n二,财经\n")
     assert ":5: a quotation mark opens here" in refused(train, transfer=write("more.csv", stray()))
