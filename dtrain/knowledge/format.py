@@ -80,6 +80,11 @@ class Output(_Record):
         return self.shape[-1] or 0
 
 
+def numbers_of(name: str) -> str:
+    """The column with the numbers of the k largest of an output; those of the package's own kinds have shorter names."""
+    return {"logits": "classes", "token_logits": "tokens"}.get(name, f"{name}_numbers")
+
+
 class Column(NamedTuple):
     """An array of a shard: `width` numbers for each row or, if ragged, for each character."""
 
@@ -153,7 +158,7 @@ class Layout(_Record):
             else:
                 number = np.dtype(np.uint16 if output.width <= 2**16 else np.int32)
                 columns.append(Column(name, dtype, output.top_k + 1, ragged))
-                columns.append(Column("tokens" if ragged else "classes", number, output.top_k, ragged))
+                columns.append(Column(numbers_of(name), number, output.top_k, ragged))
         return columns
 
     @property

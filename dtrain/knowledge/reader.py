@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dtrain.knowledge.format import Identity, Manifest, StoreError, read_manifest
+from dtrain.knowledge.format import Identity, Manifest, StoreError, numbers_of, read_manifest
 from dtrain.knowledge.shard import Rows
 from dtrain.knowledge.top_k import spread
 from dtrain.knowledge.verify import check_identity, checked_shards
@@ -85,8 +85,8 @@ class StoreReader:
     def read(self, kind: str, ids: np.ndarray) -> torch.Tensor:
         """One kind of output of the rows `ids` [B], float32 [B, width]; [B, N, T] for a kind with one vector a character.
 
-        Logits of tokens of which only the k largest are stored are [B, N, 2 k + 1]: these, the log-sum-exp of the others,
-        and the k tokens.
+        Where only the k largest of a row are stored, they are spread over the whole width, see `logits`. Logits of tokens
+        of which only the k largest are stored are [B, N, 2 k + 1]: these, the log-sum-exp of the others, and the k tokens.
 
         Raises:
             StoreError: as `take`.
@@ -96,18 +96,17 @@ class StoreReader:
             values = self.ragged(kind, ids)[0]
             if self.manifest.outputs[kind].top_k is None:
                 return values
-            return torch.cat([values, self.ragged("tokens", ids)[0]], dim=2)
-        return self.logits(ids) if kind == "logits" else torch.from_numpy(self.take(ids, kind)).float()
+            return torch.cat([values, self.ragged(numbers_of(kind), ids)[0]], dim=2)
+        rows = self._rows(ids)
+        values = torch.from_numpy(self._take(rows, kind)).float()
+        stored = self.manifest.outputs.get(kind)
+        if stored is None or stored.top_k is None:
+            return values
+        return spread(values, torch.from_numpy(self._take(rows, numbers_of(kind)).astype(np.int64)), stored.width)
 
     def logits(self, ids: np.ndarray) -> torch.Tensor:
         """Logits of the rows `ids` [B], float32 [B, C]; where only the k largest are stored, by `spread`."""
-        self._check("logits")
-        rows = self._rows(ids)
-        values = torch.from_numpy(self._take(rows, "logits")).float()
-        stored = self.manifest.outputs["logits"]
-        if stored.top_k is None:
-            return values
-        return spread(values, torch.from_numpy(self._take(rows, "classes").astype(np.int64)), stored.width)
+        return self.read("logits", ids)
 
     def ragged(self, output: str, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """A ragged output of the rows `ids` [B], as emissions or marginals (probabilities).

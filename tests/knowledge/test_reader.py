@@ -11,12 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtrain.errors import DtrainError
+from dtrain.knowledge import kinds
 from dtrain.knowledge.format import Identity, StoreError, new_layout
 from dtrain.knowledge.kinds import find_kind, kind_names
 from dtrain.knowledge.reader import StoreReader
+from dtrain.knowledge.top_k import largest, spread
 from dtrain.knowledge.writer import StoreWriter
 
 RAGGED = [name for name in kind_names() if find_kind(name).per_token]
+NUMBERS = ("classes", "scores_numbers")  # columns that come with another one
 IDENTITY = Identity(teacher="a" * 32, tokenizer="b" * 32, data="c" * 32)
 
 
@@ -28,7 +31,7 @@ def write(
     layout = new_layout(
         identity,
         rows=len(ids),
-        widths={name: width or values.shape[1] for name, values in columns.items() if name != "classes"},
+        widths={name: width or values.shape[1] for name, values in columns.items() if name not in NUMBERS},
         dtype=dtype,
         precision="fp32",
         batch_tokens=100,
@@ -98,6 +101,19 @@ def test_ragged_equals_a_dictionary(tmp_path_factory, data):
             expected[: characters[row]] = values[ends[row] - characters[row] : ends[row]]
             assert (found[place].numpy() == expected).all()
             assert mask[place].tolist() == [True] * characters[row] + [False] * (longest - characters[row])
+
+
+def test_top_k_of_a_kind_from_outside_is_read_as_logits_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    kinds.register_kind(kinds.OutputKind("scores", "classification", lambda output: output.logits, top_k=True))
+    values, classes = largest(torch.randn(9, 6, generator=torch.Generator().manual_seed(0)), 2)
+    both = {"logits": values.numpy(), "classes": classes.numpy()}
+    columns = both | {"scores": values.numpy(), "scores_numbers": classes.numpy()}
+    store = write(tmp_path / "store", np.arange(9), columns, dtype="float32", top_k=2, width=6)
+    assert [column.name for column in store.manifest.columns] == list(columns)
+    asked = np.array([8, 0, 3])
+    assert torch.equal(store.read("scores", asked), spread(values[asked], classes[asked], 6))
+    assert torch.equal(store.read("scores", asked), store.read("logits", asked))
 
 
 def test_an_output_that_is_not_stored_is_named(tmp_path):
