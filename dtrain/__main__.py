@@ -34,7 +34,7 @@ _WELCOME = f"""\
 dtrain {__version__} distils large text encoders into small, fast models.
 
 To try it, without data of your own:
-  dtrain run quickstart            train and compare small models (4 minutes)
+  dtrain run quickstart            train small models (a minute and a half)
   dtrain recipes                   list the other recipes that come with it
 
 On your own data:

@@ -111,3 +111,9 @@ def test_without_a_command_says_where_to_begin(capsys) -> None:
 def plain(text: str) -> str:
     """Without what makes letters bold or underlined."""
     return re.sub(".\b", "", text)
+
+
+def test_the_welcome_and_the_manual_say_the_same_time(capsys) -> None:
+    assert main([]) == 2
+    (told,) = re.findall(r"dtrain run quickstart .*\((.+)\)", capsys.readouterr().err)
+    assert told in " ".join(pages.read("first-steps").split())
