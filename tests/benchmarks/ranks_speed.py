@@ -151,7 +151,8 @@ def stores(world: World, cell: dict[str, Any]) -> Callable[[float], float]:
             folder = world.gather_objects(own)[0]
             world.wait_for_all("benchmark")
             begin = time.perf_counter()
-            fill(StoreWriter(Path(folder) / "store", layout, part.ids), teacher, part, world, title=f"store {begin}")
+            # Ranks divide the shards of one title among them; a folder's name is the same on all and never there twice.
+            fill(StoreWriter(Path(folder) / "store", layout, part.ids), teacher, part, world, title=f"store {folder}")
             took = time.perf_counter() - begin
             world.wait_for_all("benchmark")
         return len(part) / took
