@@ -37,7 +37,9 @@ def main() -> None:
     pairs = [line.split("\t")[:2] for line in asked.pairs.read_text(encoding="utf-8").splitlines()]
     references = [[target for _, target in pairs]]
     groups: dict[str, list[list[float]]] = defaultdict(list)
-    print(f"{len(pairs)} pairs\n| model | BLEU, greedy | BLEU, beam of {asked.beam} | chrF, greedy |\n|---|---|---|---|")
+    print(
+        f"{len(pairs)} pairs\n| model | BLEU, greedy | BLEU, beam of {asked.beam} | chrF, greedy |\n|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         sources = Path(scratch) / "sources.txt"
         sources.write_text("".join(f"{source}\n" for source, _ in pairs), encoding="utf-8")
