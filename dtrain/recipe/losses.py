@@ -161,6 +161,7 @@ def matching(pattern: str, names: list[str]) -> list[str]:
     """The names that a name or a pattern stands for.
 
     A teacher with a grid is also known by the name that it had before the expansion, if no other has exactly this name.
+    Such a name also matches other teachers whose names begin with it and a dash: `bert`, where `bert-large` is beside it.
     """
     if pattern in names:
         return [pattern]
