@@ -77,6 +77,7 @@ class Context:
         widths: the length of the feature vector of each teacher of the task, None where the recipe does not tell; in recipe
             order.
         elsewhere: names of the teachers of other tasks, each with its task.
+        expanded: for each teacher that a grid or a sample stands for, the name that it was expanded from.
         teachers: the sections of the task's teachers, by name.
         sharded: whether teachers that compute outputs are sharded over all ranks.
         two_texts: whether a row is a pair of texts.
@@ -97,6 +98,7 @@ class Context:
     tokenizers: dict[str, str] = field(default_factory=dict)
     widths: dict[str, int | None] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
+    expanded: dict[str, str] = field(default_factory=dict)
     teachers: dict[str, TrainSpec] = field(default_factory=dict)
     sharded: bool = False
     two_texts: bool = False

@@ -94,10 +94,12 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         raise InputError(report.problems) from None
     teachers = list(expand(recipe.teachers, "teachers", report))
     students = list(expand(recipe.students, "students", report))
+    written = {teacher.name: recipe.teachers[number].name for number, teacher in teachers}
+    expanded = {name: first for name, first in written.items() if name != first}
     recipe.teachers = [teacher for _, teacher in teachers]
     recipe.students = [student for _, student in students]
     if not report.problems:
-        resolve(recipe, [number for number, _ in teachers], [number for number, _ in students], report)
+        resolve(recipe, [number for number, _ in teachers], [number for number, _ in students], expanded, report)
     if report.problems:
         raise InputError(list(dict.fromkeys(report.problems)))  # members of a grid share their problems
     return recipe

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -130,42 +129,35 @@ class LossSpec(BaseModel):
             of = f" of task {context.name!r}" if context.name else ""
             report("", f"needs a teacher{of}, and the student has none")
         else:
-            self.teachers = choose_teachers(self.teachers, teachers, report)
+            self.teachers = choose_teachers(self.teachers, teachers, context, report)
             if self.weighting is not None and self.teachers:
                 self.weighting.check(self.teachers, context, report.at("weighting"))
 
 
-def choose_teachers(
-    patterns: list[str] | None, names: list[str], report: Reporter, elsewhere: Mapping[str, str] = MappingProxyType({})
-) -> list[str]:
-    """The names that match some pattern, in the patterns' order; all of them where no pattern is given.
-
-    Args:
-        elsewhere: teachers of other tasks, each with its task.
-    """
+def choose_teachers(patterns: list[str] | None, names: list[str], context: Context, report: Reporter) -> list[str]:
+    """The names that match some pattern, in the patterns' order; all of them where no pattern is given."""
     if patterns is None:
         return list(names)
     chosen: list[str] = []
     for pattern in patterns:
-        matched = matching(pattern, names)
+        matched = matching(pattern, names, context)
         if not matched:
             allowed = ", ".join(names) or "none are defined"
-            of_others = [f"{name} is of task {elsewhere[name]!r}" for name in matching(pattern, list(elsewhere))]
-            hint = f": {of_others[0]}" if of_others else suggest(pattern, names)
+            others = matching(pattern, [name for name in context.elsewhere if name not in names], context)
+            hint = f": {others[0]} is of task {context.elsewhere[others[0]]!r}" if others else suggest(pattern, names)
             report("teachers", f"no teacher {pattern!r}{hint} (allowed: {allowed})")
         chosen += [n for n in matched if n not in chosen]
     return chosen
 
 
-def matching(pattern: str, names: list[str]) -> list[str]:
+def matching(pattern: str, names: Iterable[str], context: Context) -> list[str]:
     """The names that a name or a pattern stands for.
 
-    A teacher with a grid is also known by the name that it had before the expansion, if no other has exactly this name.
-    Such a name also matches other teachers whose names begin with it and a dash: `bert`, where `bert-large` is beside it.
+    The name of a teacher with a grid stands for all teachers that it is expanded to, if no other has exactly this name.
     """
     if pattern in names:
         return [pattern]
-    return [name for name in names if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + "-")]
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern) or context.expanded.get(name) == pattern]
 
 
 def default_losses(context: Context, taught: bool, exits: bool) -> list[LossSpec]:

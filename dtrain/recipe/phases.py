@@ -240,7 +240,7 @@ def _resolve_plain_text(phase: StudentPhase, training: Student, context: Context
             allowed = ", ".join(loss_names(PLAIN_TEXT.name))
             of_loss("", f"is not for plain text, which has no labels (allowed: {allowed})")
         elif "teachers.vocabulary" in loss.loss.needs:
-            for name in choose_teachers(loss.teachers, training.teachers or [], of_loss):
+            for name in choose_teachers(loss.teachers, training.teachers or [], context, of_loss):
                 encoder = context.teachers[name].model.transformer
                 if encoder is None or not encoder.pretrained:
                     of_loss(

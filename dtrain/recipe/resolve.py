@@ -17,12 +17,15 @@ from dtrain.runfolder import RunFolder
 from dtrain.tasks.rules import rules_of
 
 
-def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Reporter) -> None:
+def resolve(
+    recipe: Recipe, teachers: list[int], students: list[int], expanded: dict[str, str], report: Reporter
+) -> None:
     """Fill and check a recipe whose grids are expanded.
 
     Args:
         teachers: the number that each teacher has in the file.
         students: likewise.
+        expanded: for each teacher that a grid or a sample stands for, the name that it was expanded from.
     """
     pretrained = None
     if recipe.pretrain:
@@ -47,7 +50,7 @@ def resolve(recipe: Recipe, teachers: list[int], students: list[int], report: Re
     check_reads(data.sides, data.key, zip(members, [*reports[0], *reports[1]], strict=True), report)
     if report.problems:
         return
-    contexts = {name: _context(recipe, name, pretrained) for name in recipe.task_names}
+    contexts = {name: _context(recipe, name, pretrained, expanded) for name in recipe.task_names}
     for member, of_member in zip(members, [*reports[0], *reports[1]], strict=True):
         own = {task: contexts[task] for task in recipe.tasks_of(member)}
         if isinstance(member, Student) and member.tasks is not None:
@@ -85,7 +88,7 @@ def _several(member: Teacher | Student) -> bool:
     return isinstance(member, Student) and member.tasks is not None
 
 
-def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
+def _context(recipe: Recipe, task: str, pretrained: str | None, expanded: dict[str, str]) -> Context:
     """What the members of a task know of the rest of the recipe."""
     data = recipe.data if recipe.tasks is None else recipe.tasks[task or next(iter(recipe.tasks))]
     own = {teacher.name: task in recipe.tasks_of(teacher) for teacher in recipe.teachers}
@@ -105,6 +108,7 @@ def _context(recipe: Recipe, task: str, pretrained: str | None) -> Context:
         widths={teacher.name: teacher.model.feature_width for teacher in recipe.teachers if own[teacher.name]},
         elsewhere={teacher.name: str(teacher.task) for teacher in recipe.teachers if not own[teacher.name]},
         teachers={teacher.name: teacher for teacher in recipe.teachers if own[teacher.name]},
+        expanded=expanded,
         sharded=recipe.knowledge.sharded,
         sides=tuple(data.sides),
         corpus=text is not None,

@@ -187,7 +187,7 @@ def resolve_baseline(student: Student, contexts: dict[str, Context], report: Rep
     for task, name in student.baseline.items():
         if isinstance(name, str):
             teachers = list(contexts[task].widths)
-            found[task] = matching(name, teachers)
+            found[task] = matching(name, teachers, contexts[task])
             if not found[task]:
                 report(
                     ("baseline", task),
@@ -207,9 +207,7 @@ def resolve_tasks(student: Student, contexts: dict[str, Context], report: Report
         By task, the student of one task that stands for it, with those of its phases that train the task.
     """
     teachers = [name for context in contexts.values() for name in context.widths]
-    others = next(iter(contexts.values())).elsewhere
-    elsewhere = {name: task for name, task in others.items() if name not in teachers}
-    student.teachers = choose_teachers(student.teachers, teachers, report, elsewhere)
+    student.teachers = choose_teachers(student.teachers, teachers, next(iter(contexts.values())), report)
     parts: dict[str, Student] = {}
     everyone = {name: teacher for context in contexts.values() for name, teacher in context.teachers.items()}
     for task, context in contexts.items():

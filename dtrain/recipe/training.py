@@ -443,7 +443,7 @@ class Student(TrainSpec):
         super().resolve(context, report)
         if self.peers is not None and self.teachers is None:
             self.teachers = []
-        self.teachers = choose_teachers(self.teachers, list(context.widths), report, context.elsewhere)
+        self.teachers = choose_teachers(self.teachers, list(context.widths), context, report)
         if self.phases is None:
             self._resolve_training(context, report, report)
             return

@@ -73,6 +73,27 @@ def test_a_name_stands_for_no_longer_name(path: str, tmp_path: Path) -> None:
         assert load_recipe(str(again)) == recipe
 
 
+def test_the_name_of_a_grid_stands_for_no_other_teacher(path: str) -> None:
+    """A teacher may have a name that begins with another's and a dash, where that other has a grid or a sample."""
+    teachers = [
+        "teachers=[{name: cnn, model: {type: textcnn}, grid: {seed: [1, 2]}},"
+        "{name: cnn-wide, model: {type: textcnn}, grid: {seed: [3]}}, {name: cnn-deep, model: {type: textcnn}}]"
+    ]
+    for asked, found in (
+        ("[cnn]", ["cnn-seed1", "cnn-seed2"]),
+        ("[cnn-wide]", ["cnn-wide-seed3"]),
+        ("[cnn-deep, cnn]", ["cnn-deep", "cnn-seed1", "cnn-seed2"]),
+        ("['cnn-*']", ["cnn-seed1", "cnn-seed2", "cnn-wide-seed3", "cnn-deep"]),
+    ):
+        of_student = [f"students.1.teachers={asked}", "students.1.losses=[{type: soft_targets}]"]
+        assert load_recipe(path, teachers + of_student).students[-1].teachers == found
+        of_loss = ["students.1.teachers=['*']", f"students.1.losses=[{{type: soft_targets, teachers: {asked}}}]"]
+        (loss,) = load_recipe(path, teachers + of_loss).students[-1].losses or []
+        assert loss.teachers == found
+    with pytest.raises(InputError, match="no teacher 'cnn-w'"):
+        load_recipe(path, [*teachers, "students.1.teachers=[cnn-w]", "students.1.losses=[{type: soft_targets}]"])
+
+
 def test_overrides_by_number_by_name_and_inside_a_grid(path: str) -> None:
     overrides = [
         "students.lstm.epochs=7",
