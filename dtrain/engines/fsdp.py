@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dtrain.engines.engine import Engine, blank
 from dtrain.engines.optim import build_optimizer
-from dtrain.errors import DtrainError
 from dtrain.losses.objective import Objective
 from dtrain.recipe.optimizers import OptimizerSpec
 from dtrain.runtime.distributed import World
@@ -94,21 +93,19 @@ def built_once(world: World, make: Callable[[], nn.Module]) -> nn.Module:
     """The module that `make` builds on rank 0; other ranks get it with parameters on the meta device (a collective).
 
     Raises:
-        DtrainError: raised on every rank where `make` raises it on rank 0.
+        Exception: what `make` raises on rank 0; other ranks raise a DtrainError, see `World.together`.
     """
-    model: nn.Module | None = None
-    told: nn.Module | DtrainError | None = None
-    if world.rank == 0:
-        try:
-            model = make()
-            told = blank(model)
-        except DtrainError as error:
-            told = error
-    told = world.gather_objects(told)[0]
-    if isinstance(told, DtrainError):
-        raise told
+    made: list[nn.Module] = []
+
+    def on_main() -> nn.Module | None:
+        if world.rank > 0:
+            return None
+        made.append(make())
+        return blank(made[0])
+
+    told = world.together(on_main)[0]
     assert told is not None
-    return told if model is None else model
+    return made[0] if made else told
 
 
 def _scatter(values: torch.Tensor, p: torch.Tensor) -> None:

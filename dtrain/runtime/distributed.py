@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError, InputError
+from dtrain.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, DtrainError, InputError, reason_of
 from dtrain.log import is_main_process
 from dtrain.runtime.allocator import keep_freed_memory
 from dtrain.runtime.attendance import (
@@ -125,6 +125,31 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """Every rank's result of `work`, in rank order, on every rank (a collective); for small results.
+
+        Where `work` fails on some ranks, all ranks learn of it here: no rank waits for one that has failed.
+
+        Raises:
+            Exception: what `work` raised on this rank.
+            DtrainError: `work` failed on other ranks only. A DtrainError is the same as on the first of these. Of any other
+                error, rank 0 tells the user where it failed itself, and this has no message; else it gives the reason.
+        """
+        own: Exception | None = None
+        told: tuple[T | None, DtrainError | None] = (None, None)
+        try:
+            told = (work(), None)
+        except Exception as error:
+            reason = [f"rank {self.rank}: {reason_of(error)}"] if self.rank else []
+            own, told = error, (None, error if isinstance(error, DtrainError) else DtrainError(reason))
+        everywhere = self.gather_objects(told)
+        if own is not None:
+            raise own
+        for _, problem in everywhere:
+            if problem is not None:
+                raise problem
+        return [result for result, _ in everywhere]  # type: ignore[misc]  # None only where there is a problem
 
     def asked_to_stop(self) -> bool:
         """Whether any rank was asked to stop. Not a collective: ranks may learn of it at different times."""

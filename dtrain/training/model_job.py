@@ -182,6 +182,8 @@ def train_models(
             raise
         except Exception as error:
             yield Trained(job, error=error)
+    if not known:
+        return
     peers = []
     for ended in fit_all(list(known), make_steps):
         built = known[ended.job]

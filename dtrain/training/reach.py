@@ -6,6 +6,7 @@ DDP waits for the gradient of each parameter, and ZeRO would let those that have
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -81,23 +82,29 @@ def freeze_unreached(
     Raises:
         InputError: no parameter is left; or `together`, and at some moment the losses reach fewer parameters than at
             another.
+        Exception: of the backward pass; with `together` other ranks raise a DtrainError, see `World.together`.
     """
     if not any(parameter.requires_grad for parameter in objective.model.parameters()):
         return  # a phase that trains the weights of its losses alone
     reached: dict[tuple[float, int], set[str]] = {}
     ever: set[str] = set()
-    for first in feed.first_rows():
+
+    def look(first: int) -> tuple[dict[float, set[str]], set[str]]:
         row = np.array([first])
         feed.begin_step(row, 0, 0)
         batch = feed.batch(row)  # on every rank: a sharded teacher answers on all of them
         if together and world.rank > 0:
-            continue
+            return {}, set()
         objective.to(world.device).train()
-        for moment in sorted(_moments(losses)):
-            reached[moment, first] = _reached(objective, batch, moment, whole=True)
-            ever |= _reached(objective, batch, moment, whole=False)
-    if together:
-        reached, ever = world.gather_objects((reached, ever))[0]
+        moments = sorted(_moments(losses))
+        always = {moment: _reached(objective, batch, moment, whole=True) for moment in moments}
+        return always, set().union(*(_reached(objective, batch, moment, whole=False) for moment in moments))
+
+    for first in feed.first_rows():
+        # The ranks agree after every row: one that has failed must not be missing where a sharded teacher answers.
+        always, sometimes = (world.together(functools.partial(look, first)) if together else [look(first)])[0]
+        reached |= {(moment, first): names for moment, names in always.items()}
+        ever |= sometimes
     if not ever:
         raise InputError("losses: none depends on a parameter of the model that the phase lets be trained")
     for (moment, _), names in reached.items():

@@ -24,6 +24,7 @@ from dtrain.knowledge.writer import StoreWriter
 from dtrain.models import ClassifierOutput
 from dtrain.models.decoding import Written
 from dtrain.runfolder import file_fingerprint
+from dtrain.runtime.distributed import World
 from dtrain.stages.filling import fill
 
 VOCABULARY = 60
@@ -153,7 +154,7 @@ class _Shared:
     """What the ranks of one world share."""
 
     def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size)
+        self.barrier = threading.Barrier(size, timeout=600)  # seconds; a rank that does not come fails the test
         self.counters: dict[str, itertools.count[int]] = {}
         self.lock = threading.Lock()
         self.slots: list[Any] = [None] * size
@@ -190,6 +191,8 @@ class ThreadWorld:
         values = list(self._shared.slots)
         self._shared.barrier.wait()
         return values
+
+    together = World.together
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.gather_objects(tensor)).sum(0)
