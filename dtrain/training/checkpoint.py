@@ -37,12 +37,16 @@ class Checkpoints:
         identity: names this training. Checkpoints of another one are not used, and the first that is written removes them.
         section: the settings that a person would compare, to say how those of another training differ.
         keep: how many of the newest are kept; more than one, so that there is another where one is damaged.
+
+    Attributes:
+        last: the step of the last checkpoint that was read or written completely by this object; None: of none.
     """
 
     def __init__(self, folder: Path, identity: str, section: Mapping[str, Any] | None = None, keep: int = 2) -> None:
         self.folder, self.identity, self.section, self.keep = folder, identity, dict(section or {}), keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self.last: int | None = None
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint of this training, newest first; damaged ones are included."""
@@ -70,6 +74,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 warn(f"{path}: checkpoint skipped: {error}")
                 continue
+            self.last = state["step"]
             return state, tensors, best
         return None
 
@@ -134,6 +139,7 @@ class Checkpoints:
             sums = {path.name: file_fingerprint(path) for path in sorted(aside.iterdir())}
             record = {"identity": self.identity, "section": self.section, "step": step, "sha256": sums, **state}
             write_json(aside / STATE, record | {"checksum": fingerprint(record)})
+        self.last = step
         # A checkpoint of a later step is damaged, or not all peers have one: otherwise training would have continued
         # from it. It does not count among those that are kept.
         own = [path for path in _steps(self.folder) if path.name <= final.name and self._is_own(path)]

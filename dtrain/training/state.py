@@ -68,7 +68,7 @@ class TrainState:
         self.best: dict[str, torch.Tensor] = {}
         self._base = [group["lr"] for group in engine.optimizer.param_groups]
         found = self.checkpoints.newest(from_step) if from_step != 0 else None
-        self._saved: int | None = found[0]["step"] if found else None  # the step of the last checkpoint
+        self._saved: int | None = found[0]["step"] if found else None  # the step of the last one begun
         if engine.data_parallel:
             self._compare_checkpoints()
         if found:
@@ -342,10 +342,15 @@ class TrainState:
 
     def explain(self, error: Exception) -> Exception:
         """Add the path of the last good checkpoint to a divergence; any other error is returned as it is."""
-        # The step is remembered and not looked up in the folder, where rank 0 may be writing: all ranks say the same.
-        if not isinstance(error, Diverged) or self._saved is None:
+        if not isinstance(error, Diverged):
             return error
-        return Diverged(f"{error}; the last good checkpoint is {self.checkpoints.path(self._saved)}")
+        # The step is remembered and not looked up in the folder, where rank 0 may be writing: all ranks say the same,
+        # unless the last one could not be written, which rank 0 alone knows.
+        self.wait_for_checkpoint()
+        step = self.checkpoints.last if self.job.engine.rank == 0 else self._saved
+        return (
+            error if step is None else Diverged(f"{error}; the last good checkpoint is {self.checkpoints.path(step)}")
+        )
 
     def _compare_checkpoints(self) -> None:
         """Raise DtrainError where ranks would continue from different steps, as one may not see a new file yet."""

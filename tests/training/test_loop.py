@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
@@ -309,6 +309,25 @@ def test_weights_without_bounds_are_no_checkpoint(world: World, rows: EncodedSpl
     with pytest.raises(Diverged, match=r"the norm of the weights is inf at step 1$"):
         train(world, rows, tmp_path, student)
     assert_finite_checkpoints(tmp_path)
+
+
+def test_a_checkpoint_that_could_not_be_written_is_not_called_good(
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up at step 6, and the loss of the next step is no number."""
+    written = 0
+
+    def full(*given: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(*given)
+
+    monkeypatch.setattr("dtrain.training.checkpoint.save_file", full)
+    monkeypatch.setattr("dtrain.training.checkpoint.Checkpoints.check", lambda self: None)  # it is not known yet
+    with pytest.raises(Diverged, match=r"the last good checkpoint is .*/step-00000004$"):
+        train(world, rows, tmp_path, spec(checkpoint_every=2, evaluate_every=1000), spoil_at=7)
 
 
 @pytest.mark.parametrize("number", [math.inf, math.nan])
