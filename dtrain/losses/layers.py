@@ -9,7 +9,8 @@ Layers are counted from 1; layer 0 is the output of the embeddings. For a studen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ValidatorFunctionWrapHandler, WrapValidator
@@ -24,6 +25,20 @@ class EncoderShape(NamedTuple):
     width: int
     layers: int
     heads: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is known of the sizes of a student and, by name, of its teachers.
+
+    Attributes:
+        student, teachers: the shapes of their transformers; None, or absent, where there is none.
+        outputs: the last dimension of each output of a teacher, by the teacher's name and the output's kind.
+    """
+
+    student: EncoderShape | None = None
+    teachers: Mapping[str, EncoderShape] = field(default_factory=dict)
+    outputs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def _checked(value: Any, _: ValidatorFunctionWrapHandler) -> Any:

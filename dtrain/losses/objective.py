@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from dtrain.errors import InputError
 from dtrain.knowledge.kinds import at_layer, is_inside, layer_of
 from dtrain.losses import weighting
 from dtrain.losses.class_weights import weights_in_order
-from dtrain.losses.layers import EncoderShape, Pairs
+from dtrain.losses.layers import Pairs, Shapes
 from dtrain.losses.outputs import full_precision, mutual_divergence
 from dtrain.losses.over_rows import AllRows
 from dtrain.losses.registry import EXTRA_KEYS, OF_TEACHERS, TWICE, Loss, find_loss
@@ -80,14 +80,6 @@ class Term:
         return [at_layer(kind, pair[need.startswith(OF_TEACHERS)]) for pair in self.pairs]
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Shapes of the transformers of a student and, by name, of its teachers; None, or absent, where there is none."""
-
-    student: EncoderShape | None = None
-    teachers: Mapping[str, EncoderShape] = field(default_factory=dict)
-
-
 class LossSum(nn.Module):
     """sum_i weight_i sum_rows term_i: sums, which the caller divides by the global number of rows or characters.
 
@@ -98,8 +90,8 @@ class LossSum(nn.Module):
     Args:
         terms: the losses.
         widths: last dimensions by need, as `{"features": 512, "teachers.features": 768}`; what losses with weights
-            of their own are built from.
-        shapes: of the transformers, for losses on hidden states or attention.
+            of their own are built from. Those in `shapes` of a term's teachers take precedence.
+        shapes: of the transformers, for losses on hidden states or attention, and of the teachers' outputs.
 
     Raises:
         InputError: a loss compares layers that do not exist or do not fit, or a model without a transformer.
@@ -390,6 +382,9 @@ def _with_pairs(term: Term, shapes: Shapes) -> Term:
 def _all_widths(term: Term, widths: Mapping[str, int], shapes: Shapes) -> dict[str, int]:
     """What a loss with weights is built from: widths by need, and of transformers the numbers of layers and heads."""
     found = dict(widths)
+    # Of the term's own teachers. Where these differ, the term is refused when it first gets their outputs.
+    for teacher in term.teachers_among(shapes.outputs):
+        found |= {f"{OF_TEACHERS}{kind}": width for kind, width in shapes.outputs.get(teacher, {}).items()}
     if term.loss.inside and shapes.student is not None:
         (teacher,) = term.teachers_among(shapes.teachers)
         for of, shape in (("", shapes.student), (OF_TEACHERS, shapes.teachers[teacher])):

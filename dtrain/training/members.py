@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from dtrain.augment.noisy import blank_tokens, noisy_rows
-from dtrain.data import EncodedSplit, PreparedData, tokenizer_name
+from dtrain.data import EncodedSplit, tokenizer_name
 from dtrain.data.preprocessing import write_preprocessing
 from dtrain.errors import InputError, counted
-from dtrain.losses.objective import LossSum, Shapes, build_losses, with_peers
-from dtrain.losses.registry import OF_TEACHERS
+from dtrain.losses.layers import Shapes
+from dtrain.losses.objective import LossSum, build_losses, with_peers
 from dtrain.models import build, describe, load, save_model
 from dtrain.models.initial import copy_classifier, copy_layers
 from dtrain.models.inside import shape_of
@@ -241,8 +241,8 @@ class Members:
         def losses(model: nn.Module) -> LossSum:
             found = build_losses(
                 self.terms(spec),
-                _widths(model, teachers, online, data) | _row_counts(train),
-                _shapes(model, online),
+                _widths(model, len(data.labels)) | _row_counts(train),
+                _shapes(model, teachers, online, len(data.labels)),
                 label_counts,
             )
             return with_peers(found) if with_others else found
@@ -370,28 +370,28 @@ def _read(losses: LossSum, teacher: str, spec: Teacher | Student, *, online: boo
     return [output for output in losses.outputs_of(teacher) if is_online(output, answers) == online]
 
 
-def _shapes(model: nn.Module, online: Mapping[str, OnlineTeacher]) -> Shapes:
-    """The shapes of the transformers of a student and of the teachers that run beside it."""
+def _shapes(
+    model: nn.Module, teachers: Mapping[str, TeacherSource], online: Mapping[str, OnlineTeacher], labels: int
+) -> Shapes:
+    """The shapes of the transformers of a student and of the teachers that run beside it, and of all teachers' outputs."""
     theirs = {name: shape_of(source.inner) for name, source in online.items()}
-    return Shapes(shape_of(model), {name: shape for name, shape in theirs.items() if shape is not None})
-
-
-def _widths(
-    model: nn.Module, teachers: Mapping[str, TeacherSource], online: Mapping[str, OnlineTeacher], data: PreparedData
-) -> dict[str, int]:
-    """The last dimension of each tensor that a loss may need, for losses that have weights of their own."""
-    widths: dict[str, int] = {}
-    for of, one in [("", model), *((OF_TEACHERS, source.inner) for source in online.values())]:
-        widths |= {f"{of}{kind}": len(data.labels) for kind in ("logits", "emissions", "marginals")}
-        emissions = getattr(one, "emissions", None)
-        if isinstance(emissions, nn.Linear):
-            widths[f"{of}token_features"] = emissions.in_features
-        classifier = getattr(one, "classifier", None)
-        if isinstance(classifier, nn.Linear):
-            widths[f"{of}features"] = classifier.in_features
-    for source in teachers.values():
+    outputs = {name: _widths(source.inner, labels) for name, source in online.items()}
+    for name, source in teachers.items():
         if isinstance(source, StoredTeacher):
-            widths |= {f"teachers.{kind}": source.store.width(kind) for kind in source.store.outputs}
+            stored = {kind: source.store.width(kind) for kind in source.store.outputs}
+            outputs[name] = outputs.get(name, {}) | stored
+    return Shapes(shape_of(model), {name: shape for name, shape in theirs.items() if shape is not None}, outputs)
+
+
+def _widths(model: nn.Module, labels: int) -> dict[str, int]:
+    """The last dimension of each output of a model that a loss may need, for losses that have weights of their own."""
+    widths = dict.fromkeys(("logits", "emissions", "marginals"), labels)
+    emissions = getattr(model, "emissions", None)
+    if isinstance(emissions, nn.Linear):
+        widths["token_features"] = emissions.in_features
+    classifier = getattr(model, "classifier", None)
+    if isinstance(classifier, nn.Linear):
+        widths["features"] = classifier.in_features
     return widths
 
 

@@ -24,7 +24,8 @@ import torch
 
 from dtrain.data import EncodedSplit
 from dtrain.engines.choose import build_engine
-from dtrain.losses.objective import Objective, Shapes, build_losses
+from dtrain.losses.layers import Shapes
+from dtrain.losses.objective import Objective, build_losses
 from dtrain.models import build
 from dtrain.models.inside import shape_of
 from dtrain.recipe.training import LossSpec, Student

@@ -23,7 +23,8 @@ from dtrain.data.batching import share_of
 from dtrain.engines.choose import build_engine, build_model
 from dtrain.engines.engine import Engine
 from dtrain.engines.optim import build_optimizer
-from dtrain.losses.objective import Objective, Shapes, build_losses
+from dtrain.losses.layers import Shapes
+from dtrain.losses.objective import Objective, build_losses
 from dtrain.models import build
 from dtrain.models.inside import shape_of
 from dtrain.recipe.losses import LossSpec

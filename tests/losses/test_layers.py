@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dtrain.errors import InputError
 from dtrain.losses import registry
-from dtrain.losses.layers import EncoderShape, layer_pairs
-from dtrain.losses.objective import Shapes, build_losses
+from dtrain.losses.layers import EncoderShape, Shapes, layer_pairs
+from dtrain.losses.objective import build_losses
 from dtrain.recipe.losses import LossSpec
 
 STUDENT, TEACHER = EncoderShape(4, 2, 2), EncoderShape(6, 4, 3)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dtrain.data.batch import Batch
 from dtrain.errors import InputError
 from dtrain.losses import find_loss, relations, states
-from dtrain.losses.objective import LossSum, Objective, Shapes, build_losses
+from dtrain.losses.layers import Shapes
+from dtrain.losses.objective import LossSum, Objective, build_losses
 from dtrain.losses.over_rows import AllRows, pooled, similarity_difference
 from dtrain.models import build
 from dtrain.models.inside import from_embeddings, shape_of, taking

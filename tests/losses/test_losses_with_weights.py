@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from safetensors.torch import load_file
 from dtrain.engines.optim import parameter_groups
 from dtrain.errors import Stopped
 from dtrain.losses import registry
+from dtrain.losses.layers import Shapes
 from dtrain.losses.objective import Objective, build_losses
 from dtrain.recipe.losses import LossSpec
 from dtrain.recipe.training import Student
 from dtrain.students.plan import why_not_stacked
+from dtrain.teachers.sources import StoredTeacher
+from dtrain.training import members
 from dtrain.training.checkpoint import TENSORS
 from dtrain.training.loop import fit
 from tests.students.conftest import job as job
@@ -123,6 +127,26 @@ def test_at_weight_zero_its_weights_still_take_part() -> None:
     gradient = losses.stateful["regressed_hint"].map.weight.grad
     assert total == 0 and sums["regressed_hint"] > 0
     assert gradient is not None and not gradient.any()
+
+
+def test_they_fit_the_teachers_of_their_own_term() -> None:
+    """Whichever of several teachers comes last."""
+    shapes = Shapes(outputs={"wide": {"features": 24}, "t": {"features": 16}, "narrow": {"features": 4}})
+    terms = [LossSpec.model_validate(TERMS[1] | {"teachers": [name]}) for name in ("wide", "narrow", "t")]
+    losses = build_losses(terms, {"features": 8, "labelled_rows": 2}, shapes)
+    teachers = {name: {"features": torch.randn(4, width["features"])} for name, width in shapes.outputs.items()}
+    total, sums, _ = losses({"features": torch.randn(4, 8)}, teachers, torch.ones(4, dtype=torch.bool))
+    assert total > 0 and len(sums) == 3
+    assert [one.map.out_features for one in losses.stateful.values()] == [24, 4, 16]
+
+
+def test_the_widths_of_each_stored_teacher_are_known_by_its_name() -> None:
+    stored: dict[str, Any] = {}
+    for name, width in (("wide", 24), ("t", 16)):
+        store: Any = SimpleNamespace(outputs=["features"], width=lambda kind, width=width: width)
+        stored[name] = StoredTeacher(store)
+    outputs = members._shapes(torch.nn.Linear(2, 2), stored, {}, 2).outputs
+    assert outputs == {"wide": {"features": 24}, "t": {"features": 16}}
 
 
 def test_it_is_not_stacked() -> None:
