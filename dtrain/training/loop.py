@@ -21,6 +21,7 @@ import torch
 from dtrain.engines.speed import Clock
 from dtrain.errors import DtrainError, reason_of
 from dtrain.runtime.allocator import keep_large_blocks
+from dtrain.training.bernoulli import fast_bernoulli
 from dtrain.training.job import Position, TrainJob, checkpoints_of
 from dtrain.training.monitor import Monitor
 from dtrain.training.state import TrainState
@@ -101,9 +102,11 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
     live: list[TrainState] = []
     clock = Clock()
     on_cpu = jobs[0].engine.world.device.type == "cpu"
-    memory = contextlib.ExitStack()
+    regions = contextlib.ExitStack()
     try:
-        memory.enter_context(keep_large_blocks() if on_cpu else contextlib.nullcontext())
+        if on_cpu:
+            regions.enter_context(keep_large_blocks())
+            regions.enter_context(fast_bernoulli())
         common = _common_step(jobs)
         for job in jobs:
             try:
@@ -152,7 +155,7 @@ def fit_all(jobs: list[TrainJob], make_steps: MakeSteps = in_turn) -> Iterator[E
         for run in live:
             run.close()
             run.job.close()
-        memory.close()
+        regions.close()
 
 
 def _trouble(live: list[TrainState]) -> str | None:

@@ -33,7 +33,7 @@ from dtrain.runtime.distributed import World
 from dtrain.runtime.stop import StopRequest
 from dtrain.tasks.classification.scoring import evaluate_part
 from dtrain.tasks.classification.task import Classification
-from dtrain.training import feed
+from dtrain.training import bernoulli, feed
 from dtrain.training.adversarial import Adversary
 from dtrain.training.feed import Feed
 from dtrain.training.job import Diverged, Position, TrainJob
@@ -500,3 +500,20 @@ def test_dropout_on_a_cpu_is_seeded_as_by_torch() -> None:
         seed(2**59 + 7)
         drawn.append(torch.nn.functional.dropout(torch.ones(100)))
     assert torch.equal(*drawn)
+
+
+def test_masks_are_drawn_by_dtrain_while_it_trains_on_a_cpu(
+    world: World, rows: EncodedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    whole = bernoulli.draw
+
+    def counting(count: int, p: float, generator: torch.Generator | None) -> torch.Tensor:
+        drawn.append(p)
+        return whole(count, p, generator)
+
+    monkeypatch.setattr(bernoulli, "draw", counting)
+    _, position = train(world, rows, tmp_path, spec(epochs=1))
+    assert drawn == [0.7] * position.step
+    torch.empty(3).bernoulli_(0.5)  # torch's own again
+    assert len(drawn) == position.step
