@@ -110,7 +110,7 @@ def reverse_soft_targets(student_logits: Tensor, teacher_logits: Tensor, *, temp
     teacher = functional.log_softmax(full_precision(teacher_logits) / temperature, dim=-1)
     if teacher.dim() == 3:
         teacher = teacher.logsumexp(0) - math.log(len(teacher))
-    return (student.exp() * (student - teacher)).sum(-1) * temperature**2
+    return divergence(student, teacher) * temperature**2
 
 
 @register("logits", "teachers.logits", logits=("classes",))
@@ -187,6 +187,13 @@ def top_gap(student_logits: Tensor, *, k: Rank = 5) -> Tensor:
     logits = full_precision(student_logits)
     largest = logits.topk(min(k, logits.shape[-1]), dim=-1).values
     return largest[:, 0] - largest[:, 1:].mean(-1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last dimension, float [..., C] -> [...]; where p is 0, as of a logit of -inf, the term is 0."""
+    p = log_p.exp()
+    # Filled before it is multiplied: 0 x inf is no number, nor is its gradient.
+    return (p * (log_p - log_q).masked_fill_(p == 0, 0.0)).sum(-1)
 
 
 def full_precision(logits: Tensor) -> Tensor:

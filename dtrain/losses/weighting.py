@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dtrain.losses.min_norm import min_norm_weights
-from dtrain.losses.outputs import full_precision
+from dtrain.losses.outputs import divergence, full_precision
 
 
 def fixed_weights(shares: list[float], rows: int, device: torch.device) -> Tensor:
@@ -43,7 +43,8 @@ def entropy_weights(teacher_logits: Tensor) -> Tensor:
         teacher_logits: float [K, B, C].
     """
     log_probabilities = full_precision(teacher_logits).log_softmax(-1)
-    return _the_less_the_better(-(log_probabilities.exp() * log_probabilities).sum(-1))
+    negative = divergence(log_probabilities, torch.zeros((), device=log_probabilities.device))
+    return _the_less_the_better(-negative)
 
 
 def gradient_weights(gradients: Tensor, limit: float) -> Tensor:

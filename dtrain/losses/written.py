@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtrain.losses.outputs import Smoothing, full_precision
+from dtrain.losses.outputs import Smoothing, divergence, full_precision
 from dtrain.losses.registry import register
 from dtrain.losses.torch_later import functional, torch
 
@@ -73,12 +73,11 @@ def word_level(token_logits: Tensor, target_mask: Tensor, known_prefix: Tensor, 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL at each token [B, N], from log-probabilities [B, N, V] and a teacher's logits, all or the k largest."""
     if teacher.shape[-1] == student.shape[-1]:
-        target = functional.log_softmax(teacher, dim=-1)
-        return (target.exp() * (target - student)).sum(-1)
+        return divergence(functional.log_softmax(teacher, dim=-1), student)
     k = teacher.shape[-1] // 2
     target = functional.log_softmax(teacher[..., : k + 1], dim=-1)
     own = student.gather(2, teacher[..., k + 1 :].long())
     # The others' share is summed up, since 1 less the sum of the k would be lost in rounding where it is small.
     others = student.scatter(2, teacher[..., k + 1 :].long(), -torch.inf).logsumexp(-1, keepdim=True)
     own = torch.cat([own, others], dim=-1)
-    return (target.exp() * (target - own)).sum(-1)
+    return divergence(target, own)

@@ -20,6 +20,7 @@ from dtrain.losses.outputs import (
     teacher_annealing,
     top_gap,
 )
+from dtrain.losses.weighting import entropy_weights
 
 
 def np_softmax(logits: np.ndarray) -> np.ndarray:
@@ -69,6 +70,17 @@ def test_logit_regression_by_hand() -> None:
     assert logit_regression(student, torch.tensor([[0.0, 4.0, 1.0]])).tolist() == [1 + 4 + 4]
     teachers = torch.tensor([[[0.0, 4.0, 1.0]], [[4.0, 0.0, 1.0]]])  # mean [2, 2, 1]
     assert logit_regression(student, teachers).tolist() == [1 + 0 + 4]
+
+
+def test_what_has_probability_0_counts_nothing() -> None:
+    """0 log 0 is 0, in the divergence and in its gradient."""
+    p = torch.tensor([[0.0, 1.0, -torch.inf]], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([[1.0, 0.0, -torch.inf]], dtype=torch.float64, requires_grad=True)
+    value = reverse_soft_targets(p, q, temperature=1.0)
+    torch.testing.assert_close(value, reverse_soft_targets(p[:, :2], q[:, :2], temperature=1.0))
+    (gradient,) = torch.autograd.grad(value.sum(), p)
+    assert gradient.isfinite().all()
+    assert entropy_weights(torch.stack([p, q])).tolist() == [[0.5], [0.5]]
 
 
 def test_reverse_soft_targets_by_hand() -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.special import rel_entr
 from torch import Tensor
 
 from dtrain.data.batch import KNOWN
@@ -65,6 +66,23 @@ def test_gradients(stored: bool) -> None:
     assert torch.autograd.gradcheck(lambda s: word_level(s, MASK, known, teacher), student)
     tokens = torch.tensor([[1, 5], [0, 0]])
     assert torch.autograd.gradcheck(lambda s: token_cross_entropy(s, tokens, MASK, label_smoothing=0.1), student)
+
+
+def test_a_token_that_a_model_rules_out_counts_nothing() -> None:
+    """Some models give tokens that must never be written (padding) a logit of -inf; against scipy."""
+    student, teacher = logits(2, 2, 6).requires_grad_(), logits(2, 2, 6, seed=1)
+    teacher[:, :, 3] = -torch.inf
+    both = student.clone()
+    both[:, :, 3] = -torch.inf  # as in a student that was made from the teacher
+    for own in (student, both):
+        value = word_level(own, MASK, torch.tensor([True, True]), teacher)
+        p, q = (x.detach().softmax(2).numpy() for x in (teacher, own))
+        expected = torch.from_numpy(rel_entr(p, q).sum(2)) * MASK
+        torch.testing.assert_close(value, expected.sum(1))
+        (gradient,) = torch.autograd.grad(value.sum(), student)
+        assert gradient.isfinite().all()
+    rules_out_more = word_level(both, MASK, torch.tensor([True, True]), logits(2, 2, 6, seed=1))
+    assert rules_out_more.tolist() == [math.inf, math.inf]
 
 
 def test_the_divergence_over_the_largest_is_at_most_that_over_all() -> None:
