@@ -115,7 +115,7 @@ def _check_slurm(formed: int, environment: Mapping[str, str], command: Sequence[
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if tasks == (launchers or formed):
             return
-        what = f"launchers in {launchers} world" if launchers else f"ranks, but a world of {formed} formed"
+        what = f"ranks, but a world of {formed} formed"
         if launchers:
             what = f"launchers, but {launchers} connected (a world of {formed})"
         problem = f"SLURM job {job} started {tasks} tasks as {what}"
