@@ -57,21 +57,22 @@ def soft_label_sets(student_logits: Tensor, teacher_logits: Tensor, *, temperatu
     return (crossed + own).mean(-1) * temperature**2
 
 
-@register("logits", "label_sets", "labelled", "teachers.logits", "progress")
+@register("logits", "label_sets", "labelled", "teachers.logits", "progress", "taught")
 def label_set_annealing(
     student_logits: Tensor,
     label_sets: Tensor,
     labelled: Tensor,
     teacher_logits: Tensor,
     progress: float,
+    taught: Tensor | None = None,
     *,
     until: PartOfTraining = 1.0,
     shape: Literal["linear", "cosine", "step"] = "linear",
 ) -> Tensor:
     """`binary_cross_entropy` with l y + (1 - l) sigmoid(z_t) for y, l = min(1, progress / until) (BAM, 1907.04829).
 
-    For a row without labels, it is (1 - l) times the cross-entropy with sigmoid(z_t). With several teachers, the mean
-    of their probabilities is the target.
+    For a row without labels, it is (1 - l) times the cross-entropy with sigmoid(z_t); for one that a teacher has not
+    seen, l times that with y. With several teachers, the mean of their probabilities is the target.
 
     Args:
         student_logits: float [B, C].
@@ -79,6 +80,8 @@ def label_set_annealing(
         labelled: bool [B].
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
         progress: the share of training that is done.
+        taught: bool [B], whether all teachers have seen the row, as one that reads another language may not have; None:
+            they have seen every row.
         until: the share of training after which only the row's own labels count.
         shape: how l goes from 0 to 1: linear (as in BAM), cosine, or a step at `until`.
 
@@ -89,7 +92,11 @@ def label_set_annealing(
     student, teacher = full_precision(student_logits), torch.sigmoid(full_precision(teacher_logits))
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
+    own = label_sets.to(student.dtype)
     # The cross-entropy is linear in its target, so 1 - l is a factor in rows without labels.
-    target = torch.where(labelled[:, None], gold * label_sets.to(student.dtype) + (1 - gold) * teacher, teacher)
+    target = torch.where(labelled[:, None], gold * own + (1 - gold) * teacher, teacher)
+    if taught is not None:
+        target = torch.where(taught[:, None], target, own)
     values = functional.binary_cross_entropy_with_logits(student, target, reduction="none").mean(-1)
-    return torch.where(labelled, values, (1 - gold) * values)
+    values = torch.where(labelled, values, (1 - gold) * values)
+    return values if taught is None else torch.where(taught, values, torch.where(labelled, gold * values, 0.0))

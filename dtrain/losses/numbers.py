@@ -33,20 +33,22 @@ def squared_error(student_logits: Tensor, numbers: Tensor) -> Tensor:
     return (number - numbers.to(number.dtype)).square()
 
 
-@register("logits", "numbers", "labelled", "teachers.logits", "progress")
+@register("logits", "numbers", "labelled", "teachers.logits", "progress", "taught")
 def number_annealing(
     student_logits: Tensor,
     numbers: Tensor,
     labelled: Tensor,
     teacher_logits: Tensor,
     progress: float,
+    taught: Tensor | None = None,
     *,
     until: PartOfTraining = 1.0,
     shape: Literal["linear", "cosine", "step"] = "linear",
 ) -> Tensor:
     """(z_s - (l y + (1 - l) z_t))^2, l = min(1, progress / until): teacher annealing of numbers (BAM, 1907.04829).
 
-    For a row without a number, it is (1 - l) (z_s - z_t)^2. With several teachers, z_t is the mean of their numbers.
+    For a row without a number, it is (1 - l) (z_s - z_t)^2; for one that a teacher has not seen, l (z_s - y)^2. With
+    several teachers, z_t is the mean of their numbers.
 
     Args:
         student_logits: float [B, 1].
@@ -54,6 +56,8 @@ def number_annealing(
         labelled: bool [B].
         teacher_logits: float [B, 1], or [K, B, 1] of K teachers.
         progress: the share of training that is done.
+        taught: bool [B], whether all teachers have seen the row, as one that reads another language may not have; None:
+            they have seen every row.
         until: the share of training after which only the row's own number counts.
         shape: how l goes from 0 to 1: linear (as in BAM), cosine, or a step at `until`.
 
@@ -64,6 +68,9 @@ def number_annealing(
     number, teacher = full_precision(student_logits)[:, 0], full_precision(teacher_logits)[..., 0]
     if teacher.dim() == 2:
         teacher = teacher.mean(0)
-    target = gold * numbers.to(number.dtype) + (1 - gold) * teacher
-    mixed, taught = (number - target).square(), (1 - gold) * (number - teacher).square()
-    return torch.where(labelled, mixed, taught)
+    own = numbers.to(number.dtype)
+    mixed = (number - (gold * own + (1 - gold) * teacher)).square()
+    values = torch.where(labelled, mixed, (1 - gold) * (number - teacher).square())
+    if taught is None:
+        return values
+    return torch.where(taught, values, torch.where(labelled, gold * (number - own).square(), 0.0))

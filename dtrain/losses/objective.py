@@ -196,12 +196,13 @@ class LossSum(nn.Module):
         for term in self.terms:
             if term.loss is PEERS and not peers:
                 continue  # the last student that still trains has no peers
-            values = self._values(term, known, teachers, peers or {})
+            taught = self._taught(term, teachers)
+            values = self._values(term, known | {"taught": taught}, teachers, peers or {})
             if term.loss.inside:  # means over a row's tokens; the row counts its units in the global mean
                 values = values * units
             valid = labelled if term.loss.hard else torch.ones_like(labelled)
-            for known_rows in self._known(term, teachers):
-                valid = valid & known_rows
+            if taught is not None:
+                valid = labelled | taught if "taught" in term.loss.needs else valid & taught
             term_sum = torch.where(valid, values, 0.0).sum()
             sums[term.name], counts[term.name] = term_sum.detach(), torch.where(valid, units, 0).sum()
             weight = term.weight_at(progress)
@@ -214,15 +215,16 @@ class LossSum(nn.Module):
         return total, sums, counts
 
     @staticmethod
-    def _known(term: Term, teachers: Mapping[str, Mapping[str, Tensor]]) -> list[Tensor]:
-        """The rows that a teacher has seen, bool [B], for each of a term's teachers that has not seen all rows.
+    def _taught(term: Term, teachers: Mapping[str, Mapping[str, Tensor]]) -> Tensor | None:
+        """The rows that all of a term's teachers have seen, bool [B]; None where they have seen every row.
 
         A teacher that reads another language has not seen rows without text in it.
         """
         if term.loss.teacher_output is None:
-            return []
+            return None
         read = (teachers.get(name, {}) for name in term.teachers_among(teachers))
-        return [outputs[KNOWN] for outputs in read if KNOWN in outputs]
+        known = [outputs[KNOWN] for outputs in read if KNOWN in outputs]
+        return torch.stack(known).all(0) if known else None
 
     def _values(
         self,

@@ -132,20 +132,22 @@ def cosine(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(full_precision(student_logits), teacher, dim=-1)
 
 
-@register("logits", "labels", "labelled", "teachers.logits", "progress")
+@register("logits", "labels", "labelled", "teachers.logits", "progress", "taught")
 def teacher_annealing(
     student_logits: Tensor,
     labels: Tensor,
     labelled: Tensor,
     teacher_logits: Tensor,
     progress: float,
+    taught: Tensor | None = None,
     *,
     until: PartOfTraining = 1.0,
     shape: Literal["linear", "cosine", "step"] = "linear",
 ) -> Tensor:
     """-sum_c (l onehot(y) + (1 - l) softmax(z_t))_c log softmax(z_s)_c, l = min(1, progress / until) (BAM, 1907.04829).
 
-    For a row without a label, the part of the gold label is left out, and (1 - l) times that of the teachers remains.
+    For a row without a label, the part of the gold label is left out, and (1 - l) times that of the teachers remains; for
+    one that a teacher has not seen, l times that of the gold label remains.
     With several teachers, the mean of their distributions is the target.
 
     Args:
@@ -154,6 +156,8 @@ def teacher_annealing(
         labelled: bool [B].
         teacher_logits: float [B, C], or [K, B, C] of K teachers.
         progress: the share of training that is done.
+        taught: bool [B], whether all teachers have seen the row, as one that reads another language may not have; None:
+            they have seen every row.
         until: the share of training after which only the gold label counts.
         shape: how l goes from 0 to 1: linear (as in BAM), cosine, or a step at `until`.
 
@@ -165,6 +169,8 @@ def teacher_annealing(
     teacher = functional.softmax(full_precision(teacher_logits), dim=-1)
     if teacher.dim() == 3:
         teacher = teacher.mean(0)
+    if taught is not None:
+        teacher = teacher.masked_fill(~taught[:, None], 0.0)
     own = labelled[:, None] * functional.one_hot(labels, student.shape[-1])
     target = (1 - gold) * teacher + gold * own.to(student.dtype)
     return -(target * student).sum(-1)

@@ -62,6 +62,7 @@ class TaskRules:
 # What the losses of every task may read; B is the number of rows.
 COMMON_NEEDS = {
     "labelled": "bool [B]: whether the row has a label",
+    "taught": "bool [B]: whether all teachers of the term have seen the row; None: all have seen every row",
     "parallel": "bool [B]: whether the row has further sides; False where rows have none",
     "progress": "a number in [0, 1): the share of all steps that are done",
     "all_rows": "which of these rows count, and a function that puts rows of all ranks together (losses/over_rows.py)",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from dtrain.data import PreparedData
 from dtrain.data.batch import KNOWN
@@ -121,6 +122,9 @@ def test_numbers_have_sides_too(tmp_path: Path) -> None:
     assert values.tolist() == [float(int(key) % 2) for key in part.rows()["key"]]
 
 
+SETS = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+
+
 class Store:
     """A store of the rows with even ids."""
 
@@ -155,6 +159,35 @@ def test_what_a_teacher_has_not_seen_is_no_part_of_its_terms() -> None:
     (gradient,) = torch.autograd.grad(total, logits)
     (expected,) = torch.autograd.grad(of_rest + gold, logits)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "gold"),
+    [
+        ("teacher_annealing", 2, lambda z: functional.cross_entropy(z, torch.tensor([1, 0]), reduction="none")),
+        ("number_annealing", 1, lambda z: (z[:, 0] - torch.tensor([7.0, 8.0])).square()),
+        ("label_set_annealing", 2, lambda z: functional.binary_cross_entropy_with_logits(z, SETS, reduction="none").mean(1)),
+    ],
+)  # fmt: skip
+def test_the_label_of_a_row_counts_whether_or_not_its_teacher_has_seen_it(name: str, width: int, gold: Any) -> None:
+    """Rows 0 and 1 have a label, and the teacher has seen rows 1 and 3."""
+    labelled, seen = torch.tensor([True, True, False, False]), torch.tensor([False, True, False, True])
+    losses = build_losses([LossSpec(type=name)])
+    logits, teacher = torch.randn(2, 4, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = {"labels": torch.tensor([1, 0, 0, 0]), "numbers": torch.tensor([7.0, 8.0, 0.0, 0.0]),
+               "label_sets": torch.cat([SETS, torch.zeros_like(SETS)])}  # fmt: skip
+
+    def value(rows: list[int], **of_teacher: torch.Tensor) -> torch.Tensor:
+        logits_of = {"logits": logits[rows], **{need: given[rows] for need, given in targets.items()}}
+        outputs = {"logits": teacher[rows], **{need: given[rows] for need, given in of_teacher.items()}}
+        total, _, counts = losses(logits_of, {"t": outputs}, labelled[rows], progress=0.25)
+        assert counts[name] == len(rows) - (2 in rows and bool(of_teacher))
+        return total
+
+    unseen = gold(logits[:2])[0] * 0.25
+    torch.testing.assert_close(value([0], **{KNOWN: seen}), unseen)
+    torch.testing.assert_close(value([0, 1, 2, 3], **{KNOWN: seen}), unseen + value([1, 3]))
+    assert value([2], **{KNOWN: seen}) == 0.0
 
 
 def test_rows_from_which_nothing_can_be_learnt_are_left_out(data: PreparedData) -> None:
