@@ -1,7 +1,7 @@
 """Training steps of a BERT with masks of dropout drawn by torch, and drawn as dtrain does it, on a CPU.
 
     PYTHONPATH=. python tests/benchmarks/dropout_speed.py [--pairs 10] [--batch 16 128] [--threads 1 2]
-        [--precision fp32 bf16] [--layers 4] [--hidden 512]
+        [--precision fp32 bf16] [--layers 4] [--hidden 512] [--wall]
 
 Rows of 6 to 44 random tokens (as news titles), cross-entropy, clipping, fused AdamW, padding left out, as dtrain trains.
 Each pair is one step with torch's numbers and one with dtrain's, on the same batch and in turn, so that what else the
@@ -80,10 +80,10 @@ def step_of(asked: argparse.Namespace, rows: int, precision: str) -> Step:
     return step
 
 
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.thread_time()
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.thread_time) -> float:
+    begin = clock()
     work()
-    return time.thread_time() - begin
+    return clock() - begin
 
 
 def numbers_of(step: Step) -> int:
@@ -122,7 +122,9 @@ def steps(asked: argparse.Namespace, threads: int, rows: int, precision: str) ->
         for name, way in list(WAYS.items())[:: 1 if number % 2 else -1]:  # either of them first, in turn
             with way():
                 torch.empty(1).bernoulli_(0.9)  # what the first call costs is no part of a step
-                took = seconds(functools.partial(step, number + 1))
+                took = seconds(
+                    functools.partial(step, number + 1), time.perf_counter if asked.wall else time.thread_time
+                )
                 if number >= 0:
                     found[name].append(took)
     ratios = [one / two for one, two in zip(*found.values(), strict=True)]
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--wall", action="store_true", help="wall time of steps, for an idle machine")
     asked = parser.parse_args()
     keep_freed_memory()
     with keep_large_blocks():
