@@ -56,6 +56,10 @@ def test_the_recipe_itself_is_good(recipe: str, tmp_path: Path, capsys: pytest.C
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert load_recipe(str(tmp_path / "again.yaml")) == load_recipe(recipe)
     assert main(["check", recipe, "data.transfer=[{path: {en: p.en, zh: p.zh}}]"]) == 0
+    assert "pair with itself" not in capsys.readouterr().err
+    assert main(["check", recipe, "data.transfer=[{path: {en: p.en, zh: ./p.en}}]"]) == 0
+    told = "data.transfer: p.en is the file of the sides en and zh: each line is read as a pair with itself"
+    assert told in capsys.readouterr().err
     assert main(["check", recipe, "data.columns={text: {en: en}}", "data.train=[train.jsonl]"]) == 0
     capsys.readouterr()
     more = "{path: one.txt, columns: {zh: 0}}"  # then there are two kinds of rows to distinguish

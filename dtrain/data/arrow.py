@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +18,19 @@ HIDDEN = -1  # in place of the number of a label that is not published
 BLOCK = 10_000  # rows of a Parquet file in memory at once
 
 
-def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
+def arrow_records(
+    source: Source, read: Collection[str | int | None] | None = None
+) -> Iterator[tuple[int, Mapping[str | int, Any]]]:
     """Rows numbered from 1; numbers of class labels are replaced by the labels' names.
+
+    Args:
+        read: the columns that are read; None: all. In others, a number that stands for no label is replaced by None.
 
     Test sets of the hub whose labels are hidden hold -1 in their place: such a row has None, as has a row whose list
     holds -1 alone.
 
     Raises InputError, which names the recipe's key, where the data set does not exist or cannot be read; or the row,
-    where a number stands for no label.
+    where a number in a column that is read stands for no label.
     """
     features, rows = _rows_of_parquet(source) if source.format == "parquet" else _rows_of_dataset(source)
     names: dict[str, Callable[[int], str]] = {
@@ -38,20 +43,21 @@ def arrow_records(source: Source) -> Iterator[tuple[int, Mapping[str | int, Any]
     }
     for number, row in enumerate(rows, 1):
         record: dict[str | int, Any] = dict(row)
-        column = ""
-        try:
-            for column, name_of in lists.items():
-                values = record[column]
-                hidden = values is None or bool(values) and all(value == HIDDEN for value in values)
-                record[column] = None if hidden else [name_of(value) for value in values]
-            for column, name_of in names.items():
-                value = record[column]
-                record[column] = None if value is None or value < 0 else name_of(value)
-        except (TypeError, ValueError):  # no label has the number, or an item of a list is null
-            raise InputError(
-                f"{source.name}:{number}: {column!r} holds {shown([str(row[column])])}, and the labels have the numbers "
-                f"from 0 (a row whose labels are hidden holds {HIDDEN} alone)"
-            ) from None
+        for column in (*lists, *names):
+            value = record[column]
+            try:
+                if column in names:
+                    record[column] = None if value is None or value < 0 else names[column](value)
+                else:
+                    hidden = value is None or bool(value) and all(one == HIDDEN for one in value)
+                    record[column] = None if hidden else [lists[column](one) for one in value]
+            except (TypeError, ValueError):  # no label has the number, or an item of a list is null
+                record[column] = None
+                if read is None or column in read:
+                    raise InputError(
+                        f"{source.name}:{number}: {column!r} holds {shown([str(value)])}, and the labels have the numbers "
+                        f"from 0 (a row whose labels are hidden holds {HIDDEN} alone)"
+                    ) from None
         yield number, record
 
 

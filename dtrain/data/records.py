@@ -60,7 +60,9 @@ def read_records(
     # `datasets` takes a second to import, so it is imported only for files that need it.
     from dtrain.data.arrow import arrow_records
 
-    return arrow_records(source)
+    if wanted is None:
+        return arrow_records(source)
+    return arrow_records(source, [*wanted.needed, *[wanted.label] * (source.part != "transfer")])
 
 
 # --- JSON ------------------------------------------------------------------------------------------

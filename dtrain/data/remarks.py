@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +17,10 @@ CONTRADICTED = 0.01  # share of the training rows above which texts with several
 
 
 def remark_on_sources(sources: list[Source], problems: Problems) -> None:
-    """Add a remark for each file that is used for two parts, unless these are train and transfer.
+    """Add a remark for each file that is used for two parts, unless these are train and transfer, or for two sides.
 
-    Scores on rows that a model was trained on say nothing about new rows.
+    Scores on rows that a model was trained on say nothing about new rows. A file that is given for two sides of the same
+    rows makes each line a pair with itself.
     """
     parts: dict[str, list[str]] = {}
     for source in sources:
@@ -28,6 +30,16 @@ def remark_on_sources(sources: list[Source], problems: Problems) -> None:
         used = parts.pop(str(resolve_path(source.name).resolve()), [])
         if len(set(used)) > 1 and set(used) != {"train", "transfer"}:
             problems.remark(f"{source.name}: is used for both {' and '.join(f'data.{part}' for part in used)}")
+    for source in sources:
+        sides: dict[Path, list[str]] = {}
+        for side, name in source.layout.beside if source.layout is not None else ():
+            sides.setdefault(resolve_path(name).resolve(), []).append(side)
+        for same in sides.values():
+            if len(same) > 1:
+                problems.remark(
+                    f"data.{source.part}: {source.name} is the file of the sides {' and '.join(same)}: each line is read as a "
+                    "pair with itself; name a file of its own for each side, unless both are to read the same text"
+                )
 
 
 def remark_on_rows(parts: dict[str, Rows], problems: Problems) -> None:

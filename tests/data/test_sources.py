@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from dtrain.errors import InputError
 from dtrain.recipe.data import Data
-from dtrain.tasks.corpus import check_sources, read_corpus, source_files
+from dtrain.tasks.corpus import check_sources, find_sources, read_corpus, source_files
 
 GOOD = '{"text": "一", "label": "a"}\n{"text": "二", "label": "b"}\n'
 TRAIN = {"train.jsonl": GOOD}
@@ -177,6 +177,29 @@ def test_source_files(tmp_path: Path) -> None:
     assert files[0] == tmp_path / "train.jsonl"
     assert files[-1] == tmp_path / "l.txt"
     assert {path.parent.name for path in files[1:-1]} == {"more"}
+
+
+def test_a_format_says_how_files_are_read_and_nothing_of_other_transfer_rows(tmp_path: Path) -> None:
+    write(tmp_path, {"t.tsv": "text\tlabel\nx\ta\ny\tb\n"})
+    Dataset.from_dict({"text": ["一"]}).save_to_disk(tmp_path / "more")
+    data = section(tmp_path, {"train": "t.tsv", "format": "tsv", "transfer": ["hub:x/train", "more"]})
+    assert [source.format for source in find_sources(data)] == ["tsv", "hub", "dataset"]
+
+
+def test_numbers_of_labels_that_are_not_read_are_not_judged(tmp_path: Path) -> None:
+    """A data set may have several columns of class labels; -1 beside a label is an error in the one that is read."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"]),
+                         "topics": List(ClassLabel(names=["x", "y"]))})  # fmt: skip
+    rows = {"text": ["一", "二"], "label": [0, 1], "topics": [[0, 1], [-1, 1]]}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    corpus = check_sources(section(tmp_path, {"train": "set"}))
+    assert list(corpus.parts["train"].label) == ["a", "b"]
+    topics = {"task": "multi_label", "columns": {"label": "topics"}}
+    with pytest.raises(InputError, match=r"set:2: 'topics' holds \[-1, 1\]"):
+        check_sources(section(tmp_path, {"train": "set", **topics}))
+    write(tmp_path, {"t.jsonl": lines({"text": "x", "topics": ["x"]}, {"text": "y", "topics": ["y"]})})
+    corpus = check_sources(section(tmp_path, {"train": "t.jsonl", "transfer": "set", **topics}))
+    assert corpus.counts["transfer"] == 2
 
 
 def test_reading_needs_neither_torch_nor_datasets(tmp_path: Path) -> None:

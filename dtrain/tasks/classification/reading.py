@@ -42,7 +42,7 @@ class TextReading(Reading):
         Transfer files go by the suffix even where a format is set, since they often come from elsewhere.
         """
         if name.startswith(HUB):
-            if data.format not in ("auto", "dataset"):
+            if data.format not in ("auto", "dataset") and part != "transfer":
                 raise InputError(
                     f"{name}: is a hub data set, but data.format is {data.format!r} (allowed: auto, dataset)"
                 )
