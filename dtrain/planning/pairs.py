@@ -1,20 +1,22 @@
 """Encoder-decoders on fake tensors: parameters, and activations of a step with targets as long as the sources.
 
-They are built with all of their layers, not extrapolated from smaller models: encoder and decoder may differ in depth,
-and few of these models are as deep as encoders are.
+Parameters are those of the model with all of its layers. Activations of a deep model are extrapolated from models of 2
+and 4 layers, as for encoders, with a slope for the layers of the encoder and another for those of the decoder.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig
 
-from dtrain.planning.trial import ROWS, Activations, Shape, lines_through, step_peaks
+from dtrain.planning.trial import LAYERS, ROWS, Activations, Shape, lines_through, step_peaks
 from dtrain.recipe.models import EncoderSpec
 
 # Without dropout of attention: with it, a CPU keeps the attention's probabilities, which a GPU does not.
@@ -62,9 +64,27 @@ def pair_shape(config: PreTrainedConfig) -> Shape:
 
 def pair_activations(config: PreTrainedConfig, length: int, precision: str, checkpointing: bool) -> Activations:
     """The activations of an encoder-decoder, over rows of `length` tokens on either side."""
+    lines = functools.partial(_lines, config, length=length, precision=precision, checkpointing=checkpointing)
+    layers = config.encoder_layers, config.decoder_layers
+    few, more = LAYERS
+    trials = (few, few), (more, few), (few, more)
+    if sum(layers) <= sum(map(sum, trials)):  # the trials would take longer than the model itself
+        return Activations(lines(layers), "tracked")
+    small, longer_encoder, longer_decoder = (np.array(lines(each)) for each in trials)
+    steps = [(whole - few) / (more - few) for whole in layers]
+    found = small + (longer_encoder - small) * steps[0] + (longer_decoder - small) * steps[1]
+    return Activations(tuple((float(a_row), float(fixed)) for a_row, fixed in found), "tracked")
+
+
+def _lines(
+    config: PreTrainedConfig, layers: tuple[int, int], *, length: int, precision: str, checkpointing: bool
+) -> tuple[tuple[float, float], ...]:
+    """Bytes of each pass by rows (see `Activations`), of the model with this many layers of encoder and decoder."""
+    own = copy.deepcopy(config)
+    own.encoder_layers, own.decoder_layers = layers
 
     def make() -> nn.Module:
-        model = _model(config)
+        model = _model(own)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
@@ -75,7 +95,7 @@ def pair_activations(config: PreTrainedConfig, length: int, precision: str, chec
         return logits.flatten(0, 1)
 
     peaks = functools.partial(step_peaks, make, length=length, precision=precision, ask=ask)
-    return Activations(lines_through(*(peaks(rows=rows) for rows in ROWS)), "tracked")
+    return lines_through(*(peaks(rows=rows) for rows in ROWS))
 
 
 def _model(config: PreTrainedConfig) -> Any:

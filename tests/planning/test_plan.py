@@ -10,12 +10,12 @@ import pytest
 
 from dtrain.__main__ import main
 from dtrain.models import build
-from dtrain.planning import command, members, report, trial, ways
+from dtrain.planning import command, members, pairs, report, trial, ways
 from dtrain.planning.pairs import pair_config
 from dtrain.planning.trial import Activations, Shape
 from dtrain.planning.ways import GIB
 from dtrain.recipe import load_recipe
-from dtrain.recipe.architectures.seq2seq import MarianSpec
+from dtrain.recipe.architectures.seq2seq import BartSpec, MarianSpec
 from dtrain.stages import check
 
 LARGE = {
@@ -293,6 +293,24 @@ def test_encoder_decoders_are_planned(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"store of big: {1e6 * (32 * 9 * 2 + 3 * 33 * 4) / GIB:.3f} GB a million rows" in told
     (problem,) = report.unfit(wanted, "teachers", report.Gpus(1, 1, 1.7 * GIB), "ddp")
     assert problem.startswith("teachers.big: 512 rows of 32 tokens a micro-batch take about ")
+
+
+def test_a_deep_pair_is_extrapolated_from_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer adds the same bytes, so that the figures are those of a trial of the whole model, to the byte."""
+    shape = {"hidden": 64, "layers": 6, "decoder_layers": 5, "heads": 4, "vocabulary_size": 500}
+    config, _ = pair_config(BartSpec.model_validate({"type": "bart", **shape}), 500, 64)
+    sizes: list[tuple[int, int]] = []
+    plain = pairs._lines
+
+    def lines(config: Any, layers: tuple[int, int], **how: Any) -> Any:
+        sizes.append(layers)
+        return plain(config, layers, **how)
+
+    monkeypatch.setattr(pairs, "_lines", lines)
+    whole = pairs.pair_activations(config, 16, "fp32", False)
+    monkeypatch.setattr(pairs, "LAYERS", (1, 2))  # then a model of 11 layers is a deep one
+    assert pairs.pair_activations(config, 16, "fp32", False) == whole
+    assert sizes == [(6, 5), (1, 1), (2, 1), (1, 2)]
 
 
 def test_a_pair_that_is_not_here_has_an_assumed_shape() -> None:
