@@ -441,7 +441,7 @@ def encode_texts(
 def encode_documents(
     encoder: CharacterEncoder,
     pad_id: int,
-    texts: list[str],
+    texts: Sequence[str],
     max_length: int,
     privileged: Sequence[np.ndarray] | None = None,
 ) -> EncodedSplit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dtrain.data import EncodedSplit
+from dtrain.data.columns import KeyColumn, Values
 from dtrain.data.files import TABLES, Source, resolve_path, suffix_of
 from dtrain.data.lines import first_line
 from dtrain.data.problems import Problems, shown
@@ -66,7 +68,8 @@ def read_texts(
 ) -> Texts:
     """The rows of a file, read like the recipe's unlabelled files; labels are ignored.
 
-    A row's id is the user's id if the file has the recipe's id column, else its position from 0.
+    A row's id is the user's id if the file has the recipe's id column, else its position from 0. The texts are kept in a
+    temporary file (see `dtrain.data.columns`), so that the file may be larger than the memory.
 
     Args:
         data: the section `data` of the recipe or of the model folder.
@@ -111,9 +114,7 @@ def read_texts(
                 _check_not_ids(rows.text, source, data)
         except InputError as error:
             raise InputError([_in_terms_of_options(problem, path, name) for problem in error.problems]) from None
-    lines = list(rows.line)
-    ids, beside = _ids(list(rows.key), list(rows.file), lines), [spans or [] for spans in rows.privileged]
-    return Texts(ids, list(rows.text), list(rows.text_b), lines, beside)
+    return Texts(Ids(rows.key), rows.text, rows.text_b, rows.line, [spans or [] for spans in rows.privileged])
 
 
 @contextmanager
@@ -122,13 +123,14 @@ def _file(name: str) -> Iterator[str]:
     if name != "-":
         yield name
         return
-    content = STDIN.read_bytes()
-    with tempfile.NamedTemporaryFile(
-        suffix=next((s for begin, s in PACKED.items() if content.startswith(begin)), ".txt")
-    ) as copy:
-        copy.write(content)
-        copy.flush()
-        yield copy.name
+    with STDIN.open("rb") as given:
+        begin = given.read(max(map(len, PACKED)))
+        suffix = next((suffix for first, suffix in PACKED.items() if begin.startswith(first)), ".txt")
+        with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+            copy.write(begin)
+            shutil.copyfileobj(given, copy)
+            copy.flush()
+            yield copy.name
 
 
 def _in_terms_of_options(problem: str, path: str, name: str) -> str:
@@ -338,11 +340,28 @@ def _documents(pieces: Dataset, types: Sequence[str]) -> Texts:
 
 
 def _ids(keys: Any, files: Any, lines: Any) -> list[str | int]:
-    """The user's ids, as int if they are whole numbers; positions from 0 for rows without an id of the user."""
-    ids: list[str | int] = []
-    for position, (key, file, line) in enumerate(zip(keys, files, lines, strict=True)):
-        if key == f"{file}:{line}":
-            ids.append(position)
-        else:
-            ids.append(int(key) if key.isascii() and key.isdigit() and str(int(key)) == key else key)
-    return ids
+    """The ids of prepared rows, see `_id`."""
+    return [
+        _id(position, key, f"{file}:{line}")
+        for position, (key, file, line) in enumerate(zip(keys, files, lines, strict=True))
+    ]
+
+
+def _id(position: int, key: str, place: str) -> str | int:
+    """The user's id, as int if it is a whole number; the position from 0 of a row whose key is its place, FILE:LINE."""
+    if key == place:
+        return position
+    return int(key) if key.isascii() and key.isdigit() and str(int(key)) == key else key
+
+
+class Ids(Values[str | int]):
+    """The ids of rows that were read, see `_id`."""
+
+    def __init__(self, keys: KeyColumn) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def _get(self, row: int) -> str | int:
+        return _id(row, self._keys[row], f"{self._keys.file[row]}:{self._keys.line[row]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,20 @@ from dtrain.training.workers import Workers
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of new text that a model is to answer, one list for each column."""
+    """Rows of new text that a model is to answer, one sequence for each column: lists, or columns kept in a file."""
 
-    ids: list[str | int]
-    text: list[str]
-    text_b: list[str]  # pairs only, else empty
-    lines: list[int]  # the line of its file on which each row begins, from 1
+    ids: Sequence[str | int]
+    text: Sequence[str]
+    text_b: Sequence[str]  # pairs only, else empty
+    lines: Sequence[int]  # the line of its file on which each row begins, from 1
     # annotations of each text, for a model that reads them; else empty
-    privileged: list[list[Span]] = field(default_factory=list)
+    privileged: Sequence[list[Span]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.text)
 
     def __getitem__(self, rows: slice) -> Texts:
-        """The rows of a slice."""
+        """The rows of a slice, in memory."""
         return Texts(self.ids[rows], self.text[rows], self.text_b[rows], self.lines[rows], self.privileged[rows])
 
 

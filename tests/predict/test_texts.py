@@ -1,9 +1,14 @@
 """What predict reads: formats, columns and lines of a file or of standard input."""
 
+import pickle
+import tracemalloc
+
 import pytest
 
+from dtrain.data import columns as columns_of_rows
 from dtrain.errors import InputError
 from dtrain.predict import texts as module
+from dtrain.predict.blocks import blocks_of
 from dtrain.predict.texts import read_texts
 from dtrain.recipe.data import Data
 
@@ -74,14 +79,14 @@ def test_a_conll_file_needs_no_label_of_the_recipes_name(read):
 
 def test_columns_of_the_input_are_named(read, capsys):
     found = read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a"])
-    assert (found.text, found.lines) == (["冠在军在了", "军在队冠", "是在是队"], [2, 3, 4])
+    assert (found.text, list(found.lines)) == (["冠在军在了", "军在队冠", "是在是队"], [2, 3, 4])
     assert read(NUMBERED, "new.tsv", HEADER, columns=["text=text_a,id=qid"]).ids == [0, 1, 2]
     # Or it is said that the first row is one.
     assert capsys.readouterr().err == ""
     assert read(NUMBERED, "new.tsv", HEADER, columns=["text=1"]).text[0] == "text_a"
     assert "--columns: by numbers, so the first row of " in capsys.readouterr().err
     found = read(NAMED, "new.tsv", "x\t好\ny\t坏\n", columns=["text=1", "id=0"])
-    assert (found.text, found.ids, found.lines) == (["好", "坏"], ["x", "y"], [1, 2])
+    assert (found.text, found.ids, list(found.lines)) == (["好", "坏"], ["x", "y"], [1, 2])
 
 
 def test_what_is_read_is_called_source_where_a_text_is_written(read):
@@ -288,5 +293,26 @@ def test_every_row_has_the_line_that_it_began_at(read):
     content = 'text,label\n"a\nb",x\n\nc,y\n"d\n\n\ne",z\nf,x\n'
     found = read(csv, "new.csv", content)
     assert list(zip(found.text, found.lines, strict=True)) == [("a\nb", 2), ("c", 5), ("d\n\n\ne", 6), ("f", 10)]
-    assert read(JSON, "new.jsonl", '{"text": "a"}\n\n{"text": "b"}\n').lines == [1, 3]
-    assert read(TAGGING, "new.conll", "a\nb\n\n\nc\n").lines == [1, 5]
+    assert list(read(JSON, "new.jsonl", '{"text": "a"}\n\n{"text": "b"}\n').lines) == [1, 3]
+    assert list(read(TAGGING, "new.conll", "a\nb\n\n\nc\n").lines) == [1, 5]
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["new.txt", "-"])
+def test_the_texts_of_a_large_input_are_not_kept_in_memory(read, name, monkeypatch):
+    """They are in a temporary file, but for the last bytes; ids and lines take a few bytes a row."""
+    monkeypatch.setattr(columns_of_rows, "KEPT", 1 << 16)
+    content = "".join(f"{number} {'好' * 1000}\n" for number in range(1000))  # 3 MB, 2 MB as Python's texts
+    tracemalloc.start()
+    try:
+        texts = read(NAMED, name, content)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 500_000
+    rows = [row for block in blocks_of(texts) for row in zip(block.ids, block.text, block.lines, strict=True)]
+    assert rows == [(number, line, number + 1) for number, line in enumerate(content.splitlines())]
+    other = pickle.loads(pickle.dumps(texts))  # as other ranks get them
+    assert other.text == texts.text and list(other.ids) == list(range(1000))
