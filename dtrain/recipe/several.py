@@ -46,8 +46,10 @@ Mixing = Annotated[
     Discriminator(lambda value: "Temperature" if isinstance(value, dict | Temperature) else "word"),
 ]
 Baseline = Annotated[
-    Annotated[Positive, Tag("float")] | Annotated[str, Tag("str")],
-    Discriminator(lambda value: "str" if isinstance(value, str) else "float"),
+    Annotated[Positive, Tag("float")]
+    | Annotated[str, Tag("str")]
+    | Annotated[Annotated[list[str], Field(min_length=1)], Tag("list")],
+    Discriminator(lambda value: type(value).__name__ if isinstance(value, str | list) else "float"),
 ]
 Terms = Annotated[list[LossSpec], Field(min_length=1)]
 TermsByTask = Annotated[
@@ -182,18 +184,25 @@ def check_alike(student: Student, sections: list[Data], report: Reporter) -> Non
 
 
 def resolve_baseline(student: Student, contexts: dict[str, Context], report: Reporter) -> dict[str, list[str]]:
-    """By task, the names of the teachers that `baseline` gives for it; they must be of that task."""
+    """By task, the names of the teachers that `baseline` gives for it, which are filled in; they must be of that task."""
     found: dict[str, list[str]] = {}
-    for task, name in student.baseline.items():
-        if isinstance(name, str):
-            teachers = list(contexts[task].widths)
-            found[task] = matching(name, teachers, contexts[task])
-            if not found[task]:
+    for task, given in student.baseline.items():
+        if isinstance(given, float | int):
+            continue
+        teachers = list(contexts[task].widths)
+        chosen: dict[str, None] = {}
+        for name in [given] if isinstance(given, str) else given:
+            matched = matching(name, teachers, contexts[task])
+            chosen |= dict.fromkeys(matched)
+            if not matched:
                 report(
                     ("baseline", task),
                     f"no teacher of task {task!r} is called {name!r}{suggest(name, teachers)}; a student has no score before "
                     f"the others are trained (allowed: a number, {', '.join(teachers) or 'and no teacher, as it has none'})",
                 )
+        found[task] = list(chosen)
+    for task, names in found.items():
+        student.baseline[task] = names[0] if len(names) == 1 else names
     return found
 
 

@@ -303,7 +303,7 @@ class Student(TrainSpec):
     losses: TermsOf | None = None
     # for several tasks: the metric of each; their mean chooses the weights that are kept; default: as for one task
     metrics: dict[str, str] = {}
-    # for several tasks: by task, what its metric is divided by in that mean: a number, or a teacher of the task by name
+    # for several tasks: by task, what its metric is divided by in that mean: a number, or teachers of the task by name
     # or pattern, for its score on the validation rows (of several, their mean); left out: 1
     baseline: dict[str, Baseline] = {}
     # where outputs of its teachers come from; auto: from the store what a store can hold, and the rest from the

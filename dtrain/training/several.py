@@ -136,7 +136,7 @@ def baseline_of(spec: Student, folder: RunFolder) -> dict[str, float]:
         DtrainError: a teacher is not trained yet.
         InputError: the teachers' score is not above 0.
     """
-    found: dict[str, float] = {task: value for task, value in spec.baseline.items() if not isinstance(value, str)}
+    found: dict[str, float] = {task: value for task, value in spec.baseline.items() if isinstance(value, float)}
     for task, names in spec.measures.items():
         metric, scores = spec.metrics[task], []
         for name in names:

@@ -183,6 +183,7 @@ def test_a_teachers_score_is_the_measure(tmp_path: Path, tasks_folder: Path) -> 
     )
     (student,) = recipe.students
     assert student.measures == {"topic": ["topic_t-seed1", "topic_t-seed2"], "names": ["names_t"]}
+    assert student.baseline == {"same": 0.5, **student.measures, "names": "names_t"}
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(str(tmp_path / "again.yaml")) == recipe
     folder = Plan(recipe).folder

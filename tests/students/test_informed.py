@@ -152,7 +152,7 @@ def test_predict_without_annotations_says_so(plan: Plan, world: World, tmp_path:
 
 
 def test_a_moved_folder_reads_spans_as_its_recipes_files_had_them(plan: Plan, world: World, tmp_path: Path) -> None:
-    """The recipe leaves `span_end` open; its files show that ends are exclusive, while the new row alone does not show
+    """The recipe leaves `span_end` open; its files show that ends are exclusive, while the new rows alone do not show
     it.
     """
     place = shutil.copytree(plan.folder.model("teachers", "informed"), tmp_path / "moved")
@@ -161,17 +161,22 @@ def test_a_moved_folder_reads_spans_as_its_recipes_files_had_them(plan: Plan, wo
     said["layout"]["columns"]["span_end"] = "auto"
     assert said["written"]["span_end"] == "exclusive"
     path.write_text(json.dumps(said), encoding="utf-8")
-    row = {"text": "撞了甲又撞东。", "arguments": [[2, 4, "who"], [5, 6, "where"]]}
-    (tmp_path / "new.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    # Many rows, so that it does not depend on one row whether the model's answer changes with the ends of its spans.
+    texts = [f"{verb}了{who}又{verb}{where}。" for verb in "撞烧" for who in "甲乙丙" for where in "东西"] * 3
+    spans = [[[2, 4, "who"], [5, 6, "where"]]] * 12 + [[[2, 3, "who"]]] * 12 + [[[4, 5, "where"]]] * 12
+    longer = [[[first, end + 1, kind] for first, end, kind in own] for own in spans]
+    rows = [{"text": text, "arguments": own} for text, own in zip(texts, spans, strict=True)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     predict.run_folder(
         place, world, **{**NOBODY, "input": str(tmp_path / "new.jsonl"), "output": str(tmp_path / "out")}
     )
     ask = Predictor(place)
-    expected, others = ask([row["text"]] * 2, privileged=[row["arguments"], [[2, 5, "who"], [5, 7, "where"]]])
-    assert json.loads((tmp_path / "out").read_text(encoding="utf-8"))["spans"] == expected != others
+    expected, others = ask(texts, privileged=spans), ask(texts, privileged=longer)
+    found = [json.loads(line)["spans"] for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
+    assert found == expected != others
     # Of nested annotations the outer one is used, as in files.
-    nested = [*row["arguments"], [2, 3, "where"], [5, 6, "where"]]
-    assert ask([row["text"]], privileged=[nested]) == [expected]
+    nested = [[*spans[0], [2, 3, "where"], [5, 6, "where"]]]
+    assert ask(texts[:1], privileged=nested) == ask(texts[:1], privileged=spans[:1])
 
 
 def test_export_and_card_say_what_it_reads(plan: Plan, world: World) -> None:
