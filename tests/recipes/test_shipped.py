@@ -45,7 +45,7 @@ def test_quickstart_finds_its_data_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_tnews_recipes_fit_the_real_files(data_folder):
-    for name in ("tnews", "tnews_ensemble", "noisy_student", "multi_exit"):
+    for name in ("tnews", "tnews_ensemble", "tnews_encoder", "noisy_student", "multi_exit"):
         parts = {part: getattr(load_recipe(name).data, part) for part in ("train", "valid", "test", "transfer")}
         moved = [f"data.{part}={data_folder.parent / paths[0]}" for part, paths in parts.items() if paths]
         check_inputs(load_recipe(name, moved))
