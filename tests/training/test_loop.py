@@ -4,117 +4,25 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import math
-import shutil
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
 
 from dtrain.data import EncodedSplit
 from dtrain.engines.engine import Engine, Turn
-from dtrain.engines.optim import build_optimizer
 from dtrain.errors import DtrainError, Stopped
-from dtrain.losses.objective import Objective, build_losses
-from dtrain.models import build
-from dtrain.recipe.architectures.classifiers import BiLSTMSpec
-from dtrain.recipe.training import LossSpec, Student
 from dtrain.runtime.distributed import World
-from dtrain.runtime.stop import StopRequest
-from dtrain.tasks.classification.scoring import evaluate_part
-from dtrain.tasks.classification.task import Classification
 from dtrain.training import bernoulli, feed
-from dtrain.training.adversarial import Adversary
-from dtrain.training.feed import Feed
-from dtrain.training.job import Diverged, Position, TrainJob
-from dtrain.training.loop import fit
-from dtrain.training.state import TrainState
+from dtrain.training.job import Diverged, Position
 from dtrain.training.step import seed_dropout
-from dtrain.training.workers import Workers
-
-
-class StopAt(StopRequest):
-    """A request to stop that is visible at the n-th check."""
-
-    def __init__(self, questions: int | None) -> None:
-        self.questions = questions
-        self.reason = "test"
-
-    def anywhere(self) -> bool:
-        if self.questions is None:
-            return False
-        self.questions -= 1
-        return self.questions < 0
-
-
-def spec(**changes: Any) -> Student:
-    values = {"name": "s", "model": {"type": "bilstm", "embedding": 6, "hidden": 5, "dropout": 0.3}, "seed": 3,
-              "epochs": 4, "batch_size": 7, "optimizer": {"lr": 0.01}, "metric": "accuracy"}  # fmt: skip
-    return Student.model_validate(values | changes)
-
-
-class AskedAt(StopRequest):
-    """A request to stop that reaches this rank during the n-th step."""
-
-    def __init__(self, world: World, step: int) -> None:
-        self.world, self.step, self.questions = world, step, 0
-        self.reason = "test"
-
-    def here(self) -> bool:
-        self.questions += 1
-        return self.questions > self.step
-
-
-def train(
-    world: World,
-    rows: EncodedSplit,
-    folder: Path,
-    student: Student,
-    stop_at: int | None = None,
-    spoil_at: int | None = None,
-    data_parallel: StopRequest | None = None,
-) -> tuple[dict[str, torch.Tensor], Position]:
-    torch.manual_seed(student.seed or 0)
-    assert isinstance(student.model, BiLSTMSpec)
-    model = build(student.model, vocabulary=30, labels=["even", "odd"], pad_id=0)
-    task = Classification(["even", "odd"], [])
-    losses = build_losses(student.losses or [LossSpec(type="cross_entropy")])
-    objective = Objective(model, losses, task.outputs)
-    engine = Engine(
-        world, objective, build_optimizer(objective, student.optimizer), data_parallel=False, precision="fp32"
-    )
-    engine.data_parallel = data_parallel is not None  # like one of several ranks, but alone
-    adversary = Adversary(student.adversarial, model) if student.adversarial else None
-    calls = 0
-    whole = objective.parts
-
-    def parts(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        total, sums, counts = whole(*arguments)
-        return (total * math.nan if calls == spoil_at else total), sums, counts
-
-    objective.parts = parts  # type: ignore[method-assign]
-    collate = functools.partial(task.collate, rows, needs=losses.needs)
-    job = TrainJob(
-        title="s", spec=student, engine=engine, feed=Feed(rows, collate, task.units(rows), device=world.device),
-        headline=task.headline, adversary=adversary,
-        evaluate=lambda m: evaluate_part(m, rows, Workers.of(world, "fp32", shared=False), 2),
-        checkpoints=folder / "checkpoints", tensorboard=folder / "tb", identity="x", stop=data_parallel or StopAt(stop_at),
-    )  # fmt: skip
-    best, position, monitor = fit(job)
-    monitor.close()
-    return best, position
+from tests.training import small_run
+from tests.training.small_run import AskedAt, spec, train
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -279,7 +187,7 @@ def test_of_equal_scores_the_one_with_the_lower_loss_is_kept(
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"accuracy": accuracy, "f1": accuracy, "loss": loss}
 
-    monkeypatch.setattr(sys.modules[__name__], "evaluate_part", evaluate)
+    monkeypatch.setattr(small_run, "evaluate_part", evaluate)
     kept, position = train(world, rows, tmp_path, spec(patience=2))
     assert (position.best_step, position.best_epoch, position.best_loss) == (13 * best, best, scores[best - 1][1])
     assert position.step == 13 * len(seen) == 13 * evaluations
@@ -404,94 +312,6 @@ def test_a_damaged_checkpoint_is_skipped(
     again, _ = train(world, rows, tmp_path, spec())
     assert "tensors.safetensors is damaged" in capsys.readouterr().err
     assert_same(again, expected)
-
-
-@pytest.fixture
-def event_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Event files on a slow disk, named in the order of their making.
-
-    TensorBoard reads the files of a folder in the order of their names, which contain the time in seconds and the
-    number of the file; there, 10 comes before 9.
-    """
-    write = event_file_writer.RecordWriter.write
-
-    def slowly(writer: Any, data: bytes) -> None:
-        time.sleep(0.005)
-        write(writer, data)
-
-    monkeypatch.setattr(event_file_writer.RecordWriter, "write", slowly)
-    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=itertools.count(1000).__next__))
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves that TensorBoard shows: steps and values by tag (0 for the speed, which differs between runs)."""
-    shown = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: [(point.step, 0.0 if tag.startswith("speed/") else point.value) for point in shown.Scalars(tag)]
-        for tag in shown.Tags()["scalars"]
-    }
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("changes", [{}, {"checkpoint_every": 9}, {"evaluate_every": 6, "checkpoint_every": 4}])
-def test_curves_of_a_run_that_was_continued_are_those_of_an_undisturbed_one(
-    world: World,
-    rows: EncodedSplit,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    event_files: None,
-    changes: dict[str, Any],
-) -> None:
-    """Killed between checkpoints and at one, then stopped, then killed again; 52 steps, 13 an epoch."""
-    train(world, rows, tmp_path / "undisturbed", spec(**changes))
-    expected = curves(tmp_path / "undisturbed")
-    assert {"train/loss", "valid/accuracy", "speed/rows_per_second"} <= expected.keys()
-    assert [step for step, _ in expected["train/loss"]] == [13, 20, 26, 39, 40, 52]
-    every = changes.get("evaluate_every", 13)
-    assert [step for step, _ in expected["valid/accuracy"]] == sorted({*range(every, 52, every), 52})
-
-    folder = tmp_path / "killed"
-
-    def kill_at(step: int) -> None:
-        """After SIGKILL only the data that were on disk at that moment exist: neither pending writes nor what `close`
-        would write.
-        """
-
-        def after_checkpoint(run: TrainState) -> None:
-            checkpoint(run)
-            if run.position.step == step:
-                die(run)
-
-        def after_step(run: TrainState) -> bool:
-            if run.position.step == step and not run.checkpoint_due:
-                die(run)
-            return asks(run)
-
-        def die(run: TrainState) -> None:
-            run.checkpoints.wait()
-            shutil.copytree(folder, tmp_path / "left")
-            raise Killed
-
-        checkpoint, asks = TrainState.checkpoint, TrainState.asks_to_stop.fget  # type: ignore[attr-defined]
-        with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr(TrainState, "checkpoint", after_checkpoint)
-            patched.setattr(TrainState, "asks_to_stop", property(after_step))
-            train(world, rows, folder, spec(**changes))
-        shutil.rmtree(folder)
-        (tmp_path / "left").rename(folder)
-
-    kill_at(20)
-    kill_at(27)
-    # In the middle of an epoch, and of the steps over which a point of the curves is averaged.
-    with pytest.raises(Stopped):
-        train(world, rows, folder, spec(**changes), stop_at=1)
-    kill_at(39)
-    kill_at(46)
-    train(world, rows, folder, spec(**changes))
-    assert curves(folder) == expected
 
 
 def test_dropout_on_a_cpu_is_seeded_as_by_torch() -> None:
